@@ -1,0 +1,46 @@
+# Two commands matter: `make demo` runs the main job, `make test` runs the tests. Both make .venv first.
+# A machine needs Python 3.11 or later and make; nothing is installed outside .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check format lint types imports lock clean
+
+$(INSTALLED): constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tempera needs Python 3.11 or later; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/tempera demo
+
+test: $(INSTALLED)
+	$(BIN)/pytest
+
+check: $(INSTALLED) lint types imports test
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+imports: $(INSTALLED)
+	$(BIN)/lint-imports
+
+# Names, versions and hashes only: no index address is written.
+lock:
+	uv pip compile --universal --python-version 3.11 --extra cpu --extra dev --generate-hashes --no-header \
+		--no-annotate --upgrade pyproject.toml --output-file constraints.txt
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
