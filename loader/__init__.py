@@ -1,1 +1,56 @@
-"""."""
+"""The data plane: WebDataset shards in, reproducible batches of pixels out.
+
+Start with `build_index`, `LoaderWorker` and `BatchStream`; `loader.actors` (not imported here) runs loaders on Ray.
+"""
+
+from loader.batch import BadSample, Batch, BatchSpec, Pixels
+from loader.config import LoaderConfig, StreamConfig, Transform
+from loader.errors import (
+    BadSampleError,
+    BadShardError,
+    LoaderError,
+    LoaderLost,
+    MissingIndexError,
+    StaleIndexError,
+    StreamStalled,
+    TooManyBadSamplesError,
+)
+from loader.index import ShardIndex
+from loader.index_builder import build_index
+from loader.pool import LoaderPool, LocalLoaders
+from loader.shard_writer import ImageSample, ImageSource, build_shards, class_folders, digits
+from loader.stream import BatchStream
+from loader.windows import FixedWindows, Window, WindowSource
+from loader.worker import LoaderWorker
+
+__all__ = [
+    "BadSample",
+    "BadSampleError",
+    "BadShardError",
+    "Batch",
+    "BatchSpec",
+    "BatchStream",
+    "FixedWindows",
+    "ImageSample",
+    "ImageSource",
+    "LoaderConfig",
+    "LoaderError",
+    "LoaderLost",
+    "LoaderPool",
+    "LoaderWorker",
+    "LocalLoaders",
+    "MissingIndexError",
+    "Pixels",
+    "ShardIndex",
+    "StaleIndexError",
+    "StreamConfig",
+    "StreamStalled",
+    "TooManyBadSamplesError",
+    "Transform",
+    "Window",
+    "WindowSource",
+    "build_index",
+    "build_shards",
+    "class_folders",
+    "digits",
+]

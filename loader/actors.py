@@ -1,0 +1,311 @@
+"""Loaders on Ray: one actor a loader, one named actor that keeps them alive, and the pool that streams use.
+
+The only file of this package that imports ray. Logic lives in `worker`, `fleet` and `assembly`; this file starts
+processes, moves specs and pixels, and turns Ray's failures into LoaderLost. Every wait has a timeout.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import ray
+import torch
+from ray.actor import ActorHandle
+from ray.exceptions import RayError, RayTaskError
+
+from loader.batch import BatchSpec, Pixels
+from loader.config import LoaderConfig
+from loader.errors import LoaderLost
+from loader.fleet import Fleet, FleetEvent, ScaleReply, State
+from loader.pool import Handle
+from loader.worker import LoaderWorker
+
+log = logging.getLogger(__name__)
+
+FLEET_NAME: Final = "loader-fleet"
+_TICK_S: Final = 0.25
+_START_TIMEOUT_S: Final = 120.0
+_SILENCE_S: Final = 10.0
+"""A loader that does not answer its check for so long is replaced: it hangs, or its node froze."""
+_CALL_TIMEOUT_S: Final = 10.0
+_REFRESH_S: Final = 0.5
+_LOADER_GROUPS: Final = {"load": 2, "control": 1}
+"""Requests a loader works on at a time, by kind: checks must be answered while it decodes."""
+
+
+class LoaderActor:
+    """A LoaderWorker in its own process. Two requests at a time: one is sent while the next is decoded."""
+
+    def __init__(self, config: LoaderConfig) -> None:
+        torch.set_num_threads(1)
+        self._worker = LoaderWorker(config)
+
+    @ray.method(concurrency_group="load")
+    def load(self, spec: BatchSpec) -> Pixels:
+        """Return the pixels of a spec."""
+        return self._worker.load(spec)
+
+    @ray.method(concurrency_group="control")
+    def check(self) -> dict[str, Any]:
+        """Return pid, node and stats: that it answers says that it lives."""
+        node = ray.get_runtime_context().get_node_id()
+        return {"pid": os.getpid(), "node": node, **self._worker.stats()}
+
+
+class RayProcess:
+    """A launched LoaderActor, as the fleet sees it."""
+
+    def __init__(self, actor: Any) -> None:
+        self.handle = actor
+        self._check: ray.ObjectRef[Any] = actor.check.remote()
+        self._asked_s: float = time.monotonic()
+        self._info: dict[str, Any] = {}
+        self._why: str = ""
+
+    def poll(self) -> State:
+        """Return how it is, without waiting."""
+        if self._why:
+            return "lost"
+        done, _ = ray.wait([self._check], timeout=0)
+        if done:
+            return self._answered()
+        limit_s = _SILENCE_S if self._info else _START_TIMEOUT_S
+        if time.monotonic() - self._asked_s > limit_s:
+            self._why = f"no answer for {limit_s:.0f} s"
+            return "lost"
+        return "ready" if self._info else "starting"
+
+    def info(self) -> dict[str, Any]:
+        """Return pid, node and stats as of the last answer."""
+        return self._info
+
+    def why(self) -> str:
+        """Return why it was lost."""
+        return self._why or "unknown"
+
+    def drain(self) -> None:
+        """Let it finish its requests and end."""
+        self.handle.__ray_terminate__.remote()
+
+    def kill(self) -> None:
+        """End it now."""
+        ray.kill(self.handle)
+
+    def _answered(self) -> State:
+        try:
+            self._info = ray.get(self._check, timeout=_CALL_TIMEOUT_S)
+        except RayError as error:
+            self._why = _reason(error)
+            return "lost"
+        self._check, self._asked_s = self.handle.check.remote(), time.monotonic()
+        return "ready"
+
+
+class LoaderFleet:
+    """The named actor that owns the loaders. Restarted by Ray if it dies; then it starts its loaders anew."""
+
+    def __init__(self, config: LoaderConfig, size: int, loader_options: Mapping[str, Any]) -> None:
+        # ray.remote is applied late, and untyped: its annotations do not know these options.
+        wrap: Any = ray.remote
+        actor = wrap(max_restarts=0, concurrency_groups=_LOADER_GROUPS, **loader_options)(LoaderActor)
+        self._fleet = Fleet(lambda _: RayProcess(actor.remote(config)), size=size, clock=time.time)
+        self._stopped = threading.Event()
+        threading.Thread(target=self._supervise, name="fleet", daemon=True).start()
+
+    def scale(self, size: int, *, author: str, reason: str = "") -> ScaleReply:
+        """Wish for another number of loaders; returns at once."""
+        return self._fleet.scale(size, author=author, reason=reason)
+
+    def members(self) -> dict[str, ActorHandle[Any]]:
+        """Return the loaders that are ready, by name."""
+        return self._fleet.members()
+
+    def status(self) -> dict[str, Any]:
+        """Return size, author, reason, and for each loader name, state, pid, node, restarts, reason and stats."""
+        return self._fleet.status()
+
+    def events(self, after: int = 0) -> list[FleetEvent]:
+        """Return what happened since the event of that sequence number."""
+        return self._fleet.events(after)
+
+    def close(self) -> None:
+        """End every loader and stop replacing them."""
+        self._stopped.set()
+        self._fleet.close()
+
+    def _supervise(self) -> None:
+        while not self._stopped.wait(_TICK_S):
+            self._fleet.tick()
+
+
+def start_fleet(
+    config: LoaderConfig,
+    *,
+    size: int,
+    name: str = FLEET_NAME,
+    num_cpus: float = 1.0,
+    num_gpus: float = 0.0,
+    ready_timeout_s: float = _START_TIMEOUT_S,
+) -> FleetClient:
+    """Start a fleet and wait until its loaders are ready.
+
+    Args:
+        config: What every loader gets.
+        size: Loaders to start with.
+        name: Name of the fleet's actor in the current namespace.
+        num_cpus: CPUs that Ray reserves for each loader; 0 reserves none.
+        num_gpus: GPUs, or fractions of one, for each loader.
+        ready_timeout_s: How long to wait.
+
+    Raises:
+        LoaderLost: If they are not ready in time; the message says why the last one died.
+    """
+    options = {"num_cpus": num_cpus, "num_gpus": num_gpus}
+    # The handle keeps the actor alive; a name alone would not.
+    wrap: Any = ray.remote
+    actor = wrap(max_restarts=-1, max_concurrency=8, num_cpus=0)(LoaderFleet)
+    fleet = FleetClient(actor.options(name=name).remote(config, size, options))
+    deadline = time.monotonic() + ready_timeout_s
+    while len(fleet.members()) < size:
+        if time.monotonic() > deadline:
+            reasons = {loader["reason"] or loader["state"] for loader in fleet.status()["loaders"]}
+            fleet.close()
+            raise LoaderLost(
+                f"{size} loaders were not ready after {ready_timeout_s:.0f} s: {'; '.join(sorted(reasons))}"
+            )
+        time.sleep(0.1)
+    return fleet
+
+
+def connect_fleet(name: str = FLEET_NAME) -> FleetClient:
+    """Return the running fleet of that name.
+
+    Raises:
+        LoaderLost: If there is none.
+    """
+    try:
+        return FleetClient(ray.get_actor(name))
+    except ValueError as error:
+        raise LoaderLost(f"no loader fleet named {name!r} is running in this namespace") from error
+
+
+class FleetClient:
+    """Calls to a LoaderFleet, each with a timeout. Can be sent to other Ray processes."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    def scale(self, size: int, *, author: str, reason: str = "") -> ScaleReply:
+        """Wish for another number of loaders; returns at once."""
+        reply: ScaleReply = self._call("scale", size, author=author, reason=reason)
+        return reply
+
+    def members(self) -> dict[str, ActorHandle[Any]]:
+        """Return the loaders that are ready, by name."""
+        members: dict[str, ActorHandle[Any]] = self._call("members")
+        return members
+
+    def status(self) -> dict[str, Any]:
+        """Return size, author, reason, and for each loader name, state, pid, node, restarts, reason and stats."""
+        status: dict[str, Any] = self._call("status")
+        return status
+
+    def events(self, after: int = 0) -> list[FleetEvent]:
+        """Return what happened since the event of that sequence number."""
+        events: list[FleetEvent] = self._call("events", after)
+        return events
+
+    def close(self) -> None:
+        """End every loader, then the fleet."""
+        self._call("close")
+        ray.kill(self.actor)
+
+    def _call(self, method: str, *args: object, **kwargs: object) -> Any:
+        try:
+            return ray.get(getattr(self.actor, method).remote(*args, **kwargs), timeout=_CALL_TIMEOUT_S)
+        except RayTaskError as error:
+            raise error.cause from error
+        except RayError as error:
+            raise LoaderLost(f"the loader fleet did not answer {method}: {_reason(error)}") from error
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Request:
+    reference: ray.ObjectRef[Any]
+    member: str
+    actor: ActorHandle[Any]
+
+
+class RayLoaders:
+    """A LoaderPool over a fleet. Membership is asked in the background, so no call here waits for the fleet."""
+
+    def __init__(self, fleet: FleetClient) -> None:
+        self._fleet = fleet
+        self._members: dict[str, ActorHandle[Any]] = fleet.members()
+        self._gone: set[ActorHandle[Any]] = set()
+        self._question: ray.ObjectRef[Any] | None = None
+        self._asked_s = time.monotonic()
+
+    def members(self) -> tuple[str, ...]:
+        """Return the loaders that are thought to be alive."""
+        return tuple(self._members)
+
+    def submit(self, member: str, spec: BatchSpec) -> Handle:
+        """Send a spec to a loader."""
+        actor = self._members.get(member)
+        if actor is None:
+            raise LoaderLost(f"{member} has left the fleet")
+        return _Request(actor.load.remote(spec), member, actor)
+
+    def wait(self, handles: Sequence[Any], timeout_s: float) -> list[Handle]:
+        """Return the requests that are done, waiting at most `timeout_s` for the first."""
+        requests = {request.reference: request for request in handles}
+        done, waiting = ray.wait(list(requests), num_returns=1, timeout=timeout_s)
+        if done and waiting:
+            done += ray.wait(waiting, num_returns=len(waiting), timeout=0)[0]
+        return [requests[reference] for reference in done]
+
+    def result(self, handle: Any) -> Pixels:
+        """Return the pixels of a request that is done. Read-only: they lie in the object store."""
+        request: _Request = handle
+        try:
+            pixels: Pixels = ray.get(request.reference, timeout=_CALL_TIMEOUT_S)
+        except RayTaskError as error:
+            raise error.cause from error
+        except RayError as error:
+            self._drop(request)
+            raise LoaderLost(f"{request.member} was lost: {_reason(error)}") from error
+        return pixels
+
+    def refresh(self) -> None:
+        """Learn who is alive, without waiting: send a question, or take in its answer."""
+        if self._question is None:
+            if time.monotonic() - self._asked_s >= _REFRESH_S:
+                self._question, self._asked_s = self._fleet.actor.members.remote(), time.monotonic()
+            return
+        if not ray.wait([self._question], timeout=0)[0]:
+            return
+        question, self._question = self._question, None
+        try:
+            answer: dict[str, ActorHandle[Any]] = ray.get(question, timeout=_CALL_TIMEOUT_S)
+        except RayError as error:
+            log.warning("the loader fleet did not name its members: %s", _reason(error))
+            return
+        self._members = {name: actor for name, actor in answer.items() if actor not in self._gone}
+
+    def _drop(self, request: _Request) -> None:
+        """Pass the dead loader over until the fleet names its replacement, which is another actor."""
+        self._gone.add(request.actor)
+        if self._members.get(request.member) == request.actor:
+            del self._members[request.member]
+
+
+def _reason(error: RayError) -> str:
+    """Return the first line of what Ray says, without its advice."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no details'}"

@@ -1,0 +1,130 @@
+"""Configuration of loaders and streams: frozen values, checked when they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+TransformKind = Literal["random_resized_crop", "center_crop"]
+Interpolation = Literal["bicubic", "bilinear"]
+DecoderName = Literal["cpu", "dali"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transform:
+    """How an image becomes a square of pixels. The defaults are the MAE pre-training recipe."""
+
+    kind: TransformKind = "random_resized_crop"
+    """`random_resized_crop` as torchvision defines it, or `center_crop`: resize the short side, crop the middle."""
+    size: int = 224
+    """Side of the output, in pixels."""
+    scale: tuple[float, float] = (0.2, 1.0)
+    """Range of the crop's area as a share of the image's, in (0, 1]. Random crops only."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Range of the crop's width over its height. Random crops only."""
+    interpolation: Interpolation = "bicubic"
+    """Resampling kernel, always with antialiasing."""
+    flip: bool = True
+    """Mirror left to right with probability 1/2. Random crops only."""
+    short_side: int = 256
+    """Length of the resized short side, in pixels. Center crops only; at least `size`."""
+
+    def __post_init__(self) -> None:
+        _require(self.kind in ("random_resized_crop", "center_crop"), f"unknown transform kind {self.kind!r}")
+        _require(
+            self.interpolation in ("bicubic", "bilinear"),
+            f"interpolation must be bicubic or bilinear; got {self.interpolation!r}",
+        )
+        _require(1 <= self.size <= 4096, f"size must be in 1..4096 pixels; got {self.size}")
+        low, high = self.scale
+        _require(0 < low <= high <= 1, f"scale must be 0 < low <= high <= 1; got {self.scale}")
+        narrow, wide = self.ratio
+        _require(0 < narrow <= wide, f"ratio must be 0 < low <= high; got {self.ratio}")
+        _require(
+            self.kind != "center_crop" or self.short_side >= self.size,
+            f"short_side must be at least size ({self.size}); got {self.short_side}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoaderConfig:
+    """What one loader needs to turn sample ids into pixels."""
+
+    index: str
+    """Path of the sample index (Parquet)."""
+    threads: int = 1
+    """Threads that read and decode."""
+    cache_bytes: int = 0
+    """Memory for decoded pixels, in bytes; 0 keeps none."""
+    decoder: DecoderName = "cpu"
+    """`cpu` is libjpeg-turbo; `dali` decodes on `device_id`."""
+    device_id: int | None = None
+    """GPU for `dali`; None runs DALI on the CPU."""
+    max_pixels: int = 50_000_000
+    """Largest image that is decoded, in pixels. Larger ones are bad samples: they are refused from their header."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.index), "index must name a sample index; build one with `tempera shards index`")
+        _require(self.threads >= 1, f"threads must be at least 1; got {self.threads}")
+        _require(self.cache_bytes >= 0, f"cache_bytes must not be negative; got {self.cache_bytes}")
+        _require(self.decoder in ("cpu", "dali"), f"decoder must be cpu or dali; got {self.decoder!r}")
+        _require(self.max_pixels >= 1, f"max_pixels must be at least 1; got {self.max_pixels}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StreamConfig:
+    """What one trainer rank asks of its batch stream."""
+
+    seed: int
+    """Seed of the run: keys the crops."""
+    global_batch: int
+    """Images per optimizer step over all ranks."""
+    total_steps: int
+    """Optimizer steps after which the stream ends."""
+    transform: Transform
+    """Applied to every image."""
+    window_steps: int = 16
+    """Optimizer steps in one window of draws."""
+    rank: int = 0
+    """This trainer's rank."""
+    world_size: int = 1
+    """Number of trainer ranks; divides `global_batch`."""
+    prefetch_steps: int = 4
+    """Steps that may be in flight or ready ahead of the trainer; bounds memory."""
+    min_request_images: int = 64
+    """A request carries at least this many images where `prefetch_steps` allows it."""
+    request_deadline_s: float = 1.0
+    """Least age at which a request is sent to a second loader as well, in seconds."""
+    stall_timeout_s: float = 30.0
+    """With nothing arriving for so long the stream raises StreamStalled, in seconds."""
+    max_bad_share: float = 0.05
+    """Share of bad samples, counted over the last 1,000 draws or so, above which the stream stops."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**64, f"seed must be in 0..2^64-1; got {self.seed}")
+        _require(self.world_size >= 1, f"world_size must be at least 1; got {self.world_size}")
+        _require(0 <= self.rank < self.world_size, f"rank must be in 0..{self.world_size - 1}; got {self.rank}")
+        _require(self.global_batch >= 1, f"global_batch must be at least 1; got {self.global_batch}")
+        lower = self.global_batch - self.global_batch % self.world_size
+        _require(
+            lower == self.global_batch,
+            f"global_batch must be divisible by world_size ({self.world_size}); got {self.global_batch}. "
+            f"Try {lower or self.world_size} or {lower + self.world_size}.",
+        )
+        _require(self.total_steps >= 0, f"total_steps must not be negative; got {self.total_steps}")
+        _require(self.window_steps >= 1, f"window_steps must be at least 1; got {self.window_steps}")
+        _require(self.prefetch_steps >= 1, f"prefetch_steps must be at least 1; got {self.prefetch_steps}")
+        _require(self.min_request_images >= 1, f"min_request_images must be at least 1; got {self.min_request_images}")
+        _require(self.request_deadline_s > 0, f"request_deadline_s must be positive; got {self.request_deadline_s}")
+        _require(self.stall_timeout_s > 0, f"stall_timeout_s must be positive; got {self.stall_timeout_s}")
+        _require(0 <= self.max_bad_share <= 1, f"max_bad_share must be in [0, 1]; got {self.max_bad_share}")
+
+    @property
+    def local_batch(self) -> int:
+        """Images per step for this rank."""
+        return self.global_batch // self.world_size

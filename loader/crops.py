@@ -1,0 +1,114 @@
+"""Where to cut each image: crop boxes and flips from a counter RNG.
+
+Every random number is a pure function of (seed, draw, attempt), so a crop does not depend on which loader makes it,
+in what order, or whether it was made before. The distribution is torchvision's RandomResizedCrop: up to ten
+attempts at a random area and aspect ratio, then a central crop. Philox4x32-10 (Salmon et al., "Parallel random
+numbers: as easy as 1, 2, 3", SC'11) gives four words a block: area, ratio, top and left of one attempt.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loader.config import Transform
+
+_MULTIPLIERS: Final = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_WEYL: Final = (0x9E3779B9, 0xBB67AE85)
+_LOW: Final = np.uint64(0xFFFFFFFF)
+_SHIFT: Final = np.uint64(32)
+_ROUNDS: Final = 10
+_ATTEMPTS: Final = 10
+"""torchvision tries ten boxes before the central crop."""
+_FLIP_BLOCK: Final = 1 << 16
+"""Counter word that separates flips from attempts."""
+
+
+def philox4x32(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:
+    """Return one block of random words per counter.
+
+    Args:
+        counter: uint64[n, 4], each word below 2^32.
+        key: Two words below 2^32.
+
+    Returns:
+        uint64[n, 4], each word uniform in [0, 2^32).
+    """
+    c0, c1, c2, c3 = (counter[:, i] for i in range(4))
+    for r in range(_ROUNDS):
+        k0, k1 = (np.uint64((key[i] + r * _WEYL[i]) & 0xFFFFFFFF) for i in range(2))
+        p0, p1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
+        c0, c1, c2, c3 = (p1 >> _SHIFT) ^ c1 ^ k0, p1 & _LOW, (p0 >> _SHIFT) ^ c3 ^ k1, p0 & _LOW
+    return np.stack([c0, c1, c2, c3], axis=1)
+
+
+def uniforms(seed: int, draws: NDArray[np.int64], block: int) -> NDArray[np.float64]:
+    """Return float64[n, 4] in [0, 1) for the given block of each draw."""
+    d = draws.astype(np.uint64)
+    counter = np.stack([d & _LOW, d >> _SHIFT, np.full_like(d, block), np.zeros_like(d)], axis=1)
+    return philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32)).astype(np.float64) * 2.0**-32
+
+
+def flips(seed: int, draws: NDArray[np.int64], transform: Transform) -> NDArray[np.bool_]:
+    """Return bool[n]: which draws are mirrored."""
+    if not transform.flip or transform.kind == "center_crop":
+        return np.zeros(len(draws), np.bool_)
+    return uniforms(seed, draws, _FLIP_BLOCK)[:, 0] < 0.5
+
+
+def boxes(
+    seed: int,
+    draws: NDArray[np.int64],
+    transform: Transform,
+    *,
+    width: NDArray[np.integer],
+    height: NDArray[np.integer],
+) -> NDArray[np.int32]:
+    """Return the part of each image that is resized, as int32[n, 4] of (top, left, height, width) in pixels.
+
+    Args:
+        seed: Seed of the run.
+        draws: int64[n] draw numbers.
+        transform: The crop's distribution.
+        width: [n] image widths in pixels, at least 1.
+        height: [n] image heights in pixels, at least 1.
+    """
+    w, h = width.astype(np.int64), height.astype(np.int64)
+    if transform.kind == "center_crop":
+        return np.stack([np.zeros_like(h), np.zeros_like(w), h, w], axis=1).astype(np.int32)
+    box = _central(w, h, transform)
+    pending = np.arange(len(draws))
+    for attempt in range(_ATTEMPTS):
+        found, candidate = _attempt(uniforms(seed, draws[pending], attempt), w[pending], h[pending], transform)
+        box[pending[found]] = candidate[found]
+        pending = pending[~found]
+        if not len(pending):
+            break
+    return box.astype(np.int32)
+
+
+def _attempt(
+    u: NDArray[np.float64], width: NDArray[np.int64], height: NDArray[np.int64], transform: Transform
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Try one round of torchvision's rejection loop. Returns which boxes fit, and the boxes."""
+    low, high = transform.scale
+    log_low, log_high = np.log(transform.ratio)
+    area = width * height * (low + (high - low) * u[:, 0])
+    aspect = np.exp(log_low + (log_high - log_low) * u[:, 1])
+    w = np.rint(np.sqrt(area * aspect)).astype(np.int64)
+    h = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    top = np.floor(u[:, 2] * (height - h + 1)).astype(np.int64)
+    left = np.floor(u[:, 3] * (width - w + 1)).astype(np.int64)
+    return fits, np.stack([top, left, h, w], axis=1)
+
+
+def _central(width: NDArray[np.int64], height: NDArray[np.int64], transform: Transform) -> NDArray[np.int64]:
+    """Return torchvision's fallback: the largest central box whose aspect ratio is in range."""
+    narrow, wide = transform.ratio
+    aspect = width / height
+    w = np.where(aspect > wide, np.rint(height * wide).astype(np.int64), width)
+    h = np.where(aspect < narrow, np.rint(width / narrow).astype(np.int64), height)
+    return np.stack([(height - h) // 2, (width - w) // 2, h, w], axis=1)

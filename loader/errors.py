@@ -1,0 +1,39 @@
+"""What callers of this package may catch. Every class keeps its arguments when it crosses a process boundary."""
+
+from __future__ import annotations
+
+
+class LoaderError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+    def __reduce__(self) -> tuple[type[LoaderError], tuple[object, ...], dict[str, object]]:
+        """Rebuild from the positional arguments: Ray re-raises errors in the caller's process."""
+        return type(self), self.args, dict(self.__dict__)
+
+
+class MissingIndexError(LoaderError):
+    """The sample index does not exist or cannot be read."""
+
+
+class StaleIndexError(LoaderError):
+    """A shard is gone or differs from what the index recorded."""
+
+
+class BadShardError(LoaderError):
+    """A tar is malformed: truncated, corrupt, or with members that cannot be trusted."""
+
+
+class BadSampleError(LoaderError):
+    """One sample cannot become pixels. Costs one draw, never a batch."""
+
+
+class TooManyBadSamplesError(LoaderError):
+    """The share of bad samples passed its limit: the data or its storage is broken."""
+
+
+class LoaderLost(LoaderError):
+    """The loader that held a request died or cannot be reached; another loader can make the same pixels."""
+
+
+class StreamStalled(LoaderError):
+    """Nothing arrived within the stall timeout. The message names what was waited for."""

@@ -1,0 +1,217 @@
+"""Keeps the wished number of loaders alive: decisions and bookkeeping, no Ray.
+
+Every `tick` looks at each loader once: a loader that is lost is replaced under its own name (so routing does not
+change), one that is too many is drained, one that is missing is launched. Loaders that die young are relaunched
+with growing pauses. Everything that happens is an event that the driver can poll and write to the run's log.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol
+
+State = Literal["starting", "ready", "lost"]
+EventKind = Literal["scale", "loader_started", "loader_lost", "loader_removed"]
+
+MAX_LOADERS: Final = 1024
+_FIRST_PAUSE_S: Final = 0.25
+_LONGEST_PAUSE_S: Final = 15.0
+_GROWN_UP_S: Final = 30.0
+"""A loader that lived so long did not die of its start: the next one starts without a pause."""
+
+
+class Process(Protocol):
+    """A launched loader."""
+
+    @property
+    def handle(self) -> Any:
+        """What requests are sent to."""
+
+    def poll(self) -> State:
+        """Return how it is, without waiting."""
+
+    def info(self) -> dict[str, Any]:
+        """Return what is known of it: pid, node, stats."""
+
+    def why(self) -> str:
+        """Return why it was lost."""
+
+    def drain(self) -> None:
+        """Let it finish what it has and end."""
+
+    def kill(self) -> None:
+        """End it now."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FleetEvent:
+    """Something that happened to the fleet."""
+
+    sequence: int
+    """Counts from 1; ask for the events after the last one seen."""
+    time: float
+    """Seconds since the epoch."""
+    kind: EventKind
+    """What happened."""
+    author: str
+    """Who caused it: a person, the trainer, or `fleet`."""
+    message: str
+    """For people."""
+    value: float
+    """The size wished for after it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScaleReply:
+    """Answer to a change of size."""
+
+    previous: int
+    """Loaders wished for before."""
+    size: int
+    """Loaders wished for now."""
+    author: str
+    """Who asked."""
+    reason: str
+    """Why."""
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A name, and the loader that bears it at the moment."""
+
+    process: Process | None = None
+    launched_s: float = 0.0
+    not_before_s: float = 0.0
+    pause_s: float = _FIRST_PAUSE_S
+    restarts: int = 0
+    announced: bool = False
+    why: str = ""
+
+
+class Fleet:
+    """A wished size and the loaders that fulfil it. Thread-safe.
+
+    Args:
+        launch: Starts a loader of the given name and returns at once.
+        size: Loaders wished for, from 1.
+        clock: Seconds since the epoch.
+    """
+
+    def __init__(self, launch: Callable[[str], Process], *, size: int, clock: Callable[[], float]) -> None:
+        self._launch, self._clock = launch, clock
+        self._slots: dict[str, _Slot] = {}
+        self._events: deque[FleetEvent] = deque(maxlen=10_000)
+        self._sequence = 0
+        self._lock = threading.RLock()
+        self._size, self._author, self._reason = _checked(size), "fleet", "initial size"
+
+    def scale(self, size: int, *, author: str, reason: str = "") -> ScaleReply:
+        """Wish for another number of loaders. Returns at once; `tick` fulfils it.
+
+        Raises:
+            ValueError: If the size is out of range.
+        """
+        with self._lock:
+            previous, self._size = self._size, _checked(size)
+            self._author, self._reason = author, reason
+            self._event("scale", author, f"{previous} -> {size} loaders" + (f": {reason}" if reason else ""))
+            return ScaleReply(previous=previous, size=size, author=author, reason=reason)
+
+    def tick(self) -> None:
+        """Look at every loader once and do what its state asks for."""
+        with self._lock:
+            wished = [f"loader-{number}" for number in range(self._size)]
+            for name in [name for name in self._slots if name not in wished]:
+                self._remove(name)
+            for name in wished:
+                self._attend(name, self._slots.setdefault(name, _Slot()))
+
+    def members(self) -> dict[str, Any]:
+        """Return the handle of every loader that is ready, by name."""
+        with self._lock:
+            return {name: slot.process.handle for name, slot in self._slots.items() if slot.process and slot.announced}
+
+    def events(self, after: int = 0) -> list[FleetEvent]:
+        """Return what happened since the event of that sequence number."""
+        with self._lock:
+            return [event for event in self._events if event.sequence > after]
+
+    def status(self) -> dict[str, Any]:
+        """Return size, author and reason of the last change, and for each loader its name, state, restarts and info."""
+        with self._lock:
+            return {
+                "size": self._size,
+                "author": self._author,
+                "reason": self._reason,
+                "loaders": [self._loader_status(name, slot) for name, slot in sorted(self._slots.items(), key=_number)],
+            }
+
+    def close(self) -> None:
+        """End every loader now."""
+        with self._lock:
+            for slot in self._slots.values():
+                if slot.process is not None:
+                    slot.process.kill()
+            self._slots.clear()
+            self._size = 0
+
+    def _attend(self, name: str, slot: _Slot) -> None:
+        now = self._clock()
+        if slot.process is None:
+            if now >= slot.not_before_s:
+                slot.process, slot.launched_s, slot.announced = self._launch(name), now, False
+            return
+        state = slot.process.poll()
+        if state == "ready" and not slot.announced:
+            slot.announced = True
+            self._event("loader_started", "fleet", f"{name} is ready after {now - slot.launched_s:.1f} s")
+        elif state == "lost":
+            self._lose(name, slot, now)
+
+    def _lose(self, name: str, slot: _Slot, now: float) -> None:
+        assert slot.process is not None
+        slot.why = slot.process.why()
+        slot.process.kill()
+        young = now - slot.launched_s < _GROWN_UP_S
+        slot.pause_s = min(2 * slot.pause_s, _LONGEST_PAUSE_S) if young else _FIRST_PAUSE_S
+        slot.not_before_s = now + slot.pause_s / 2
+        slot.process, slot.announced = None, False
+        slot.restarts += 1
+        self._event("loader_lost", "fleet", f"{name} was lost ({slot.why}); it is replaced")
+
+    def _remove(self, name: str) -> None:
+        slot = self._slots.pop(name)
+        if slot.process is not None:
+            slot.process.drain()
+        self._event("loader_removed", self._author, f"{name} ends after its last request")
+
+    def _loader_status(self, name: str, slot: _Slot) -> dict[str, Any]:
+        state = "waiting" if slot.process is None else "ready" if slot.announced else "starting"
+        info = slot.process.info() if slot.process is not None else {}
+        return {"name": name, "state": state, "restarts": slot.restarts, "reason": slot.why, **info}
+
+    def _event(self, kind: EventKind, author: str, message: str) -> None:
+        self._sequence += 1
+        self._events.append(
+            FleetEvent(
+                sequence=self._sequence,
+                time=self._clock(),
+                kind=kind,
+                author=author,
+                message=message,
+                value=float(self._size),
+            )
+        )
+
+
+def _checked(size: int) -> int:
+    if not 1 <= size <= MAX_LOADERS:
+        raise ValueError(f"the number of loaders must be in 1..{MAX_LOADERS}; got {size}")
+    return size
+
+
+def _number(item: tuple[str, _Slot]) -> int:
+    return int(item[0].rpartition("-")[2])

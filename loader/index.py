@@ -1,0 +1,193 @@
+"""The sample index: where every image of a dataset lies, in one Parquet file.
+
+One row a sample, its row number being the sample id: shard, offset, size, CRC-32, width, height, label, key. The
+file's metadata holds the shards' URLs and lengths, the class names and the dataset's fingerprint, which changes
+whenever any byte of any image does and never because the data moved. Shards beside or below the index are stored
+relative to it, so a dataset moves as a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from loader.errors import MissingIndexError
+from loader.shards import ShardReader, local_path
+
+FORMAT_VERSION: Final = 1
+_METADATA_KEY: Final = b"tempera.index"
+COLUMNS: Final = {
+    "shard": np.int32,
+    "offset": np.int64,
+    "size": np.int32,
+    "crc32": np.uint32,
+    "width": np.uint16,
+    "height": np.uint16,
+    "label": np.int32,
+}
+"""Type of each numeric column. 16-bit sides hold JPEG's limit; width 0 marks an unreadable header."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexRows:
+    """The numeric columns of an index, each of length N, and the keys."""
+
+    columns: dict[str, NDArray[Any]]
+    keys: list[str] = field(repr=False)
+
+
+class ShardIndex:
+    """A loaded sample index. Numeric columns are in memory (28 bytes a sample); keys are read when first asked for."""
+
+    def __init__(self, path: Path, columns: dict[str, NDArray[Any]], metadata: dict[str, Any]) -> None:
+        self.path = path
+        """Where the index lies."""
+        self.shard_urls: list[str] = [_absolute(url, path.parent) for url in metadata["shard_urls"]]
+        """URL or absolute path of each shard."""
+        self.shard_bytes: list[int] = metadata["shard_bytes"]
+        """Length of each shard in bytes."""
+        self.class_names: list[str] = metadata["class_names"]
+        """Name of each label; empty when unknown."""
+        self.fingerprint: str = metadata["fingerprint"]
+        """SHA-256 over the samples, hex."""
+        self.shard: NDArray[np.int32] = columns["shard"]
+        """int32[N], number of the shard."""
+        self.offset: NDArray[np.int64] = columns["offset"]
+        """int64[N], where the image starts in its shard."""
+        self.size: NDArray[np.int32] = columns["size"]
+        """int32[N], encoded bytes."""
+        self.crc32: NDArray[np.uint32] = columns["crc32"]
+        """uint32[N], CRC-32 of the encoded bytes."""
+        self.width: NDArray[np.uint16] = columns["width"]
+        """uint16[N], pixels; 0 when the header is unreadable. Widen before multiplying."""
+        self.height: NDArray[np.uint16] = columns["height"]
+        """uint16[N], pixels; 0 when the header is unreadable."""
+        self.label: NDArray[np.int32] = columns["label"]
+        """int32[N], class; -1 when there is none."""
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Open an index.
+
+        Raises:
+            MissingIndexError: If there is none at `path`, or it is not one of ours.
+        """
+        path = Path(path).absolute()
+        try:
+            table = pq.read_table(path, columns=list(COLUMNS), memory_map=True)
+            metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
+            columns = {name: np.asarray(table[name], dtype=kind) for name, kind in COLUMNS.items()}
+        except FileNotFoundError as error:
+            raise MissingIndexError(f"no sample index at {path}. Build one: `{_command(path)}`") from error
+        except (pa.ArrowException, KeyError, ValueError, OSError) as error:
+            raise MissingIndexError(
+                f"{path} is not a sample index ({error}). Build it again: `{_command(path)}`"
+            ) from error
+        if metadata.get("format") != FORMAT_VERSION:
+            found = metadata.get("format")
+            raise MissingIndexError(
+                f"{path} has index format {found}; this version reads {FORMAT_VERSION}. "
+                f"Build it again: `{_command(path)}`"
+            )
+        return cls(path, columns, metadata)
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples."""
+        return len(self.shard)
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Name of each sample in its shard."""
+        keys: list[str] = pq.read_table(self.path, columns=["key"])["key"].to_pylist()
+        return keys
+
+    def reader(self) -> ShardReader:
+        """Return a reader of these shards. The caller closes it."""
+        return ShardReader(self.shard_urls, self.shard_bytes, index_path=str(self.path))
+
+    def read(self, sample_id: int, reader: ShardReader) -> bytes:
+        """Return the encoded bytes of a sample, checked against its CRC-32."""
+        row = sample_id
+        return reader.read(int(self.shard[row]), int(self.offset[row]), int(self.size[row]), int(self.crc32[row]))
+
+    def verify(self, *, full: bool = False, progress: Callable[[int, int], None] | None = None) -> None:
+        """Check that the shards are the ones that were indexed.
+
+        Args:
+            full: Check every image's CRC-32, not only the lengths and one image a shard.
+            progress: Called with (samples checked, samples to check).
+
+        Raises:
+            StaleIndexError: Names the first shard that differs and the command that indexes it again.
+            BadSampleError: If an image's bytes have changed in a shard that is otherwise as indexed.
+        """
+        rows = np.arange(len(self)) if full else np.unique(self.shard, return_index=True)[1]
+        with self.reader() as reader:
+            for done, row in enumerate(rows, start=1):
+                try:
+                    self.read(int(row), reader)
+                except Exception as error:
+                    error.add_note(f"shard={self.shard_urls[self.shard[row]]} sample_id={row} key={self.keys[row]}")
+                    raise
+                if progress is not None and (done % 64 == 0 or done == len(rows)):
+                    progress(done, len(rows))
+
+
+def write_index(
+    path: Path, rows: IndexRows, *, shard_urls: list[str], shard_bytes: list[int], class_names: list[str]
+) -> None:
+    """Write an index under a temporary name, then rename it: a reader sees all of it or none."""
+    metadata = {
+        "format": FORMAT_VERSION,
+        "shard_urls": [_relative(url, path.parent) for url in shard_urls],
+        "shard_bytes": shard_bytes,
+        "class_names": class_names,
+        "fingerprint": fingerprint(rows),
+    }
+    table = pa.table({**rows.columns, "key": pa.array(rows.keys, pa.string())})
+    table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata).encode()})
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        pq.write_table(table, temporary, compression="zstd", use_dictionary=["shard", "label"])
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def fingerprint(rows: IndexRows) -> str:
+    """Return the SHA-256 of what a model could see: each sample's size, CRC-32, sides, label and key, in order."""
+    digest = hashlib.sha256(b"tempera.index.1")
+    for name in ("size", "crc32", "width", "height", "label"):
+        digest.update(np.ascontiguousarray(rows.columns[name], dtype=np.dtype(COLUMNS[name]).newbyteorder("<")).data)
+    digest.update("\0".join(rows.keys).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _command(path: Path) -> str:
+    return f"tempera shards index SHARDS --out {path}"
+
+
+def _absolute(url: str, base: Path) -> str:
+    return url if "://" in url else str(base / url)
+
+
+def _relative(url: str, base: Path) -> str:
+    if "://" in url and not url.startswith("file:"):
+        return url
+    path = local_path(url).absolute()
+    return str(path.relative_to(base.absolute())) if path.is_relative_to(base.absolute()) else str(path)

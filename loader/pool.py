@@ -1,0 +1,80 @@
+"""The loaders that a stream may ask: in this process here, or Ray actors behind the same interface in `actors`."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_futures
+from typing import Any, Protocol
+
+from loader.batch import BatchSpec, Pixels
+from loader.errors import LoaderLost
+from loader.worker import LoaderWorker
+
+Handle = Hashable
+"""A request under way; only its pool knows what it is."""
+
+
+class LoaderPool(Protocol):
+    """Sends specs to loaders and collects pixels. Any member can serve any spec."""
+
+    def members(self) -> tuple[str, ...]:
+        """Return the names of the loaders that are thought to be alive."""
+
+    def submit(self, member: str, spec: BatchSpec) -> Handle:
+        """Send a spec to a loader.
+
+        Raises:
+            LoaderLost: If it is known to be gone.
+        """
+
+    def wait(self, handles: Sequence[Handle], timeout_s: float) -> list[Handle]:
+        """Return the requests that are done, waiting at most `timeout_s` for the first."""
+
+    def result(self, handle: Handle) -> Pixels:
+        """Return the pixels of a request that is done.
+
+        Raises:
+            LoaderLost: If its loader died, or its answer was lost.
+        """
+
+    def refresh(self) -> None:
+        """Learn who is alive, without waiting."""
+
+
+class LocalLoaders:
+    """Loaders in this process, one request at a time each; their threads do the work."""
+
+    def __init__(self, workers: Sequence[LoaderWorker]) -> None:
+        if not workers:
+            raise ValueError("LocalLoaders needs at least one LoaderWorker")
+        self._workers = {f"local-{number}": worker for number, worker in enumerate(workers)}
+        self._queues = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in self._workers}
+
+    def members(self) -> tuple[str, ...]:
+        """Return the loaders' names."""
+        return tuple(self._workers)
+
+    def submit(self, member: str, spec: BatchSpec) -> Handle:
+        """Queue a spec at a loader."""
+        if member not in self._workers:
+            raise LoaderLost(f"there is no loader {member}")
+        return self._queues[member].submit(self._workers[member].load, spec)
+
+    def wait(self, handles: Sequence[Any], timeout_s: float) -> list[Handle]:
+        """Return the requests that are done, waiting at most `timeout_s` for the first."""
+        return list(wait_futures(handles, timeout_s, FIRST_COMPLETED).done)
+
+    def result(self, handle: Any) -> Pixels:
+        """Return the pixels of a request that is done."""
+        future: Future[Pixels] = handle
+        return future.result(0)
+
+    def refresh(self) -> None:
+        """Nothing to learn: these loaders live as long as the process."""
+
+    def close(self) -> None:
+        """Stop the queues and close the loaders."""
+        for name, worker in self._workers.items():
+            self._queues[name].shutdown(cancel_futures=True)
+            worker.close()

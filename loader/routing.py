@@ -1,0 +1,67 @@
+"""Which loader makes which sample, and when to ask a second one.
+
+Routing is rendezvous hashing (Thaler and Ravishankar, 1998):
+every member gets a hash per sample, the highest wins. A member that joins takes 1/(W+1) of the samples and no other
+sample moves; a member that leaves gives its samples to each one's second choice. So caches stay warm and nobody
+coordinates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loader.errors import LoaderLost
+
+
+def route(sample_ids: NDArray[np.int64], members: Sequence[str], *, avoid: Collection[str] = ()) -> NDArray[np.int64]:
+    """Return int64[n], the position in `members` of the loader for each sample.
+
+    Args:
+        sample_ids: int64[n].
+        members: Names of the live loaders.
+        avoid: Members to pass over, such as one that just failed: their samples go to the next choice. Ignored when it
+            leaves nobody.
+
+    Raises:
+        LoaderLost: If there are no members.
+    """
+    if not members:
+        raise LoaderLost("no loader is alive; see `tempera status` for why they died")
+    scores = np.stack([_scores(sample_ids, name) for name in members])
+    avoided = [name in avoid for name in members]
+    if any(avoided) and not all(avoided):
+        scores[np.array(avoided)] = 0
+    choice: NDArray[np.int64] = scores.argmax(axis=0)
+    return choice
+
+
+def _scores(sample_ids: NDArray[np.int64], name: str) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser (Steele et al., 2014) over the id mixed with a hash of the name; at least 1."""
+    salt = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+    z = sample_ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(salt)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (z ^ (z >> np.uint64(31))) | np.uint64(1)
+
+
+class Deadline:
+    """When a request counts as late: three times the 95th percentile of recent ones, and never below a floor."""
+
+    def __init__(self, *, least_s: float, history: int = 128) -> None:
+        self._least_s = self._seconds = least_s
+        self._recent: deque[float] = deque(maxlen=history)
+
+    @property
+    def seconds(self) -> float:
+        """Age at which a request is late."""
+        return self._seconds
+
+    def add(self, seconds: float) -> None:
+        """Learn how long a request took."""
+        self._recent.append(seconds)
+        self._seconds = max(self._least_s, 3 * float(np.percentile(self._recent, 95)))

@@ -1,0 +1,155 @@
+"""BatchStream: what a trainer iterates. Windows of draws go in, batches of pixels come out, in step order.
+
+1. A window of draws is asked for ahead of need (`windows.WindowSource`).
+2. A few steps' rows for this rank form a group (`groups.Group`), routed to loaders by rendezvous hashing.
+3. Replies are copied into the group's buffer; another loader is asked for lost or late ones, bad samples become
+   spares.
+4. Finished batches wait in a short queue for the trainer.
+
+Steps 1 to 3 run in one thread, so faults are handled while the trainer computes. Nothing waits without a deadline.
+The only state worth keeping is the next step: everything else is a pure function of it.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+
+from loader.assembly import Assembler, StreamStats
+from loader.batch import BadSample, Batch
+from loader.config import StreamConfig
+from loader.errors import StreamStalled
+from loader.pool import LoaderPool
+from loader.windows import WindowFetcher, WindowSource
+
+_READY_STEPS = 2
+"""Finished batches that wait for the trainer, on top of those in flight."""
+
+
+class BatchStream:
+    """Iterates the batches of one rank, from the step in its state to `total_steps`.
+
+    One iteration at a time; leaving the loop early stops the work, and iterating again goes on where it stopped.
+
+    Args:
+        windows: Where draws come from.
+        loaders: Who makes pixels.
+        config: Sizes, seed and transform.
+        on_bad: Told of every bad sample when it is met, from the stream's thread.
+    """
+
+    def __init__(
+        self,
+        windows: WindowSource,
+        loaders: LoaderPool,
+        config: StreamConfig,
+        *,
+        on_bad: Callable[[BadSample], None] | None = None,
+    ) -> None:
+        self._windows, self._loaders, self._config = windows, loaders, config
+        self._on_bad = on_bad or (lambda _: None)
+        self._stats = StreamStats()
+        self._step = 0
+        self._running = False
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._running:
+            raise ValueError("the stream is being iterated already; finish or close that loop first")
+        fetcher = WindowFetcher(self._windows, self._config)
+        assembler = Assembler(
+            fetcher,
+            self._loaders,
+            self._config,
+            stats=self._stats,
+            on_bad=self._on_bad,
+            delivered=lambda: self._step,
+        )
+        pump = _Pump(assembler.batches())
+        self._running = True
+        try:
+            while self._step < self._config.total_steps:
+                started = time.monotonic()
+                # The assembler raises after stall_timeout_s by itself; at twice that its thread hangs in a pool.
+                batch = pump.get(2 * self._config.stall_timeout_s)
+                waited = time.monotonic() - started
+                self._step = batch.step + 1
+                self._stats.images += len(batch.sample_ids)
+                self._stats.wait_s += waited
+                yield replace(batch, wait_s=waited)
+        finally:
+            pump.stop()
+            fetcher.close()
+            self._running = False
+
+    def state_dict(self) -> dict[str, int]:
+        """Return what is needed to go on: the next step."""
+        return {"step": self._step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to a step, before iterating.
+
+        Raises:
+            ValueError: If the stream is being iterated, or the step is outside the run.
+        """
+        step = state["step"]
+        if self._running:
+            raise ValueError("load_state_dict must come before iterating; leave the loop first")
+        if not 0 <= step <= self._config.total_steps:
+            raise ValueError(f"step must be in 0..{self._config.total_steps}; got {step}")
+        self._step = step
+
+    def stats(self) -> dict[str, float | int]:
+        """Return totals: images, requests, hedged, rerouted, substituted, wait_s."""
+        return asdict(self._stats)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    error: BaseException
+
+
+class _Pump:
+    """Runs an iterator of batches in a thread, a bounded number of batches ahead."""
+
+    def __init__(self, batches: Iterator[Batch | None]) -> None:
+        self._batches = batches
+        self._ready: queue.Queue[Batch | _Failed] = queue.Queue(maxsize=_READY_STEPS)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="batch-stream", daemon=True)
+        self._thread.start()
+
+    def get(self, timeout_s: float) -> Batch:
+        """Return the next batch, or raise what stopped the thread."""
+        try:
+            item = self._ready.get(timeout=timeout_s)
+        except queue.Empty as error:
+            raise StreamStalled(
+                f"the stream's thread did nothing for {timeout_s:g} s; is the machine frozen?"
+            ) from error
+        if isinstance(item, _Failed):
+            raise item.error
+        return item
+
+    def stop(self) -> None:
+        """Ask the thread to end; it does so after its current wait."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        try:
+            for batch in self._batches:
+                if batch is not None:
+                    self._put(batch)
+                if self._stop.is_set():
+                    return
+        except BaseException as error:
+            self._put(_Failed(error))
+
+    def _put(self, item: Batch | _Failed) -> None:
+        while not self._stop.is_set():
+            try:
+                return self._ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue

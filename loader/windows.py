@@ -1,0 +1,140 @@
+"""What a stream needs to know about the future: windows of draws, fetched one ahead in the background.
+
+A window covers `window_steps` optimizer steps of the whole run. Rank r of W takes rows [r*L, (r+1)*L) of each
+step's global batch.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loader.config import StreamConfig
+from loader.errors import LoaderError, StreamStalled
+
+
+class Window(Protocol):
+    """The draws of some consecutive steps, with S steps and a global batch of G."""
+
+    @property
+    def index(self) -> int:
+        """Number of the window, from 0."""
+
+    @property
+    def version(self) -> int:
+        """Version of the weight table that it was drawn from."""
+
+    @property
+    def first_draw(self) -> int:
+        """Run-wide number of its first draw."""
+
+    @property
+    def sample_ids(self) -> NDArray[np.int64]:
+        """int64[S*G], in draw order."""
+
+    @property
+    def probability(self) -> NDArray[np.float64]:
+        """float64[S*G], probability of each draw's sample."""
+
+    @property
+    def spare_ids(self) -> NDArray[np.int64]:
+        """int64[K], further draws from the same table, for bad samples."""
+
+    @property
+    def spare_probability(self) -> NDArray[np.float64]:
+        """float64[K]."""
+
+
+class WindowSource(Protocol):
+    """Hands out windows. Asking again returns the same one."""
+
+    def window(self, index: int) -> Window:
+        """Return a window; the stream asks in order, at most one ahead of the step it delivers."""
+
+
+class WindowFetcher:
+    """Asks for windows in a background thread, so that a slow answer hides behind the steps in flight."""
+
+    def __init__(self, source: WindowSource, config: StreamConfig) -> None:
+        self._source, self._config = source, config
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="windows")
+        self._futures: dict[int, Future[Window]] = {}
+
+    def prefetch(self, index: int) -> None:
+        """Start fetching a window, unless it is under way, here, or past the end of the run."""
+        if index not in self._futures and index * self._config.window_steps < self._config.total_steps:
+            self._futures[index] = self._thread.submit(self._source.window, index)
+
+    def get(self, index: int) -> Window:
+        """Return a window and forget the ones before it.
+
+        Raises:
+            StreamStalled: If the source does not answer within the stall timeout.
+            LoaderError: If the window does not fit the run's configuration.
+        """
+        self.prefetch(index)
+        try:
+            window = self._futures[index].result(self._config.stall_timeout_s)
+        except FutureTimeoutError as error:
+            raise StreamStalled(
+                f"no window {index} from the selection service within {self._config.stall_timeout_s:g} s. "
+                "Is it alive? `tempera status` tells."
+            ) from error
+        for old in [i for i in self._futures if i < index]:
+            del self._futures[old]
+        self._check(window, index)
+        return window
+
+    def close(self) -> None:
+        """Stop asking. A call under way is left to end by its own timeout."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _check(self, window: Window, index: int) -> None:
+        draws = self._config.window_steps * self._config.global_batch
+        if window.index != index or len(window.sample_ids) != draws or len(window.probability) != draws:
+            raise LoaderError(
+                f"window {index} must carry {draws} draws (window_steps {self._config.window_steps} x global_batch "
+                f"{self._config.global_batch}); got window {window.index} with {len(window.sample_ids)}. "
+                "Give selection and stream the same sizes."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FixedWindow:
+    """A window of given ids, each equally probable, with no spares."""
+
+    index: int
+    """Number of the window."""
+    first_draw: int
+    """Run-wide number of its first draw."""
+    sample_ids: NDArray[np.int64]
+    """int64[S*G]."""
+    probability: NDArray[np.float64]
+    """float64[S*G], all the same."""
+    version: int = 0
+    """There is no weight table."""
+    spare_ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Empty: a fixed order has no substitutes."""
+    spare_probability: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0, np.float64))
+    """Empty."""
+
+
+class FixedWindows:
+    """Windows over given sample ids, in order and without end: for evaluation and feature extraction."""
+
+    def __init__(self, sample_ids: NDArray[np.int64], config: StreamConfig) -> None:
+        if not len(sample_ids):
+            raise ValueError("sample_ids must not be empty")
+        self._sample_ids, self._draws = sample_ids, config.window_steps * config.global_batch
+
+    def window(self, index: int) -> FixedWindow:
+        """Return the ids of a window; the order starts again when it is used up."""
+        first = index * self._draws
+        ids = self._sample_ids[np.arange(first, first + self._draws) % len(self._sample_ids)]
+        probability = np.full(self._draws, 1 / len(self._sample_ids))
+        return FixedWindow(index=index, first_draw=first, sample_ids=ids, probability=probability)

@@ -1,0 +1,166 @@
+"""LoaderWorker: a spec in, pixels out. A plain class; threads inside, safe to call from several threads.
+
+For each row of a spec: crop box and flip from the draw number, ranged read with CRC check, header check, decode,
+transform. A row that fails is reported and left zero; the others are not touched by it. What cannot be one sample's
+fault (a missing or replaced shard, storage that does not answer) is raised instead.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Protocol, Self
+
+import torch
+
+from loader import crops
+from loader.batch import BadSample, BatchSpec, Encoded, Pixels, empty_images
+from loader.config import LoaderConfig, Transform
+from loader.decode_cpu import CpuDecoder
+from loader.errors import BadSampleError
+from loader.header import read_header
+from loader.index import ShardIndex
+
+
+class Decoder(Protocol):
+    """Turns checked bytes into pixels. Called from several threads at once."""
+
+    @property
+    def rows_a_task(self) -> int:
+        """Rows that it likes to get in one call."""
+
+    def decode(self, images: Sequence[Encoded], transform: Transform, out: torch.Tensor) -> list[str | None]:
+        """Write uint8[n, 3, size, size] into `out`; return for each image None or why it failed."""
+
+
+class LoaderWorker:
+    """Makes the pixels of specs from the shards of one index."""
+
+    def __init__(self, config: LoaderConfig) -> None:
+        self.config = config
+        self.index = ShardIndex.load(config.index)
+        self._reader = self.index.reader()
+        self._decoder = build_decoder(config)
+        self._threads = ThreadPoolExecutor(config.threads, thread_name_prefix="loader")
+        self._lock = threading.Lock()
+        self._images = self._bad = self._requests = 0
+        self._decode_s = 0.0
+        self._started = time.monotonic()
+
+    def load(self, spec: BatchSpec) -> Pixels:
+        """Return the pixels of a spec: the same bytes for the same spec, always.
+
+        Raises:
+            StaleIndexError: If a shard is gone or was replaced.
+            ValueError: If a sample id is not in the index.
+        """
+        started = time.monotonic()
+        self._check_ids(spec)
+        images = empty_images(len(spec), spec.transform.size)
+        plan = _Plan(spec, self.index)
+        rows = range(len(spec))
+        chunks = [rows[at : at + self._decoder.rows_a_task] for at in range(0, len(rows), self._decoder.rows_a_task)]
+        if self.config.threads == 1 or len(chunks) == 1:
+            results = [self._load_rows(plan, images, chunk) for chunk in chunks]
+        else:
+            results = list(self._threads.map(lambda chunk: self._load_rows(plan, images, chunk), chunks))
+        bad = tuple(sample for result in results for sample in result)
+        seconds = time.monotonic() - started
+        self._count(len(spec), len(bad), seconds)
+        return Pixels(images=images.numpy(), bad=bad, decode_s=seconds)
+
+    def stats(self) -> dict[str, float | int]:
+        """Return totals since the start: images, bad, requests, decode_s, images_per_s and uptime_s."""
+        with self._lock:
+            uptime_s = time.monotonic() - self._started
+            return {
+                "images": self._images,
+                "bad": self._bad,
+                "requests": self._requests,
+                "decode_s": self._decode_s,
+                "uptime_s": uptime_s,
+                "images_per_s": self._images / max(self._decode_s, 1e-9),
+            }
+
+    def close(self) -> None:
+        """Stop the threads and close the shards."""
+        self._threads.shutdown()
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_ids(self, spec: BatchSpec) -> None:
+        outside = (spec.sample_ids < 0) | (spec.sample_ids >= len(self.index))
+        if outside.any():
+            found = int(spec.sample_ids[outside][0])
+            raise ValueError(
+                f"sample ids must be in 0..{len(self.index) - 1}; got {found}. "
+                "The spec was made for another index: give loaders and selection the same one."
+            )
+
+    def _load_rows(self, plan: _Plan, images: torch.Tensor, rows: range) -> list[BadSample]:
+        """Read, check and decode neighbouring rows. Returns the bad ones."""
+        reasons: dict[int, str] = {}
+        encoded: dict[int, Encoded] = {}
+        for row in rows:
+            try:
+                encoded[row] = self._read(plan, row)
+            except BadSampleError as error:
+                reasons[row] = str(error)
+        out = images[rows.start : rows.stop]
+        if len(encoded) < len(rows):
+            out = empty_images(len(encoded), plan.spec.transform.size)
+        failures = self._decoder.decode(list(encoded.values()), plan.spec.transform, out)
+        if len(encoded) < len(rows):
+            images[list(encoded)] = out
+        reasons |= {row: reason for row, reason in zip(encoded, failures, strict=True) if reason is not None}
+        return [self._bad_sample(plan.spec, images, row, reason) for row, reason in sorted(reasons.items())]
+
+    def _read(self, plan: _Plan, row: int) -> Encoded:
+        data = self.index.read(int(plan.spec.sample_ids[row]), self._reader)
+        header = read_header(data, max_pixels=self.config.max_pixels)
+        return Encoded(data, header, plan.boxes[row], bool(plan.flips[row]))
+
+    def _bad_sample(self, spec: BatchSpec, images: torch.Tensor, row: int, reason: str) -> BadSample:
+        images[row] = 0
+        sample_id = int(spec.sample_ids[row])
+        key = self.index.keys[sample_id]
+        return BadSample(row=row, sample_id=sample_id, draw=int(spec.draws[row]), key=key, reason=reason)
+
+    def _count(self, images: int, bad: int, seconds: float) -> None:
+        with self._lock:
+            self._images += images
+            self._bad += bad
+            self._requests += 1
+            self._decode_s += seconds
+
+
+class _Plan:
+    """A spec with its boxes and flips, computed at once for all rows."""
+
+    __slots__ = ("boxes", "flips", "spec")
+
+    def __init__(self, spec: BatchSpec, index: ShardIndex) -> None:
+        self.spec = spec
+        # An unreadable header has side 0; its row fails at the header check, so any box will do.
+        width, height = (side[spec.sample_ids].clip(min=1) for side in (index.width, index.height))
+        self.boxes = crops.boxes(spec.seed, spec.draws, spec.transform, width=width, height=height)
+        self.flips = crops.flips(spec.seed, spec.draws, spec.transform)
+
+
+def build_decoder(config: LoaderConfig) -> Decoder:
+    """Return the decoder that a config names."""
+    if config.decoder == "cpu":
+        return CpuDecoder()
+    from loader.decode_dali import DaliDecoder  # noqa: PLC0415 - DALI loads a gigabyte of libraries: only when it is used
+
+    return DaliDecoder(num_threads=config.threads, device_id=config.device_id)
