@@ -1,0 +1,39 @@
+import os
+
+import pytest
+from trainer_fakes import FakeStream, tiny_run
+
+from trainer import read_metrics, train
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture
+def local_ray(tmp_path_factory, monkeypatch):
+    home = tmp_path_factory.mktemp("home")
+    (home / "token").write_text("0123456789abcdef" * 4)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "token"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]))
+    import ray  # noqa: PLC0415 - reads its environment when imported
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def test_two_ray_workers_train_the_same_run_as_one_process(tmp_path, local_ray):
+    from trainer.actors import TrainJob, train_on_ray  # noqa: PLC0415 - imports ray
+
+    config = tiny_run(total_steps=6)
+
+    def make_stream(context):
+        return FakeStream(config, rank=context.rank, world_size=context.world_size)
+
+    job = TrainJob(config=config, run_dir=str(tmp_path / "ray"), make_stream=make_stream)
+    result = train_on_ray(job, num_workers=2, resources_per_worker={"CPU": 0.5})
+    train(config, FakeStream(config), run_dir=tmp_path / "alone")
+    assert (result.step, result.reason) == (6, "finished")
+    together, alone = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("ray", "alone"))
+    assert [line["loss"] for line in together] == pytest.approx([line["loss"] for line in alone], rel=1e-4)

@@ -1,0 +1,107 @@
+"""The trainer under Ray Train v2: `train_on_ray` starts the ranks, each runs `trainer.train`.
+
+Ray Train gives the process group, restarts after a failed rank and elastic worker counts. Checkpoints are the
+trainer's own in the run directory, which all nodes share, so a restarted group continues from the newest;
+`ray.train.report` is a barrier and is not called.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch.distributed as dist
+from ray.train.torch import TorchTrainer
+
+from trainer.config import TrainConfig
+from trainer.context import Context, Distributed, SingleProcess
+from trainer.loop import OnEvaluate, OnStep, Stream, TrainResult, train
+from trainer.windows import ScoreSink
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainJob:
+    """One run under Ray Train; the functions are called in the workers, so that what they make never travels."""
+
+    config: TrainConfig
+    """The run."""
+    run_dir: str
+    """Run directory on storage that every node sees."""
+    make_stream: Callable[[Context], Stream]
+    """Makes the rank's stream of batches."""
+    make_selection: Callable[[Context], ScoreSink | None] | None = None
+    """Makes what the rank reports scores to."""
+    make_on_step: Callable[[Context], OnStep] | None = None
+    """Makes the callback after a logged step, on rank 0."""
+    evaluate_every: int = 0
+    """Steps between evaluations; 0 means never."""
+    make_on_evaluate: Callable[[Context], OnEvaluate] | None = None
+    """Makes the evaluation, on rank 0."""
+    should_stop: Callable[[], bool] | None = None
+    """Asked by the loop; True ends the run with a checkpoint."""
+
+
+def train_on_ray(
+    job: TrainJob,
+    *,
+    num_workers: int | tuple[int, int] = 1,
+    use_gpu: bool = False,
+    resources_per_worker: dict[str, float] | None = None,
+    max_failures: int = 0,
+    name: str | None = None,
+) -> TrainResult:
+    """Run a job on Ray Train workers and return rank 0's result.
+
+    Args:
+        job: the run and the functions that make its parts.
+        num_workers: ranks, or (least, most) for an elastic group.
+        use_gpu: one GPU a rank, NCCL; otherwise gloo on the CPU.
+        resources_per_worker: Ray resources of a rank, e.g. {"CPU": 0.5}.
+        max_failures: restarts after a failed rank; each continues from the newest checkpoint. -1 restarts without end.
+        name: name of the run in Ray's dashboard.
+
+    Raises:
+        ray.train.TrainingFailedError: a rank failed more often than max_failures.
+    """
+    trainer = TorchTrainer(
+        _train_rank,  # type: ignore[arg-type]  # ray's annotations leave out the return value
+        train_loop_config={"job": job},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=num_workers,  # type: ignore[arg-type]  # a pair is elastic; the type seen here is v1's
+            use_gpu=use_gpu,
+            resources_per_worker=resources_per_worker,
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=str(Path(job.run_dir).resolve() / "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=max_failures),
+        ),
+    )
+    result = trainer.fit()
+    returned: TrainResult = result.return_value  # type: ignore[attr-defined]  # of v2's Result
+    return returned
+
+
+def _train_rank(arguments: dict[str, Any]) -> TrainResult:
+    """Run one rank."""
+    job: TrainJob = arguments["job"]
+    context = _ray_context()
+    selection = job.make_selection(context) if job.make_selection else None
+    first = context.rank == 0
+    return train(
+        job.config,
+        job.make_stream(context),
+        run_dir=job.run_dir,
+        selection=selection,
+        context=context,
+        on_step=job.make_on_step(context) if first and job.make_on_step else None,
+        evaluate_every=job.evaluate_every,
+        on_evaluate=job.make_on_evaluate(context) if job.make_on_evaluate else None,
+        should_stop=job.should_stop,
+    )
+
+
+def _ray_context() -> Context:
+    """Return this worker's place: the process group that Ray Train has made, with Ray's number of the GPU."""
+    return Distributed() if dist.is_initialized() else SingleProcess()

@@ -1,0 +1,235 @@
+"""Checkpoints: safetensors and JSON, whole or absent.
+
+A checkpoint is a directory `step-00000100` with `model.safetensors`, `optimizer.safetensors`, optionally
+`ema.safetensors`, and `state.json`, which holds the step, the config, the stream's cursor and each file's size and
+CRC-32. It is written under a temporary name, synced and renamed, by a thread: the training step waits for the copy of
+the tensors only. A damaged checkpoint is refused and the one before it is taken.
+"""
+
+import json
+import logging
+import os
+import shutil
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from trainer.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+_PREFIX = "step-"
+_CHUNK_BYTES = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint in memory."""
+
+    path: Path
+    """Its directory."""
+    state: dict[str, Any]
+    """The JSON part: `step`, `config`, `stream` and what the caller added."""
+    tensors: dict[str, dict[str, Tensor]]
+    """Tensors on the CPU by file (`model`, `optimizer`, `ema`) and name."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: written in the background, the newest and the best kept."""
+
+    def __init__(self, directory: str | Path, *, keep: int = 3) -> None:
+        self.directory = Path(directory)
+        self.keep = keep
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[Path] | None = None
+
+    def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """Copy the tensors and write the checkpoint in the background; waits for the one before it.
+
+        `state["metric"]`, a number that is better when lower, decides which checkpoint is the best.
+        """
+        self.wait()
+        copies = {file: {name: _to_host(value) for name, value in group.items()} for file, group in tensors.items()}
+        self._pending = self._writer.submit(self._write, step, copies, dict(state))
+
+    def wait(self) -> Path | None:
+        """Wait for the write in progress and return its path.
+
+        Raises:
+            CheckpointError: the disk is full or refuses the write; earlier checkpoints are untouched.
+        """
+        pending, self._pending = self._pending, None
+        try:
+            return pending.result() if pending else None
+        except OSError as err:
+            raise CheckpointError(
+                f"a checkpoint must fit on the disk at {self.directory}; writing failed: {err}. Free space and resume."
+            ) from err
+
+    def close(self) -> None:
+        """Finish the write in progress and end the thread."""
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+
+    def paths(self) -> list[Path]:
+        """Return the directories of whole checkpoints, oldest first."""
+        return sorted(path for path in self.directory.glob(f"{_PREFIX}*") if (path / "state.json").is_file())
+
+    def latest(self) -> Checkpoint | None:
+        """Load the newest checkpoint that is intact, None when there is none at all.
+
+        Raises:
+            CheckpointError: there are checkpoints and every one is damaged.
+        """
+        paths = self.paths()
+        for path in reversed(paths):
+            try:
+                return load_checkpoint(path)
+            except CheckpointError as err:
+                log.warning("checkpoint skipped: %s", err)
+        if paths:
+            raise CheckpointError(
+                f"at least one checkpoint must be intact; all {len(paths)} in {self.directory} are damaged. Start a "
+                "new run."
+            )
+        return None
+
+    def _write(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
+        final = self.directory / f"{_PREFIX}{step:08d}"
+        temporary = self.directory / f".writing-{final.name}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for file, group in tensors.items():
+            save_file(group, temporary / f"{file}.safetensors")
+        files = {
+            path.name: {"bytes": path.stat().st_size, "crc32": _crc32(path)} for path in temporary.glob("*.safetensors")
+        }
+        text = json.dumps({"format": FORMAT, "step": step, **state, "files": files}, indent=1)
+        (temporary / "state.json").write_text(text, "ascii")
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        _sync(self.directory)
+        self._prune()
+        return final
+
+    def _prune(self) -> None:
+        """Remove all but the newest `keep` and the best."""
+        paths = self.paths()
+        metrics = {path: json.loads((path / "state.json").read_text("ascii")).get("metric") for path in paths}
+        scored = [path for path in paths if metrics[path] is not None]
+        best = min(scored, key=lambda path: metrics[path], default=None)
+        for path in paths[: -self.keep]:
+            if path != best:
+                shutil.rmtree(path)
+
+
+def load_checkpoint(path: str | Path, *, only: str | None = None) -> Checkpoint:
+    """Load a checkpoint directory, or the newest of a run directory; `only` names one file, e.g. "model".
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of an unknown format.
+    """
+    directory = _newest(Path(path))
+    try:
+        state = json.loads((directory / "state.json").read_text("ascii"))
+        found = state["format"]
+    except (OSError, ValueError, KeyError) as err:
+        raise CheckpointError(
+            f"a checkpoint must hold a readable state.json; {directory} does not ({err}). Name a step-* directory."
+        ) from err
+    if found != FORMAT:
+        raise CheckpointError(
+            f"a checkpoint must be of format {FORMAT}; {directory} is of format {found}. Use the version that wrote it."
+        )
+    tensors = {}
+    for name, expected in state["files"].items():
+        if only in (None, name.removesuffix(".safetensors")):
+            tensors[name.removesuffix(".safetensors")] = _load_checked(directory / name, expected)
+    return Checkpoint(directory, state, tensors)
+
+
+def _newest(path: Path) -> Path:
+    """Return the newest checkpoint below a run directory, or the path itself."""
+    for directory in (path, path / "checkpoints"):
+        inside = sorted(found for found in directory.glob(f"{_PREFIX}*") if (found / "state.json").is_file())
+        if inside:
+            return inside[-1]
+    return path
+
+
+def _load_checked(path: Path, expected: Mapping[str, int]) -> dict[str, Tensor]:
+    try:
+        if path.stat().st_size != expected["bytes"] or _crc32(path) != expected["crc32"]:
+            raise CheckpointError(
+                f"a checkpoint file must match the size and CRC-32 in its state.json; {path} does not. Use an "
+                "earlier one."
+            )
+        return load_file(path)
+    except OSError as err:
+        raise CheckpointError(
+            f"a checkpoint must have all its files; {path} cannot be read ({err}). Use an earlier one."
+        ) from err
+
+
+def optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Return the state of the optimizers as tensors named `phase/parameter/moment`."""
+    return {
+        f"{phase}/{name}/{moment}": value
+        for phase, optimizer in optimizers.items()
+        for name, parameter in _named(optimizer)
+        for moment, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
+    """Restore what `optimizer_tensors` returned; the step counts stay where the optimizer keeps them."""
+    by_parameter: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        phase, name, moment = key.split("/")
+        by_parameter.setdefault((phase, name), {})[moment] = value
+    for phase, optimizer in optimizers.items():
+        for name, parameter in _named(optimizer):
+            moments = by_parameter.get((phase, name), {})
+            optimizer.state[parameter] = {moment: _like(value, parameter) for moment, value in moments.items()}
+
+
+def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
+    return [pair for group in optimizer.param_groups for pair in zip(group["names"], group["params"], strict=True)]
+
+
+def _like(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """Return a restored moment placed as its parameter is."""
+    return value.to(parameter.device)
+
+
+def _to_host(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", copy=True).contiguous()
+
+
+def _crc32(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            crc = zlib.crc32(chunk, crc)
+    return crc
+
+
+def _sync(path: Path) -> None:
+    """Push a file or a directory entry to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

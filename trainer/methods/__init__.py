@@ -1,0 +1,23 @@
+"""The methods by name: `METHODS[name](config)` builds a module whose forward returns `Losses`."""
+
+from collections.abc import Callable
+
+from trainer.config import ModelConfig, choose
+from trainer.methods.base import Losses, Method, Progress
+from trainer.methods.mae import Mae
+
+METHODS: dict[str, Callable[[ModelConfig], Method]] = {
+    "mae": Mae,
+}
+
+
+def build_method(name: str, config: ModelConfig) -> Method:
+    """Build a method by name.
+
+    Raises:
+        ValueError: the name is unknown; the message gives the nearest one.
+    """
+    return choose(name, METHODS, "method")(config)
+
+
+__all__ = ["METHODS", "Losses", "Method", "Progress", "build_method"]

@@ -1,0 +1,95 @@
+"""What a method is to the training loop: a module whose forward returns `Losses`, and four hooks with defaults.
+
+A new method is one file: subclass `Method`, give it an `encoder`, write `forward`, and add one line to
+`trainer.methods.METHODS`.
+
+Shapes: B batch, N patches, C channels, H W image.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from trainer.config import ModelConfig
+from trainer.randomness import StepRandomness
+
+
+class Losses(NamedTuple):
+    """What one forward pass returns."""
+
+    total: Tensor
+    """Scalar that is minimised."""
+    per_sample_B: Tensor
+    """[B], the loss of each sample: its mean over masked patches. Reported as the sample's score; carries no
+    gradient.
+    """
+    patch_loss_BN: Tensor
+    """[B, N], the loss of each masked patch, 0 on visible ones. Carries no gradient."""
+    mask_BN: Tensor
+    """[B, N], 1 = masked."""
+    parts: dict[str, Tensor]
+    """Detached scalars for the log, by name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Where the run is: what curricula and momentum schedules are functions of."""
+
+    step: int
+    """Optimizer step, from 0."""
+    total_steps: int
+    """Steps of the run."""
+    epoch_steps: int
+    """Steps of one pass over the data."""
+
+    @property
+    def fraction(self) -> float:
+        """Share of the run that is done, in [0, 1)."""
+        return self.step / self.total_steps
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of this step, from 0."""
+        return self.step // self.epoch_steps
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of the run, 1 or more."""
+        return max(-(-self.total_steps // self.epoch_steps), 1)
+
+
+class Method(nn.Module):
+    """Base of the methods."""
+
+    encoder: nn.Module
+    """The network that is kept: `encoder.features(images_BCHW)` returns tokens [B, 1 + N, D]."""
+    phases: tuple[str, ...] = ("model",)
+    """Names of the alternating updates of a step, each with its own parameters and optimizer; one for most methods."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, images_BCHW: Tensor, randomness: StepRandomness, phase: str = "model") -> Losses:
+        """Return the losses of normalised images for one phase."""
+        raise NotImplementedError
+
+    def phase_parameters(self, phase: str) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the (name, parameter) pairs that a phase trains: by default all that require a gradient."""
+        return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+
+    def active_phases(self, progress: Progress) -> tuple[str, ...]:
+        """Return the phases that run in this step: by default all."""
+        return self.phases
+
+    def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
+        """Tell whether a parameter is free of weight decay: vectors and biases (timm's rule, used by MAE)."""
+        return parameter.ndim <= 1 or name.endswith(".bias")
+
+    def begin_step(self, progress: Progress) -> None:
+        """Set what depends on the progress of the run, before a step."""
+
+    def end_step(self, progress: Progress) -> None:
+        """Update what is not trained by gradient (a teacher), after a step."""

@@ -1,0 +1,67 @@
+"""The numbers of a run: `metrics.jsonl`, one JSON object a line, and the meter behind images/s and data wait."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+class MetricsLog:
+    """Appends lines to metrics.jsonl; a resumed run drops the lines that it is about to write again."""
+
+    def __init__(self, path: str | Path, *, clock: Callable[[], float] = time.time) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._clock = clock
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines of steps at or after `step`, and a torn last line."""
+        kept = [line for line in read_metrics(self.path) if line["step"] < step]
+        temporary = self.path.with_suffix(".writing")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), "ascii")
+        os.replace(temporary, self.path)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append one line; a number that JSON cannot say is written as null."""
+        line = {"step": step, "time": round(self._clock(), 3)} | {name: _plain(value) for name, value in values.items()}
+        with self.path.open("a", encoding="ascii") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Return the lines of a metrics.jsonl, without a last line that a crash tore; empty when there is no file."""
+    try:
+        text = Path(path).read_text("ascii")
+    except FileNotFoundError:
+        return []
+    whole = text[: text.rfind("\n") + 1]
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+class Meter:
+    """Images a second and the share of the time that a step waits for data, since the last reading."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._start = clock()
+        self._images = 0
+        self._wait_s = 0.0
+
+    def add(self, images: int, wait_s: float) -> None:
+        """Count one step."""
+        self._images += images
+        self._wait_s += wait_s
+
+    def read(self) -> dict[str, float]:
+        """Return `images_per_s` (of this rank's count) and `data_wait`, in [0, 1], and start again."""
+        elapsed_s = max(self._clock() - self._start, 1e-9)
+        values = {"images_per_s": self._images / elapsed_s, "data_wait": min(self._wait_s / elapsed_s, 1.0)}
+        self._start, self._images, self._wait_s = self._clock(), 0, 0.0
+        return values
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

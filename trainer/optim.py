@@ -1,0 +1,94 @@
+"""AdamW parameter groups and the learning rate as a function of the step.
+
+Groups: parameters without weight decay apart from the others, and by layer where the learning rate decays with depth.
+The rate of a step is computed, never carried: a resumed run needs no scheduler state.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.config import TrainConfig
+from trainer.methods.base import Method
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Return the learning rate of a step: linear warm-up, then the schedule, by fractional epoch as in MAE."""
+    peak = config.peak_lr
+    if step < config.warmup_steps:
+        return config.warmup_lr + (peak - config.warmup_lr) * step / config.warmup_steps
+    return SCHEDULES[config.schedule](config, step)
+
+
+def _cosine(config: TrainConfig, step: int) -> float:
+    done = (step - config.warmup_steps) / (config.total_steps - config.warmup_steps)
+    return config.min_lr + (config.peak_lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _multistep(config: TrainConfig, step: int) -> float:
+    return config.peak_lr * 0.1 ** sum(step >= share * config.total_steps for share in config.milestones)
+
+
+def _constant(config: TrainConfig, step: int) -> float:
+    return config.peak_lr
+
+
+SCHEDULES: dict[str, Callable[[TrainConfig, int], float]] = {
+    "cosine": _cosine,
+    "multistep": _multistep,
+    "constant": _constant,
+}
+
+
+def build_optimizers(method: Method, config: TrainConfig) -> dict[str, torch.optim.AdamW]:
+    """Return one AdamW for each phase of the method: a frozen network must not move by momentum or weight decay."""
+    return {
+        phase: torch.optim.AdamW(
+            parameter_groups(method, phase, config),
+            lr=config.peak_lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        for phase in method.phases
+    }
+
+
+def parameter_groups(method: Method, phase: str, config: TrainConfig) -> list[dict[str, Any]]:
+    """Return AdamW groups with `lr_scale`, the factor on the step's rate."""
+    depth = len(getattr(method.encoder, "blocks", ()))
+    groups: dict[tuple[bool, float], dict[str, Any]] = {}
+    for name, parameter in method.phase_parameters(phase):
+        free = method.no_decay(name, parameter)
+        scale = config.layer_decay ** (depth + 1 - layer_of(name, depth))
+        group = groups.setdefault((free, scale), {"params": [], "names": [], "lr_scale": scale})
+        group["params"].append(parameter)
+        group["names"].append(name)
+        if free:
+            group["weight_decay"] = 0.0
+    return list(groups.values())
+
+
+def layer_of(name: str, depth: int) -> int:
+    """Return a parameter's layer: 0 for the embeddings, k + 1 for encoder block k, depth + 1 for the rest (MAE)."""
+    block = re.match(r"encoder\.blocks\.(\d+)\.", name)
+    if block:
+        return int(block[1]) + 1
+    embeddings = ("encoder.cls_token", "encoder.pos_embed", "encoder.patch_embed", "encoder.mask_token")
+    return 0 if name.startswith(embeddings) else depth + 1
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of a step in every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
+    """Return the Euclidean norm of all gradients as a scalar on their device."""
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return torch.nn.utils.get_total_norm(grads)

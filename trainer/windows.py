@@ -1,0 +1,125 @@
+"""Between the training loop and the selection: the scheduled effective size goes out, scores come back.
+
+Both are calls on an object with the selection's methods, in this process or behind an actor; nothing here waits for
+it inside a training step.
+"""
+
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+_QUEUED_WINDOWS = 4  # windows of scores that may wait for a slow selection before a further one is dropped
+_CLOSE_TIMEOUT_S = 30.0
+
+
+class ScoreSink(Protocol):
+    """What takes scores."""
+
+    def report_scores(
+        self, ids: Any, values: Any, *, kind: str = "bss", step: int, producer: str, sequence: int
+    ) -> Any:
+        """Merge scores of samples; a repeated (producer, sequence) changes nothing."""
+
+
+class SelectionWindows(Protocol):
+    """What hands out windows."""
+
+    def window(self, index: int, *, effective_size: float | None = None) -> Any:
+        """Return a window, materialising it under the effective size."""
+
+
+class ScheduledWindows:
+    """A source of windows whose requests carry the trainer's scheduled effective size.
+
+    The size is a function of the window's number, so every rank, and a resumed run, sends the same.
+    """
+
+    def __init__(
+        self,
+        selection: SelectionWindows,
+        schedule: Callable[[float], float] | None,
+        window_steps: int,
+        total_steps: int,
+    ) -> None:
+        self.selection, self.schedule = selection, schedule
+        self.window_steps, self.total_steps = window_steps, total_steps
+
+    def window(self, index: int) -> Any:
+        """Return window `index`; the schedule is read at the window's first step."""
+        if self.schedule is None:
+            return self.selection.window(index)
+        progress = min(index * self.window_steps / self.total_steps, 1.0)
+        return self.selection.window(index, effective_size=self.schedule(progress))
+
+
+class ScoreReporter:
+    """Collects the scores of a window's steps and sends them from a thread of its own.
+
+    Use as a context manager. A failed report is logged and counted; training goes on, the next window brings newer
+    scores.
+    """
+
+    def __init__(self, selection: ScoreSink | None, *, producer: str, kind: str = "bss") -> None:
+        self.failed = 0
+        self._selection, self._producer, self._kind = selection, producer, kind
+        self._ids: list[np.ndarray] = []
+        self._values: list[Tensor] = []
+        self._queue: queue.Queue[tuple[int, np.ndarray, Tensor] | None] = queue.Queue(_QUEUED_WINDOWS)
+        self._thread = threading.Thread(target=self._send, name="scores", daemon=True)
+
+    def __enter__(self) -> "ScoreReporter":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=_CLOSE_TIMEOUT_S)
+            self._thread.join(_CLOSE_TIMEOUT_S)
+        if self._thread.is_alive():
+            log.warning("the selection did not take the last scores within %.0f s; they are lost", _CLOSE_TIMEOUT_S)
+
+    def add(self, sample_ids: np.ndarray, per_sample_B: Tensor) -> None:
+        """Keep the scores of one step; nothing is copied from the device yet."""
+        if self._selection is not None:
+            self._ids.append(np.asarray(sample_ids))
+            self._values.append(per_sample_B)
+
+    def flush(self, step: int) -> None:
+        """Hand what was collected to the sending thread; `step`, the steps done so far, numbers the report."""
+        if not self._ids:
+            return
+        report = (step, np.concatenate(self._ids), torch.cat(self._values))
+        self._ids, self._values = [], []
+        try:
+            self._queue.put_nowait(report)
+        except queue.Full:
+            self._fail(f"{_QUEUED_WINDOWS} windows of scores are still waiting")
+
+    def _send(self) -> None:
+        while (report := self._queue.get()) is not None:
+            step, ids, values = report
+            try:
+                assert self._selection is not None
+                self._selection.report_scores(
+                    ids,
+                    values.float().cpu().numpy(),
+                    kind=self._kind,
+                    step=step,
+                    producer=self._producer,
+                    sequence=step,
+                )
+            except Exception as err:  # any failure of a remote service: the thread must outlive it
+                self._fail(f"{type(err).__name__}: {err}")
+
+    def _fail(self, reason: str) -> None:
+        self.failed += 1
+        log.warning("scores were not reported (%d times so far): %s", self.failed, reason)
