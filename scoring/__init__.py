@@ -1,1 +1,53 @@
-"""."""
+"""The control plane: which samples a run sees, decided live by temperature, policy and scores, and written to a log."""
+
+from scoring import schedules
+from scoring.clusters import davies_bouldin
+from scoring.config import SelectionConfig
+from scoring.errors import (
+    CorruptLog,
+    LogInUse,
+    RunMismatch,
+    ScoringError,
+    SelectionUnavailable,
+    VersionConflict,
+)
+from scoring.features import image_features
+from scoring.patch_scores import masked_mean_score, patch_weighted_score
+from scoring.policies import POLICIES
+from scoring.prototypes import Prototypes, prototype_distances
+from scoring.records import Control, ControlReply, Event, LogEntry, ScoreAck, Window
+from scoring.runlog import RunLog, read_entries
+from scoring.schedules import SCHEDULES
+from scoring.selection import Selection
+from scoring.temperature import effective_size, sampling_probabilities, solve_temperature
+
+__all__ = [
+    "POLICIES",
+    "SCHEDULES",
+    "Control",
+    "ControlReply",
+    "CorruptLog",
+    "Event",
+    "LogEntry",
+    "LogInUse",
+    "Prototypes",
+    "RunLog",
+    "RunMismatch",
+    "ScoreAck",
+    "ScoringError",
+    "Selection",
+    "SelectionConfig",
+    "SelectionUnavailable",
+    "VersionConflict",
+    "Window",
+    "davies_bouldin",
+    "effective_size",
+    "image_features",
+    "masked_mean_score",
+    "patch_weighted_score",
+    "prototype_distances",
+    "read_entries",
+    "sampling_probabilities",
+    "schedules",
+    "solve_temperature",
+]

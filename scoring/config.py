@@ -1,0 +1,54 @@
+"""SelectionConfig: everything, besides distances and scores, that decides which samples a run sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scoring.policies import parse_policy
+from scoring.temperature import checked_effective_size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelectionConfig:
+    """Configuration of one run's selection. A run log opens only with the configuration it was begun with."""
+
+    seed: int
+    """Seed of every draw, 0 to 2^63 - 1."""
+    global_batch: int
+    """Samples of one optimizer step over all ranks, 1 or more."""
+    window_steps: int = 16
+    """Optimizer steps drawn at once from one weight table, 1 or more; a change waits for the next window."""
+    num_samples: int = 0
+    """Size of the data set; 0 takes it from the distances."""
+    policy: str = "prototypical"
+    """Policy at the start: a name of `scoring.POLICIES`, or names joined by "*"."""
+    effective_size: float = 0.2
+    """Effective size while neither the trainer nor a person has said another; share of N in (0, 1 - 1/e]."""
+    spare_fraction: float = 0.01
+    """Spare draws carried by each window as a share of its draws, in [0, 1]; at least one spare is carried."""
+    fingerprint: str = ""
+    """Fingerprint of the data set (hex); empty when there is none to compare."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be in [0, 2^63); got {self.seed}.")
+        for name in ("global_batch", "window_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more; got {getattr(self, name)}.")
+        if self.num_samples < 0:
+            raise ValueError(f"num_samples must be 1 or more, or 0 to count the distances; got {self.num_samples}.")
+        if not 0.0 <= self.spare_fraction <= 1.0:
+            raise ValueError(f"spare_fraction must be in [0, 1]; got {self.spare_fraction}.")
+        checked_effective_size(self.effective_size)
+        parse_policy(self.policy)
+
+    @property
+    def window_draws(self) -> int:
+        """Draws of one window, spares not counted."""
+        return self.global_batch * self.window_steps
+
+    @property
+    def window_spares(self) -> int:
+        """Spare draws of one window."""
+        return max(1, round(self.spare_fraction * self.window_draws))

@@ -1,0 +1,148 @@
+"""Prototypes: how typical each sample is of its own cluster, as a distance in [0, 1] that the temperature acts on.
+
+Features are clustered, the distance to the nearest centroid is min-max normalised within the cluster (Lin et al., CVPR
+2025, Eq. 2-3), and the result is kept in one Parquet file that names the data set it belongs to.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from scoring.clusters import Clusters, Progress, choose_num_clusters, cluster, davies_bouldin
+
+Float32 = NDArray[np.float32]
+METADATA_KEY = b"tempera.prototypes"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prototypes:
+    """Distances of a data set to its prototypes."""
+
+    distance: Float32
+    """[N] in [0, 1]; 0 for the nearest member of each cluster, 1 for the farthest."""
+    cluster: NDArray[np.int32]
+    """[N] cluster of each sample."""
+    centroids: Float32
+    """[K, F] the prototypes."""
+    davies_bouldin: dict[int, float]
+    """Index by number of clusters tried; the lowest was taken."""
+    fingerprint: str = ""
+    """Fingerprint of the data set, empty when unknown."""
+
+    @property
+    def num_clusters(self) -> int:
+        """Number of prototypes."""
+        return len(self.centroids)
+
+    def save(self, path: str | Path, fingerprint: str = "") -> None:
+        """Write one Parquet file, aside first and then renamed, so that a reader never sees half of it."""
+        facts = {
+            "schema": SCHEMA_VERSION,
+            "fingerprint": fingerprint or self.fingerprint,
+            "davies_bouldin": {str(k): value for k, value in self.davies_bouldin.items()},
+            "centroids_shape": list(self.centroids.shape),
+            "centroids": base64.b64encode(self.centroids.astype("<f4").tobytes()).decode(),
+        }
+        table = pa.table({"distance": self.distance, "cluster": self.cluster})
+        target = Path(path)
+        aside = target.with_name(f"{target.name}.{os.getpid()}.part")
+        try:
+            pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(facts)}), aside)
+            os.replace(aside, target)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    @staticmethod
+    def load(path: str | Path) -> Prototypes:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is not a prototypes file.
+        """
+        if not Path(path).exists():
+            raise FileNotFoundError(f"prototypes {path} must exist; there is none. Run `tempera score` to make it.")
+        try:
+            table = pq.read_table(path)
+            facts = json.loads((table.schema.metadata or {})[METADATA_KEY])
+            if facts["schema"] != SCHEMA_VERSION:
+                raise ValueError(f"schema must be {SCHEMA_VERSION}; got {facts['schema']}")
+            centroids = np.frombuffer(base64.b64decode(facts["centroids"]), "<f4").reshape(facts["centroids_shape"])
+            columns = [table[name].to_numpy() for name in ("distance", "cluster")]
+        except (pa.ArrowException, KeyError, ValueError) as error:
+            raise ValueError(f"{path} must be a file of `tempera score`; it is not ({error}).") from error
+        return Prototypes(
+            distance=columns[0].astype(np.float32),
+            cluster=columns[1].astype(np.int32),
+            centroids=centroids.astype(np.float32),
+            davies_bouldin={int(k): float(value) for k, value in facts["davies_bouldin"].items()},
+            fingerprint=str(facts["fingerprint"]),
+        )
+
+
+def prototype_distances(
+    features: Float32, num_clusters: int | None = None, seed: int = 0, *, progress: Progress | None = None
+) -> Prototypes:
+    """Cluster features and measure how far each sample is from its prototype.
+
+    Args:
+        features: [N, F], finite.
+        num_clusters: K, in [1, N]; None scans for the lowest Davies-Bouldin index.
+        seed: seed of the clustering.
+        progress: called with (done, total) while K is scanned.
+
+    Returns:
+        float32 distances in [0, 1] and all that led to them.
+
+    Raises:
+        ValueError: if the features are not a finite matrix with rows, or K is out of range.
+    """
+    checked = _checked_features(features)
+    if num_clusters is None:
+        index = choose_num_clusters(checked, seed=seed, progress=progress) if len(checked) > 3 else {1: float("inf")}
+        num_clusters = min(index, key=lambda k: index[k])
+        clusters = cluster(checked, num_clusters, seed=seed)
+    elif 1 <= num_clusters <= len(checked):
+        clusters = cluster(checked, num_clusters, seed=seed)
+        index = {num_clusters: davies_bouldin(clusters)}
+    else:
+        raise ValueError(
+            f"num_clusters must be between 1 and the number of samples ({len(checked)}); got {num_clusters}."
+        )
+    return Prototypes(
+        distance=within_cluster(clusters),
+        cluster=clusters.assignment,
+        centroids=clusters.centroids,
+        davies_bouldin=index,
+    )
+
+
+def within_cluster(clusters: Clusters) -> Float32:
+    """Min-max normalised distance within each cluster; 0 where all members are equally far (singletons too)."""
+    count, assignment = len(clusters.centroids), clusters.assignment
+    low, high = np.full(count, np.inf), np.full(count, -np.inf)
+    np.minimum.at(low, assignment, clusters.distance)
+    np.maximum.at(high, assignment, clusters.distance)
+    span = (high - low)[assignment]
+    scaled = (clusters.distance - low[assignment]) / np.where(span > 0, span, 1.0)
+    return np.asarray(scaled, dtype=np.float32)
+
+
+def _checked_features(features: Float32) -> Float32:
+    matrix = np.ascontiguousarray(features, dtype=np.float32)
+    if matrix.ndim != 2 or not matrix.size:
+        raise ValueError(f"features must be a matrix [N, F] with rows; got shape {matrix.shape}.")
+    if not np.isfinite(matrix).all():
+        row = int(np.flatnonzero(~np.isfinite(matrix).all(axis=1))[0])
+        raise ValueError(f"features must be finite; row {row} is not. Leave that image out or compute it again.")
+    return matrix

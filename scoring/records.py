@@ -1,0 +1,168 @@
+"""The plain values that cross the selection's border: windows out, controls, events and scores in, replies back."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+CONTROL_KINDS = ("effective_size", "temperature", "policy", "release")
+TRAINER = "trainer"
+"""Author of the scheduled effective size that travels with a window request."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Window:
+    """The draws of `window_steps` optimizer steps, all from one weight table. Arrays are read-only."""
+
+    index: int
+    """Number of the window; it covers steps [index * window_steps, (index + 1) * window_steps)."""
+    version: int
+    """Version of the weight table that it was drawn from."""
+    first_draw: int
+    """Global number of its first draw."""
+    sample_ids: NDArray[np.int64]
+    """[window_steps * global_batch] in order of use."""
+    probability: NDArray[np.float64]
+    """Probability of each draw under the table."""
+    spare_ids: NDArray[np.int64]
+    """Further draws from the same table, in order, for samples that turn out to be bad."""
+    spare_probability: NDArray[np.float64]
+    """Probability of each spare."""
+    policy: str
+    """Policy in force."""
+    temperature: float
+    """Temperature in force; infinity for a policy that has none."""
+    effective_size: float
+    """Expected share of distinct samples in N draws from the table; 1 for a permutation."""
+    digest: str
+    """Hex digest of everything above."""
+
+    @staticmethod
+    def sealed(
+        *,
+        index: int,
+        version: int,
+        first_draw: int,
+        drawn: tuple[NDArray[np.int64], NDArray[np.float64]],
+        num_spares: int,
+        policy: str,
+        temperature: float,
+        effective_size: float,
+    ) -> Window:
+        """A window of these draws, the last `num_spares` of them being its spares, with its digest."""
+        ids, probability = np.ascontiguousarray(drawn[0]), np.ascontiguousarray(drawn[1])
+        ids.setflags(write=False)
+        probability.setflags(write=False)
+        head = f"{index} {version} {first_draw} {num_spares} {policy} {temperature!r} {effective_size!r}"
+        digest = hashlib.blake2b(head.encode(), digest_size=16)
+        digest.update(ids.astype("<i8", copy=False).data)
+        digest.update(probability.astype("<f8", copy=False).data)
+        cut = len(ids) - num_spares
+        return Window(
+            index=index,
+            version=version,
+            first_draw=first_draw,
+            sample_ids=ids[:cut],
+            probability=probability[:cut],
+            spare_ids=ids[cut:],
+            spare_probability=probability[cut:],
+            policy=policy,
+            temperature=temperature,
+            effective_size=effective_size,
+            digest=digest.hexdigest(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Control:
+    """A person's change of what is drawn next."""
+
+    kind: str
+    """One of CONTROL_KINDS. "release" gives the effective size back to the trainer's schedule."""
+    value: float | str | None = None
+    """Effective size (share of N), temperature or policy name; nothing for a release."""
+    author: str
+    """Who asks; goes to the log."""
+    reason: str = ""
+    """Why; goes to the log."""
+    expected_version: int | None = None
+    """Control version that the author has seen; the change is refused if another came since. None: do not compare."""
+    request: str = ""
+    """Identity of this change: sent twice it is applied once and answered twice alike. Empty: no identity."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ControlReply:
+    """What a control did."""
+
+    version: int
+    """Control version after the change."""
+    window: int
+    """First window that is drawn under it."""
+    step: int
+    """First optimizer step of that window."""
+    effective_size: float
+    """Effective size in force then, unless the trainer's schedule says another."""
+    temperature: float
+    """Temperature in force then."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """Something that happened to the run and belongs in its history: scaling, a loader lost, a bad sample."""
+
+    kind: str
+    """One word."""
+    author: str
+    """Who or what did it."""
+    message: str = ""
+    """One line for a person."""
+    value: float | str | None = None
+    """What it was set to, if it was a setting."""
+    request: str = ""
+    """Identity of this event: sent twice it is written once. Empty: no identity."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreAck:
+    """Answer to a score report; what is accepted is on disk."""
+
+    accepted: int
+    """Scores taken."""
+    rejected: dict[str, int] = field(default_factory=dict)
+    """Scores refused, counted by reason."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogEntry:
+    """One line of the run's history."""
+
+    sequence: int
+    """Position in the log."""
+    time: float
+    """Seconds since the epoch."""
+    author: str
+    """Who did it; "trainer" for the schedule."""
+    kind: str
+    """A control kind, or an event's."""
+    value: float | str | None
+    """What was asked for."""
+    reason: str
+    """Why, or an event's message."""
+    window: int
+    """First window under it; for an event the next window at that time."""
+    step: int
+    """First optimizer step of that window."""
+    version: int
+    """Control version after it."""
+    temperature: float | None
+    """Temperature in force from that window on; None for an event."""
+    effective_size: float | None
+    """Effective size in force from that window on; None for an event."""
+    in_force: bool
+    """False for a scheduled value recorded while a person's holds."""
+    request: str = ""
+    """Identity of the control, if it had one."""

@@ -1,0 +1,192 @@
+"""Temperature: how sharply the draw prefers near samples, and the effective data set size that follows from it.
+
+The sampling law is P_i = softmax(-d_i / tau) over distances d in [0, 1]; the effective size is the expected share of
+distinct samples among N draws with replacement. Both are float64: float32 misses the effective size by 0.3 points and
+makes samples unreachable. The inverse is a bracketed root on log tau. Above a million samples it works on a histogram
+of the distances, each bin standing at the mean of its members, so its error is second order in the bin width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Float64 = NDArray[np.float64]
+
+SIGN = {"prototypical": -1.0, "hard": 1.0}
+"""Sign of the distance in the exponent: near prototypes first, or far from them first (Sorscher et al., 2022)."""
+
+LARGEST_EFFECTIVE_SIZE = 1.0 - math.exp(-1.0)
+"""Limit of the effective size as tau and N grow (Lin et al., CVPR 2025, Eq. 6)."""
+
+EXACT_LIMIT = 1_000_000
+"""Up to here every sample is evaluated; above, a histogram."""
+
+HISTOGRAM_BINS = 1 << 17
+COLDEST, HOTTEST = 1e-12, 1e12
+
+
+def sampling_probabilities(distance: ArrayLike, temperature: float, direction: str = "prototypical") -> Float64:
+    """Probability of each sample in one draw (Lin et al., CVPR 2025, Eq. 4).
+
+    Args:
+        distance: [N], finite; min-max normalised distances lie in [0, 1].
+        temperature: positive; infinity gives the uniform law.
+        direction: "prototypical" (near first) or "hard" (far first).
+
+    Returns:
+        float64 [N], summing to 1.
+
+    Raises:
+        ValueError: for an empty or non-finite distance, a temperature that is not positive, an unknown direction.
+    """
+    weights = _weights(checked_distance(distance).astype(np.float64), checked_temperature(temperature), direction)
+    return np.asarray(weights / weights.sum(), dtype=np.float64)
+
+
+def effective_size(distance: ArrayLike, temperature: float, direction: str = "prototypical") -> float:
+    """Expected share of distinct samples among N draws with replacement (Lin et al., CVPR 2025, Eq. 5, over N)."""
+    probability = sampling_probabilities(distance, temperature, direction)
+    return expected_distinct(probability, np.ones_like(probability), len(probability)) / len(probability)
+
+
+def solve_temperature(distance: ArrayLike, effective_size: float, direction: str = "prototypical") -> float:
+    """Temperature at which the effective size is the one asked for; the inverse of `effective_size`.
+
+    Args:
+        distance: [N], finite.
+        effective_size: share of N, in (0, 1 - 1/e].
+        direction: "prototypical" or "hard".
+
+    Returns:
+        A positive temperature; infinity where only the uniform law is broad enough.
+
+    Raises:
+        ValueError: if the size is out of range, or below what the coldest law of these distances reaches.
+    """
+    return DistanceProfile(distance).solve(effective_size, direction)
+
+
+def expected_distinct(probability: Float64, counts: Float64, num_draws: int) -> float:
+    """Sum of counts * (1 - (1 - p)^draws), without cancellation: 1 - (1 - p)^n = -expm1(n * log1p(-p))."""
+    with np.errstate(divide="ignore"):  # p = 1 gives log1p(-1) = -inf, whose expm1 is -1: the sample is certain
+        return float(-(counts * np.expm1(num_draws * np.log1p(-np.minimum(probability, 1.0)))).sum())
+
+
+class DistanceProfile:
+    """The distances of a table, grouped for repeated solving: one value a sample, or one a histogram bin."""
+
+    def __init__(self, distance: ArrayLike, *, exact_limit: int = EXACT_LIMIT) -> None:
+        checked = checked_distance(distance)
+        self.num_samples = len(checked)
+        self.low, self.high = float(checked.min()), float(checked.max())
+        if self.num_samples <= exact_limit or self.low == self.high:
+            self._values, self._counts = checked.astype(np.float64), np.ones(self.num_samples)
+        else:
+            self._values, self._counts = _histogram(checked, self.low, self.high)
+
+    def effective_size(self, temperature: float, direction: str = "prototypical") -> float:
+        """Effective size of the whole table as a share of N."""
+        return self._share(checked_temperature(temperature), direction)
+
+    def solve(self, effective_size: float, direction: str = "prototypical") -> float:
+        """Temperature of an effective size; see `solve_temperature`."""
+        wanted = checked_effective_size(effective_size)
+        coldest = self._share(COLDEST, direction)
+        if wanted < coldest:
+            raise ValueError(
+                f"effective_size must be at least {coldest:.6g}, what the nearest of these {self.num_samples} samples "
+                f"give alone; got {wanted:.6g}. Ask for a larger share."
+            )
+        if wanted >= self._share(HOTTEST, direction):
+            return math.inf
+        return math.exp(_root(lambda log_tau: self._share(math.exp(log_tau), direction) - wanted))
+
+    def _share(self, temperature: float, direction: str) -> float:
+        weights = _weights(self._values, temperature, direction)
+        probability = weights / (self._counts * weights).sum()
+        return expected_distinct(probability, self._counts, self.num_samples) / self.num_samples
+
+
+def checked_distance(distance: ArrayLike) -> NDArray[np.floating]:
+    """The distances as a one-dimensional float array.
+
+    Raises:
+        ValueError: if there are none, or one is not finite.
+    """
+    values = np.asarray(distance)
+    if values.dtype not in (np.float32, np.float64):
+        values = values.astype(np.float64)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"distance must be one value a sample, at least one; got shape {values.shape}.")
+    if not math.isfinite(float(values.min())) or not math.isfinite(float(values.max())):
+        row = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise ValueError(f"distance must be finite; got {values[row]} for sample {row}. Score the data again.")
+    return values
+
+
+def checked_temperature(temperature: float) -> float:
+    """The temperature as a float; ValueError unless it is positive."""
+    if not float(temperature) > 0.0:
+        raise ValueError(f"temperature must be positive; got {temperature}. The paper's range is 0.07 to 0.6.")
+    return float(temperature)
+
+
+def checked_effective_size(effective_size: float) -> float:
+    """The effective size as a float; ValueError outside (0, 1 - 1/e]."""
+    if not 0.0 < float(effective_size) <= LARGEST_EFFECTIVE_SIZE:
+        raise ValueError(
+            f"effective_size must be in (0, {LARGEST_EFFECTIVE_SIZE:.6f}], the share of distinct samples that draws "
+            f"with replacement can reach (1 - 1/e); got {effective_size}. Try 0.2 to 0.61."
+        )
+    return float(effective_size)
+
+
+def _weights(values: Float64, temperature: float, direction: str) -> Float64:
+    """Unnormalised softmax weights; the largest is 1, so nothing overflows."""
+    if direction not in SIGN:
+        raise ValueError(f"direction must be one of {', '.join(SIGN)}; got {direction!r}.")
+    sign = SIGN[direction]
+    nearest = values.min() if sign < 0 else values.max()
+    return np.asarray(np.exp(sign * (values - nearest) / temperature), dtype=np.float64)
+
+
+def _histogram(distance: NDArray[np.floating], low: float, high: float) -> tuple[Float64, Float64]:
+    """Means and counts of the occupied bins of equal width, in chunks so that no float64 copy of the table is made."""
+    counts, sums = np.zeros(HISTOGRAM_BINS), np.zeros(HISTOGRAM_BINS)
+    scale = HISTOGRAM_BINS / (high - low)
+    for start in range(0, len(distance), EXACT_LIMIT):
+        part = distance[start : start + EXACT_LIMIT].astype(np.float64)
+        bins = np.minimum(((part - low) * scale).astype(np.int32), HISTOGRAM_BINS - 1)
+        counts += np.bincount(bins, minlength=HISTOGRAM_BINS)
+        sums += np.bincount(bins, weights=part, minlength=HISTOGRAM_BINS)
+    occupied = counts > 0
+    return sums[occupied] / counts[occupied], counts[occupied]
+
+
+def _root(function: Callable[[float], float], start: float = math.log(0.1), tolerance: float = 1e-13) -> float:
+    """Root of an increasing function on the log-temperature axis: bracket outward, then false position (Illinois)."""
+    left = right = start
+    f_left = f_right = function(start)
+    while f_left > 0:
+        left, right, f_right = left - 1.5, left, f_left
+        f_left = function(left)
+    while f_right < 0:
+        left, f_left, right = right, f_right, right + 1.5
+        f_right = function(right)
+    side = 0
+    while right - left > tolerance * max(1.0, abs(left)) and f_left != 0.0 and f_right != 0.0:
+        middle = (left * f_right - right * f_left) / (f_right - f_left)
+        if not left < middle < right:
+            break
+        f_middle = function(middle)
+        if f_middle > 0:
+            right, f_right = middle, f_middle
+            f_left, side = (f_left / 2 if side > 0 else f_left), 1
+        else:
+            left, f_left = middle, f_middle
+            f_right, side = (f_right / 2 if side < 0 else f_right), -1
+    return left if f_left == 0.0 or abs(f_left) < abs(f_right) else right
