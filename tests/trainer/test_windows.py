@@ -1,0 +1,42 @@
+import time
+
+import numpy as np
+import torch
+from trainer_fakes import FakeSelection
+
+from trainer import ScheduledWindows
+from trainer.windows import ScoreReporter
+
+
+def test_the_request_carries_the_size_at_the_windows_first_step():
+    selection = FakeSelection()
+    windows = ScheduledWindows(selection, lambda progress: 0.2 + 0.4 * progress, 16, 64)
+    assert [windows.window(i) for i in (0, 1, 3, 5)] == [0, 1, 3, 5]
+    assert selection.asked == [(0, 0.2), (1, 0.30000000000000004), (3, 0.5), (5, 0.6000000000000001)]
+
+
+def test_without_a_schedule_the_selection_decides():
+    selection = FakeSelection()
+    ScheduledWindows(selection, None, 16, 64).window(2)
+    assert selection.asked == [(2, None)]
+
+
+def test_a_stuck_selection_costs_its_scores_not_the_training(caplog):
+    selection = FakeSelection(delay_s=0.2)
+    reporter = ScoreReporter(selection, producer="trainer-0")
+    with reporter:
+        start = time.monotonic()
+        for step in range(1, 8):
+            reporter.add(np.arange(2), torch.ones(2))
+            reporter.flush(step)
+        assert time.monotonic() - start < 0.15
+    assert reporter.failed >= 1
+    assert len(selection.reports) == 7 - reporter.failed
+    assert "windows of scores are still waiting" in caplog.text
+
+
+def test_an_empty_window_reports_nothing():
+    selection = FakeSelection()
+    with ScoreReporter(selection, producer="trainer-0") as reporter:
+        reporter.flush(4)
+    assert selection.reports == []
