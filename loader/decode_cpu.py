@@ -85,7 +85,7 @@ def transform_pixels(
         image = interpolate(image, size=size, mode=transform.interpolation, antialias=True, align_corners=False)
     image = image[0]
     if transform.kind == "center_crop":
-        top, left = (round((side - transform.size) / 2) for side in size)
+        top, left = middle(size, transform)
         image = image[:, top : top + transform.size, left : left + transform.size]
     out.copy_(image.flip(2) if flip else image)
 
@@ -98,6 +98,11 @@ def output_size(height: int, width: int, transform: Transform) -> tuple[int, int
     if height <= width:
         return short, int(short * width / height)
     return int(short * height / width), short
+
+
+def middle(size: tuple[int, int], transform: Transform) -> tuple[int, int]:
+    """Return (top, left) of the central square of a resized image, rounding halves to even as torchvision does."""
+    return round((size[0] - transform.size) / 2), round((size[1] - transform.size) / 2)
 
 
 def _decode_jpeg(data: bytes) -> NDArray[np.uint8]:

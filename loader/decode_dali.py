@@ -22,7 +22,7 @@ from nvidia.dali.pipeline import Pipeline
 
 from loader.batch import Encoded
 from loader.config import Transform
-from loader.decode_cpu import output_size
+from loader.decode_cpu import middle, output_size
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +51,11 @@ class DaliDecoder:
         try:
             pixels = self._run(images, transform)
         except RuntimeError as error:
-            self._pipelines.pop(transform, None)
+            del self._pipelines[transform]
+            if "decoders" not in str(error):
+                raise
             if len(images) == 1:
-                return [f"image does not decode: {_first_line(error)}"]
+                return [f"image does not decode: {_reason(error)}"]
             log.info("DALI failed on a batch of %d; decoding one by one", len(images))
             return [self._decode_together([image], transform, out[i : i + 1])[0] for i, image in enumerate(images)]
         out.copy_(torch.from_numpy(pixels).permute(0, 3, 1, 2))
@@ -63,12 +65,15 @@ class DaliDecoder:
         """Return uint8[n, size, size, 3] on the host."""
         pipeline = self._pipelines.get(transform)
         if pipeline is None:
-            pipeline = self._pipelines[transform] = build_pipeline(transform, self._num_threads, self._device_id)
+            pipeline = build_pipeline(transform, self._num_threads, self._device_id)
+            self._pipelines[transform] = pipeline
         pipeline.feed_input("data", [np.frombuffer(image.data, np.uint8) for image in images])
         pipeline.feed_input("start", [image.box[:2].astype(np.int64) for image in images])
         pipeline.feed_input("shape", [image.box[2:].astype(np.int64) for image in images])
         sizes = [output_size(int(image.box[2]), int(image.box[3]), transform) for image in images]
         pipeline.feed_input("size", [np.array(size, np.float32) for size in sizes])
+        if transform.kind == "center_crop":
+            pipeline.feed_input("corner", [np.array(middle(size, transform), np.int32) for size in sizes])
         pipeline.feed_input("flip", [np.array(image.flip, np.int32) for image in images])
         (batch,) = pipeline.run()
         return np.asarray((batch.as_cpu() if self._device_id is not None else batch).as_array())
@@ -107,14 +112,16 @@ def build_pipeline(transform: Transform, num_threads: int, device_id: int | None
         )
         images = fn.resize(images, size=size, interp_type=_KERNELS[transform.interpolation], antialias=True)
         if transform.kind == "center_crop":
-            images = fn.crop(images, crop=(transform.size, transform.size), rounding="round")
+            corner = fn.external_source(name="corner", ndim=1, dtype=types.INT32)
+            square = np.array([transform.size, transform.size], np.int32)
+            images = fn.slice(images, corner, square, axis_names="HW", normalized_anchor=False, normalized_shape=False)
         pipeline.set_outputs(fn.flip(images, horizontal=flip))
     pipeline.build()
     return pipeline
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next(
-        (line for line in lines if "rror" not in line.split(":")[0]), lines[0] if lines else "DALI gave no reason"
-    )
+def _reason(error: RuntimeError) -> str:
+    """Return the line of DALI's report that says what happened; it follows the word "encountered"."""
+    _, _, report = str(error).partition("encountered:")
+    lines = [line.strip() for line in report.splitlines() if line.strip()]
+    return lines[0] if lines else "DALI gave no reason"

@@ -124,10 +124,13 @@ class Fleet:
         """Look at every loader once and do what its state asks for."""
         with self._lock:
             wished = [f"loader-{number}" for number in range(self._size)]
-            for name in [name for name in self._slots if name not in wished]:
-                self._remove(name)
             for name in wished:
                 self._attend(name, self._slots.setdefault(name, _Slot()))
+            # Loaders at work leave once those that stay can take over: the fleet never shrinks to nobody.
+            settled = all(self._slots[name].announced for name in wished)
+            for name in [name for name in self._slots if name not in wished]:
+                if settled or not self._slots[name].announced:
+                    self._remove(name)
 
     def members(self) -> dict[str, Any]:
         """Return the handle of every loader that is ready, by name."""

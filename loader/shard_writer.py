@@ -16,9 +16,7 @@ from typing import BinaryIO, Final
 import numpy as np
 import simplejpeg
 import torch
-import webdataset
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
 from torch.nn.functional import interpolate
 
 from loader.errors import BadSampleError
@@ -107,6 +105,8 @@ def class_folders(root: str | Path) -> ImageSource:
 
 def digits(*, side: int = 32, quality: int = 95) -> ImageSource:
     """Return scikit-learn's 1,797 handwritten digits (8 x 8, real scans) as gray JPEGs enlarged to `side` pixels."""
+    from sklearn.datasets import load_digits  # noqa: PLC0415 - takes seconds to import; loaders never need it
+
     data = load_digits()
     return ImageSource(_digit_samples(data.images, data.target, side, quality), tuple("0123456789"), len(data.images))
 
@@ -114,6 +114,8 @@ def digits(*, side: int = 32, quality: int = 95) -> ImageSource:
 def _write_tars(
     source: ImageSource, out: Path, *, prefix: str, max_samples: int, max_bytes: int, progress: Progress | None
 ) -> list[str]:
+    import webdataset  # noqa: PLC0415 - loaders import this package in every process and never write
+
     names: list[str] = []
     with ExitStack() as open_files:
 
