@@ -1,0 +1,144 @@
+"""The `tempera` command: parse, dispatch, print one answer or one clear line.
+
+Every command is a function in `deploy/commands/` that returns an Answer; `--json` anywhere on the line prints its
+facts instead of its picture. What a user can fix ends with exit status 2 and one line; anything else is a defect
+and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tyro.extras import SubcommandApp
+
+from deploy.commands import control, demo, doctor, evaluate, runs, score, shards
+from deploy.console import ERR, Answer
+
+DESCRIPTION = (
+    "Pre-train vision encoders by masked image modeling, and decide live which images they see. "
+    "Every command takes --json for machine output."
+)
+GROUPS = {
+    "shards": "Write, index and check WebDataset shards.",
+    "set": "Change what a live run draws, from its next window on.",
+    "eval": "Evaluate a frozen encoder.",
+}
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def build_app() -> SubcommandApp:
+    """The tree of commands."""
+    tree: dict[str, Callable[..., Answer | None] | dict[str, Callable[..., Answer | None]]] = {
+        "demo": demo.demo,
+        "shards": {"build": shards.build, "index": shards.index, "verify": shards.verify, "info": shards.info},
+        "score": score.score,
+        "train": runs.train,
+        "resume": runs.resume,
+        "status": runs.status,
+        "watch": runs.watch,
+        "set": {
+            "effective-size": control.set_effective_size,
+            "temperature": control.set_temperature,
+            "policy": control.set_policy,
+        },
+        "release": control.release,
+        "scale": control.scale,
+        "log": control.log,
+        "eval": {"knn": evaluate.knn},
+        "doctor": doctor.doctor,
+    }
+    app = SubcommandApp()
+    for name, command in tree.items():
+        if callable(command):
+            app.command(name=name)(_deferred(command))
+            continue
+        group: Any = SubcommandApp()
+        group.__doc__ = GROUPS[name]
+        for inner_name, inner in command.items():
+            group.command(name=inner_name)(_deferred(inner))
+        app.command(name=name)(group)
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: words after `tempera`; the process's own when None.
+
+    Returns:
+        The exit status: 0, 1 when an answer says that something failed, 2 when the user can mend it.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in words
+    parsed = _parse([word for word in words if word != "--json"] or ["--help"])
+    if isinstance(parsed, int):
+        return parsed
+    try:
+        answer = parsed()
+    except KeyboardInterrupt:
+        return _fail("interrupted.", status=INTERRUPTED)
+    except Exception as error:
+        if os.environ.get("TEMPERA_TRACEBACK") or not isinstance(error, _mendable()):
+            raise
+        return _fail(_one_line(str(error)))
+    if answer is None:
+        return 0
+    answer.show(as_json=as_json)
+    return 0 if answer.ok else 1
+
+
+def _parse(words: Sequence[str]) -> Callable[[], Answer | None] | int:
+    """The command that the words name, not yet run; or the exit status where there is none to run."""
+    heard = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(heard):
+            command: Callable[[], Answer | None] = build_app().cli(prog="tempera", description=DESCRIPTION, args=words)
+    except SystemExit as stop:
+        if not stop.code:
+            return 0
+        return _fail(_one_line(heard.getvalue()))
+    return command
+
+
+def _mendable() -> tuple[type[Exception], ...]:
+    """What a user can mend: imported only when something failed, because the packages are heavy."""
+    from loader import LoaderError
+    from scoring import ScoringError
+    from trainer import TrainerError
+
+    return (ValueError, OSError, LoaderError, ScoringError, TrainerError)
+
+
+def _deferred(command: Callable[..., Answer | None]) -> Callable[..., Callable[[], Answer | None]]:
+    """The same signature and help; a call only binds the arguments, so that parsing is over before anything runs."""
+
+    @functools.wraps(command)
+    def bind(*args: object, **kwargs: object) -> Callable[[], Answer | None]:
+        return functools.partial(command, *args, **kwargs)
+
+    bind.__annotations__ = {**command.__annotations__, "return": Callable}
+    return bind
+
+
+def _one_line(text: str) -> str:
+    """A message as one line, freed of the box that tyro draws around it."""
+    parts = (line.strip(" \u2502\u256d\u256e\u2570\u256f\u2500\u2022") for line in text.splitlines())
+    return " ".join(part for part in parts if part)
+
+
+def _fail(message: str, *, status: int = USER_ERROR) -> int:
+    ERR.print(f"tempera: {message}", highlight=False, markup=False, soft_wrap=True)
+    return status
+
+
+def run() -> None:
+    """Entry point of the installed command."""
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""Ray, started and joined safely: token authentication always on, the dashboard on loopback.
+
+Ray reads its authentication mode when it is imported, so this module imports it inside its functions, after the
+environment is set.
+1. `local_cluster` makes a token of its own in the run directory, starts Ray, and shuts down what it started.
+2. `join` connects this process to a running cluster with that cluster's token.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from deploy.rundir import Endpoint
+
+NAMESPACE = "tempera"
+LOOPBACK = "127.0.0.1"
+OBJECT_STORE_BYTES = 512 * 2**20
+"""Object store of a local cluster: batches in flight, a few MiB each; far below a laptop's memory."""
+
+
+def authenticate(token_path: Path) -> None:
+    """Turn token authentication on for this process and its children; make the token when there is none."""
+    if not token_path.exists():
+        token_path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(token_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as token:
+            token.write(secrets.token_hex(32))
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_path.resolve())
+
+
+def quiet() -> None:
+    """Settings that must stand in the environment before Ray is imported."""
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@contextmanager
+def local_cluster(directory: Path, *, num_cpus: int) -> Iterator[Endpoint]:
+    """Start Ray on this machine for as long as the block lasts.
+
+    What Ray prints of its workers goes to ray.log in the directory, not to the person's screen.
+
+    Args:
+        directory: where the token is kept (a run directory).
+        num_cpus: logical CPUs; loaders and trainers are placed by them, they do not bind cores.
+
+    Yields:
+        How other processes of the same user reach the cluster.
+    """
+    token_path = directory / ".ray-token"
+    authenticate(token_path)
+    quiet()
+    import ray
+
+    context: Any = ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=True,
+        dashboard_host=LOOPBACK,
+        namespace=NAMESPACE,
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+    endpoint = Endpoint(
+        address=context.address_info["gcs_address"],
+        namespace=NAMESPACE,
+        token_path=str(token_path.resolve()),
+        pid=os.getpid(),
+        dashboard=context.address_info.get("webui_url") or "",
+    )
+    try:
+        with (directory / "ray.log").open("a") as file, redirect_stdout(file):
+            yield endpoint
+    finally:
+        ray.shutdown()
+
+
+def join(endpoint: Endpoint) -> None:
+    """Connect this process to a running cluster, unless it is connected."""
+    authenticate(Path(endpoint.token_path))
+    quiet()
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(
+            address=endpoint.address, namespace=endpoint.namespace, log_to_driver=False, logging_level=logging.WARNING
+        )

@@ -1,0 +1,6 @@
+"""The commands of `tempera`, one module a group: each function is a command, its signature the options, its return
+the answer.
+
+Heavy packages (torch, ray, matplotlib) are imported inside the functions, so that `tempera --help` and `tempera
+log` answer at once.
+"""

@@ -1,0 +1,104 @@
+"""`tempera train`, `resume`, `status`, `watch`: start a run, continue it, look at it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tyro.conf import Positional
+
+from deploy.console import Answer, say, table
+from deploy.rundir import RunDir, find_run
+
+if TYPE_CHECKING:
+    from deploy.config import RunConfig
+
+
+def train(
+    name: Positional[str],
+    *,
+    index: Path,
+    prototypes: Path | None = None,
+    test_index: Path | None = None,
+    out: Path | None = None,
+    set: tuple[str, ...] = (),
+    ray: bool = True,
+) -> Answer:
+    """Start a named run.
+
+    Args:
+        name: tiny, debug, mae_b_200, mae_b_800, prototypes_mae_b_200, prototypes_mae_b_800.
+        index: index.parquet of the training images.
+        prototypes: prototypes.parquet; beside the index by default, if it is there.
+        test_index: index.parquet of held-out labelled images for the nearest-neighbour curve.
+        out: run directory; runs/NAME by default.
+        set: fields to change, as in --set train.total_steps=200 curriculum.end=0.5.
+        ray: use actors under Ray; --no-ray runs everything in this process.
+    """
+    from deploy.config import DataConfig
+    from deploy.overrides import override
+    from deploy.runs import RUNS
+    from trainer.config import choose
+
+    beside = index.parent / "prototypes.parquet"
+    found = prototypes or (beside if beside.is_file() else None)
+    data = DataConfig(index=str(index.resolve()), prototypes=_path(found), test_index=_path(test_index))
+    config = override(choose(name, RUNS, "a run")(data), set)
+    return _run(config, RunDir(out or Path("runs") / config.name), ray=ray)
+
+
+def resume(path: Positional[Path], *, ray: bool = True) -> Answer:
+    """Continue a run from its newest checkpoint; nothing that it saw is seen again.
+
+    Args:
+        path: the run's directory.
+        ray: use actors under Ray; --no-ray runs everything in this process.
+    """
+    from deploy.config import load_config
+
+    run = RunDir(path).require()
+    return _run(load_config(run.config), run, ray=ray)
+
+
+def status(*, run: Path | None = None) -> Answer:
+    """Show how far a run is and what is in force.
+
+    Args:
+        run: the run's directory; by default the one that is alive under runs/, or the newest.
+    """
+    from deploy.config import load_config
+    from deploy.watch import snapshot, status_view
+
+    found = find_run(run)
+    facts = snapshot(found)
+    return Answer(data=facts, view=status_view(facts, load_config(found.config)))
+
+
+def watch(*, run: Path | None = None, every: float = 1.0, once: bool = False) -> None:
+    """Watch a run in the terminal, live.
+
+    Args:
+        run: the run's directory; by default the one that is alive under runs/, or the newest.
+        every: seconds between two drawings.
+        once: draw a single time.
+    """
+    from deploy.watch import watch as watch_run
+
+    watch_run(find_run(run), every_s=every, once=once)
+
+
+def _run(config: RunConfig, run: RunDir, *, ray: bool) -> Answer:
+    from deploy.launch import launch, launch_in_process
+    from deploy.training_bar import training_bar
+
+    say(f"run {config.name} in {run.path}; `tempera watch --run {run.path}` shows it live")
+    with run.held(), training_bar(run, total_steps=config.train.total_steps):
+        result = launch(config, run) if ray else launch_in_process(config, run)
+    rows = [("step", result.step), ("reason", result.reason), ("checkpoint", result.checkpoint)]
+    rows += [(name, value) for name, value in result.metrics.items() if name != "step"]
+    return Answer(data={"run": str(run.path), **asdict(result)}, view=table(config.name, ("", ""), rows))
+
+
+def _path(path: Path | None) -> str | None:
+    return None if path is None else str(path.resolve())

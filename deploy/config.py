@@ -1,0 +1,124 @@
+"""RunConfig: everything that fixes a run, as one nested frozen dataclass, to and from JSON.
+
+`config.json` in the run directory holds the resolved value before the first step; `tempera resume` reads nothing
+else.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from deploy.rundir import write_json
+from loader import Transform
+from trainer import TrainConfig
+from trainer.config import from_dict
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Which images a run sees, and how they are cropped."""
+
+    index: str
+    """Sample index of the training images (Parquet, from `tempera shards index`)."""
+    prototypes: str | None = None
+    """Distances and clusters (Parquet, from `tempera score`); needed by the policies that use them."""
+    test_index: str | None = None
+    """Sample index of held-out labelled images for the nearest-neighbour curve, or none."""
+    transform: Transform = field(default_factory=Transform)
+    """Training crops."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CurriculumConfig:
+    """What the trainer asks the selection service for, by training progress."""
+
+    policy: str = "prototypical"
+    """A name in scoring.POLICIES."""
+    schedule: str = "cosine"
+    """A name in scoring.SCHEDULES: effective dataset size by progress."""
+    start: float = 0.20
+    """Effective dataset size at the first step, a fraction of the data (the paper's temperature .07)."""
+    end: float = 0.61
+    """Effective dataset size at the last step (the paper's temperature .6)."""
+    spare_fraction: float = 0.01
+    """Spare draws a window carries for bad samples."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FleetConfig:
+    """Loader workers: how many, and what each may use."""
+
+    loaders: int = 2
+    """Loader workers at the start, 1 or more; `tempera scale` changes it live."""
+    threads: int = 1
+    """Decoding threads of each loader."""
+    cpus_per_loader: float = 0.25
+    """Logical CPUs that Ray reserves for each loader; raise it to one per thread on a real cluster."""
+    cache_bytes: int = 0
+    """Decoded pixels each loader may keep."""
+    decoder: Literal["cpu", "dali"] = "cpu"
+    """cpu is libjpeg-turbo; dali decodes on a GPU where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainersConfig:
+    """Trainer workers under Ray Train."""
+
+    workers: int = 1
+    """Data-parallel ranks."""
+    use_gpu: bool = False
+    """One GPU for each rank."""
+    max_failures: int = 3
+    """Restarts from the last checkpoint before the run gives up."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """One run."""
+
+    name: str
+    """What people call it; also the actors' name prefix."""
+    data: DataConfig
+    """Images and crops."""
+    train: TrainConfig
+    """Method, model, optimiser, steps, seed."""
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    """Policy and schedule."""
+    fleet: FleetConfig = field(default_factory=FleetConfig)
+    """Loader workers."""
+    trainers: TrainersConfig = field(default_factory=TrainersConfig)
+    """Trainer workers."""
+    evaluate_every: int = 0
+    """Steps between nearest-neighbour evaluations, which need labelled images; 0 means never."""
+
+    def __post_init__(self) -> None:
+        if not self.name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"name must be letters, digits, '-' and '_'; got {self.name!r}.")
+        if self.train.global_batch % self.trainers.workers:
+            below = self.train.global_batch // self.trainers.workers * self.trainers.workers
+            raise ValueError(
+                f"train.global_batch must be divisible by trainers.workers ({self.trainers.workers}); "
+                f"got {self.train.global_batch}. "
+                f"Try {below or self.trainers.workers} or {below + self.trainers.workers}."
+            )
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write the configuration as JSON, whole or not at all."""
+    write_json(path, asdict(config))
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read a configuration that `save_config` wrote.
+
+    Raises:
+        ValueError: not JSON, an unknown field (with the nearest name), or a value out of range.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+    return from_dict(RunConfig, value)

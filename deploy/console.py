@@ -1,0 +1,80 @@
+"""What a person sees: answers on standard output, progress and warnings on standard error.
+
+A command returns an `Answer`: the same facts as a JSON object for scripts and as something rich can draw for
+people. `cli.py` prints one of the two. Progress bars go to standard error, so that `--json` output stays clean, and
+appear only on a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+OUT = Console()
+ERR = Console(stderr=True)
+
+Advance = Callable[[int, int], None]
+"""Called with (done, total) as a long step goes on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """The result of one command, for scripts and for people."""
+
+    data: dict[str, Any]
+    """JSON-able facts, printed as they are with --json."""
+    view: RenderableType
+    """What a person reads: a line, a table, a panel."""
+    ok: bool = True
+    """False when the command did its work and the answer is bad news; the exit status is then 1."""
+
+    def show(self, *, as_json: bool) -> None:
+        """Print the answer to standard output."""
+        if as_json:
+            OUT.file.write(json.dumps(self.data) + "\n")
+        else:
+            OUT.print(self.view)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """A rich table; numbers are right-aligned, None is shown as a dash."""
+    result = Table(title=title or None, title_justify="left", header_style="bold")
+    for position, name in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[position], int | float) or row[position] is None for row in rows)
+        result.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        result.add_row(
+            *("-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value) for value in row)
+        )
+    return result
+
+
+@contextmanager
+def progress_bar(description: str) -> Iterator[Advance]:
+    """A progress bar on standard error for one long step.
+
+    Yields:
+        A function of (done, total) that moves the bar.
+    """
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=ERR) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def say(message: str) -> None:
+    """One line for the person, on standard error."""
+    ERR.print(message, highlight=False)

@@ -1,0 +1,179 @@
+"""Starts a run and sees it to its end.
+
+The caller holds the run directory.
+1. check the data, write config.json;
+2. start Ray (or use the one named), the selection service and the loader fleet, and publish how to reach them;
+3. train under Ray Train; the selection recovers from its log and the trainer from its newest checkpoint, so a
+resume is the same call;
+4. stop the actors.
+
+`launch_in_process` is the same run without Ray: one process, the plain classes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy.client import RunClient
+from deploy.cluster import local_cluster
+from deploy.config import RunConfig, load_config, save_config
+from deploy.rank import Rank, SelectionPort, selection_config
+from deploy.rundir import Endpoint, RunDir, RunError
+from deploy.scribe import Scribe
+from loader import LoaderConfig, LoaderPool, LoaderWorker, LocalLoaders, ShardIndex
+from scoring import Prototypes, RunLog, Selection, SelectionConfig
+from trainer import SingleProcess, TrainResult, train
+
+log = logging.getLogger(__name__)
+
+CPUS_PER_TRAINER = 1.0
+SPARE_CPUS = 4.0
+"""Logical CPUs of a local cluster beyond the run's own, so that loaders can be added while it trains."""
+
+Beside = Callable[[RunClient], AbstractContextManager[object]]
+
+
+def launch(config: RunConfig, run: RunDir, *, beside: Beside | None = None) -> TrainResult:
+    """Run under a Ray cluster on this machine; continue when the directory holds the same run already.
+
+    Args:
+        config: what to run.
+        run: its directory.
+        beside: makes what is entered once the actors answer, and left when training is over and they still do.
+
+    Raises:
+        RunError: the directory holds another run.
+    """
+    selection_part = _prepare(config, run)
+    with ExitStack() as stack:
+        fleet, trainers = config.fleet, config.trainers
+        cpus = trainers.workers * CPUS_PER_TRAINER + fleet.loaders * fleet.cpus_per_loader + SPARE_CPUS
+        endpoint = stack.enter_context(local_cluster(run.path, num_cpus=round(cpus)))
+        endpoint = replace(endpoint, selection=f"selection-{config.name}", fleet=f"fleet-{config.name}")
+        client = stack.enter_context(_actors(config, run, endpoint, selection_part))
+        stack.enter_context(run.published(endpoint))
+        if beside:
+            stack.enter_context(beside(client))
+        return _train_on_ray(config, run, endpoint)
+
+
+def launch_in_process(config: RunConfig, run: RunDir) -> TrainResult:
+    """The same run in this process alone, without Ray."""
+    selection_part = _prepare(config, run)
+    with closing(RunLog(run.log)) as runlog, closing(LocalLoaders(_local_workers(config))) as loaders:
+        selection = Selection(_distance(config), selection_part, runlog=runlog)
+        rank, context = Rank(config=config, connect=lambda: (selection, loaders)), SingleProcess()
+        return train(
+            config.train,
+            rank.stream(context),
+            run_dir=run.path,
+            selection=selection,
+            context=context,
+            evaluate_every=config.evaluate_every,
+            on_evaluate=rank.probe(context),
+        )
+
+
+def _prepare(config: RunConfig, run: RunDir) -> SelectionConfig:
+    """Check the data against the index and write config.json; nothing is written when something does not fit.
+
+    Raises:
+        RunError: the directory holds another run.
+        LoaderError: the index is missing, stale or not an index.
+    """
+    index = ShardIndex.load(config.data.index)
+    index.verify()
+    if run.config.is_file():
+        if json.loads(run.config.read_text()) != json.loads(json.dumps(asdict(config))):
+            name = load_config(run.config).name
+            raise RunError(f"{run.path} holds another run ({name}). Resume that one, or take another --out.")
+    else:
+        run.path.mkdir(parents=True, exist_ok=True)
+        save_config(config, run.config)
+    return selection_config(config, num_samples=len(index), fingerprint=index.fingerprint)
+
+
+@contextmanager
+def _actors(config: RunConfig, run: RunDir, endpoint: Endpoint, selection_part: SelectionConfig) -> Iterator[RunClient]:
+    """The run's selection service and loader fleet; what happens to loaders is copied into the run log."""
+    from loader.actors import start_fleet
+    from scoring.actors import start_selection
+
+    selection = start_selection(
+        selection_part, runlog=run.log, prototypes=config.data.prototypes, name=endpoint.selection
+    )
+    fleet = start_fleet(
+        _loader_config(config), size=config.fleet.loaders, num_cpus=config.fleet.cpus_per_loader, name=endpoint.fleet
+    )
+    try:
+        with Scribe(fleet.events, selection.record):
+            yield RunClient(selection, fleet)
+    finally:
+        fleet.close()
+
+
+def _train_on_ray(config: RunConfig, run: RunDir, endpoint: Endpoint) -> TrainResult:
+    from trainer.actors import TrainJob, train_on_ray
+
+    rank = Rank(config=config, connect=_RayConnection(endpoint))
+    job = TrainJob(
+        config=config.train,
+        run_dir=str(run.path.resolve()),
+        make_stream=rank.stream,
+        make_selection=rank.selection,
+        evaluate_every=config.evaluate_every,
+        make_on_evaluate=rank.probe if config.evaluate_every else None,
+    )
+    return train_on_ray(
+        job,
+        num_workers=config.trainers.workers,
+        use_gpu=config.trainers.use_gpu,
+        max_failures=config.trainers.max_failures,
+        name=config.name,
+    )
+
+
+class _RayConnection:
+    """Reaches the run's actors from a trainer rank, once for its lifetime."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._reached: tuple[SelectionPort, LoaderPool] | None = None
+
+    def __call__(self) -> tuple[SelectionPort, LoaderPool]:
+        from loader.actors import RayLoaders, connect_fleet
+        from scoring.actors import SelectionClient
+
+        if self._reached is None:
+            endpoint = self._endpoint
+            self._reached = (
+                SelectionClient(name=endpoint.selection, namespace=endpoint.namespace),
+                RayLoaders(connect_fleet(endpoint.fleet)),
+            )
+        return self._reached
+
+
+def _loader_config(config: RunConfig) -> LoaderConfig:
+    fleet = config.fleet
+    return LoaderConfig(
+        index=str(Path(config.data.index).resolve()),
+        threads=fleet.threads,
+        cache_bytes=fleet.cache_bytes,
+        decoder=fleet.decoder,
+    )
+
+
+def _local_workers(config: RunConfig) -> list[LoaderWorker]:
+    return [LoaderWorker(_loader_config(config)) for _ in range(config.fleet.loaders)]
+
+
+def _distance(config: RunConfig) -> NDArray[np.float32] | None:
+    return None if config.data.prototypes is None else Prototypes.load(config.data.prototypes).distance

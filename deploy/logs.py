@@ -1,0 +1,108 @@
+"""The run log as rows and as a table: who changed what, why, and from which window on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from rich.table import Table
+
+from deploy.console import table
+from deploy.rundir import RunDir, RunError
+from scoring import LogEntry, read_entries
+
+SCHEDULE = "schedule"
+"""Kind of the entries that the trainer writes at each window."""
+
+
+def log_entries(run: RunDir, *, limit: int, changes_only: bool = False) -> list[dict[str, Any]]:
+    """The last entries of a run's log, oldest first, as JSON-able dictionaries. The run may be alive.
+
+    Args:
+        run: the run.
+        limit: how many.
+        changes_only: leave out what the trainer's schedule writes at each window.
+
+    Raises:
+        RunError: the run has no log.
+    """
+    if not run.log.is_file():
+        raise RunError(f"{run.path} has no log yet (run.sqlite is missing): the run has not started.")
+    entries = read_entries(run.log, limit=None if changes_only else limit)
+    if changes_only:
+        entries = [entry for entry in entries if entry.kind != SCHEDULE][-limit:]
+    return [_plain(entry) for entry in entries]
+
+
+def log_table(entries: Sequence[dict[str, Any]]) -> Table:
+    """The entries as a table for people."""
+    rows = [
+        (
+            datetime.fromtimestamp(entry["time"]).strftime("%H:%M:%S"),
+            entry["author"],
+            what(entry),
+            entry["window"],
+            entry["step"],
+            _in_force(entry),
+            entry["reason"] if entry["in_force"] else "recorded; a person's value holds",
+        )
+        for entry in entries
+    ]
+    return table("run log", ("time", "author", "what", "window", "step", "in force", "why"), rows)
+
+
+def what(entry: dict[str, Any]) -> str:
+    """An entry's kind and value in a few words."""
+    value = entry["value"]
+    shown = "" if value is None else f" {value:.4g}" if isinstance(value, float) else f" {value}"
+    return f"{entry['kind']}{shown}".replace("_", " ")
+
+
+def _in_force(entry: dict[str, Any]) -> str:
+    if entry["effective_size"] is None:
+        return ""
+    temperature = "" if entry["temperature"] is None else f", tau {entry['temperature']:.3g}"
+    return f"{entry['effective_size']:.3f}{temperature}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Knob:
+    """What was in force, window by window; each list has one value a window."""
+
+    steps: list[int]
+    """First optimizer step of the window."""
+    effective_size: list[float]
+    """Effective dataset size in force, a fraction of the data."""
+    temperature: list[float]
+    """Temperature in force."""
+
+
+def knob_history(run: RunDir, *, window_steps: int, total_steps: int) -> Knob:
+    """Effective size and temperature of every window of a run, folded from its log.
+
+    Args:
+        run: the run.
+        window_steps: optimizer steps of a window.
+        total_steps: optimizer steps of the run.
+    """
+    changes = {entry.window: entry for entry in read_entries(run.log) if entry.effective_size is not None}
+    knob = Knob(steps=[], effective_size=[], temperature=[])
+    size, temperature = math.nan, math.nan
+    for window in range(math.ceil(total_steps / window_steps)):
+        if window in changes:
+            size, temperature = changes[window].effective_size or math.nan, changes[window].temperature or math.nan
+        knob.steps.append(window * window_steps)
+        knob.effective_size.append(size)
+        knob.temperature.append(temperature)
+    return knob
+
+
+def _plain(entry: LogEntry) -> dict[str, Any]:
+    """JSON has no infinity: a policy without a temperature has none."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in asdict(entry).items()
+    }

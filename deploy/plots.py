@@ -1,0 +1,111 @@
+"""The pictures of a run, drawn with matplotlib from plain arrays and dictionaries, as PNG files.
+
+Every function takes the file to write and the data; none of them reads a run directory or trains anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+WARM, COOL, GREY = "#d1495b", "#2e6f95", "#8d99ae"
+DPI = 120
+
+
+@contextmanager
+def _axes(path: Path, *, width: float = 7.2, height: float = 3.6) -> Iterator[Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    yield axes
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI)
+
+
+def effective_size(
+    path: Path, *, steps: Sequence[int], used: Sequence[float], scheduled: Sequence[float], temperature: Sequence[float]
+) -> None:
+    """Effective dataset size and temperature by step: what was in force, and what the schedule asked for.
+
+    Args:
+        path: PNG to write.
+        steps: first optimizer step of each window.
+        used: effective size in force, a fraction of the data.
+        scheduled: the schedule's effective size for the same windows.
+        temperature: temperature in force.
+    """
+    with _axes(path) as axes:
+        axes.plot(steps, scheduled, color=GREY, linestyle="--", label="schedule")
+        axes.step(steps, used, color=WARM, where="post", label="in force")
+        axes.set(xlabel="optimizer step", ylabel="effective dataset size", ylim=(0, 0.7))
+        right = axes.twinx()
+        right.spines[["top"]].set_visible(False)
+        right.step(steps, temperature, color=COOL, where="post", linewidth=1, label="temperature")
+        right.set(ylabel="temperature", yscale="log")
+        handles = [*axes.get_lines(), *right.get_lines()]
+        axes.legend(handles=handles, loc="lower right", frameon=False)
+
+
+def curves(path: Path, *, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> None:
+    """Several curves in one plot, the first in the warm colour.
+
+    Args:
+        path: PNG to write.
+        series: name -> (x values, y values).
+        x: label of the horizontal axis.
+        y: label of the vertical axis.
+    """
+    with _axes(path) as axes:
+        for (name, (xs, ys)), color in zip(series.items(), (WARM, COOL, GREY, "#edae49", "#66a182"), strict=False):
+            marker = "o" if len(xs) < 40 else None
+            axes.plot(xs, ys, color=color, label=name, marker=marker, markersize=3, linewidth=1.4)
+        axes.set(xlabel=x, ylabel=y)
+        axes.legend(frameon=False)
+
+
+def times_drawn(path: Path, *, counts: NDArray[Any], label: str) -> None:
+    """How often each sample was drawn, as a histogram over samples.
+
+    Args:
+        path: PNG to write.
+        counts: times drawn, integer[N].
+        label: what drew them.
+    """
+    top = int(counts.max(initial=0))
+    bins = np.arange(top + 2) - 0.5 if top < 60 else np.linspace(0, top, 60)
+    with _axes(path) as axes:
+        axes.hist(counts, bins=bins.tolist(), color=WARM, alpha=0.85, label=label)
+        axes.set(xlabel="times drawn", ylabel="samples")
+        axes.legend(frameon=False)
+
+
+def prototypes(path: Path, *, rows: Sequence[tuple[str, NDArray[np.uint8]]]) -> None:
+    """One row a cluster, its images from nearest to farthest from the prototype.
+
+    Args:
+        path: PNG to write.
+        rows: (label of the cluster, images uint8[n,3,H,W]), n at most equal between rows.
+    """
+    columns = max(len(images) for _, images in rows)
+    figure = Figure(figsize=(1.2 + 0.62 * columns, 0.66 * len(rows) + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for (label, images), axes_row in zip(rows, grid, strict=True):
+        for axes in axes_row:
+            axes.set_axis_off()
+        for image, axes in zip(images, axes_row, strict=False):
+            axes.imshow(image.transpose(1, 2, 0), interpolation="nearest")
+        axes_row[0].text(-0.15, 0.5, label, transform=axes_row[0].transAxes, ha="right", va="center", fontsize=8)
+    figure.suptitle("each row one cluster: nearest to the prototype on the left, farthest on the right", fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI)

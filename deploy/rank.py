@@ -1,0 +1,108 @@
+"""What one trainer rank assembles, with Ray or without: schedule -> windows -> batches -> training loop.
+
+Selection (or its client) -- ScheduledWindows -- BatchStream -- train()
+                  ^                                  |             |
+                  +---- bad samples, scores ---------+-------------+
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from deploy.config import RunConfig
+from deploy.probe import NearestNeighbourProbe
+from loader import BadSample, BatchStream, LoaderPool, StreamConfig
+from scoring import SCHEDULES, Event, SelectionConfig
+from trainer import ScheduledWindows
+from trainer.context import Context
+
+log = logging.getLogger(__name__)
+
+
+class SelectionPort(Protocol):
+    """What a rank asks of the selection service; `scoring.Selection` and `scoring.actors.SelectionClient` offer it."""
+
+    def window(self, index: int, *, effective_size: float | None = None) -> Any:
+        """The draws of one window."""
+
+    def report_scores(
+        self, ids: Any, values: Any, *, kind: str = "bss", step: int, producer: str, sequence: int
+    ) -> Any:
+        """Scores from a trainer."""
+
+    def record(self, event: Event) -> None:
+        """An entry for the run log."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rank:
+    """The parts of one trainer rank, made in the rank's own process. Picklable."""
+
+    config: RunConfig
+    """The whole run."""
+    connect: Callable[[], tuple[SelectionPort, LoaderPool]]
+    """Reaches the selection and the loaders from the rank's process."""
+
+    def selection(self, context: Context) -> SelectionPort:
+        """What the rank reports scores to."""
+        return self.connect()[0]
+
+    def stream(self, context: Context) -> BatchStream:
+        """The rank's batches."""
+        config = self.config
+        selection, loaders = self.connect()
+        schedule = effective_size_schedule(config)
+        windows = ScheduledWindows(selection, schedule, config.train.window_steps, config.train.total_steps)
+        stream_config = StreamConfig(
+            seed=config.train.seed,
+            global_batch=config.train.global_batch,
+            total_steps=config.train.total_steps,
+            transform=config.data.transform,
+            window_steps=config.train.window_steps,
+            rank=context.rank,
+            world_size=context.world_size,
+        )
+        return BatchStream(windows, loaders, stream_config, on_bad=_reporter(selection))
+
+    def probe(self, context: Context) -> NearestNeighbourProbe:
+        """Evaluates the encoder on the run's own images."""
+        data = self.config.data
+        test_index = None if data.test_index is None else Path(data.test_index)
+        return NearestNeighbourProbe(Path(data.index), test_index, size=self.config.train.model.image_size)
+
+
+def effective_size_schedule(config: RunConfig) -> Callable[[float], float]:
+    """Effective dataset size by training progress in [0, 1], as the run's curriculum says."""
+    curriculum = config.curriculum
+    return SCHEDULES[curriculum.schedule](start=curriculum.start, end=curriculum.end)
+
+
+def selection_config(config: RunConfig, *, num_samples: int, fingerprint: str) -> SelectionConfig:
+    """The selection's part of a run."""
+    return SelectionConfig(
+        seed=config.train.seed,
+        global_batch=config.train.global_batch,
+        window_steps=config.train.window_steps,
+        num_samples=num_samples,
+        policy=config.curriculum.policy,
+        effective_size=config.curriculum.start,
+        spare_fraction=config.curriculum.spare_fraction,
+        fingerprint=fingerprint,
+    )
+
+
+def _reporter(selection: SelectionPort) -> Callable[[BadSample], None]:
+    """Writes a substituted sample into the run log; training does not depend on it."""
+
+    def report(sample: BadSample) -> None:
+        message = f"draw {sample.draw}: {sample.key}: {sample.reason}"
+        try:
+            selection.record(Event(kind="bad_sample", author="loader", message=message, value=sample.sample_id))
+        except Exception:
+            log.warning("a bad sample could not be written into the run log: %s", message, exc_info=True)
+
+    return report

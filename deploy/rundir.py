@@ -1,0 +1,175 @@
+"""A run's directory: where everything about one run lies, and who holds it now.
+
+config.json      the resolved configuration, written before the first step
+run.sqlite       control log, windows, scores, bad samples (scoring.RunLog)
+metrics.jsonl    one line a logged step (trainer)
+checkpoints/     step-N/ with safetensors and JSON
+report/          pictures, report.json, report.html
+cluster.json     only while the run is alive: how to reach its actors
+.lock            held by the process that drives the run
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+class RunError(ValueError):
+    """A run directory that cannot be used as asked; the message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Endpoint:
+    """How to reach a live run."""
+
+    address: str
+    """host:port of the Ray head."""
+    namespace: str
+    """Ray namespace of the run's actors."""
+    token_path: str
+    """File with the cluster's token, readable by its owner only."""
+    pid: int
+    """Process that drives the run."""
+    dashboard: str
+    """Address of the Ray dashboard, or an empty string."""
+    selection: str = "selection"
+    """Name of the selection service's actor."""
+    fleet: str = "fleet"
+    """Name of the loader fleet's actor."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """Paths of one run and the few files that deploy itself writes."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.json"
+
+    @property
+    def log(self) -> Path:
+        """The control log."""
+        return self.path / "run.sqlite"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line a logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Checkpoint folders."""
+        return self.path / "checkpoints"
+
+    @property
+    def report(self) -> Path:
+        """Pictures and tables."""
+        return self.path / "report"
+
+    def require(self) -> RunDir:
+        """This directory, when it holds a run.
+
+        Raises:
+            RunError: there is no run here.
+        """
+        if not self.config.is_file():
+            raise RunError(
+                f"no run in {self.path} (config.json is missing). `tempera train NAME --out {self.path}` starts one."
+            )
+        return self
+
+    def endpoint(self) -> Endpoint | None:
+        """How to reach the run, or None when it is not alive."""
+        try:
+            endpoint = Endpoint(**json.loads((self.path / "cluster.json").read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+        return endpoint if _alive(endpoint.pid) else None
+
+    @contextmanager
+    def published(self, endpoint: Endpoint) -> Iterator[None]:
+        """Tell other processes how to reach the run for as long as the block lasts."""
+        write_json(self.path / "cluster.json", asdict(endpoint))
+        try:
+            yield
+        finally:
+            (self.path / "cluster.json").unlink(missing_ok=True)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the run for this process; the kernel lets go of it however the process ends.
+
+        Raises:
+            RunError: another process drives this run.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                holder = lock.read().strip() or "unknown"
+                raise RunError(
+                    f"another process drives {self.path} (pid {holder}). Wait for it, stop it, or take another --out."
+                ) from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+
+    def metric_lines(self, *, tail: int | None = None) -> list[dict[str, Any]]:
+        """The logged steps in order.
+
+        Args:
+            tail: only so many last lines, or all.
+        """
+        from trainer.metrics import read_metrics
+
+        lines = read_metrics(self.metrics)
+        return lines[-tail:] if tail else lines
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON beside `path` and rename it there, so that a reader never sees half a file."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def find_run(path: Path | None, *, root: Path = Path("runs")) -> RunDir:
+    """The run that was named, or the only one alive under `root`, or the newest there.
+
+    Raises:
+        RunError: none, or several are alive and none was named.
+    """
+    if path is not None:
+        return RunDir(path).require()
+    runs = sorted(
+        (RunDir(config.parent) for config in root.glob("*/config.json")), key=lambda run: run.config.stat().st_mtime
+    )
+    alive = [run for run in runs if run.endpoint()]
+    if len(alive) > 1:
+        raise RunError(f"several runs are alive: {', '.join(str(run.path) for run in alive)}. Name one with --run.")
+    if not runs:
+        raise RunError(f"no run under {root.resolve()}. `tempera demo` makes one; or name a run directory with --run.")
+    return alive[0] if alive else runs[-1]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
