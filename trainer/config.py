@@ -18,7 +18,7 @@ T = TypeVar("T")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-Masking = Literal["random", "block", "simmim"]
+Masking = Literal["auto", "random", "block", "simmim"]
 Precision = Literal["auto", "float32", "bf16", "float64"]
 
 
@@ -197,8 +197,8 @@ class ModelConfig:
     """Transformer blocks of the decoder."""
     decoder_heads: int = 16
     """Attention heads of the decoder."""
-    masking: Masking = "random"
-    """How the masked patches are chosen; clmae learns its own."""
+    masking: Masking = "auto"
+    """How the masked patches are chosen; auto is the method's own way. clmae learns its masks."""
     mask_ratio: float = 0.75
     """Share of the patches that is hidden, in (0, 1)."""
     norm_pix: bool = True

@@ -48,6 +48,12 @@ def take(tokens_BND: Tensor, index_BK: Tensor) -> Tensor:
     return tokens_BND.reshape(-1, width).index_select(0, (index_BK + offset).flatten()).view(batch, -1, width)
 
 
+def split_tokens(tokens_BTD: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
+    """Return the (masked, visible) patch tokens of tokens in image order behind a class token."""
+    patches_BND = tokens_BTD[:, 1:]
+    return take(patches_BND, mask.masked_BM), take(patches_BND, mask.visible_BV)
+
+
 def split_order(order_BN: Tensor, num_visible: int) -> Mask:
     """Return the mask whose visible patches are the first `num_visible` of an order."""
     return Mask(order_BN[:, :num_visible], order_BN[:, num_visible:])
@@ -79,7 +85,7 @@ def simmim_blocks(config: ModelConfig) -> tuple[int, int]:
 
     A block is 32 pixels, or two patches where the image is too small for that to leave a choice.
     """
-    pixels = 32 if config.image_size >= 128 else 2 * config.patch_size
+    pixels = 32 if config.image_size >= 64 else 2 * config.patch_size
     if config.image_size % pixels or pixels % config.patch_size:
         raise ValueError(
             f"simmim masking needs an image_size that is a multiple of its {pixels}-pixel blocks, and blocks that "

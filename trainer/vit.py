@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers.patch_embed import PatchEmbed
+from timm.models import beit
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -27,13 +28,14 @@ LAYER_NORM_EPS = 1e-6  # MAE, SimMIM, BootMAE and timm's ViT
 class Encoder(nn.Module):
     """A ViT with a class token that takes all patches of an image, or the visible ones."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, row_first: bool = False) -> None:
         super().__init__()
         self.grid = config.grid
         self.patch_size = config.patch_size
         self.patch_embed = PatchEmbed(config.image_size, config.patch_size, 3, config.width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.pos_embed = nn.Parameter(sincos_positions(config.width, config.grid), requires_grad=False)
+        positions = sincos_positions(config.width, config.grid, row_first=row_first)
+        self.pos_embed = nn.Parameter(positions, requires_grad=False)
         self.blocks = make_blocks(
             config.width,
             config.depth,
@@ -48,8 +50,7 @@ class Encoder(nn.Module):
 
     def embed_patches(self, patches_BVP: Tensor, index_BV: Tensor | None = None) -> Tensor:
         """Return patch tokens with positions, [B, V, D]; without `index_BV` they are all the patches, in order."""
-        weight = self.patch_embed.proj.weight.permute(0, 2, 3, 1).flatten(1)  # [D, P] in the order of a patch
-        tokens_BVD = F.linear(patches_BVP, weight, self.patch_embed.proj.bias)
+        tokens_BVD = linear_patches(self.patch_embed, patches_BVP)
         positions = self.pos_embed[0, 1:]
         return tokens_BVD + (positions if index_BV is None else positions[index_BV])
 
@@ -94,6 +95,12 @@ def make_blocks(
     return nn.ModuleList([make(drop_path=rate) for rate in rates])
 
 
+def linear_patches(patch_embed: PatchEmbed, patches_BVP: Tensor) -> Tensor:
+    """Return the tokens of patches, [B, V, D]: timm's patch convolution as the matrix product that it is."""
+    weight = patch_embed.proj.weight.permute(0, 2, 3, 1).flatten(1)  # [D, P] in the order of a patch
+    return F.linear(patches_BVP, weight, patch_embed.proj.bias)
+
+
 def patchify(images_BCHW: Tensor, patch_size: int) -> Tensor:
     """Return the patches of images, [B, N, P], each in (row, column, channel) order (official MAE)."""
     batch, channels, height, width = images_BCHW.shape
@@ -110,18 +117,19 @@ def unpatchify(patches_BNP: Tensor, patch_size: int) -> Tensor:
     return x.reshape(batch, channels, side * patch_size, side * patch_size)
 
 
-def sincos_positions(width: int, grid: int) -> Tensor:
+def sincos_positions(width: int, grid: int, *, row_first: bool = False) -> Tensor:
     """Return fixed 2-D sine-cosine positions, float32[1, 1 + grid^2, width], zeros for the class token.
 
-    The first half of a position encodes the column, the second the row; each half is [sin(p w_k) | cos(p w_k)] with
-    w_k = 10000^(-k / (width / 4)), k < width / 4 (official MAE: `get_2d_sincos_pos_embed`, whose mesh puts the width
-    first).
+    The first half of a position encodes the column (the row with `row_first`, as in BootMAE), the second the other;
+    each half is [sin(p w_k) | cos(p w_k)] with w_k = 10000^(-k / (width / 4)), k < width / 4 (official MAE:
+    `get_2d_sincos_pos_embed`, whose mesh puts the width first).
     """
     frequency = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width / 4))
     angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency
     line = torch.cat([angle.sin(), angle.cos()], dim=1)  # [grid, width / 2]
     column, row = line.repeat(grid, 1), line.repeat_interleave(grid, 0)
-    return F.pad(torch.cat([column, row], dim=1), (0, 0, 1, 0)).float()[None]
+    halves = [row, column] if row_first else [column, row]
+    return F.pad(torch.cat(halves, dim=1), (0, 0, 1, 0)).float()[None]
 
 
 def init_xavier(module: nn.Module) -> None:
@@ -136,7 +144,7 @@ def init_xavier(module: nn.Module) -> None:
 
 def compile_blocks(module: nn.Module, compile_one: Callable[[nn.Module], None] = nn.Module.compile) -> int:
     """Compile every transformer block in place (names and state dict stay) and return how many there were."""
-    blocks = [part for part in module.modules() if isinstance(part, Block)]
+    blocks = [part for part in module.modules() if isinstance(part, Block | beit.Block)]
     for block in blocks:
         compile_one(block)
     return len(blocks)

@@ -4,10 +4,14 @@ from collections.abc import Callable
 
 from trainer.config import ModelConfig, choose
 from trainer.methods.base import Losses, Method, Progress
+from trainer.methods.clmae import Clmae
 from trainer.methods.mae import Mae
+from trainer.methods.simmim import Simmim
 
 METHODS: dict[str, Callable[[ModelConfig], Method]] = {
     "mae": Mae,
+    "clmae": Clmae,
+    "simmim": Simmim,
 }
 
 

@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from trainer.config import ModelConfig
+from trainer.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
+from trainer.masking import MASKINGS, Mask
+from trainer.mto import MtoObserver, Split
 from trainer.randomness import StepRandomness
 
 
@@ -60,9 +62,34 @@ class Progress:
         return max(-(-self.total_steps // self.epoch_steps), 1)
 
 
+def add_mto(losses: Losses, *observers: MtoObserver | None) -> Losses:
+    """Add the MTO losses of the observers, and what they saw to the log."""
+    for number, observer in enumerate(observers):
+        if observer is None:
+            continue
+        terms = observer.losses()
+        suffix = f"_{number}" if number else ""
+        log = {**{name: value.detach() for name, value in terms.items()}, **observer.report()}
+        parts = {
+            "method": losses.total.detach(),
+            **losses.parts,
+            **{name + suffix: value for name, value in log.items()},
+        }
+        losses = losses._replace(total=losses.total + sum(terms.values()), parts=parts)
+    return losses
+
+
 class Method(nn.Module):
     """Base of the methods."""
 
+    default_masking: str = "random"
+    """Masking of the official implementation, used when the config says auto."""
+    sometimes_unused: bool = False
+    """Some trained parameters take no part in some steps."""
+    pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Mean by channel that was subtracted from the images; the loop sets it from the run's config."""
+    pixel_std: tuple[float, float, float] = IMAGENET_STD
+    """Standard deviation by channel that the images were divided by."""
     encoder: nn.Module
     """The network that is kept: `encoder.features(images_BCHW)` returns tokens [B, 1 + N, D]."""
     phases: tuple[str, ...] = ("model",)
@@ -71,6 +98,11 @@ class Method(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+
+    def draw_mask(self, batch: int, randomness: StepRandomness, *, like: Tensor) -> Mask:
+        """Return the mask of a batch by the configured masking."""
+        name = self.default_masking if self.config.masking == "auto" else self.config.masking
+        return MASKINGS[name](self.config, batch, randomness, like=like)
 
     def forward(self, images_BCHW: Tensor, randomness: StepRandomness, phase: str = "model") -> Losses:
         """Return the losses of normalised images for one phase."""
@@ -87,6 +119,10 @@ class Method(nn.Module):
     def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
         """Tell whether a parameter is free of weight decay: vectors and biases (timm's rule, used by MAE)."""
         return parameter.ndim <= 1 or name.endswith(".bias")
+
+    def observer(self, split: Split) -> MtoObserver | None:
+        """Return what watches the tokens of each layer for the MTO losses, None when they are off."""
+        return MtoObserver(self.config.mto, split) if self.config.mto.enabled else None
 
     def begin_step(self, progress: Progress) -> None:
         """Set what depends on the progress of the run, before a step."""

@@ -11,12 +11,14 @@ are added by index, and the masked tokens end up in one slice.
 Shapes: B batch, N patches, V visible, M masked, D encoder width, E decoder width, P values of a patch.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
-from trainer.masking import MASKINGS, Mask, take
-from trainer.methods.base import Losses, Method
+from trainer.masking import Mask, take
+from trainer.methods.base import Losses, Method, add_mto
 from trainer.randomness import StepRandomness
 from trainer.vit import LAYER_NORM_EPS, Encoder, init_xavier, make_blocks, patchify, sincos_positions
 
@@ -31,16 +33,26 @@ class Mae(Method):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.encoder = Encoder(config)
-        self.decoder = MaeDecoder(config)
+        self.decoder = MaeDecoder(config, depth=config.decoder_depth, values=config.patch_size**2 * 3)
 
     def forward(self, images_BCHW: Tensor, randomness: StepRandomness, phase: str = "model") -> Losses:
-        """Return the reconstruction loss of the hidden patches."""
+        """Return the reconstruction loss of randomly hidden patches."""
+        return self.reconstruct(images_BCHW, self.draw_mask(len(images_BCHW), randomness, like=images_BCHW))
+
+    def reconstruct(self, images_BCHW: Tensor, mask: Mask) -> Losses:
+        """Return the losses for a given mask."""
         patches_BNP = patchify(images_BCHW, self.config.patch_size)
-        mask = MASKINGS[self.config.masking](self.config, len(patches_BNP), randomness, like=images_BCHW)
         latent_BTD = self.encoder.encode_visible(patches_BNP, mask.visible_BV)
-        prediction_BMP = self.decoder(latent_BTD, mask)
+        return self.decode(latent_BTD, patches_BNP, mask)
+
+    def decode(self, latent_BTD: Tensor, patches_BNP: Tensor, mask: Mask) -> Losses:
+        """Return the losses of the hidden patches from the latents of the visible ones."""
+        first_masked = 1 + mask.visible_BV.shape[1]
+        observer = self.observer(lambda tokens: (tokens[:, first_masked:], tokens[:, 1:first_masked]))
+        tokens_BTE = self.decoder.run(latent_BTD, mask, observer)
+        prediction_BMP = self.decoder.predict(tokens_BTE[:, first_masked:])
         loss_BM = patch_errors(prediction_BMP, self.targets(take(patches_BNP, mask.masked_BM)))
-        return masked_losses(loss_BM, mask)
+        return add_mto(masked_losses(loss_BM, mask), observer)
 
     def targets(self, patches_BMP: Tensor) -> Tensor:
         """Return what the decoder should predict: the pixels, standardised patch by patch when `norm_pix` is on."""
@@ -56,29 +68,29 @@ class Mae(Method):
 
 
 class MaeDecoder(nn.Module):
-    """Narrow transformer from latents and mask tokens to pixels."""
+    """Narrow transformer from latents and mask tokens to values for each patch: its pixels, or a score."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, depth: int, values: int) -> None:
         super().__init__()
         width = config.decoder_width
         self.embed = nn.Linear(config.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(sincos_positions(width, config.grid), requires_grad=False)
-        self.blocks = make_blocks(width, config.decoder_depth, config.decoder_heads)
+        self.blocks = make_blocks(width, depth, config.decoder_heads)
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.pred = nn.Linear(width, config.patch_size**2 * 3)
+        self.pred = nn.Linear(width, values)
         nn.init.normal_(self.mask_token, std=0.02)
         self.apply(init_xavier)
 
-    def forward(self, latent_BTD: Tensor, mask: Mask) -> Tensor:
-        """Return the predicted pixels of the hidden patches, [B, M, P]."""
-        return self.predict(self.run(latent_BTD, mask)[:, 1 + mask.visible_BV.shape[1] :])
-
-    def run(self, latent_BTD: Tensor, mask: Mask) -> Tensor:
-        """Return decoded tokens in [class | visible | masked] order, [B, 1 + N, E]."""
+    def run(self, latent_BTD: Tensor, mask: Mask, observe: Callable[[Tensor], None] | None = None) -> Tensor:
+        """Return decoded tokens in [class | visible | masked] order, [B, 1 + N, E]; `observe` sees every layer."""
         tokens_BTE = self.tokens(latent_BTD, mask)
+        if observe:
+            observe(tokens_BTE)
         for block in self.blocks:
             tokens_BTE = block(tokens_BTE)
+            if observe:
+                observe(tokens_BTE)
         return tokens_BTE
 
     def tokens(self, latent_BTD: Tensor, mask: Mask) -> Tensor:
@@ -107,7 +119,7 @@ def patch_errors(prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
     return (prediction_BMP.to(target_BMP.dtype) - target_BMP).square().mean(dim=-1)
 
 
-def masked_losses(loss_BM: Tensor, mask: Mask, parts: dict[str, Tensor] | None = None) -> Losses:
+def masked_losses(loss_BM: Tensor, mask: Mask) -> Losses:
     """Return the losses of patches that all count the same: every row hides equally many."""
     detached = loss_BM.detach()
-    return Losses(loss_BM.mean(), detached.mean(dim=1), mask.spread(detached), mask.mask_BN, parts or {})
+    return Losses(loss_BM.mean(), detached.mean(dim=1), mask.spread(detached), mask.mask_BN, {})

@@ -1,0 +1,120 @@
+"""Masked Token Optimization: three add-on losses on the tokens of every layer (METHODS section 6; no official code).
+
+A masked token is heterogeneous when it is equally (un)related to all visible tokens. With H^l the mean entropy over
+masked tokens of their softmax similarity to the visible tokens after layer l (Eq. 2):
+
+  spa      at layer 0, entropy of each visible token's similarity to all tokens: visible tokens should not lean on
+  masked ones (Eq. 3) entropy  1 / H^0: masked tokens start heterogeneous (Eq. 4) rank     softplus of the change of H
+  from layer to layer: it falls with depth (the text), or rises (Eq. 5 as printed)
+
+The observer is called inside the block loop and recomputes its [M, V] similarities in the backward pass, so that no
+layer keeps them.
+
+Shapes: B batch, T tokens, V visible, M masked, D width, L layers.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from trainer.config import MtoConfig
+
+ENTROPY_EPS = 1e-6  # Eq. 4; the paper leaves it open
+ENTROPY_FLOOR = 1e-3  # keeps 1 / H finite when raw similarities saturate
+
+Split = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class MtoObserver:
+    """Sees the tokens before the first block and after each, and adds up the losses of one forward pass."""
+
+    def __init__(self, config: MtoConfig, split: Split) -> None:
+        """Start a pass; `split` returns the (masked, visible) patch tokens of [B, T, D] tokens."""
+        self.config, self.split = config, split
+        self.heterogeneity: list[Tensor] = []
+        self._spa: Tensor | None = None
+
+    def __call__(self, tokens_BTD: Tensor) -> None:
+        """Take the tokens of the next layer."""
+        if self._spa is None:
+            self._spa = self._recomputed(self._sparsity, tokens_BTD)
+        self.heterogeneity.append(self._recomputed(self._entropy, tokens_BTD))
+
+    def losses(self) -> dict[str, Tensor]:
+        """Return the weighted losses by name: mto_spa, mto_entropy, mto_rank."""
+        assert self._spa is not None, "an observer must have seen at least one layer"
+        steps = torch.stack(self.heterogeneity).diff()
+        if self.config.rank_sign == "paper":
+            steps = -steps
+        first = self.heterogeneity[0].clamp(min=ENTROPY_FLOOR)
+        return {
+            "mto_spa": self.config.weight_spa * self._spa,
+            "mto_entropy": self.config.weight_entropy / (first + ENTROPY_EPS),
+            "mto_rank": self.config.weight_rank * F.softplus(steps).sum(),
+        }
+
+    def report(self) -> dict[str, Tensor]:
+        """Return the heterogeneity of each layer for the log, by name `heterogeneity_00`, ..."""
+        return {f"heterogeneity_{layer:02d}": value.detach() for layer, value in enumerate(self.heterogeneity)}
+
+    def _recomputed(self, function: Callable[[Tensor], Tensor], tokens_BTD: Tensor) -> Tensor:
+        """Call a function whose intermediate values are made again in the backward pass."""
+        if not (torch.is_grad_enabled() and tokens_BTD.requires_grad):
+            return function(tokens_BTD)
+        value: Tensor = checkpoint(function, tokens_BTD, use_reentrant=False, preserve_rng_state=False)
+        return value
+
+    def _entropy(self, tokens_BTD: Tensor) -> Tensor:
+        """Return H of a layer (Eq. 2): a scalar in [0, ln V]."""
+        masked_BMD, visible_BVD = self.split(tokens_BTD)
+        if self.config.detach_visible:
+            visible_BVD = visible_BVD.detach()
+        return entropy(similarity(masked_BMD, visible_BVD, self.config)).mean()
+
+    def _sparsity(self, tokens_BTD: Tensor) -> Tensor:
+        """Return the entropy of the visible rows' similarity to all tokens (Eq. 3)."""
+        masked_BMD, visible_BVD = self.split(tokens_BTD)
+        if self.config.detach_visible:
+            visible_BVD = visible_BVD.detach()
+        logits_BVN = similarity(visible_BVD, torch.cat([visible_BVD, masked_BMD], dim=1), self.config)
+        if self.config.exclude_diagonal:
+            own = torch.eye(logits_BVN.shape[1], logits_BVN.shape[2], dtype=torch.bool, device=logits_BVN.device)
+            logits_BVN = logits_BVN.masked_fill(own, -torch.inf)
+        rows_BV = entropy(logits_BVN)
+        return rows_BV.sum(dim=1).mean() if self.config.spa_reduction == "sum" else rows_BV.mean()
+
+
+def similarity(rows_BRD: Tensor, columns_BCD: Tensor, config: MtoConfig) -> Tensor:
+    """Return the logits of the similarity softmax in float32 or better, [B, R, C], by the configured scale."""
+    with torch.autocast(rows_BRD.device.type, enabled=False):
+        rows, columns = (x if x.dtype == torch.float64 else x.float() for x in (rows_BRD, columns_BCD))
+        if config.similarity == "cosine":
+            return F.normalize(rows, dim=-1) @ F.normalize(columns, dim=-1).mT / config.cosine_temperature
+        scale = 1 / math.sqrt(rows.shape[-1]) if config.similarity == "sqrt_d" else 1.0
+        return (rows * scale) @ columns.mT
+
+
+def entropy(logits_BRC: Tensor) -> Tensor:
+    """Return the entropy of each row's softmax in nats, [B, R]; entries of -inf count as probability 0."""
+    log_p = logits_BRC.log_softmax(dim=-1)
+    return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(dim=-1)
+
+
+def visible_to_masked_attention(tokens_BTD: Tensor, split: Split, config: MtoConfig) -> Tensor:
+    """Return the share of visible tokens' similarity that goes to masked ones: what the sparsity loss is after."""
+    masked_BMD, visible_BVD = split(tokens_BTD)
+    share = similarity(visible_BVD, torch.cat([visible_BVD, masked_BMD], dim=1), config).softmax(dim=-1)
+    return share[:, :, visible_BVD.shape[1] :].sum(dim=-1).mean()
+
+
+PRESETS: dict[str, MtoConfig] = {
+    "recommended": MtoConfig(enabled=True),
+    "paper": MtoConfig(enabled=True, similarity="raw"),
+    "literal": MtoConfig(
+        enabled=True, similarity="raw", rank_sign="paper", spa_reduction="sum"
+    ),  # Eqs. 3 and 5 as printed
+}
