@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 FLEET_NAME: Final = "loader-fleet"
 _TICK_S: Final = 0.25
 _START_TIMEOUT_S: Final = 120.0
+_HOPELESS_RESTARTS: Final = 1
+"""With no loader ready and every one dead so often, waiting longer helps nobody."""
 _SILENCE_S: Final = 10.0
 """A loader that does not answer its check for so long is replaced: it hangs, or its node froze."""
 _CALL_TIMEOUT_S: Final = 10.0
@@ -173,12 +175,12 @@ def start_fleet(
     fleet = FleetClient(actor.options(name=name).remote(config, size, options))
     deadline = time.monotonic() + ready_timeout_s
     while len(fleet.members()) < size:
-        if time.monotonic() > deadline:
-            reasons = {loader["reason"] or loader["state"] for loader in fleet.status()["loaders"]}
+        loaders = fleet.status()["loaders"]
+        hopeless = bool(loaders) and all(loader["restarts"] >= _HOPELESS_RESTARTS for loader in loaders)
+        if hopeless or time.monotonic() > deadline:
+            reasons = "; ".join(sorted({loader["reason"] or loader["state"] for loader in loaders}))
             fleet.close()
-            raise LoaderLost(
-                f"{size} loaders were not ready after {ready_timeout_s:.0f} s: {'; '.join(sorted(reasons))}"
-            )
+            raise LoaderLost(f"{size} loaders cannot start: {reasons}")
         time.sleep(0.1)
     return fleet
 
@@ -307,5 +309,8 @@ class RayLoaders:
 
 
 def _reason(error: RayError) -> str:
-    """Return the first line of what Ray says, without its advice."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no details'}"
+    """Return the line of Ray's message that says what happened: the last one when it quotes a traceback."""
+    lines = str(error).strip().splitlines() or ["no details"]
+    return (
+        f"{type(error).__name__}: {lines[-1 if 'Traceback' in str(error) or '.__init__()' in lines[0] else 0].strip()}"
+    )

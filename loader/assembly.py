@@ -106,13 +106,14 @@ class Assembler:
         config = self._config
         while self._next_step < config.total_steps and self._steps_in_flight() < config.prefetch_steps:
             window = self._next_step // config.window_steps
-            if window > self._delivered() // config.window_steps + 1:
+            furthest = self._delivered() // config.window_steps + 1
+            if window > furthest:
                 return
             window_end = min((window + 1) * config.window_steps, config.total_steps)
             steps = range(self._next_step, min(self._next_step + self._group_steps(), window_end))
             group = Group(self._windows.get(window), steps, config)
             self._next_step = steps.stop
-            if steps.stop + config.prefetch_steps > window_end:
+            if steps.stop + config.prefetch_steps > window_end and window < furthest:
                 self._windows.prefetch(window + 1)
             self._groups.append(group)
             self._limit.planned(len(group))

@@ -116,6 +116,6 @@ def _decode_jpeg(data: bytes) -> NDArray[np.uint8]:
 def _decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadSampleError(f"image does not decode: {error}") from error

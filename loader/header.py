@@ -78,6 +78,8 @@ def _read_jpeg(data: bytes) -> ImageHeader:
         if marker == 0xFF or marker in _STANDALONE:
             position += 1 if marker == 0xFF else 2
             continue
+        if marker == 0xD9:
+            break
         length = int.from_bytes(data[position + 2 : position + 4], "big")
         if length < 2:
             raise BadSampleError(f"JPEG segment 0x{marker:02x} has length {length}")
@@ -87,8 +89,6 @@ def _read_jpeg(data: bytes) -> ImageHeader:
             frame = _read_frame(marker, data[position + 4 : position + 2 + length])
         elif marker == 0xDA:
             return _check_scans(data, position, frame)
-        elif marker == 0xD9:
-            break
         position += 2 + length
     raise BadSampleError("JPEG ends before its first scan")
 

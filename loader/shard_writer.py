@@ -145,6 +145,7 @@ def _write_tars(
             empty = writer.total == 0
             writer.close()
         except BaseException:
+            writer.close()
             _remove(out.glob(f".{prefix}-*.tar.tmp"))
             raise
     if empty:

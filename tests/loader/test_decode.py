@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import functional as pil_functional
+from torchvision.transforms import v2
+
+from loader import BadSampleError, LoaderConfig, Transform
+from loader.batch import Encoded, empty_images
+from loader.decode_cpu import CpuDecoder, decode, output_size
+from loader.header import read_header
+from loader.worker import build_decoder
+
+
+def encoded(data: bytes, box: tuple[int, int, int, int] | None = None, *, flip: bool = False) -> Encoded:
+    header = read_header(data, max_pixels=10**8)
+    return Encoded(data, header, np.array(box or (0, 0, header.height, header.width), np.int32), flip)
+
+
+def decode_one(image: Encoded, transform: Transform) -> torch.Tensor:
+    out = empty_images(1, transform.size)
+    assert CpuDecoder().decode([image], transform, out) == [None]
+    return out[0]
+
+
+def pil(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_random_crops_equal_torchvision_on_the_same_box(photos, interpolation, flip):
+    transform = Transform(size=64, interpolation=interpolation)
+    for photo in photos:
+        image = encoded(photo)
+        box = (3, 5, image.header.height // 2 + 7, image.header.width // 2 + 9)
+        pixels = torch.from_numpy(decode(photo, image.header)).permute(2, 0, 1)
+        mode = v2.InterpolationMode(interpolation)
+        expected = v2.functional.resized_crop(pixels, *box, [64, 64], mode, antialias=True)
+        expected = v2.functional.horizontal_flip(expected) if flip else expected
+        assert torch.equal(decode_one(encoded(photo, box, flip=flip), transform), expected)
+
+
+def test_random_crops_are_within_rounding_of_pillow(photos):
+    differences = []
+    for photo in photos:
+        header = read_header(photo, max_pixels=10**8)
+        box = (10, 8, header.height - 20, header.width - 20)
+        expected = pil_functional.resized_crop(pil(photo), *box, [224, 224], v2.InterpolationMode.BICUBIC)
+        ours = decode_one(encoded(photo, box), Transform())
+        differences.append((ours.int() - v2.functional.pil_to_tensor(expected).int()).abs())
+    # Both keep 8 bits between the passes; torch's weights have 16 bits, Pillow's 22.
+    stacked = torch.stack(differences).float()
+    assert stacked.mean() < 0.25
+    assert (stacked > 2).float().mean() < 1e-4
+
+
+def test_center_crops_equal_torchvision(photos):
+    transform = Transform(kind="center_crop", size=48, short_side=57)
+    recipe = v2.Compose([v2.Resize(57, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(48)])
+    for photo in photos:
+        image = encoded(photo)
+        expected = recipe(torch.from_numpy(decode(photo, image.header)).permute(2, 0, 1))
+        assert torch.equal(decode_one(image, transform), expected)
+
+
+def test_pixels_equal_pillow_for_every_kind_of_jpeg():
+    # Pillow carries the same decoder; colour conversion and upsampling are what could differ.
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 255, (9, 12, 3), np.uint8)).resize((75, 50), Image.Resampling.BICUBIC)
+    for mode, options in (("RGB", {}), ("RGB", {"progressive": True}), ("L", {}), ("CMYK", {})):
+        buffer = io.BytesIO()
+        smooth.convert(mode).save(buffer, "JPEG", quality=95, **options)
+        data = buffer.getvalue()
+        ours = decode(data, read_header(data, max_pixels=10**6)).astype(int)
+        assert np.abs(ours - np.asarray(pil(data))).max() <= 1, (mode, options)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_png_and_webp_decode_as_pillow_does(kind):
+    buffer = io.BytesIO()
+    Image.new("RGBA", (20, 10), (255, 0, 0, 128)).save(buffer, kind)
+    data = buffer.getvalue()
+    assert (decode(data, read_header(data, max_pixels=10**6)) == np.asarray(pil(data))).all()
+
+
+def test_the_orientation_tag_is_not_applied(photos):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 20)).save(buffer, "JPEG", exif=exif)
+    data = buffer.getvalue()
+    assert decode(data, read_header(data, max_pixels=10**6)).shape == (20, 40, 3)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"), [(375, 500, (256, 341)), (500, 375, (341, 256)), (100, 100, (256, 256))]
+)
+def test_the_short_side_is_resized_as_torchvision_does(height, width, expected):
+    assert output_size(height, width, Transform(kind="center_crop")) == expected
+
+
+def test_a_truncated_image_is_a_bad_sample(photos):
+    cut = photos[0][: len(photos[0]) // 2]
+    with pytest.raises(BadSampleError, match="JPEG does not decode"):
+        decode(cut, read_header(cut, max_pixels=10**8))
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 50, 3), np.uint8)).save(buffer, "PNG")
+    png = buffer.getvalue()[:900]
+    with pytest.raises(BadSampleError, match="image does not decode"):
+        decode(png, read_header(png, max_pixels=10**8))
+
+
+@pytest.fixture(scope="module")
+def dali():
+    return build_decoder(LoaderConfig(index="unused", decoder="dali", threads=1))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        Transform(size=96),
+        Transform(size=64, interpolation="bilinear"),
+        Transform(kind="center_crop", size=48, short_side=57),
+    ],
+    ids=["bicubic", "bilinear", "center_crop"],
+)
+def test_dali_differs_from_the_reference_by_rounding(photos, dali, transform):
+    images = [encoded(p) for p in photos]
+    if transform.kind == "random_resized_crop":
+        images = [
+            encoded(p, (3, 4, e.header.height - 9, e.header.width - 7), flip=bool(i % 2))
+            for i, (p, e) in enumerate(zip(photos, images, strict=True))
+        ]
+    ours, theirs = empty_images(len(images), transform.size), empty_images(len(images), transform.size)
+    assert (
+        CpuDecoder().decode(images, transform, ours) == dali.decode(images, transform, theirs) == [None] * len(images)
+    )
+    difference = (ours.int() - theirs.int()).abs().float()
+    assert difference.mean(dim=(1, 2, 3)).max() < 0.6
+
+
+def test_dali_names_the_bad_images_of_a_batch_and_decodes_the_others(photos, dali):
+    cut = Encoded(
+        photos[1][:600] + bytes(20), read_header(photos[1], max_pixels=10**8), encoded(photos[1]).box, flip=False
+    )
+    images = [encoded(photos[0]), cut, encoded(photos[2])]
+    transform, out = Transform(size=32), empty_images(3, 32)
+    reasons = dali.decode(images, transform, out)
+    assert [reason is None for reason in reasons] == [True, False, True]
+    assert "does not decode" in reasons[1]
+    assert torch.equal(dali_alone(dali, images[2], transform), out[2])
+
+
+def dali_alone(dali, image: Encoded, transform: Transform) -> torch.Tensor:
+    out = empty_images(1, transform.size)
+    assert dali.decode([image], transform, out) == [None]
+    return out[0]

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from loader import (
+    BadSampleError,
+    BadShardError,
+    ImageSample,
+    MissingIndexError,
+    ShardIndex,
+    StaleIndexError,
+    build_index,
+    build_shards,
+)
+
+
+def copy_dataset(index: ShardIndex, to: Path) -> Path:
+    shutil.copytree(index.path.parent, to)
+    return to / index.path.name
+
+
+def write_members(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_every_sample_is_found_where_the_index_says(photo_index, photos):
+    with photo_index.reader() as reader:
+        assert [photo_index.read(i, reader) for i in range(len(photo_index))] == photos
+    assert photo_index.keys == [f"photo{i:03d}" for i in range(24)]
+    assert photo_index.label.tolist() == [0, 1] * 12
+    assert photo_index.shard.tolist() == [0] * 10 + [1] * 10 + [2] * 4
+
+
+def test_columns_are_compact(photo_index):
+    columns = ("shard", "offset", "size", "crc32", "width", "height", "label")
+    assert sum(getattr(photo_index, name).dtype.itemsize for name in columns) <= 28
+
+
+def test_loading_gives_what_was_built(photo_index):
+    again = ShardIndex.load(photo_index.path)
+    assert again.fingerprint == photo_index.fingerprint
+    assert (again.crc32 == photo_index.crc32).all()
+    assert again.num_samples == len(again) == 24
+
+
+def test_class_names_come_with_the_shards(digit_index):
+    assert digit_index.class_names == list("0123456789")
+    assert digit_index.label[:10].tolist() == list(range(10))
+
+
+def test_the_fingerprint_survives_a_move_and_not_a_change(photo_index, photos, tmp_path):
+    moved = ShardIndex.load(copy_dataset(photo_index, tmp_path / "moved"))
+    moved.verify(full=True)
+    assert moved.fingerprint == photo_index.fingerprint
+    for number, change in enumerate((ImageSample("photo000", photos[1]), ImageSample("renamed", photos[0]))):
+        root = tmp_path / str(number)
+        rest = [ImageSample(f"photo{i:03d}", data, i % 2) for i, data in enumerate(photos)][1:]
+        changed = build_index(build_shards([change, *rest], root), root / "index.parquet")
+        assert changed.fingerprint != photo_index.fingerprint
+
+
+def test_the_dali_index_is_the_one_that_wds2idx_writes(digit_index, tmp_path):
+    shard = Path(digit_index.shard_urls[0])
+    theirs = tmp_path / "theirs.idx"
+    subprocess.run([sys.executable, "-m", "wds2idx", str(shard), str(theirs)], check=True, capture_output=True)
+    assert shard.with_suffix(".idx").read_text() == theirs.read_text()
+
+
+def test_samples_without_an_image_and_hidden_files_are_passed_over(photos, tmp_path):
+    members = [
+        ("a.txt", b"text"),
+        (".hidden.jpg", photos[0]),
+        ("b.cls", b"7"),
+        ("b.JPEG", photos[1]),
+        ("b.json", b"{}"),
+    ]
+    index = build_index([write_members(tmp_path / "x.tar", members)], tmp_path / "i.parquet")
+    assert (index.keys, index.label.tolist()) == (["b"], [7])
+
+
+def test_the_first_image_of_a_sample_counts_and_the_rest_is_announced(photos, tmp_path, caplog):
+    members = [("a.left.jpg", photos[0]), ("a.right.jpg", photos[1])]
+    index = build_index([write_members(tmp_path / "x.tar", members)], tmp_path / "i.parquet")
+    assert index.size.tolist() == [len(photos[0])]
+    assert "further images" in caplog.text
+
+
+def test_an_unreadable_image_keeps_its_place_with_no_sides(bad_photo_index):
+    assert (bad_photo_index.width == 0).nonzero()[0].tolist() == [3, 5]
+    assert len(bad_photo_index) == 24
+
+
+def test_progress_reaches_the_end(photo_index, tmp_path):
+    seen: list[tuple[int, int]] = []
+    build_index(photo_index.shard_urls, tmp_path / "i.parquet", progress=lambda *at: seen.append(at))
+    total = sum(photo_index.shard_bytes)
+    assert seen[-1] == (total, total)
+    assert seen == sorted(seen)
+
+
+def test_duplicate_names_are_refused(photos, tmp_path):
+    tar = write_members(tmp_path / "x.tar", [("a.jpg", photos[0]), ("b.jpg", photos[1]), ("a.jpg", photos[2])])
+    with pytest.raises(BadShardError, match=r"holds 'a\.jpg' twice"):
+        build_index([tar], tmp_path / "i.parquet")
+    assert not (tmp_path / "i.parquet").exists()
+
+
+@pytest.mark.parametrize(("urls", "message"), [([], "no shards"), (["empty.tar"], "no images in 1 shards")])
+def test_nothing_to_index_is_an_error(tmp_path, urls, message):
+    write_members(tmp_path / "empty.tar", [("readme.txt", b"")])
+    with pytest.raises(ValueError, match=message):
+        build_index([tmp_path / url for url in urls], tmp_path / "i.parquet")
+
+
+def test_a_missing_index_names_the_command_that_builds_it(tmp_path):
+    with pytest.raises(MissingIndexError, match="tempera shards index"):
+        ShardIndex.load(tmp_path / "none.parquet")
+
+
+def test_a_file_that_is_no_index_is_an_error(tmp_path, photo_index):
+    (tmp_path / "garbage.parquet").write_bytes(b"garbage" * 100)
+    pq.write_table(pq.read_table(photo_index.path).replace_schema_metadata({}), tmp_path / "plain.parquet")
+    for name in ("garbage.parquet", "plain.parquet"):
+        with pytest.raises(MissingIndexError, match="is not a sample index"):
+            ShardIndex.load(tmp_path / name)
+
+
+def test_an_index_of_another_format_is_an_error(tmp_path, photo_index):
+    table = pq.read_table(photo_index.path)
+    metadata = json.loads(table.schema.metadata[b"tempera.index"]) | {"format": 99}
+    pq.write_table(
+        table.replace_schema_metadata({b"tempera.index": json.dumps(metadata).encode()}), tmp_path / "new.parquet"
+    )
+    with pytest.raises(MissingIndexError, match="format 99"):
+        ShardIndex.load(tmp_path / "new.parquet")
+
+
+def test_a_missing_shard_is_a_stale_index(photo_index, tmp_path):
+    index = ShardIndex.load(copy_dataset(photo_index, tmp_path / "copy"))
+    Path(index.shard_urls[1]).unlink()
+    with pytest.raises(StaleIndexError, match=r"shard-000001\.tar .* missing.*tempera shards index") as caught:
+        index.verify()
+    assert "sample_id=10" in caught.value.__notes__[0]
+
+
+def test_a_shard_of_another_length_is_a_stale_index(photo_index, tmp_path):
+    index = ShardIndex.load(copy_dataset(photo_index, tmp_path / "copy"))
+    with Path(index.shard_urls[0]).open("ab") as file:
+        file.write(bytes(512))
+    with pytest.raises(StaleIndexError, match="bytes, not"):
+        index.verify()
+
+
+def test_a_replaced_shard_of_the_same_length_is_a_stale_index(photo_index, tmp_path):
+    index = ShardIndex.load(copy_dataset(photo_index, tmp_path / "copy"))
+    shard = Path(index.shard_urls[0])
+    data = shard.read_bytes()
+    shard.write_bytes(data[1024:] + data[:1024])
+    with pytest.raises(StaleIndexError, match="no member of"):
+        index.verify()
+
+
+def test_all_of_500_bit_flips_are_detected(photo_index, tmp_path):
+    index = ShardIndex.load(copy_dataset(photo_index, tmp_path / "copy"))
+    shard = Path(index.shard_urls[0])
+    pristine = shard.read_bytes()
+    first, size = int(index.offset[0]), int(index.size[0])
+    with index.reader() as reader:
+        for flip in range(500):
+            data = bytearray(pristine)
+            data[first + flip * size // 500] ^= 1 << flip % 8
+            shard.write_bytes(data)
+            with pytest.raises(BadSampleError, match="CRC-32 mismatch"):
+                index.read(0, reader)
+
+
+def test_full_verification_finds_one_flipped_bit_and_names_the_sample(photo_index, tmp_path):
+    index = ShardIndex.load(copy_dataset(photo_index, tmp_path / "copy"))
+    shard = Path(index.shard_urls[2])
+    data = bytearray(shard.read_bytes())
+    data[index.offset[22] + 50] ^= 4
+    shard.write_bytes(data)
+    index.verify()
+    with pytest.raises(BadSampleError) as caught:
+        index.verify(full=True)
+    assert "photo022" in caught.value.__notes__[0]

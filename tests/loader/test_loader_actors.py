@@ -1,0 +1,147 @@
+"""Loaders as Ray actors: the same digests as in process, through kills and scaling. One Ray for all of these tests."""
+
+# Ray reads its authentication settings when it is imported, so every import of it follows the fixture that sets them.
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+
+from loader import BatchStream, LoaderConfig, LoaderLost, LoaderWorker, LocalLoaders, StreamConfig, Transform
+
+CONFIG = StreamConfig(seed=5, global_batch=64, total_steps=24, window_steps=8, transform=Transform(size=32))
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def local_ray(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    (home / "token").write_text("t" * 64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "token"))
+        import ray
+
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield ray
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def fleet(local_ray, digit_index):
+    from loader.actors import start_fleet
+
+    client = start_fleet(LoaderConfig(index=str(digit_index.path)), size=2, num_cpus=0)
+    yield client
+    client.close()
+
+
+def wait_until(condition, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "condition not met in time"
+        time.sleep(0.1)
+
+
+def ready(fleet, size: int):
+    return lambda: sorted(fleet.members()) == [f"loader-{i}" for i in range(size)]
+
+
+def digest(batches) -> str:
+    sha = hashlib.sha256()
+    for batch in batches:
+        for part in (batch.draws, batch.sample_ids, batch.images.contiguous().numpy()):
+            sha.update(part.tobytes())
+    return sha.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def expected(digit_index, random_windows):
+    pool = LocalLoaders([LoaderWorker(LoaderConfig(index=str(digit_index.path)))])
+    result = digest(BatchStream(random_windows(1797, CONFIG), pool, CONFIG))
+    pool.close()
+    return result
+
+
+def stream_over(fleet, random_windows, config: StreamConfig = CONFIG) -> BatchStream:
+    from loader.actors import RayLoaders
+
+    return BatchStream(random_windows(1797, config), RayLoaders(fleet), config)
+
+
+def test_actors_give_the_pixels_of_the_process(fleet, random_windows, expected):
+    assert digest(stream_over(fleet, random_windows)) == expected
+
+
+def test_status_names_the_processes(fleet):
+    wait_until(lambda: all("pid" in loader for loader in fleet.status()["loaders"]))
+    loaders = fleet.status()["loaders"]
+    assert [loader["name"] for loader in loaders] == ["loader-0", "loader-1"]
+    for loader in loaders:
+        os.kill(loader["pid"], 0)
+        assert loader["state"] == "ready"
+        assert loader["images_per_s"] >= 0
+
+
+def test_a_loader_killed_under_load_changes_nothing_and_is_replaced(fleet, random_windows, expected):
+    victim = fleet.status()["loaders"][0]["pid"]
+    seen = len(fleet.events())
+    batches = []
+    for batch in stream_over(fleet, random_windows):
+        batches.append(batch)
+        if batch.step == 3:
+            os.kill(victim, signal.SIGKILL)
+    assert digest(batches) == expected
+    wait_until(ready(fleet, 2))
+    wait_until(lambda: fleet.status()["loaders"][0].get("pid") not in (None, victim))
+    assert fleet.status()["loaders"][0]["restarts"] == 1
+    kinds = [event.kind for event in fleet.events(after=seen)]
+    assert kinds[:2] == ["loader_lost", "loader_started"]
+
+
+def test_scaling_under_load_changes_nothing(fleet, random_windows, expected):
+    batches = []
+    for batch in stream_over(fleet, random_windows):
+        batches.append(batch)
+        if batch.step == 2:
+            assert fleet.scale(3, author="test", reason="up").size == 3
+            wait_until(ready(fleet, 3))
+        if batch.step == 12:
+            fleet.scale(1, author="test", reason="down")
+            wait_until(ready(fleet, 1))
+    assert digest(batches) == expected
+    fleet.scale(2, author="test")
+    wait_until(ready(fleet, 2))
+
+
+def test_errors_of_a_loader_keep_their_type(fleet, random_windows):
+    config = replace(CONFIG, total_steps=1)
+    from loader.actors import RayLoaders
+
+    with pytest.raises(ValueError, match="sample ids must be in"):
+        next(iter(BatchStream(random_windows(10**6, config), RayLoaders(fleet), config)))
+    with pytest.raises(ValueError, match="number of loaders"):
+        fleet.scale(0, author="test")
+
+
+def test_the_fleet_is_found_by_name(fleet, local_ray):
+    from loader.actors import connect_fleet
+
+    assert connect_fleet().status()["size"] == 2
+    with pytest.raises(LoaderLost, match="no loader fleet named 'nobody'"):
+        connect_fleet("nobody")
+
+
+def test_loaders_that_cannot_start_are_an_error_that_says_why(local_ray, tmp_path):
+    from loader.actors import start_fleet
+
+    config = LoaderConfig(index=str(tmp_path / "none.parquet"))
+    with pytest.raises(LoaderLost, match=r"cannot start.*no sample index at"):
+        start_fleet(config, size=1, name="broken", num_cpus=0)

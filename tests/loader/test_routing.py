@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from loader import LoaderLost
+from loader.routing import Deadline, route
+
+IDS = np.arange(40_000)
+MEMBERS = [f"loader-{number}" for number in range(5)]
+
+
+def owners(members: list[str], **options: object) -> np.ndarray:
+    return np.array(members)[route(IDS, members, **options)]
+
+
+def test_samples_spread_evenly():
+    counts = np.bincount(route(IDS, MEMBERS), minlength=5)
+    expected = len(IDS) / 5
+    assert ((counts - expected) ** 2 / expected).sum() < 20
+
+
+def test_growing_moves_one_share_of_the_samples_and_only_to_the_newcomer():
+    before, after = owners(MEMBERS[:4]), owners(MEMBERS)
+    moved = before != after
+    assert abs(moved.mean() - 1 / 5) < 0.01
+    assert set(after[moved]) == {"loader-4"}
+
+
+def test_the_order_of_the_members_does_not_matter():
+    assert (owners(MEMBERS) == owners(MEMBERS[::-1])).all()
+
+
+def test_an_avoided_member_gives_its_samples_to_the_next_choice():
+    without = owners([name for name in MEMBERS if name != "loader-2"])
+    assert (owners(MEMBERS, avoid={"loader-2"}) == without).all()
+
+
+def test_avoiding_everybody_avoids_nobody():
+    assert (owners(MEMBERS, avoid=set(MEMBERS)) == owners(MEMBERS)).all()
+
+
+def test_no_members_is_an_error():
+    with pytest.raises(LoaderLost, match="no loader is alive"):
+        route(IDS, [])
+
+
+def test_a_deadline_is_three_times_the_95th_percentile_and_never_below_its_floor():
+    deadline = Deadline(least_s=1.0)
+    assert deadline.seconds == 1.0
+    for _ in range(50):
+        deadline.add(0.1)
+    assert deadline.seconds == 1.0
+    for _ in range(200):
+        deadline.add(2.0)
+    assert deadline.seconds == pytest.approx(6.0)

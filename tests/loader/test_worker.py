@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from loader import BatchSpec, LoaderConfig, LoaderWorker, ShardIndex, StaleIndexError, Transform
+from loader.crops import boxes, flips
+from loader.decode_cpu import decode, transform_pixels
+from loader.header import read_header
+
+TRANSFORM = Transform(size=40)
+
+
+def make_spec(ids: object, *, first_draw: int = 0, seed: int = 11, transform: Transform = TRANSFORM) -> BatchSpec:
+    sample_ids = np.asarray(ids, np.int64)
+    draws = first_draw + np.arange(len(sample_ids))
+    return BatchSpec(sample_ids=sample_ids, draws=draws, seed=seed, transform=transform)
+
+
+@pytest.fixture
+def worker(photo_index: ShardIndex):
+    with LoaderWorker(LoaderConfig(index=str(photo_index.path), threads=2)) as worker:
+        yield worker
+
+
+def test_pixels_are_channels_last_and_equal_the_reference(worker, photos):
+    spec = make_spec(range(24))
+    pixels = worker.load(spec)
+    assert pixels.images.shape == (24, 3, 40, 40)
+    assert pixels.images.transpose(0, 2, 3, 1).flags.c_contiguous
+    box = boxes(11, spec.draws, TRANSFORM, width=worker.index.width, height=worker.index.height)
+    flip = flips(11, spec.draws, TRANSFORM)
+    for row, photo in enumerate(photos):
+        expected = torch.empty(3, 40, 40, dtype=torch.uint8)
+        raw = decode(photo, read_header(photo, max_pixels=10**8))
+        transform_pixels(raw, box[row], flip=bool(flip[row]), transform=TRANSFORM, out=expected)
+        assert (pixels.images[row] == expected.numpy()).all()
+
+
+def test_pixels_do_not_depend_on_threads_grouping_or_order(photo_index, worker):
+    spec = make_spec(np.random.default_rng(0).integers(0, 24, 61))
+    whole = worker.load(spec).images
+    with LoaderWorker(LoaderConfig(index=str(photo_index.path), threads=1)) as single:
+        assert (single.load(spec).images == whole).all()
+    rows = np.random.default_rng(1).permutation(61)[:17]
+    assert (worker.load(spec.take(rows)).images == whole[rows]).all()
+
+
+def test_the_same_draw_gives_the_same_pixels_and_another_draw_others(worker):
+    first, again = worker.load(make_spec([5, 5])).images, worker.load(make_spec([5, 5])).images
+    assert (first == again).all()
+    assert (first[0] != first[1]).any()
+    assert (worker.load(make_spec([5], seed=12)).images[0] != first[0]).any()
+
+
+def test_several_threads_may_load_at_once(worker):
+    specs = [make_spec(range(24), first_draw=100 * number) for number in range(8)]
+    alone = [worker.load(spec).images for spec in specs]
+    together: dict[int, np.ndarray] = {}
+    threads = [
+        threading.Thread(target=lambda i=i: together.update({i: worker.load(specs[i]).images})) for i in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert all((together[i] == alone[i]).all() for i in range(8))
+
+
+@pytest.mark.parametrize("decoder", ["cpu", "dali"])
+def test_bad_samples_are_reported_and_zero_and_touch_no_other_row(bad_photo_index, photo_index, decoder):
+    spec = make_spec(range(24))
+    with (
+        LoaderWorker(LoaderConfig(index=str(bad_photo_index.path), decoder=decoder)) as damaged,
+        LoaderWorker(LoaderConfig(index=str(photo_index.path), decoder=decoder)) as sound,
+    ):
+        pixels, expected = damaged.load(spec), sound.load(spec)
+    assert [(bad.row, bad.sample_id, bad.draw, bad.key) for bad in pixels.bad if bad.row != 7] == [
+        (3, 3, 3, "photo003"),
+        (5, 5, 5, "photo005"),
+    ]
+    bad_rows = [bad.row for bad in pixels.bad]
+    good = np.setdiff1d(np.arange(24), bad_rows)
+    assert not pixels.images[bad_rows].any()
+    assert (pixels.images[good] == expected.images[good]).all()
+
+
+def test_reasons_say_what_is_wrong(bad_photo_index):
+    with LoaderWorker(LoaderConfig(index=str(bad_photo_index.path))) as worker:
+        reasons = {bad.row: bad.reason for bad in worker.load(make_spec(range(24))).bad}
+    assert "not a JPEG, PNG or WebP: 0 bytes" in reasons[3]
+    assert "not a JPEG, PNG or WebP: " in reasons[5]
+    assert "JPEG does not decode" in reasons[7]
+
+
+def test_images_over_the_limit_are_bad_samples(photo_index):
+    with LoaderWorker(LoaderConfig(index=str(photo_index.path), max_pixels=1)) as worker:
+        pixels = worker.load(make_spec([0]))
+    assert "over 1 pixels" in pixels.bad[0].reason
+
+
+def test_a_missing_shard_is_raised_not_reported_as_bad(photo_index, tmp_path):
+    shutil.copytree(photo_index.path.parent, tmp_path / "copy")
+    index = ShardIndex.load(tmp_path / "copy" / photo_index.path.name)
+    Path(index.shard_urls[0]).unlink()
+    with LoaderWorker(LoaderConfig(index=str(index.path))) as worker, pytest.raises(StaleIndexError, match="missing"):
+        worker.load(make_spec([0]))
+
+
+@pytest.mark.parametrize("sample_id", [-1, 24])
+def test_ids_outside_the_index_are_refused(worker, sample_id):
+    with pytest.raises(ValueError, match=r"sample ids must be in 0\.\.23"):
+        worker.load(make_spec([0, sample_id]))
+
+
+def test_stats_count_what_was_done(worker):
+    worker.load(make_spec(range(10)))
+    stats = worker.stats()
+    assert (stats["images"], stats["bad"], stats["requests"]) == (10, 0, 1)
+    assert stats["images_per_s"] > 0
+
+
+def test_shards_beyond_the_descriptor_limit_are_reopened(photo_index, worker, monkeypatch):
+    monkeypatch.setattr("loader.shards.MAX_OPEN_SHARDS", 1)
+    spec = make_spec(np.tile([0, 10, 20], 8))
+    assert (worker.load(spec).images == worker.load(spec).images).all()
