@@ -171,6 +171,7 @@ def build_state(config: TrainConfig, context: Context | None = None) -> TrainSta
         method.double()
     if config.compile_blocks == "on" or (config.compile_blocks == "auto" and device.type == "cuda"):
         compile_blocks(method)
+    method.pixel_mean, method.pixel_std = config.mean, config.std
     model: nn.Module = method
     if context.world_size > 1 and len(method.phases) == 1:
         model = DistributedDataParallel(method, broadcast_buffers=False, gradient_as_bucket_view=True)

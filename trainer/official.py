@@ -7,6 +7,7 @@ must be safetensors; those published as pickles are converted once, elsewhere: n
 import re
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from trainer.config import choose
@@ -73,4 +74,70 @@ def _clmae(state: State) -> State:
     return ours
 
 
-MAPS: dict[str, Callable[[State], State]] = {"mae": _mae, "simmim": _simmim, "clmae": _clmae}
+def _bootmae(state: State) -> State:
+    """BootMAE: names of the second decoder end in _1, biases are fused, the teacher starts as the encoder."""
+    ours: State = {}
+    for name, value in _fuse_biases(state).items():
+        renamed = _bootmae_name(name)
+        ours[renamed] = value
+        if renamed.startswith("encoder."):
+            ours[renamed.replace("encoder.", "teacher.", 1)] = value
+    ours["feature_decoder.pos_embed"] = state["pos_embed"]
+    weight = ours.pop(
+        "pixel_decoder.pred.proj.weight"
+    )  # of a transposed convolution: [decoder width, channel, row, column]
+    ours["pixel_decoder.pred.weight"] = weight.permute(2, 3, 1, 0).flatten(0, 2)
+    ours["pixel_decoder.pred.bias"] = ours.pop("pixel_decoder.pred.proj.bias").repeat(weight.shape[2] * weight.shape[3])
+    return ours
+
+
+def _bootmae_name(name: str) -> str:
+    """Return our name of a BootMAE parameter."""
+    parts = {
+        "decode_blocks": "blocks",
+        "decode_norm": "norm",
+        "down": "embed",
+        "mask_token": "mask_token",
+        "lm_head": "pred",
+    }
+    if name == "de_pos_embed":
+        return "pixel_decoder.pos_embed"
+    head, _, rest = name.partition(".")
+    decoder = "feature_decoder" if head.endswith("_1") else "pixel_decoder"
+    part = parts.get(head.removesuffix("_1"))
+    if part is None:
+        return f"encoder.{name}"
+    return f"{decoder}.{part}.{rest}".rstrip(".").replace(".c_attn.", ".cross.")
+
+
+def _fuse_biases(state: State) -> State:
+    """Join q_bias, no key bias and v_bias into the bias of `qkv`, or of `q` and `kv` in cross-attention."""
+    fused = dict(state)
+    for name in [name for name in state if name.endswith(".q_bias")]:
+        prefix = name.removesuffix("q_bias")
+        q, v = fused.pop(name), fused.pop(prefix + "v_bias")
+        if prefix + "kv.weight" in state:
+            fused[prefix + "q.bias"], fused[prefix + "kv.bias"] = q, torch.cat([torch.zeros_like(v), v])
+        else:
+            fused[prefix + "qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
+    return fused
+
+
+def _conmim(state: State) -> State:
+    """ConMIM: the encoder keeps its names, the projector becomes `projector`; the teacher starts as the student."""
+    ours: State = {}
+    for name, value in state.items():
+        if name.startswith("lm_head.") or name.endswith("relative_position_index"):
+            continue
+        renamed = name.replace("projectors.", "projector.") if name.startswith("projectors.") else f"encoder.{name}"
+        ours[renamed] = ours[f"teacher_{renamed}"] = value
+    return ours
+
+
+MAPS: dict[str, Callable[[State], State]] = {
+    "mae": _mae,
+    "simmim": _simmim,
+    "clmae": _clmae,
+    "bootmae": _bootmae,
+    "conmim": _conmim,
+}

@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 from trainer.config import ModelConfig, choose
 from trainer.methods.base import Losses, Method, Progress
+from trainer.methods.bootmae import Bootmae
 from trainer.methods.clmae import Clmae
+from trainer.methods.conmim import Conmim
 from trainer.methods.mae import Mae
 from trainer.methods.simmim import Simmim
 
@@ -12,6 +14,8 @@ METHODS: dict[str, Callable[[ModelConfig], Method]] = {
     "mae": Mae,
     "clmae": Clmae,
     "simmim": Simmim,
+    "bootmae": Bootmae,
+    "conmim": Conmim,
 }
 
 

@@ -1,0 +1,94 @@
+"""ConMIM: masked image modeling with a denoising contrast (Yi et al., arXiv:2205.09616; METHODS section 4).
+
+1. The student encodes the image with hidden patches as mask tokens; the teacher, a moving average of it, encodes the
+   whole image under colour changes.
+2. Both project every token to a unit vector.
+3. Each hidden token of the student must find the teacher's token of the same place among all the places of its own
+   image.
+
+Shapes: B batch, N patches, M masked, T tokens (1 + N), D width, K projected width.
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.augment import change_colours
+from trainer.averages import cosine_momentum, freeze_copy, move_average
+from trainer.beit import RelativeEncoder, narrow_normal
+from trainer.config import ModelConfig
+from trainer.masking import Mask, split_tokens, take
+from trainer.methods.base import Losses, Method, Progress, add_mto
+from trainer.methods.mae import masked_losses
+from trainer.randomness import StepRandomness
+from trainer.vit import patchify
+
+
+class Conmim(Method):
+    """Student and teacher encoders, each with a projector."""
+
+    default_masking = "simmim"
+    encoder: RelativeEncoder
+    teacher_encoder: RelativeEncoder
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.encoder, self.projector = RelativeEncoder(config), make_projector(config)
+        self.teacher_encoder = freeze_copy(RelativeEncoder(config), self.encoder)
+        self.teacher_projector = freeze_copy(make_projector(config), self.projector)
+
+    def end_step(self, progress: Progress) -> None:
+        """Move the teacher towards the student."""
+        momentum = cosine_momentum(progress, self.config.conmim.momentum)
+        move_average(self.teacher_encoder, self.encoder, momentum)
+        move_average(self.teacher_projector, self.projector, momentum)
+
+    def forward(self, images_BCHW: Tensor, randomness: StepRandomness, phase: str = "model") -> Losses:
+        """Return the contrastive loss of the hidden tokens; the teacher sees the same crop in other colours."""
+        mask = self.draw_mask(len(images_BCHW), randomness, like=images_BCHW)
+        changed = change_colours(images_BCHW, randomness, mean=self.pixel_mean, std=self.pixel_std)
+        return self.contrast(images_BCHW, changed, mask)
+
+    def contrast(self, student_BCHW: Tensor, teacher_BCHW: Tensor, mask: Mask) -> Losses:
+        """Return the losses for a given mask and the two views."""
+        observe = self.observer(partial(split_tokens, mask=mask))
+        patch = self.config.patch_size
+        tokens_BTD = self.encoder.encode(patchify(student_BCHW, patch), mask.mask_BN, observe)
+        query_BNK = self._project(self.projector, tokens_BTD)
+        with torch.no_grad():
+            key_BNK = self._project(self.teacher_projector, self.teacher_encoder.features(teacher_BCHW))
+        logits_BMN = take(query_BNK, mask.masked_BM) @ key_BNK.mT / self.config.conmim.temperature
+        loss_BM = F.cross_entropy(logits_BMN.flatten(0, 1), mask.masked_BM.flatten(), reduction="none")
+        return add_mto(masked_losses(loss_BM.view_as(mask.masked_BM), mask), observe)
+
+    def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
+        """Free vectors, biases and the class token (official code)."""
+        return super().no_decay(name, parameter) or name == "encoder.cls_token"
+
+    def _project(self, projector: nn.Module, tokens_BTD: Tensor) -> Tensor:
+        """Return unit vectors of the patch tokens, [B, N, K]; the class token counts in the batch statistics."""
+        batch, count = tokens_BTD.shape[:2]
+        with torch.autocast(tokens_BTD.device.type, enabled=False):
+            wide = tokens_BTD if tokens_BTD.dtype == torch.float64 else tokens_BTD.float()
+            return F.normalize(projector(wide.flatten(0, 1)).view(batch, count, -1), dim=-1)[:, 1:]
+
+
+def make_projector(config: ModelConfig) -> nn.Sequential:
+    """Return three linear layers with batch norms; the last norm has no weights."""
+    hidden, out = config.conmim.hidden, config.conmim.projection
+    layers = nn.Sequential(
+        nn.Linear(config.width, hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, out, bias=False),
+        nn.BatchNorm1d(out, affine=False),
+    )
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            narrow_normal(layer.weight)
+    return layers
