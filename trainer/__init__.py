@@ -10,8 +10,9 @@ from trainer.context import Distributed, SingleProcess, current_context
 from trainer.errors import CheckpointError, NonFiniteLossError, TrainerError
 from trainer.export import load_encoder, load_method
 from trainer.loop import TrainResult, train
-from trainer.methods import METHODS, Losses, Method, Progress, build_method
+from trainer.methods import METHODS, Losses, Method, build_method
 from trainer.metrics import read_metrics
+from trainer.progress import Progress
 from trainer.randomness import StepRandomness
 from trainer.windows import ScheduledWindows
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from trainer.methods.base import Progress
+from trainer.progress import Progress
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -28,12 +28,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.checkpoint import Checkpoints, load_optimizer_tensors, optimizer_tensors
-from trainer.config import TrainConfig, to_dict
+from trainer.config import TrainConfig, require, to_dict
 from trainer.context import Context, current_context, pick_device, rank_batch
 from trainer.errors import NonFiniteLossError
 from trainer.methods import Method, build_method
 from trainer.metrics import Meter, MetricsLog
 from trainer.optim import build_optimizers, learning_rate
+from trainer.pass_plan import selects_after
 from trainer.step import StepResult, TrainState, train_step
 from trainer.vit import compile_blocks
 from trainer.windows import ScoreReporter, ScoreSink
@@ -97,6 +98,7 @@ def train(
     evaluate_every: int = 0,
     on_evaluate: OnEvaluate | None = None,
     should_stop: Callable[[], bool] | None = None,
+    sweep: Callable[[TrainState], Any] | None = None,
     resume: bool = True,
 ) -> TrainResult:
     """Train to `config.total_steps`, or until told to stop.
@@ -113,6 +115,8 @@ def train(
         on_evaluate: called with (steps done, method in eval mode); what it returns is written to metrics.jsonl.
         should_stop: asked after every step on a single process, at logged steps on several; True ends the run with a
             checkpoint.
+        sweep: called on every rank after the epochs that a selection follows, e.g. a `trainer.sweep.Sweep`; needed
+            with pass.
         resume: continue from the newest checkpoint of the run directory; without it an old checkpoint there is an
             error.
 
@@ -125,10 +129,19 @@ def train(
         NonFiniteLossError: a loss is NaN or infinite; the samples are listed in the run directory.
     """
     context = context or current_context()
+    selects = config.model.pass_.enabled
+    require(sweep is not None or not selects, "pass needs a sweep over the data set; got none. Give train() a Sweep.")
     state = build_state(config, context)
     run = _Run(state, stream, Path(run_dir), on_step if context.rank == 0 else None)
     run.restore(resume=resume)
-    with ScoreReporter(selection, producer=f"trainer-{context.rank}") as scores, _sigterm_flag() as terminated, run:
+    kind = "loss" if selects else "bss"  # a selection ranks by the sweep's scores alone
+    with (
+        ScoreReporter(selection, producer=f"trainer-{context.rank}", kind=kind) as scores,
+        _sigterm_flag() as terminated,
+        run,
+    ):
+        if sweep and selects_after(state.progress, config.model.pass_):
+            sweep(state)  # the run may have stopped while it selected; reports are merged once
         for batch in stream if state.step < config.total_steps else ():
             _check_batch(batch, state)
             result = train_step(state, batch.images)
@@ -140,6 +153,9 @@ def train(
             logged = done % config.log_every == 0 or last
             if logged:
                 run.log_step(batch, result)
+            if sweep and selects_after(state.progress, config.model.pass_):
+                run.checkpoint()
+                sweep(state)
             if on_evaluate and evaluate_every and (done % evaluate_every == 0 or last):
                 run.evaluate(on_evaluate)
             stopping = terminated.is_set() or bool(should_stop and should_stop())
@@ -174,7 +190,12 @@ def build_state(config: TrainConfig, context: Context | None = None) -> TrainSta
     method.pixel_mean, method.pixel_std = config.mean, config.std
     model: nn.Module = method
     if context.world_size > 1 and len(method.phases) == 1:
-        model = DistributedDataParallel(method, broadcast_buffers=False, gradient_as_bucket_view=True)
+        model = DistributedDataParallel(
+            method,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=method.sometimes_unused,
+        )
     averages = (
         {n: p.detach().clone() for n, p in method.named_parameters() if p.requires_grad} if config.ema_decay else {}
     )

@@ -14,30 +14,32 @@ from torch import nn
 
 from trainer.config import TrainConfig
 from trainer.methods.base import Method
+from trainer.progress import progress_at
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Return the learning rate of a step: linear warm-up, then the schedule, by fractional epoch as in MAE."""
-    peak = config.peak_lr
-    if step < config.warmup_steps:
-        return config.warmup_lr + (peak - config.warmup_lr) * step / config.warmup_steps
-    return SCHEDULES[config.schedule](config, step)
+    progress = progress_at(config, step)
+    now, end = (progress.position(at) * progress.epoch_steps for at in (step, config.total_steps))
+    if now < config.warmup_steps:
+        return config.warmup_lr + (config.peak_lr - config.warmup_lr) * now / config.warmup_steps
+    return SCHEDULES[config.schedule](config, now, end)
 
 
-def _cosine(config: TrainConfig, step: int) -> float:
-    done = (step - config.warmup_steps) / (config.total_steps - config.warmup_steps)
+def _cosine(config: TrainConfig, now: float, end: float) -> float:
+    done = (now - config.warmup_steps) / (end - config.warmup_steps)
     return config.min_lr + (config.peak_lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _multistep(config: TrainConfig, step: int) -> float:
-    return config.peak_lr * 0.1 ** sum(step >= share * config.total_steps for share in config.milestones)
+def _multistep(config: TrainConfig, now: float, end: float) -> float:
+    return config.peak_lr * 0.1 ** sum(now >= share * end for share in config.milestones)
 
 
-def _constant(config: TrainConfig, step: int) -> float:
+def _constant(config: TrainConfig, now: float, end: float) -> float:
     return config.peak_lr
 
 
-SCHEDULES: dict[str, Callable[[TrainConfig, int], float]] = {
+SCHEDULES: dict[str, Callable[[TrainConfig, float, float], float]] = {
     "cosine": _cosine,
     "multistep": _multistep,
     "constant": _constant,

@@ -15,8 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer.config import TrainConfig
 from trainer.context import Context
-from trainer.methods.base import Losses, Method, Progress
+from trainer.methods.base import Losses, Method
 from trainer.optim import gradient_norm, learning_rate, set_learning_rate
+from trainer.progress import Progress, progress_at
 from trainer.randomness import StepRandomness
 
 
@@ -41,8 +42,7 @@ class TrainState:
     @property
     def progress(self) -> Progress:
         """Where the run is."""
-        epoch_steps = self.config.epoch_steps or max(self.config.total_steps // 100, 1)
-        return Progress(step=self.step, total_steps=self.config.total_steps, epoch_steps=epoch_steps)
+        return progress_at(self.config, self.step)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from trainer.config import ModelConfig, choose
-from trainer.methods.base import Losses, Method, Progress
+from trainer.config import ModelConfig, choose, require
+from trainer.methods.base import Losses, Method
 from trainer.methods.bootmae import Bootmae
 from trainer.methods.clmae import Clmae
 from trainer.methods.conmim import Conmim
@@ -19,13 +19,23 @@ METHODS: dict[str, Callable[[ModelConfig], Method]] = {
 }
 
 
+SELECTING = ("mae", "simmim")
+"""Methods that patch-aware selection works with."""
+
+
 def build_method(name: str, config: ModelConfig) -> Method:
     """Build a method by name.
 
     Raises:
         ValueError: the name is unknown; the message gives the nearest one.
     """
-    return choose(name, METHODS, "method")(config)
+    build = choose(name, METHODS, "method")
+    require(
+        not config.pass_.enabled or name in SELECTING,
+        f"pass works with {' and '.join(SELECTING)}; got method {name!r}. Set pass.enabled to false or change the "
+        "method.",
+    )
+    return build(config)
 
 
-__all__ = ["METHODS", "Losses", "Method", "Progress", "build_method"]
+__all__ = ["METHODS", "SELECTING", "Losses", "Method", "build_method"]

@@ -7,7 +7,6 @@ Shapes: B batch, N patches, C channels, H W image.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from trainer.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
 from trainer.masking import MASKINGS, Mask
 from trainer.mto import MtoObserver, Split
+from trainer.progress import Progress
 from trainer.randomness import StepRandomness
 
 
@@ -33,33 +33,6 @@ class Losses(NamedTuple):
     """[B, N], 1 = masked."""
     parts: dict[str, Tensor]
     """Detached scalars for the log, by name."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """Where the run is: what curricula and momentum schedules are functions of."""
-
-    step: int
-    """Optimizer step, from 0."""
-    total_steps: int
-    """Steps of the run."""
-    epoch_steps: int
-    """Steps of one pass over the data."""
-
-    @property
-    def fraction(self) -> float:
-        """Share of the run that is done, in [0, 1)."""
-        return self.step / self.total_steps
-
-    @property
-    def epoch(self) -> int:
-        """Epoch of this step, from 0."""
-        return self.step // self.epoch_steps
-
-    @property
-    def num_epochs(self) -> int:
-        """Epochs of the run, 1 or more."""
-        return max(-(-self.total_steps // self.epoch_steps), 1)
 
 
 def add_mto(losses: Losses, *observers: MtoObserver | None) -> Losses:
@@ -98,6 +71,18 @@ class Method(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+
+    def reconstruct(self, images_BCHW: Tensor, mask: Mask) -> Losses:
+        """Return the losses for a given mask; methods that reconstruct pixels have it."""
+        raise NotImplementedError
+
+    def difficulty(self, images_BCHW: Tensor) -> Tensor:
+        """Return the predicted loss of every patch of whole images, [B, N]; methods with a mask predictor have it."""
+        raise NotImplementedError
+
+    def difficulty_mask(self, predicted_BN: Tensor) -> Mask:
+        """Return the mask that hides what is predicted to be hard."""
+        raise NotImplementedError
 
     def draw_mask(self, batch: int, randomness: StepRandomness, *, like: Tensor) -> Mask:
         """Return the mask of a batch by the configured masking."""

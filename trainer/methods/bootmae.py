@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from trainer.averages import bootmae_momentum, freeze_copy, move_average
 from trainer.config import ModelConfig
 from trainer.masking import Mask, take
-from trainer.methods.base import Losses, Method, Progress, add_mto
+from trainer.methods.base import Losses, Method, add_mto
 from trainer.mto import MtoObserver
+from trainer.progress import Progress
 from trainer.randomness import StepRandomness
 from trainer.vit import LAYER_NORM_EPS, Encoder, init_xavier, patchify, sincos_positions
 

@@ -23,9 +23,11 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
+from trainer.mask_predictor import whole_image
 from trainer.masking import Mask, split_order, take
-from trainer.methods.base import Losses, Progress
+from trainer.methods.base import Losses
 from trainer.methods.mae import Mae, patch_errors
+from trainer.progress import Progress
 from trainer.randomness import StepRandomness
 from trainer.vit import init_xavier, patchify
 
@@ -85,7 +87,7 @@ class Clmae(Mae):
         with frozen(self.encoder, self.decoder):
             tokens_BND = self.encoder.embed_patches(patches_BNP).detach()
             keep_BN = self.masker(tokens_BND)
-            everything = _all_visible(patches_BNP)
+            everything = whole_image(len(patches_BNP), self.config, patches_BNP.device)
             latent_BTD = self.encoder.encode(tokens_BND * keep_BN[:, :, None])
             prediction_BNP = self.decoder.predict(self.decoder.run(latent_BTD, everything)[:, 1:])
         loss_BN = patch_errors(prediction_BNP, self.targets(patches_BNP))
@@ -184,9 +186,3 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-
-
-def _all_visible(patches_BNP: Tensor) -> Mask:
-    """Return the mask that hides nothing."""
-    batch, num_patches = patches_BNP.shape[:2]
-    return split_order(torch.arange(num_patches, device=patches_BNP.device).expand(batch, -1), num_patches)

@@ -20,8 +20,9 @@ from trainer.averages import cosine_momentum, freeze_copy, move_average
 from trainer.beit import RelativeEncoder, narrow_normal
 from trainer.config import ModelConfig
 from trainer.masking import Mask, split_tokens, take
-from trainer.methods.base import Losses, Method, Progress, add_mto
+from trainer.methods.base import Losses, Method, add_mto
 from trainer.methods.mae import masked_losses
+from trainer.progress import Progress
 from trainer.randomness import StepRandomness
 from trainer.vit import patchify
 

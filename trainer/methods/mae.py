@@ -11,16 +11,18 @@ are added by index, and the masked tokens end up in one slice.
 Shapes: B batch, N patches, V visible, M masked, D encoder width, E decoder width, P values of a patch.
 """
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.config import ModelConfig
+from trainer.decoder import TokenDecoder
+from trainer.mask_predictor import add_predictor, hardest_patches, whole_image
 from trainer.masking import Mask, take
 from trainer.methods.base import Losses, Method, add_mto
+from trainer.pass_plan import predictor_trains
+from trainer.progress import Progress
 from trainer.randomness import StepRandomness
-from trainer.vit import LAYER_NORM_EPS, Encoder, init_xavier, make_blocks, patchify, sincos_positions
+from trainer.vit import Encoder, patchify
 
 VARIANCE_EPS = 1e-6  # official MAE, norm_pix_loss
 
@@ -33,7 +35,16 @@ class Mae(Method):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.encoder = Encoder(config)
-        self.decoder = MaeDecoder(config, depth=config.decoder_depth, values=config.patch_size**2 * 3)
+        self.decoder = TokenDecoder(config, depth=config.decoder_depth, values=config.patch_size**2 * 3)
+        self.predictor: TokenDecoder | None = None
+        if config.pass_.enabled and config.pass_.score == "pass":
+            self.predictor = TokenDecoder(config, depth=config.pass_.predictor_depth, values=1)
+        self.sometimes_unused = self.predictor is not None
+        self.predictor_trains = self.sometimes_unused
+
+    def begin_step(self, progress: Progress) -> None:
+        """Turn the mask predictor's loss on in the epochs before a selection."""
+        self.predictor_trains = self.predictor is not None and predictor_trains(progress.epoch, self.config.pass_)
 
     def forward(self, images_BCHW: Tensor, randomness: StepRandomness, phase: str = "model") -> Losses:
         """Return the reconstruction loss of randomly hidden patches."""
@@ -52,7 +63,23 @@ class Mae(Method):
         tokens_BTE = self.decoder.run(latent_BTD, mask, observer)
         prediction_BMP = self.decoder.predict(tokens_BTE[:, first_masked:])
         loss_BM = patch_errors(prediction_BMP, self.targets(take(patches_BNP, mask.masked_BM)))
-        return add_mto(masked_losses(loss_BM, mask), observer)
+        losses = add_mto(masked_losses(loss_BM, mask), observer)
+        if self.predictor is None or not (self.training and self.predictor_trains):
+            return losses
+        seen_BTD = latent_BTD.detach() if self.config.pass_.detach_encoder else latent_BTD
+        predicted_BM1 = self.predictor.predict(self.predictor.run(seen_BTD, mask)[:, first_masked:])
+        return add_predictor(losses, predicted_BM1.squeeze(-1), loss_BM, patches_BNP.shape[1])
+
+    def difficulty(self, images_BCHW: Tensor) -> Tensor:
+        """Return the predicted loss of every patch, [B, N], from the whole image and without mask tokens."""
+        assert self.predictor is not None, "the config has no mask predictor"
+        everything = whole_image(len(images_BCHW), self.config, images_BCHW.device)
+        latent_BTD = self.encoder.features(images_BCHW)
+        return self.predictor.predict(self.predictor.run(latent_BTD, everything)[:, 1:]).squeeze(-1)
+
+    def difficulty_mask(self, predicted_BN: Tensor) -> Mask:
+        """Return the mask that hides as many patches as in training, the hardest."""
+        return hardest_patches(predicted_BN, self.config.num_patches - self.config.num_visible)
 
     def targets(self, patches_BMP: Tensor) -> Tensor:
         """Return what the decoder should predict: the pixels, standardised patch by patch when `norm_pix` is on."""
@@ -65,47 +92,6 @@ class Mae(Method):
         shuffled_BNP = self.decoder.predict(self.decoder.run(latent_BTD, mask)[:, 1:])
         order_BN = torch.cat([mask.visible_BV, mask.masked_BM], dim=1)
         return take(shuffled_BNP, order_BN.argsort(dim=1))
-
-
-class MaeDecoder(nn.Module):
-    """Narrow transformer from latents and mask tokens to values for each patch: its pixels, or a score."""
-
-    def __init__(self, config: ModelConfig, *, depth: int, values: int) -> None:
-        super().__init__()
-        width = config.decoder_width
-        self.embed = nn.Linear(config.width, width)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(sincos_positions(width, config.grid), requires_grad=False)
-        self.blocks = make_blocks(width, depth, config.decoder_heads)
-        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.pred = nn.Linear(width, values)
-        nn.init.normal_(self.mask_token, std=0.02)
-        self.apply(init_xavier)
-
-    def run(self, latent_BTD: Tensor, mask: Mask, observe: Callable[[Tensor], None] | None = None) -> Tensor:
-        """Return decoded tokens in [class | visible | masked] order, [B, 1 + N, E]; `observe` sees every layer."""
-        tokens_BTE = self.tokens(latent_BTD, mask)
-        if observe:
-            observe(tokens_BTE)
-        for block in self.blocks:
-            tokens_BTE = block(tokens_BTE)
-            if observe:
-                observe(tokens_BTE)
-        return tokens_BTE
-
-    def tokens(self, latent_BTD: Tensor, mask: Mask) -> Tensor:
-        """Return the decoder's input, [B, 1 + N, E]: latents, then mask tokens, with positions."""
-        seen_BTE = self.embed(latent_BTD)
-        positions = self.pos_embed[0, 1:]
-        cls = seen_BTE[:, :1] + self.pos_embed[:, :1]
-        visible = seen_BTE[:, 1:] + positions[mask.visible_BV]
-        masked = self.mask_token + positions[mask.masked_BM]
-        return torch.cat([cls, visible, masked.to(cls.dtype)], dim=1)
-
-    def predict(self, tokens_BKE: Tensor) -> Tensor:
-        """Return pixels for decoded tokens."""
-        pixels_BKP: Tensor = self.pred(self.norm(tokens_BKE))
-        return pixels_BKP
 
 
 def standardise(patches_BMP: Tensor) -> Tensor:

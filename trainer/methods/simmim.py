@@ -12,9 +12,12 @@ from functools import partial
 from torch import Tensor, nn
 
 from trainer.beit import RelativeEncoder, narrow_normal
-from trainer.config import ModelConfig
+from trainer.config import ModelConfig, require
+from trainer.mask_predictor import TokenPredictor, add_predictor, hardest_blocks
 from trainer.masking import Mask, split_tokens, take
 from trainer.methods.base import Losses, Method, add_mto
+from trainer.pass_plan import predictor_trains
+from trainer.progress import Progress
 from trainer.randomness import StepRandomness
 from trainer.swin import SwinEncoder, require_whole_squares
 from trainer.vit import patchify
@@ -32,11 +35,22 @@ class Simmim(Method):
         super().__init__(config)
         if config.encoder == "swin":
             require_whole_squares(config)
+            require(
+                not config.pass_.enabled,
+                "pass needs a token for each patch; a swin encoder has none. Use encoder='vit'.",
+            )
         self.encoder = SwinEncoder(config) if config.encoder == "swin" else RelativeEncoder(config)
         self.stride = self.encoder.stride
         self.head = nn.Linear(self.encoder.out_width, self.stride**2 * 3)
+        self.predictor = TokenPredictor(config) if config.pass_.enabled and config.pass_.score == "pass" else None
+        self.sometimes_unused = self.predictor is not None
+        self.predictor_trains = self.sometimes_unused
         narrow_normal(self.head.weight)
         nn.init.zeros_(self.head.bias)
+
+    def begin_step(self, progress: Progress) -> None:
+        """Turn the mask predictor's loss on in the epochs before a selection."""
+        self.predictor_trains = self.predictor is not None and predictor_trains(progress.epoch, self.config.pass_)
 
     def forward(self, images_BCHW: Tensor, randomness: StepRandomness, phase: str = "model") -> Losses:
         """Return the absolute error of the hidden pixels."""
@@ -46,9 +60,9 @@ class Simmim(Method):
     def reconstruct(self, images_BCHW: Tensor, mask: Mask) -> Losses:
         """Return the losses for a given mask of patches."""
         observe = self.observer(partial(split_tokens, mask=mask))
-        tokens_BND = self.encoder.encode(patchify(images_BCHW, self.config.patch_size), mask.mask_BN, observe)[:, 1:]
+        tokens_BTD = self.encoder.encode(patchify(images_BCHW, self.config.patch_size), mask.mask_BN, observe)
         coarse = self.encoder.coarse_mask(mask)
-        prediction_BMP = self.head(take(tokens_BND, coarse.masked_BM))
+        prediction_BMP = self.head(take(tokens_BTD[:, 1:], coarse.masked_BM))
         target_BMP = take(patchify(images_BCHW, self.stride), coarse.masked_BM)
         loss_BM = (prediction_BMP.to(target_BMP.dtype) - target_BMP).abs().mean(dim=-1)
         pixels = loss_BM.numel() * self.stride**2
@@ -60,7 +74,22 @@ class Simmim(Method):
             coarse.mask_BN,
             {},
         )
-        return add_mto(losses, observe)
+        losses = add_mto(losses, observe)
+        if self.predictor is None or not (self.training and self.predictor_trains):
+            return losses
+        seen_BTD = tokens_BTD.detach() if self.config.pass_.detach_encoder else tokens_BTD
+        predicted_BM = self.predictor(seen_BTD).gather(1, coarse.masked_BM)
+        return add_predictor(losses, predicted_BM, loss_BM, tokens_BTD.shape[1] - 1)
+
+    def difficulty(self, images_BCHW: Tensor) -> Tensor:
+        """Return the predicted loss of every patch of whole images, [B, N]."""
+        assert self.predictor is not None, "the config has no mask predictor"
+        predicted_BN: Tensor = self.predictor(self.encoder.features(images_BCHW))
+        return predicted_BN
+
+    def difficulty_mask(self, predicted_BN: Tensor) -> Mask:
+        """Return the mask that hides as many blocks as in training, the hardest."""
+        return hardest_blocks(predicted_BN, self.config)
 
     def predict(self, images_BCHW: Tensor, mask: Mask) -> Tensor:
         """Return predictions for all tokens in image order, [B, N, P], for pictures."""

@@ -1,0 +1,156 @@
+"""Scoring the whole data set for a selection: every sample once, evaluation crops, all ranks (METHODS section 7).
+
+1. Each rank takes the sample ids r, r + R, r + 2R, ... and reads them through the loader with the evaluation crop.
+2. PASS: the predictor looks at the whole image, the patches it finds hardest are hidden, their losses are weighted by
+   the prediction. No randomness.
+   BSS: random patches are hidden, by the sample's own random numbers; the score is their mean loss.
+3. Scores go to the selection before training goes on, so that the next window that is not yet drawn uses them.
+
+Shapes: B batch, N patches.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scoring import masked_mean_score, patch_weighted_score
+from trainer.context import Context
+from trainer.methods.base import Method
+from trainer.randomness import StepRandomness
+from trainer.step import TrainState, autocast, normalise
+from trainer.windows import ScoreSink
+
+log = logging.getLogger(__name__)
+
+_REPORT_SAMPLES = 65536  # scores of one report: half a megabyte on the way to the selection
+
+SweepBatches = Callable[[NDArray[np.int64]], Iterable[tuple[NDArray[np.int64], Any]]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepResult:
+    """What one sweep did on one rank."""
+
+    step: int
+    """Steps done when it ran."""
+    scored: int
+    """Samples scored."""
+    missing: int
+    """Samples that the loader could not give."""
+    non_finite: int
+    """Samples whose score was NaN or infinite; they were not reported."""
+
+
+class Sweep:
+    """Scores all samples when the training loop asks for it."""
+
+    def __init__(
+        self,
+        batches: SweepBatches,
+        selection: ScoreSink,
+        *,
+        num_samples: int,
+        after: Callable[[SweepResult], None] | None = None,
+    ) -> None:
+        """Keep what a sweep needs.
+
+        Args:
+            batches: gives (sample ids, uint8[B, 3, H, W]) for the ids it is called with, each once, with the
+                evaluation crop.
+            selection: takes the scores.
+            num_samples: samples of the data set; their ids are 0 .. num_samples - 1.
+            after: called on rank 0 when all ranks have reported, e.g. to set the policy that keeps the top share.
+        """
+        self._batches, self._selection, self._after = batches, selection, after
+        self._num_samples = num_samples
+
+    def __call__(self, state: TrainState) -> SweepResult:
+        """Score this rank's samples with the model as it is, and report them."""
+        settings, context = state.config.model.pass_, state.context
+        wanted = rank_samples(self._num_samples, context)
+        seen = np.zeros(self._num_samples, bool)
+        state.method.eval()
+        ids_parts, score_parts = [], []
+        for ids, images in self._batches(wanted):
+            fresh = _first_time(np.asarray(ids, np.int64), seen)
+            scores = score_batch(state, torch.as_tensor(np.asarray(images))[fresh], np.asarray(ids, np.int64)[fresh])
+            ids_parts.append(np.asarray(ids, np.int64)[fresh])
+            score_parts.append(scores)
+        state.method.train()
+        ids, scores = _joined(ids_parts, score_parts)
+        self._report(ids, scores, kind=settings.score, state=state)
+        result = SweepResult(
+            step=state.step,
+            scored=len(ids),
+            missing=len(wanted) - len(ids),
+            non_finite=int((~np.isfinite(scores)).sum()),
+        )
+        context.barrier()
+        if self._after and context.rank == 0:
+            self._after(result)
+        context.barrier()
+        log.info("scored %d samples at step %d; %d missing", result.scored, result.step, result.missing)
+        return result
+
+    def _report(self, ids: NDArray[np.int64], scores: NDArray[np.float32], *, kind: str, state: TrainState) -> None:
+        finite = np.isfinite(scores)
+        ids, scores = ids[finite], scores[finite]
+        for number, start in enumerate(range(0, len(ids), _REPORT_SAMPLES)):
+            part = slice(start, start + _REPORT_SAMPLES)
+            producer = f"sweep-{state.context.rank}-{number}"
+            self._selection.report_scores(
+                ids[part], scores[part], kind=kind, step=state.step, producer=producer, sequence=state.step
+            )
+
+
+@torch.no_grad()
+def score_batch(state: TrainState, images_u8: Tensor, sample_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the scores of uint8 images, float32[B], by the configured rule."""
+    method, settings = state.method, state.config.model.pass_
+    images = normalise(images_u8.to(state.device, non_blocking=True), state.config)
+    with autocast(state):
+        if settings.score == "pass":
+            predicted_BN = method.difficulty(images)
+            losses = method.reconstruct(images, method.difficulty_mask(predicted_BN))
+            score_B = patch_weighted_score(losses.patch_loss_BN, predicted_BN, losses.mask_BN, settings.temperature)
+        else:
+            losses = method.reconstruct(images, _mask_by_sample(method, sample_ids, images, state.config.seed))
+            score_B = masked_mean_score(losses.patch_loss_BN, losses.mask_BN)
+    return score_B.float().cpu().numpy()
+
+
+def rank_samples(num_samples: int, context: Context) -> NDArray[np.int64]:
+    """Return the sample ids that a rank scores: together the ranks have each once."""
+    return np.arange(context.rank, num_samples, context.world_size)
+
+
+def _mask_by_sample(method: Method, sample_ids: NDArray[np.int64], images: Tensor, seed: int) -> Any:
+    """Return random masks that depend on the sample alone, so that scoring twice gives the same ranking."""
+    masks = [
+        method.draw_mask(1, StepRandomness(seed=seed, step=0, first_row=int(sample_id)), like=images)
+        for sample_id in sample_ids
+    ]
+    kind = type(masks[0])
+    return kind(torch.cat([mask.visible_BV for mask in masks]), torch.cat([mask.masked_BM for mask in masks]))
+
+
+def _first_time(ids: NDArray[np.int64], seen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the positions of ids that come for the first time, and remember them."""
+    _, first = np.unique(ids, return_index=True)
+    fresh = np.sort(first[~seen[ids[first]]])
+    seen[ids] = True
+    return fresh
+
+
+def _joined(
+    ids: list[NDArray[np.int64]], scores: list[NDArray[np.float32]]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    if not ids:
+        return np.zeros(0, np.int64), np.zeros(0, np.float32)
+    return np.concatenate(ids), np.concatenate(scores)
