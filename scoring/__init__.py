@@ -6,6 +6,7 @@ from scoring.config import SelectionConfig
 from scoring.errors import (
     CorruptLog,
     LogInUse,
+    LogUnavailable,
     RunMismatch,
     ScoringError,
     SelectionUnavailable,
@@ -13,24 +14,29 @@ from scoring.errors import (
 )
 from scoring.features import image_features
 from scoring.patch_scores import masked_mean_score, patch_weighted_score
-from scoring.policies import POLICIES
+from scoring.policies import POLICIES, PolicyOptions, TableInputs
 from scoring.prototypes import Prototypes, prototype_distances
 from scoring.records import Control, ControlReply, Event, LogEntry, ScoreAck, Window
+from scoring.replay import ReplayReport, replay
 from scoring.runlog import RunLog, read_entries
-from scoring.schedules import SCHEDULES
+from scoring.schedules import SCHEDULES, Adaptive
 from scoring.selection import Selection
 from scoring.temperature import effective_size, sampling_probabilities, solve_temperature
 
 __all__ = [
     "POLICIES",
     "SCHEDULES",
+    "Adaptive",
     "Control",
     "ControlReply",
     "CorruptLog",
     "Event",
     "LogEntry",
     "LogInUse",
+    "LogUnavailable",
+    "PolicyOptions",
     "Prototypes",
+    "ReplayReport",
     "RunLog",
     "RunMismatch",
     "ScoreAck",
@@ -38,6 +44,7 @@ __all__ = [
     "Selection",
     "SelectionConfig",
     "SelectionUnavailable",
+    "TableInputs",
     "VersionConflict",
     "Window",
     "davies_bouldin",
@@ -47,6 +54,7 @@ __all__ = [
     "patch_weighted_score",
     "prototype_distances",
     "read_entries",
+    "replay",
     "sampling_probabilities",
     "schedules",
     "solve_temperature",

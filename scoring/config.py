@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from scoring.policies import parse_policy
+from scoring.policies import PolicyOptions, parse_policy
+from scoring.schedules import Adaptive
 from scoring.temperature import checked_effective_size
+
+OPERATIONAL = ("kept_windows", "snapshot_windows", "ranges")
+"""Fields that may change between two openings of a run: they do not change a draw."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,12 +33,24 @@ class SelectionConfig:
     """Spare draws carried by each window as a share of its draws, in [0, 1]; at least one spare is carried."""
     fingerprint: str = ""
     """Fingerprint of the data set (hex); empty when there is none to compare."""
+    options: PolicyOptions = field(default_factory=PolicyOptions)
+    """Constants of the policies."""
+    user_policies: tuple[str, ...] = ()
+    """Import paths ("package.module:function") that `policy` and later controls may name beside POLICIES."""
+    adaptive: Adaptive | None = None
+    """Rule by which reported metrics steer the effective size; None leaves it to the trainer's requests."""
+    kept_windows: int = 1024
+    """Newest windows whose draws stay in the log, 1 or more; older ones are drawn again when asked for."""
+    snapshot_windows: int = 64
+    """Windows between two snapshots of the sample table, 1 or more."""
+    ranges: int = 1
+    """Id ranges that the sample table is cut into, 1 or more; it does not change what is drawn."""
 
     def __post_init__(self) -> None:
         """Check every field."""
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in [0, 2^63); got {self.seed}.")
-        for name in ("global_batch", "window_steps"):
+        for name in ("global_batch", "window_steps", "kept_windows", "snapshot_windows", "ranges"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more; got {getattr(self, name)}.")
         if self.num_samples < 0:
@@ -41,7 +58,7 @@ class SelectionConfig:
         if not 0.0 <= self.spare_fraction <= 1.0:
             raise ValueError(f"spare_fraction must be in [0, 1]; got {self.spare_fraction}.")
         checked_effective_size(self.effective_size)
-        parse_policy(self.policy)
+        parse_policy(self.policy, self.user_policies)
 
     @property
     def window_draws(self) -> int:
@@ -52,3 +69,7 @@ class SelectionConfig:
     def window_spares(self) -> int:
         """Spare draws of one window."""
         return max(1, round(self.spare_fraction * self.window_draws))
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide what is drawn, as plain values: they must not change while a run lives."""
+        return {name: value for name, value in asdict(self).items() if name not in OPERATIONAL}

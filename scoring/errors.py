@@ -30,6 +30,10 @@ class CorruptLog(ScoringError):
     """A stored row does not match its checksum, or the log is not one of ours."""
 
 
+class LogUnavailable(ScoringError):
+    """The log cannot be written (disk full, disk error): nothing is acknowledged until it can."""
+
+
 class LogInUse(ScoringError):
     """Another process is writing this run log."""
 

@@ -1,39 +1,92 @@
 """Policies: what is known about samples -> how much each weighs in the draw.
 
-A policy is a function of `TableInputs` returning one weight a row. It must treat rows alone: a weight may depend on its
-own row and on the table-wide facts, never on its neighbours in the call, because tables are weighed in blocks. Names
-joined by "*" multiply. Adding a policy is a function and a line in `POLICIES`.
+A policy is a function of `TableInputs` returning one weight a row, not negative. It treats rows alone: a weight may
+depend on its own row and on table-wide facts, never on its neighbours in the call, for tables are weighed in blocks.
+Names joined by "*" multiply. Adding a policy is a function and a line in `POLICIES`; a user's own is named in the
+configuration as "package.module:function".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from scoring.scores import SCORE_KINDS
+from scoring.temperature import checked_temperature
 
 Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TableInputs:
+class PolicyOptions:
+    """Constants of the policies that have some."""
+
+    rho: float = 0.3
+    """Share of the data that a selection round keeps, in (0, 1] (PASS: 0.3)."""
+    importance_kind: str = "loss"
+    """Score that `importance` reads, one of SCORE_KINDS."""
+    importance_power: float = 1.0
+    """Exponent of `importance`, 0 or more; 0 is uniform."""
+    importance_floor: float = 0.1
+    """Least score that `importance` sees, as a share of the mean score, above 0: no sample becomes unreachable."""
+    fixed_temperature: float = 0.2
+    """Temperature of `fixed_temperature`, positive."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if not 0.0 < self.rho <= 1.0:
+            raise ValueError(f"rho must be a share in (0, 1]; got {self.rho}.")
+        if self.importance_kind not in SCORE_KINDS:
+            raise ValueError(f"importance_kind must be one of {', '.join(SCORE_KINDS)}; got {self.importance_kind!r}.")
+        if not 0.0 <= self.importance_power <= 16.0:
+            raise ValueError(f"importance_power must be in [0, 16]; got {self.importance_power}.")
+        if not 0.0 < self.importance_floor <= 1.0:
+            raise ValueError(f"importance_floor must be a share of the mean in (0, 1]; got {self.importance_floor}.")
+        checked_temperature(self.fixed_temperature)
+
+
+class TableInputs(Protocol):
     """Some rows of the sample table, and the facts about the whole of it."""
 
-    num_rows: int
-    """Rows to weigh."""
-    temperature: float
-    """Softmax temperature in force, positive; infinity is uniform."""
-    distance: NDArray[np.float32] | None = None
-    """Prototype distance of the rows; None when the run has none."""
-    distance_range: tuple[float, float] = (0.0, 1.0)
-    """Smallest and largest distance of the whole table."""
+    @property
+    def num_rows(self) -> int:
+        """Rows to weigh."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the whole table."""
+
+    @property
+    def temperature(self) -> float:
+        """Softmax temperature in force, positive; infinity is uniform."""
+
+    @property
+    def options(self) -> PolicyOptions:
+        """Constants of the run."""
+
+    @property
+    def distance_range(self) -> tuple[float, float]:
+        """Smallest and largest distance of the whole table."""
+
+    def sample_ids(self) -> NDArray[np.int64]:
+        """Ids of the rows."""
 
     def distances(self) -> Float64:
-        """Distances of the rows as float64; ValueError when the run has none."""
-        if self.distance is None:
-            raise ValueError("this policy needs prototype distances; this run has none. Run `tempera score` first.")
-        return self.distance.astype(np.float64)
+        """Prototype distances of the rows; ValueError when the run has none."""
+
+    def scores(self, kind: str) -> Float64:
+        """Latest scores of the rows, NaN where none was reported."""
+
+    def mean_score(self, kind: str) -> float:
+        """Mean over all scored samples; 1 when there are none."""
+
+    def selected(self, kind: str) -> NDArray[np.bool_]:
+        """Whether the rows are in the subset of the last selection round; all are before the first."""
 
 
 Policy = Callable[[TableInputs], Float64]
@@ -51,12 +104,36 @@ def uniform_replacement(inputs: TableInputs) -> Float64:
 
 def prototypical(inputs: TableInputs) -> Float64:
     """Near prototypes first: exp(-d / tau) (Lin et al., CVPR 2025, Eq. 4)."""
-    return np.asarray(np.exp((inputs.distance_range[0] - inputs.distances()) / inputs.temperature))
+    return _softmax_weights(inputs.distance_range[0], inputs.distances(), inputs.temperature)
 
 
 def hard(inputs: TableInputs) -> Float64:
     """Far from prototypes first: exp(+d / tau), the adapted baseline of Sorscher et al., 2022."""
-    return np.asarray(np.exp((inputs.distances() - inputs.distance_range[1]) / inputs.temperature))
+    return _softmax_weights(inputs.distance_range[1], inputs.distances(), -inputs.temperature)
+
+
+def fixed_temperature(inputs: TableInputs) -> Float64:
+    """`prototypical` at one temperature for the whole run; schedules do not touch it."""
+    return _softmax_weights(inputs.distance_range[0], inputs.distances(), inputs.options.fixed_temperature)
+
+
+def importance(inputs: TableInputs) -> Float64:
+    """Proportional to a power of the latest score, floored; a sample without a score counts as average."""
+    options = inputs.options
+    relative = inputs.scores(options.importance_kind) / inputs.mean_score(options.importance_kind)
+    return np.asarray(
+        np.maximum(np.nan_to_num(relative, nan=1.0), options.importance_floor) ** options.importance_power
+    )
+
+
+def pass_subset(inputs: TableInputs) -> Float64:
+    """Uniform over the subset that the last round kept by PASS score (PASS, Eq. 8); over all before the first."""
+    return inputs.selected("pass").astype(np.float64)
+
+
+def bss_subset(inputs: TableInputs) -> Float64:
+    """Uniform over the subset that the last round kept by BSS score (PASS, Eq. 3); over all before the first."""
+    return inputs.selected("bss").astype(np.float64)
 
 
 POLICIES: dict[str, Policy] = {
@@ -64,10 +141,17 @@ POLICIES: dict[str, Policy] = {
     "uniform_replacement": uniform_replacement,
     "prototypical": prototypical,
     "hard": hard,
+    "fixed_temperature": fixed_temperature,
+    "importance": importance,
+    "pass": pass_subset,
+    "bss": bss_subset,
 }
 
 DIRECTION = {"prototypical": "prototypical", "hard": "hard"}
 """Policies that a temperature steers, and the direction in which it solves."""
+
+SUBSET_KINDS = ("pass", "bss")
+"""Policies that keep a subset, each by the score of its own name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,9 +159,11 @@ class PolicyPlan:
     """A policy name taken apart."""
 
     name: str
-    """As given."""
+    """As given, without spaces."""
     factors: tuple[str, ...]
     """Names whose weights are multiplied."""
+    functions: tuple[Policy, ...]
+    """Their functions."""
 
     @property
     def permuted(self) -> bool:
@@ -89,24 +175,69 @@ class PolicyPlan:
         """Direction of the softmax factor, None without one: then no temperature applies."""
         return next((DIRECTION[name] for name in self.factors if name in DIRECTION), None)
 
+    @property
+    def subset_kinds(self) -> tuple[str, ...]:
+        """Scores whose subsets restrict the draw."""
+        return tuple(name for name in self.factors if name in SUBSET_KINDS)
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether live scores change the weights, as far as can be known."""
+        return "importance" in self.factors or self.has_user_code
+
+    @property
+    def reads_rounds(self) -> bool:
+        """Whether selection rounds change the weights, as far as can be known."""
+        return bool(self.subset_kinds) or self.has_user_code
+
+    @property
+    def has_user_code(self) -> bool:
+        """Whether a factor is not one of ours."""
+        return any(name not in POLICIES for name in self.factors)
+
     def weigh(self, inputs: TableInputs) -> Float64:
         """Product of the factors' weights."""
-        weights = POLICIES[self.factors[0]](inputs)
-        for name in self.factors[1:]:
-            weights = weights * POLICIES[name](inputs)
-        return weights
+        weights = self.functions[0](inputs)
+        for function in self.functions[1:]:
+            weights = weights * function(inputs)
+        return np.asarray(weights, dtype=np.float64)
 
 
-def parse_policy(name: str) -> PolicyPlan:
+def parse_policy(name: str, user_policies: Iterable[str] = ()) -> PolicyPlan:
     """Take a policy name apart.
 
+    Args:
+        name: names of POLICIES or of `user_policies`, joined by "*".
+        user_policies: import paths that the run's configuration allows.
+
     Raises:
-        ValueError: for an unknown name, or two factors that a temperature steers.
+        ValueError: for an unknown name, two factors that a temperature steers, or a path that leads to no function.
     """
+    known = {**dict.fromkeys(user_policies), **POLICIES}
     factors = tuple(part.strip() for part in str(name).split("*"))
     for factor in factors:
-        if factor not in POLICIES:
-            raise ValueError(f"policy must be one of {', '.join(POLICIES)}, or some joined by '*'; got {name!r}.")
+        if factor not in known:
+            raise ValueError(f"policy must be one of {', '.join(known)}, or some joined by '*'; got {name!r}.")
     if sum(factor in DIRECTION for factor in factors) > 1:
         raise ValueError(f"policy may hold one of {', '.join(DIRECTION)}, which share a temperature; got {name!r}.")
-    return PolicyPlan(name="*".join(factors), factors=factors)
+    functions = tuple(POLICIES.get(factor) or load_policy(factor) for factor in factors)
+    return PolicyPlan(name="*".join(factors), factors=factors, functions=functions)
+
+
+def load_policy(path: str) -> Policy:
+    """The function at "package.module:function"; ValueError if the path leads to none."""
+    module, separator, attribute = path.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute) if separator else None
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"a user policy must be importable; {path!r} is not ({error}).") from error
+    if not callable(function):
+        raise ValueError(f"a user policy must be a function given as package.module:function; got {path!r}.")
+    return function  # type: ignore[no-any-return]
+
+
+def _softmax_weights(best: float, distance: Float64, temperature: float) -> Float64:
+    """exp((best - d) / tau), 1 for the best sample of the table; computed in place, for this is the hot loop."""
+    np.subtract(best, distance, out=distance)
+    np.divide(distance, temperature, out=distance)
+    return np.exp(distance, out=distance)

@@ -8,9 +8,41 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-CONTROL_KINDS = ("effective_size", "temperature", "policy", "release")
+CONTROL_KINDS = ("effective_size", "temperature", "policy", "release", "round")
 TRAINER = "trainer"
 """Author of the scheduled effective size that travels with a window request."""
+ADAPTIVE = "adaptive"
+"""Author of an adaptive schedule's effective size."""
+SCHEDULE = "schedule"
+"""Log kind of a scheduled effective size."""
+METRIC = "metric"
+"""Event kind by which trainers report what an adaptive schedule follows; the message names the metric."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowFacts:
+    """Everything about a window but its draws: with the data and the log, enough to draw it again."""
+
+    index: int
+    """Number of the window; it covers steps [index * window_steps, (index + 1) * window_steps)."""
+    version: int
+    """Version of the weight table that it was drawn from."""
+    first_draw: int
+    """Global number of its first draw."""
+    policy: str
+    """Policy in force."""
+    temperature: float
+    """Temperature in force; infinity for a policy that has none."""
+    effective_size: float
+    """Expected share of distinct samples in N draws from the table; 1 for a permutation."""
+    num_draws: int
+    """Draws, spares not counted."""
+    num_spares: int
+    """Spare draws."""
+    scores_through: int = 0
+    """Log sequence of the last score report that the weights saw; 0 where they see none."""
+    rounds_through: int = 0
+    """Log sequence of the last selection round that the weights saw; 0 where they see none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,52 +70,43 @@ class Window:
     effective_size: float
     """Expected share of distinct samples in N draws from the table; 1 for a permutation."""
     digest: str
-    """Hex digest of everything above."""
+    """Hex digest of which samples are drawn when; probabilities are left out, for they differ by rounding between
+    processors."""
 
     @staticmethod
-    def sealed(
-        *,
-        index: int,
-        version: int,
-        first_draw: int,
-        drawn: tuple[NDArray[np.int64], NDArray[np.float64]],
-        num_spares: int,
-        policy: str,
-        temperature: float,
-        effective_size: float,
-    ) -> Window:
-        """A window of these draws, the last `num_spares` of them being its spares, with its digest."""
-        ids, probability = np.ascontiguousarray(drawn[0]), np.ascontiguousarray(drawn[1])
+    def sealed(facts: WindowFacts, ids: NDArray[np.int64], probability: NDArray[np.float64]) -> Window:
+        """The window of these facts and draws, the spares last, with its digest."""
+        ids, probability = np.ascontiguousarray(ids), np.ascontiguousarray(probability)
         ids.setflags(write=False)
         probability.setflags(write=False)
-        head = f"{index} {version} {first_draw} {num_spares} {policy} {temperature!r} {effective_size!r}"
+        head = f"{facts.index} {facts.version} {facts.first_draw} {facts.num_draws} {facts.num_spares} {facts.policy}"
         digest = hashlib.blake2b(head.encode(), digest_size=16)
         digest.update(ids.astype("<i8", copy=False).data)
-        digest.update(probability.astype("<f8", copy=False).data)
-        cut = len(ids) - num_spares
+        cut = facts.num_draws
         return Window(
-            index=index,
-            version=version,
-            first_draw=first_draw,
+            index=facts.index,
+            version=facts.version,
+            first_draw=facts.first_draw,
             sample_ids=ids[:cut],
             probability=probability[:cut],
             spare_ids=ids[cut:],
             spare_probability=probability[cut:],
-            policy=policy,
-            temperature=temperature,
-            effective_size=effective_size,
+            policy=facts.policy,
+            temperature=facts.temperature,
+            effective_size=facts.effective_size,
             digest=digest.hexdigest(),
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Control:
-    """A person's change of what is drawn next."""
+    """A change of what is drawn next, by a person or, for rounds, by the trainer."""
 
     kind: str
-    """One of CONTROL_KINDS. "release" gives the effective size back to the trainer's schedule."""
+    """One of CONTROL_KINDS. "release" gives the effective size back to the schedule; "round" closes a selection round:
+    the policy of that name keeps floor(rho * N) samples by score from then on."""
     value: float | str | None = None
-    """Effective size (share of N), temperature or policy name; nothing for a release."""
+    """Effective size (share of N), temperature, policy name, score of a round; nothing for a release."""
     author: str
     """Who asks; goes to the log."""
     reason: str = ""
@@ -166,3 +189,5 @@ class LogEntry:
     """False for a scheduled value recorded while a person's holds."""
     request: str = ""
     """Identity of the control, if it had one."""
+    detail: str = ""
+    """For a round, JSON of its border: threshold, last_id, kept, scores_through. Empty for others."""

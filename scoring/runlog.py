@@ -7,42 +7,34 @@ answer that depends on it is given. One process writes (a lock file says so); an
 
 from __future__ import annotations
 
-import fcntl
 import json
 import sqlite3
 import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from scoring.errors import CorruptLog, LogInUse, RunMismatch
-from scoring.records import LogEntry, Window
+from scoring.errors import LogUnavailable, RunMismatch
+from scoring.logschema import (
+    FACT_FIELDS,
+    SELECT_DRAWS,
+    SELECT_ENTRY,
+    SELECT_FACTS,
+    SELECT_REPORT,
+    connect,
+    entry_of,
+    entry_row,
+    lock,
+    report_of,
+    report_row,
+    window_of,
+    window_row,
+)
+from scoring.records import LogEntry, Window, WindowFacts
 from scoring.scores import ScoreReport
 
-SCHEMA_VERSION = 1
-APPLICATION_ID = 0x54454D50  # "TEMP", so that `file` and we know our own
-LOCK_WAIT_S = 10.0
-
-SCHEMA = """
-CREATE TABLE meta (field TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE log (sequence INTEGER PRIMARY KEY, time REAL NOT NULL, author TEXT NOT NULL, kind TEXT NOT NULL,
-    value TEXT NOT NULL, reason TEXT NOT NULL, window INTEGER NOT NULL, step INTEGER NOT NULL, version INTEGER NOT NULL,
-    temperature REAL, effective_size REAL, in_force INTEGER NOT NULL, request TEXT NOT NULL);
-CREATE UNIQUE INDEX log_request ON log (request) WHERE request != '';
-CREATE TABLE windows (number INTEGER PRIMARY KEY, sequence INTEGER NOT NULL, version INTEGER NOT NULL,
-    first_draw INTEGER NOT NULL, policy TEXT NOT NULL, temperature REAL NOT NULL, effective_size REAL NOT NULL,
-    scores_through INTEGER NOT NULL, digest TEXT NOT NULL, num_spares INTEGER NOT NULL, ids BLOB, probability BLOB);
-CREATE TABLE scores (sequence INTEGER PRIMARY KEY, producer TEXT NOT NULL, report INTEGER NOT NULL, kind TEXT NOT NULL,
-    step INTEGER NOT NULL, ids BLOB NOT NULL, vals BLOB NOT NULL, UNIQUE (producer, report, kind));
-"""
-
-ENTRY_FIELDS = tuple(field.name for field in fields(LogEntry))
+REPORTS_AT_ONCE = 256
 
 
 class RunLog:
@@ -57,19 +49,22 @@ class RunLog:
         """
         self.path = None if path is None else Path(path)
         self._mutex = threading.RLock()
-        self._lock_file = None if self.path is None else _lock(self.path)
-        self._connection = _connect(self.path, read_only=False)
+        self._lock_file = None if self.path is None else lock(self.path)
+        try:
+            self._connection = connect(self.path, read_only=False)
+        except BaseException:
+            self._release()
+            raise
         self._next_sequence: int = 1 + max(
             self._connection.execute(f"SELECT COALESCE(MAX(sequence), 0) FROM {table}").fetchone()[0]  # noqa: S608
-            for table in ("log", "windows", "scores")
+            for table in ("log", "scores")
         )
 
     def close(self) -> None:
         """Close the file and release the lock."""
         with self._mutex:
             self._connection.close()
-            if self._lock_file is not None:
-                self._lock_file.close()
+            self._release()
 
     def begin(self, identity: Mapping[str, Any]) -> None:
         """Write the run's identity into a new log, or compare it with an old one's.
@@ -90,6 +85,13 @@ class RunLog:
                     f"Resume with the run's configuration, or begin a new run directory (log: {self.path})."
                 )
 
+    def identity(self) -> dict[str, Any]:
+        """What `begin` wrote; empty for a log that no run has begun."""
+        with self._mutex:
+            return {
+                name: json.loads(value) for name, value in self._connection.execute("SELECT field, value FROM meta")
+            }
+
     def take_sequence(self) -> int:
         """The next position in the log. A position whose write fails stays empty."""
         with self._mutex:
@@ -97,36 +99,43 @@ class RunLog:
             self._next_sequence += 1
             return sequence
 
+    # -- writing ------------------------------------------------------------------------------------------------------
+
     def append(self, entry: LogEntry) -> None:
-        """Write one entry."""
-        with self._transaction() as connection:
-            _insert_entry(connection, entry)
+        """Write one entry.
 
-    def append_window(self, window: Window, *, scores_through: int, entries: Iterable[LogEntry] = ()) -> None:
-        """Write a window, and the entries that came with its request, in one transaction."""
-        sequence = self.take_sequence()
-        ids = np.concatenate([window.sample_ids, window.spare_ids])
-        probability = np.concatenate([window.probability, window.spare_probability])
-        law = (window.policy, window.temperature, window.effective_size, scores_through)
-        row = (window.index, sequence, window.version, window.first_draw, *law, window.digest, len(window.spare_ids))
+        Raises:
+            LogUnavailable: if the disk does not take it; so do the other writing methods.
+        """
         with self._transaction() as connection:
-            for entry in entries:
-                _insert_entry(connection, entry)
+            _insert(connection, "log", entry_row(entry))
+
+    def append_windows(self, windows: Sequence[tuple[WindowFacts, Window, Sequence[LogEntry]]]) -> None:
+        """Write windows, and the entries that came with their requests, in one transaction."""
+        with self._transaction() as connection:
+            for facts, window, entries in windows:
+                for entry in entries:
+                    _insert(connection, "log", entry_row(entry))
+                _insert(connection, "windows", window_row(facts, window))
+
+    def append_reports(self, reports: Sequence[ScoreReport]) -> list[int]:
+        """Write score reports in one transaction; their sequences, 0 for one that is here already."""
+        with self._transaction() as connection:
+            sequences = []
+            for report in reports:
+                row = report_row(self.take_sequence(), report)
+                cursor = _insert(connection, "scores", row, or_ignore=True)
+                sequences.append(row[0] if cursor.rowcount else 0)
+            return sequences
+
+    def drop_draws(self, *, before: int) -> None:
+        """Forget the draws, not the facts, of windows below an index; they can be drawn again."""
+        with self._transaction() as connection:
             connection.execute(
-                "INSERT INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (*row, pack_ids(ids), probability.astype("<f8").tobytes()),
+                'UPDATE windows SET ids = NULL, probability = NULL WHERE "index" < ? AND ids IS NOT NULL', (before,)
             )
 
-    def append_scores(self, report: ScoreReport) -> int:
-        """Write a score report; returns its sequence, or 0 if this very report is here already."""
-        sequence = self.take_sequence()
-        row = (sequence, report.producer, report.sequence, report.kind, report.step)
-        with self._transaction() as connection:
-            cursor = connection.execute(
-                "INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (*row, pack_ids(report.ids), report.values.astype("<f4").tobytes()),
-            )
-            return sequence if cursor.rowcount else 0
+    # -- reading ------------------------------------------------------------------------------------------------------
 
     def entries(self, *, limit: int | None = None) -> list[LogEntry]:
         """The last `limit` entries (all by default), oldest first."""
@@ -134,57 +143,78 @@ class RunLog:
             return _entries(self._connection, limit)
 
     def entry_of(self, request: str) -> LogEntry | None:
-        """The entry that a control with this identity left, if it came before."""
+        """The entry that a message with this identity left, if it came before."""
+        if not request:
+            return None
         with self._mutex:
-            rows = self._connection.execute(f"{SELECT_ENTRY} WHERE request = ?", (request,)).fetchall()
-        return _entry(rows[0]) if rows and request else None
+            row = self._connection.execute(f"{SELECT_ENTRY} WHERE request = ?", (request,)).fetchone()
+        return entry_of(row) if row else None
+
+    def rounds(self, *, after: int = 0) -> list[LogEntry]:
+        """Selection rounds with a sequence above `after`, in order."""
+        with self._mutex:
+            query = f"{SELECT_ENTRY} WHERE kind = 'round' AND sequence > ? ORDER BY sequence"
+            return [entry_of(row) for row in self._connection.execute(query, (after,))]
+
+    def facts(self, *, first: int = 0) -> list[tuple[WindowFacts, str]]:
+        """Facts and digests of all windows from an index on, in order."""
+        with self._mutex:
+            rows = self._connection.execute(f'{SELECT_FACTS} WHERE "index" >= ? ORDER BY "index"', (first,)).fetchall()
+        return [_facts(row) for row in rows]
+
+    def last_facts(self) -> tuple[WindowFacts, str] | None:
+        """Facts and digest of the newest window; None at the start."""
+        with self._mutex:
+            row = self._connection.execute(f'{SELECT_FACTS} ORDER BY "index" DESC LIMIT 1').fetchone()
+        return _facts(row) if row else None
 
     def window(self, index: int) -> Window | None:
-        """A stored window, checked against its digest; None if it was not materialised."""
+        """A stored window, checked; None if its draws are not kept any more, or it was not materialised.
+
+        Raises:
+            CorruptLog: if it is not what was written.
+        """
         with self._mutex:
-            row = self._connection.execute(f"{SELECT_WINDOW} WHERE number = ?", (index,)).fetchone()
-        return _window(row) if row else None
+            row = self._connection.execute(f'{SELECT_FACTS} WHERE "index" = ?', (index,)).fetchone()
+            draws = self._connection.execute(f'{SELECT_DRAWS} WHERE "index" = ?', (index,)).fetchone()
+        return window_of(*_facts(row), *draws) if row and draws[1] is not None else None
 
-    def last_window(self) -> tuple[Window, int] | None:
-        """The newest window and the last score it was drawn from; None at the start."""
-        with self._mutex:
-            row = self._connection.execute(f"{SELECT_WINDOW} ORDER BY number DESC LIMIT 1").fetchone()
-        return (_window(row), int(row[-1])) if row else None
-
-    def windows(self) -> Iterator[Window]:
-        """Every stored window in order."""
-        last = self.last_window()
-        for index in range(last[0].index + 1 if last else 0):
-            window = self.window(index)
-            assert window is not None, "windows are numbered without gaps"
-            yield window
-
-    def reports(self, *, after: int = 0) -> Iterator[tuple[int, ScoreReport]]:
-        """Score reports with a sequence above `after`, in order of arrival."""
+    def reports(self, *, after: int = 0, through: int | None = None) -> Iterator[tuple[int, ScoreReport]]:
+        """Score reports with a sequence in (after, through], in order of arrival."""
+        last = 2**63 - 1 if through is None else through
+        query = f"{SELECT_REPORT} WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT {REPORTS_AT_ONCE}"
         while True:
             with self._mutex:
-                rows = self._connection.execute(
-                    "SELECT sequence, producer, report, kind, step, ids, vals FROM scores WHERE sequence > ? "
-                    "ORDER BY sequence LIMIT 256",
-                    (after,),
-                ).fetchall()
-            for row in rows:
-                after = int(row[0])
-                yield after, _report(row)
-            if not rows:
+                rows = self._connection.execute(query, (after, last)).fetchall()
+            yield from map(report_of, rows)
+            if len(rows) < REPORTS_AT_ONCE:
                 return
+            after = int(rows[-1][0])
+
+    # -- inside -------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """All or nothing, on disk when it ends."""
         with self._mutex:
-            self._connection.execute("BEGIN IMMEDIATE")
             try:
-                yield self._connection
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
+                self._connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._connection
+                    self._connection.execute("COMMIT")
+                except BaseException:
+                    if self._connection.in_transaction:
+                        self._connection.execute("ROLLBACK")
+                    raise
+            except sqlite3.OperationalError as error:
+                raise LogUnavailable(
+                    f"run log {self.path} must be writable; it is not ({error}). Free some disk space; what was "
+                    "acknowledged is not lost."
+                ) from error
+
+    def _release(self) -> None:
+        if self._lock_file is not None:
+            self._lock_file.close()
 
 
 def read_entries(path: str | Path, *, limit: int | None = None) -> list[LogEntry]:
@@ -194,118 +224,25 @@ def read_entries(path: str | Path, *, limit: int | None = None) -> list[LogEntry
         FileNotFoundError: if there is no log.
         CorruptLog: if the file is not a run log of this schema.
     """
-    connection = _connect(Path(path), read_only=True)
+    connection = connect(Path(path), read_only=True)
     try:
         return _entries(connection, limit)
     finally:
         connection.close()
 
 
-def pack_ids(ids: NDArray[np.int64]) -> bytes:
-    """Ids as little-endian bytes, 4 each where they fit, else 8."""
-    wide = bool(len(ids)) and int(ids.max()) >= 2**32
-    return bytes(ids.astype("<i8" if wide else "<u4").tobytes())
-
-
-def unpack_ids(blob: bytes, count: int) -> NDArray[np.int64]:
-    """The inverse of `pack_ids`; CorruptLog if the length fits neither width."""
-    if len(blob) not in (4 * count, 8 * count):
-        raise CorruptLog(f"{count} stored ids must take {4 * count} or {8 * count} bytes; got {len(blob)}.")
-    return np.frombuffer(blob, "<u4" if len(blob) == 4 * count else "<i8").astype(np.int64)
-
-
-SELECT_ENTRY = f"SELECT {', '.join(ENTRY_FIELDS)} FROM log"  # noqa: S608
-SELECT_WINDOW = (
-    "SELECT number, version, first_draw, policy, temperature, effective_size, digest, num_spares, ids, probability, "
-    "scores_through FROM windows"
-)
-
-
-def _connect(path: Path | None, *, read_only: bool) -> sqlite3.Connection:
-    if read_only and path is not None and not path.exists():
-        raise FileNotFoundError(f"run log {path} must exist; there is none. Name the directory of a run.")
-    name = ":memory:" if path is None else f"file:{path.absolute()}?mode={'ro' if read_only else 'rwc'}"
-    try:
-        connection = sqlite3.connect(name, uri=path is not None, isolation_level=None, check_same_thread=False)
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        if not read_only:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            if (version, application) == (0, 0):
-                _create(connection)
-                version, application = SCHEMA_VERSION, APPLICATION_ID
-    except sqlite3.DatabaseError as error:
-        raise CorruptLog(f"run log {path} must be a SQLite file; it is not ({error}).") from error
-    if (version, application) != (SCHEMA_VERSION, APPLICATION_ID):
-        raise CorruptLog(f"run log {path} must have schema {SCHEMA_VERSION}; got {version} (id {application:#x}).")
-    return connection
-
-
-def _create(connection: sqlite3.Connection) -> None:
-    """Make the tables; the version is written in the same transaction, so a half-made log does not exist."""
-    connection.executescript(
-        f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id={APPLICATION_ID}; "
-        f"PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
-    )
-
-
-def _lock(path: Path) -> IO[bytes]:
-    """Hold the writer's lock; a killed writer loses it at once, so a short wait covers its last moments."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = open(f"{path}.lock", "ab")  # noqa: SIM115 - held until close()
-    deadline = time.monotonic() + LOCK_WAIT_S
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return handle
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                handle.close()
-                raise LogInUse(
-                    f"run log {path} must have one writer; another process holds it. Stop that run, or use another "
-                    "run directory."
-                ) from None
-            time.sleep(0.05)
-
-
-def _insert_entry(connection: sqlite3.Connection, entry: LogEntry) -> None:
-    values = [getattr(entry, name) for name in ENTRY_FIELDS]
-    values[ENTRY_FIELDS.index("value")] = json.dumps(entry.value)
-    connection.execute(f"INSERT INTO log VALUES ({', '.join('?' * len(values))})", values)  # noqa: S608
+def _insert(
+    connection: sqlite3.Connection, table: str, row: Iterable[Any], *, or_ignore: bool = False
+) -> sqlite3.Cursor:
+    values = tuple(row)
+    verb = "INSERT OR IGNORE" if or_ignore else "INSERT"
+    return connection.execute(f"{verb} INTO {table} VALUES ({', '.join('?' * len(values))})", values)
 
 
 def _entries(connection: sqlite3.Connection, limit: int | None) -> list[LogEntry]:
     newest_first = f"{SELECT_ENTRY} ORDER BY sequence DESC LIMIT ?"
-    return [_entry(row) for row in connection.execute(newest_first, (-1 if limit is None else limit,))][::-1]
+    return [entry_of(row) for row in connection.execute(newest_first, (-1 if limit is None else limit,))][::-1]
 
 
-def _entry(row: tuple[Any, ...]) -> LogEntry:
-    named = dict(zip(ENTRY_FIELDS, row, strict=True))
-    return LogEntry(**{**named, "value": json.loads(named["value"]), "in_force": bool(named["in_force"])})
-
-
-def _window(row: tuple[Any, ...]) -> Window:
-    number, version, first_draw, policy, temperature, size, digest, num_spares, ids, probability, _ = row
-    drawn = np.frombuffer(probability, "<f8").astype(np.float64)
-    window = Window.sealed(
-        index=number,
-        version=version,
-        first_draw=first_draw,
-        drawn=(unpack_ids(ids, len(drawn)), drawn),
-        num_spares=num_spares,
-        policy=policy,
-        temperature=temperature,
-        effective_size=size,
-    )
-    if window.digest != digest:
-        raise CorruptLog(f"window {number} must have digest {digest}; its stored draws give {window.digest}.")
-    return window
-
-
-def _report(row: tuple[Any, ...]) -> ScoreReport:
-    _, producer, sequence, kind, step, ids, values = row
-    scores = np.frombuffer(values, "<f4").astype(np.float32)
-    return ScoreReport(
-        ids=unpack_ids(ids, len(scores)), values=scores, kind=kind, step=step, producer=producer, sequence=sequence
-    )
+def _facts(row: tuple[Any, ...]) -> tuple[WindowFacts, str]:
+    return WindowFacts(**dict(zip(FACT_FIELDS, row[:-1], strict=True))), str(row[-1])

@@ -1,14 +1,19 @@
 """Drawing: exact draws with replacement from any weights, in float64, without keeping a cumulative sum of N values.
 
-The table keeps one float64 sum for each block of 64 rows. A draw is a uniform number in [0, total): a binary search in
-the cumulative block sums finds its block, then the weights of the blocks that were hit, and only those, are computed
-again and searched. Uniforms come from Philox keyed by (seed, window), as raw 64-bit words, whose stream numpy
-guarantees. They are searched in sorted order, for the sake of the cache, and put back in the order drawn.
+Rows are grouped in blocks of 64, blocks in segments of about a million rows. A segment keeps the cumulative sums of its
+blocks, a table the cumulative sums of its segments. A draw is a point in [0, total): binary searches find its segment
+and its block; then the weights of the blocks that were hit, and only those, are computed again and searched.
+
+Segments do not depend on each other, so they may be weighed in parallel, and may lie in different processes: whoever
+adds up the same masses in the same order draws the same samples, bit for bit.
+
+Uniforms come from Philox keyed by (seed, window), as raw 64-bit words, whose stream numpy guarantees. They are searched
+in sorted order, for the sake of the cache, and put back in the order drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 
 import numpy as np
@@ -16,13 +21,15 @@ from numpy.typing import NDArray
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
-Rows = slice | Int64
-Weigh = Callable[[Rows], Float64]
-"""Weights of some rows; the same for a row however it is asked for."""
+Blocks = slice | Int64
+Weigh = Callable[[Blocks], Float64]
+"""Weights of some blocks of one table, [blocks * BLOCK], zero past the last sample; the same however asked for."""
 
 BLOCK = 64
-CHUNK = BLOCK * (1 << 14)
-"""Rows weighed at once: 1 M rows keep the working set in a few cache-friendly megabytes."""
+SEGMENT_BLOCKS = 1 << 14
+"""Blocks of a segment: 2^20 rows."""
+BLOCKS_AT_ONCE = 1 << 10
+"""Blocks weighed at once: 2^16 rows keep every temporary array within a core's cache."""
 
 
 class Stream(IntEnum):
@@ -44,75 +51,85 @@ def random_uniforms(seed: int, window: int, count: int) -> Float64:
     return np.asarray((words >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
 
-class WeightTable:
-    """Block sums over a weight function: what is needed to draw, at an eighth of a byte a sample."""
+class Segment:
+    """Cumulative block sums of some consecutive blocks, and draws from them."""
 
-    def __init__(self, weigh: Weigh, num_samples: int) -> None:
-        """Weigh every row once.
+    def __init__(self, weigh: Weigh, first_block: int, num_blocks: int) -> None:
+        """Weigh the blocks once.
 
         Raises:
-            ValueError: if a weight is negative or not finite, or all are zero.
+            ValueError: if a weight is negative or not finite.
         """
-        self._weigh, self.num_samples = weigh, num_samples
-        sums = np.empty(-(-num_samples // BLOCK))
-        for start in range(0, num_samples, CHUNK):
-            weights = weigh(slice(start, min(start + CHUNK, num_samples)))
-            _check_weights(weights, start)
-            first, whole = start // BLOCK, len(weights) // BLOCK
-            sums[first : first + whole] = weights[: whole * BLOCK].reshape(whole, BLOCK).sum(axis=1)
-            if whole * BLOCK < len(weights):
-                sums[first + whole] = weights[whole * BLOCK :].sum()
+        self._weigh, self._first, self._num_blocks = weigh, first_block, num_blocks
+        sums, done = np.empty(num_blocks), 0
+        for weights in self.weights():
+            _check_weights(weights, (first_block + done) * BLOCK)
+            blocks = len(weights) // BLOCK
+            np.sum(weights.reshape(blocks, BLOCK), axis=1, out=sums[done : done + blocks])
+            done += blocks
         self._cumulative = np.cumsum(sums)
-        self.total = float(self._cumulative[-1])
-        if not self.total > 0.0:
-            raise ValueError(f"at least one weight must be above zero; got {num_samples} zeros. Choose another policy.")
+        self.mass = float(self._cumulative[-1])
 
-    def probabilities(self, rows: Rows) -> Float64:
-        """Probability of some rows in one draw."""
-        return self._weigh(rows) / self.total
+    def weights(self) -> Iterator[Float64]:
+        """The weights of all rows, some blocks at a time."""
+        end = self._first + self._num_blocks
+        for start in range(self._first, end, BLOCKS_AT_ONCE):
+            yield self._weigh(slice(start, min(start + BLOCKS_AT_ONCE, end)))
 
-    def draw(self, uniforms: Float64) -> tuple[Int64, Float64]:
-        """One draw for each uniform in [0, 1): sample ids and their probabilities, in the order of the uniforms."""
-        order = np.argsort(uniforms)
-        ids, probability = self._draw_sorted(uniforms[order] * self.total)
-        drawn, drawn_probability = np.empty_like(ids), np.empty_like(probability)
-        drawn[order], drawn_probability[order] = ids, probability
-        return drawn, drawn_probability
-
-    def _draw_sorted(self, targets: Float64) -> tuple[Int64, Float64]:
-        """Draws for ascending points of [0, total)."""
+    def draw(self, points: Float64) -> tuple[Int64, Float64]:
+        """Sample ids and weights at ascending points of [0, mass)."""
         cumulative = self._cumulative
-        last = np.searchsorted(cumulative, self.total, side="left")  # trailing blocks without weight are out of reach
-        block = np.minimum(np.searchsorted(cumulative, targets, side="right"), last)
-        first_of_block = np.flatnonzero(np.diff(block, prepend=-1))
-        hit = block[first_of_block]
-        rows = (hit[:, None] * BLOCK + np.arange(BLOCK)).ravel()
-        inside = rows < self.num_samples
-        weights = self._weigh(np.minimum(rows, self.num_samples - 1)) * inside
+        last = int(np.searchsorted(cumulative, self.mass, side="left"))  # blocks after it weigh nothing
+        block = np.minimum(np.searchsorted(cumulative, points, side="right"), last)
+        first_hit = np.flatnonzero(np.diff(block, prepend=-1))
+        weights = self._weigh(block[first_hit] + self._first)
         within = np.cumsum(weights.reshape(-1, BLOCK), axis=1)
-        slot = np.repeat(np.arange(len(hit)), np.diff(first_of_block, append=len(block)))
+        slot = np.repeat(np.arange(len(first_hit)), np.diff(first_hit, append=len(block)))
         before = np.where(block > 0, cumulative[block - 1], 0.0)
         # Rounding may put a point at the very end of its block: the largest point below keeps it off zero weights.
-        point = np.clip(targets - before, 0.0, np.nextafter(within[slot, -1], 0.0))
+        point = np.clip(points - before, 0.0, np.nextafter(within[slot, -1], 0.0))
         column = _first_above(within, slot, point)
-        picked = slot * BLOCK + column
-        return rows[picked], weights[picked] / self.total
+        return (block + self._first) * BLOCK + column, weights[slot * BLOCK + column]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept."""
+        return self._cumulative.nbytes
+
+
+def cumulative_masses(masses: list[float]) -> Float64:
+    """Cumulative sum of segment masses; ValueError if all are zero."""
+    cumulative = np.cumsum(np.array(masses, np.float64))
+    if not cumulative[-1] > 0.0:
+        raise ValueError("at least one weight must be above zero; got zeros only. Choose another policy.")
+    return cumulative
+
+
+def split_points(cumulative: Float64, uniforms: Float64) -> Iterator[tuple[int, Float64]]:
+    """Ascending uniforms in [0, 1), cut by segment: (segment, points within its mass), in order, none empty."""
+    points = uniforms * cumulative[-1]
+    last = int(np.searchsorted(cumulative, cumulative[-1], side="left"))  # segments after it weigh nothing
+    segment = np.minimum(np.searchsorted(cumulative, points, side="right"), last)
+    bounds = np.searchsorted(segment, np.arange(last + 2))
+    for number in range(last + 1):
+        start, stop = int(bounds[number]), int(bounds[number + 1])
+        if start < stop:
+            yield number, points[start:stop] - (cumulative[number - 1] if number else 0.0)
 
 
 def _first_above(within: Float64, slot: Int64, point: Float64) -> Int64:
     """For each point, the first column of its row of ascending sums that exceeds it: binary search, all at once."""
-    flat, column = within.ravel(), slot * BLOCK
-    stride = BLOCK // 2
+    flat, start = within.ravel(), slot * BLOCK
+    place, stride = start.copy(), BLOCK // 2
     while stride:
-        column = column + stride * (flat[column + stride - 1] <= point)
+        place += stride * (flat[place + (stride - 1)] <= point)
         stride //= 2
-    return column - slot * BLOCK
+    return place - start
 
 
-def _check_weights(weights: Float64, start: int) -> None:
-    bad = ~(np.isfinite(weights) & (weights >= 0.0))
-    if bad.any():
-        row = int(np.flatnonzero(bad)[0])
+def _check_weights(weights: Float64, first_id: int) -> None:
+    if not (weights.min() >= 0.0 and weights.max() < np.inf):
+        row = int(np.flatnonzero(~((weights >= 0.0) & (weights < np.inf)))[0])
         raise ValueError(
-            f"weights must be finite and not negative; the policy gave {weights[row]} for sample {start + row}."
+            f"weights must be finite and not negative; the policy gave {weights[row]} for sample {first_id + row}."
         )

@@ -7,15 +7,19 @@ report that holds it; what a report's order is stands once, in the list of repor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Int64 = NDArray[np.int64]
+Float32 = NDArray[np.float32]
 
 SCORE_KINDS = ("bss", "pass", "loss")
 """Scores that a run may hold: the two of PASS, and a plain training loss."""
+
+REPORT_LIMIT = 1 << 24
+"""Most scores of one report: 16 M."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +28,7 @@ class ScoreReport:
 
     ids: Int64
     """[n] sample ids; if one is named twice its last value counts."""
-    values: NDArray[np.float32]
+    values: Float32
     """[n], finite and not negative."""
     kind: str
     """One of SCORE_KINDS."""
@@ -37,33 +41,52 @@ class ScoreReport:
 
 
 class ScoreTable:
-    """Scores of one kind for every sample."""
+    """Scores of one kind for every row."""
 
-    def __init__(self, num_samples: int) -> None:
-        self.values = np.full(num_samples, np.nan, np.float32)
-        self._holder = np.zeros(num_samples, np.uint32)
-        self._order = np.full((1, 3), -1, np.int64)
-        self._num_reports = 1  # report 0 stands for "none" and precedes all
+    def __init__(self, num_rows: int) -> None:
+        self.values = np.full(num_rows, np.nan, np.float32)
+        """[num_rows] scores, NaN where none was reported."""
+        self.holder = np.zeros(num_rows, np.uint32)
+        """[num_rows] number of the report that each value is from."""
+        self._order = np.full((1, 3), -1, np.int64)  # report 0 stands for "none" and precedes all
+        self._num_reports = 1
         self._producers: list[str] = []
 
     def merge(self, report: ScoreReport) -> None:
         """Take the values that are newer than what their samples hold."""
         number = self._enrol(report)
-        order = self._order[: self._num_reports]
-        rank = self._producer_rank()
-        held = order[self._holder[report.ids]]
-        new = order[number]
-        newer = (new[0] > held[:, 0]) | (
-            (new[0] == held[:, 0])
-            & ((rank[new[1]] > rank[held[:, 1]]) | ((rank[new[1]] == rank[held[:, 1]]) & (new[2] > held[:, 2])))
-        )
-        ids, values = _keep_last(report.ids[newer], report.values[newer])
-        self.values[ids], self._holder[ids] = values, number
+        order = self._comparable()
+        new, ids = order[number], report.ids
+        holder = self.holder[ids]
+        held_step = order[holder, 0]
+        newer = new[0] > held_step
+        if not newer.all():
+            held = order[holder]
+            tie_won = (new[1] > held[:, 1]) | ((new[1] == held[:, 1]) & (new[2] > held[:, 2]))
+            newer |= (new[0] == held_step) & tie_won
+            ids = ids[newer]
+        values = report.values if len(ids) == len(newer) else report.values[newer]
+        self.values[ids] = values  # of an id named twice numpy keeps the last, as promised
+        self.holder[ids] = number
 
     @property
     def scored(self) -> int:
-        """Samples that have a score."""
-        return int(np.count_nonzero(self._holder))
+        """Rows that have a score."""
+        return int(np.count_nonzero(self.holder))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept."""
+        return self.values.nbytes + self.holder.nbytes + self._order.nbytes
+
+    def pack(self) -> tuple[Int64, list[str]]:
+        """The orders of the reports, and the names of the producers they count by."""
+        return self._order[: self._num_reports].copy(), list(self._producers)
+
+    def unpack(self, values: Float32, holder: NDArray[np.uint32], order: Int64, producers: list[str]) -> None:
+        """Take over what `pack` and the two columns said."""
+        self.values[:], self.holder[:] = values, holder
+        self._order, self._num_reports, self._producers = order.copy(), len(order), list(producers)
 
     def _enrol(self, report: ScoreReport) -> int:
         if report.producer not in self._producers:
@@ -74,35 +97,44 @@ class ScoreTable:
         self._num_reports += 1
         return self._num_reports - 1
 
-    def _producer_rank(self) -> Int64:
-        """Place of each producer in the order of names, so that ties do not depend on who reported first."""
-        rank = np.full(len(self._producers) + 1, -1, np.int64)
+    def _comparable(self) -> Int64:
+        """Report orders with each producer's place among the names, so that ties do not depend on who came first."""
+        order = self._order[: self._num_reports]
+        if self._producers == sorted(self._producers):
+            return order
+        rank = np.empty(len(self._producers) + 1, np.int64)
         rank[np.argsort(np.array(self._producers))] = np.arange(len(self._producers))
-        return rank
+        rank[-1] = -1
+        return np.stack([order[:, 0], rank[order[:, 1]], order[:, 2]], axis=1)
 
 
-def checked_scores(
-    ids: ArrayLike, values: ArrayLike, num_samples: int
-) -> tuple[Int64, NDArray[np.float32], dict[str, int]]:
+def rows_of(report: ScoreReport, rows: slice | Int64) -> ScoreReport:
+    """The part of a report at these positions."""
+    return replace(report, ids=report.ids[rows], values=report.values[rows])
+
+
+def checked_scores(ids: ArrayLike, values: ArrayLike, num_samples: int) -> tuple[Int64, Float32, dict[str, int]]:
     """The pairs that can be taken, and how many were refused for which reason.
 
     Raises:
-        ValueError: if ids are not integers, or ids and values are not two equally long lists.
+        ValueError: if ids are not integers, or ids and values are not two equally long lists of a sane length.
     """
-    id_array, value_array = np.asarray(ids), np.asarray(values, dtype=np.float64)
-    if id_array.ndim != 1 or id_array.shape != value_array.shape:
-        raise ValueError(f"ids and values must be two lists of one length; got {id_array.shape}, {value_array.shape}.")
+    id_array, value_array = np.asarray(ids), np.asarray(values)
+    if value_array.dtype != np.float32:
+        value_array = value_array.astype(np.float64)
+    if id_array.ndim != 1 or id_array.shape != value_array.shape or len(id_array) > REPORT_LIMIT:
+        raise ValueError(
+            f"ids and values must be two lists of one length, at most {REPORT_LIMIT}; got {id_array.shape}, "
+            f"{value_array.shape}."
+        )
     if id_array.size and id_array.dtype.kind not in "iu":
         raise ValueError(f"ids must be integers; got {id_array.dtype}.")
     unknown = (id_array < 0) | (id_array >= num_samples)
     not_finite = ~unknown & ~(np.abs(value_array) <= np.finfo(np.float32).max)
     negative = ~unknown & ~not_finite & (value_array < 0)
+    refused = unknown | not_finite | negative
+    if not refused.any():
+        return id_array.astype(np.int64), value_array.astype(np.float32), {}
     counts = {"unknown_id": unknown, "not_finite": not_finite, "negative": negative}
-    good = ~(unknown | not_finite | negative)
     rejected = {reason: int(rows.sum()) for reason, rows in counts.items() if rows.any()}
-    return id_array[good].astype(np.int64), value_array[good].astype(np.float32), rejected
-
-
-def _keep_last(ids: Int64, values: NDArray[np.float32]) -> tuple[Int64, NDArray[np.float32]]:
-    unique, position = np.unique(ids[::-1], return_index=True)
-    return unique, values[::-1][position]
+    return id_array[~refused].astype(np.int64), value_array[~refused].astype(np.float32), rejected

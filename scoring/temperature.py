@@ -79,14 +79,30 @@ def expected_distinct(probability: Float64, counts: Float64, num_draws: int) -> 
 class DistanceProfile:
     """The distances of a table, grouped for repeated solving: one value a sample, or one a histogram bin."""
 
-    def __init__(self, distance: ArrayLike, *, exact_limit: int = EXACT_LIMIT) -> None:
-        checked = checked_distance(distance)
-        self.num_samples = len(checked)
-        self.low, self.high = float(checked.min()), float(checked.max())
-        if self.num_samples <= exact_limit or self.low == self.high:
-            self._values, self._counts = checked.astype(np.float64), np.ones(self.num_samples)
-        else:
-            self._values, self._counts = _histogram(checked, self.low, self.high)
+    def __init__(
+        self,
+        distance: ArrayLike,
+        *,
+        counts: Float64 | None = None,
+        num_draws: int | None = None,
+        exact_limit: int = EXACT_LIMIT,
+    ) -> None:
+        """Group distances, or take over groups.
+
+        Args:
+            distance: [N] distances, or the mean of each group.
+            counts: members of each group, if they are grouped already.
+            num_draws: draws, and the size that shares are of, where these distances are of a part of the data.
+            exact_limit: up to so many samples each is a group of its own.
+        """
+        values = checked_distance(distance)
+        if counts is None and len(values) > exact_limit and values.min() < values.max():
+            sums, counts = distance_bins(values, float(values.min()), float(values.max()))
+            values, counts = sums[counts > 0] / counts[counts > 0], counts[counts > 0]
+        self._values = values.astype(np.float64)
+        self._counts = np.ones(len(values)) if counts is None else counts
+        self.num_samples = int(self._counts.sum())
+        self.num_draws = num_draws or self.num_samples
 
     def effective_size(self, temperature: float, direction: str = "prototypical") -> float:
         """Effective size of the whole table as a share of N."""
@@ -108,7 +124,7 @@ class DistanceProfile:
     def _share(self, temperature: float, direction: str) -> float:
         weights = _weights(self._values, temperature, direction)
         probability = weights / (self._counts * weights).sum()
-        return expected_distinct(probability, self._counts, self.num_samples) / self.num_samples
+        return expected_distinct(probability, self._counts, self.num_draws) / self.num_draws
 
 
 def checked_distance(distance: ArrayLike) -> NDArray[np.floating]:
@@ -154,17 +170,16 @@ def _weights(values: Float64, temperature: float, direction: str) -> Float64:
     return np.asarray(np.exp(sign * (values - nearest) / temperature), dtype=np.float64)
 
 
-def _histogram(distance: NDArray[np.floating], low: float, high: float) -> tuple[Float64, Float64]:
-    """Means and counts of the occupied bins of equal width, in chunks so that no float64 copy of the table is made."""
+def distance_bins(distance: NDArray[np.floating], low: float, high: float) -> tuple[Float64, Float64]:
+    """Sum and count of the distances in each of HISTOGRAM_BINS bins of [low, high]; bins of parts add up."""
     counts, sums = np.zeros(HISTOGRAM_BINS), np.zeros(HISTOGRAM_BINS)
     scale = HISTOGRAM_BINS / (high - low)
-    for start in range(0, len(distance), EXACT_LIMIT):
+    for start in range(0, len(distance), EXACT_LIMIT):  # in parts, so that no float64 copy of the table is made
         part = distance[start : start + EXACT_LIMIT].astype(np.float64)
         bins = np.minimum(((part - low) * scale).astype(np.int32), HISTOGRAM_BINS - 1)
         counts += np.bincount(bins, minlength=HISTOGRAM_BINS)
         sums += np.bincount(bins, weights=part, minlength=HISTOGRAM_BINS)
-    occupied = counts > 0
-    return sums[occupied] / counts[occupied], counts[occupied]
+    return sums, counts
 
 
 def _root(function: Callable[[float], float], start: float = math.log(0.1), tolerance: float = 1e-13) -> float:

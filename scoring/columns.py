@@ -1,0 +1,297 @@
+"""Columns: what is known about the samples of one id range, and the weights made from it.
+
+Columns are padded to whole blocks, so that a block is one contiguous row. Kept for a sample: distance (4 bytes), a
+score and the report that holds it (8), how often it was drawn (4); besides, a bit for each subset and an eighth of a
+byte for the block sums. A range knows nothing of the others: what concerns the whole table comes as `TableFacts`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scoring.policies import PolicyOptions, PolicyPlan
+from scoring.sampling import BLOCK, SEGMENT_BLOCKS, Blocks, Float64, Int64, Segment
+from scoring.scores import SCORE_KINDS, ScoreReport, ScoreTable
+from scoring.temperature import distance_bins, expected_distinct
+
+THREADS = 2
+SELF_CHECK_BLOCKS = 8
+KEPT_TABLES = 2
+"""Weight tables held at once: the one in use and the one being made."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableFacts:
+    """Facts about the whole table that a row's weight may depend on."""
+
+    num_samples: int
+    """Samples of all ranges."""
+    distance_range: tuple[float, float] = (0.0, 1.0)
+    """Smallest and largest distance."""
+    mean_score: Mapping[str, float] = field(default_factory=dict)
+    """Mean score by kind; absent where nothing was scored."""
+    options: PolicyOptions = field(default_factory=PolicyOptions)
+    """Constants of the policies."""
+
+
+class Columns:
+    """The samples [first_id, first_id + num_samples). Ids in and out are global."""
+
+    def __init__(
+        self,
+        distance: NDArray[np.float32] | None,
+        *,
+        num_samples: int,
+        first_id: int = 0,
+        segment_blocks: int = SEGMENT_BLOCKS,
+    ) -> None:
+        self.num_samples, self.first_id, self.segment_blocks = num_samples, first_id, segment_blocks
+        self.num_blocks = -(-num_samples // BLOCK)
+        self.padded = self.num_blocks * BLOCK
+        self.distance = None if distance is None else _padded(distance, self.padded)
+        self.times = np.zeros(num_samples, np.uint32)
+        self.histogram = np.array([num_samples])
+        self.score_tables: dict[str, ScoreTable] = {}
+        self.subsets: dict[str, NDArray[np.uint8]] = {}
+        self._tables: OrderedDict[int, list[Segment]] = OrderedDict()
+
+    # -- distances ----------------------------------------------------------------------------------------------------
+
+    def distance_range(self) -> tuple[float, float] | None:
+        """Smallest and largest distance; None without distances."""
+        return None if self.distance is None else (float(self.distance.min()), float(self.distance.max()))
+
+    def distances(self) -> NDArray[np.float32] | None:
+        """[num_samples] distances; None without."""
+        return None if self.distance is None else self.distance[: self.num_samples]
+
+    def distance_bins(
+        self, low: float, high: float, *, exact: bool, subsets: Sequence[str] = ()
+    ) -> tuple[Float64, Float64]:
+        """Values and counts of the distances: one a sample, or the sums and counts of the bins of [low, high].
+
+        With `subsets` only samples that are in all of them count.
+        """
+        assert self.distance is not None, "the table asks only where there are distances"
+        values = self.distance[: self.num_samples]
+        for kind in subsets:
+            values = np.where(self.selected(kind), values, np.nan)
+        values = values[~np.isnan(values)] if subsets else values
+        return (values.astype(np.float64), np.ones(len(values))) if exact else distance_bins(values, low, high)
+
+    # -- weights ------------------------------------------------------------------------------------------------------
+
+    def weigh(self, blocks: Blocks, plan: PolicyPlan, temperature: float, facts: TableFacts) -> Float64:
+        """Weights of some blocks under a law, zero past the last sample.
+
+        Raises:
+            ValueError: if the policy does not return one weight a row.
+        """
+        rows = _Rows(self, blocks, temperature, facts)
+        weights = plan.weigh(rows)
+        if weights.shape != (rows.num_rows,):
+            raise ValueError(f"a policy must return one weight a row ({rows.num_rows}); got shape {weights.shape}.")
+        if rows.touches_end and self.padded > self.num_samples:
+            weights = np.where(rows.row_numbers() < self.num_samples, weights, 0.0)
+        return weights
+
+    def build(self, number: int, plan: PolicyPlan, temperature: float, facts: TableFacts) -> list[float]:
+        """Weigh every row under a law and keep the block sums under this number; returns the segments' masses.
+
+        Raises:
+            ValueError: if the policy gives weights that are not finite and not negative, or looks across rows.
+        """
+
+        def weigh(blocks: Blocks) -> Float64:
+            return self.weigh(blocks, plan, temperature, facts)
+
+        def segment(first: int) -> Segment:
+            return Segment(weigh, first, min(self.segment_blocks, self.num_blocks - first))
+
+        if plan.has_user_code:
+            self._check_rowwise(plan, temperature, facts)
+        with ThreadPoolExecutor(THREADS) as pool:
+            segments = list(pool.map(segment, range(0, self.num_blocks, self.segment_blocks)))
+        self._tables[number] = segments
+        while len(self._tables) > KEPT_TABLES:
+            self._tables.popitem(last=False)
+        return [part.mass for part in segments]
+
+    def draw(self, number: int, requests: list[tuple[int, Float64]]) -> tuple[Int64, Float64]:
+        """Sample ids and weights at ascending points of some segments, one request after the other."""
+        drawn = [self._tables[number][segment].draw(points) for segment, points in requests]
+        return np.concatenate([ids for ids, _ in drawn]) + self.first_id, np.concatenate([part for _, part in drawn])
+
+    def expected_distinct(self, number: int, total: float, num_draws: int) -> float:
+        """Expected distinct samples of this range among draws from the whole table, whose weights sum to `total`."""
+
+        def of_blocks(weights: Float64) -> float:
+            return expected_distinct(weights / total, np.ones(1), num_draws)
+
+        return sum(of_blocks(weights) for segment in self._tables[number] for weights in segment.weights())
+
+    def _check_rowwise(self, plan: PolicyPlan, temperature: float, facts: TableFacts) -> None:
+        """Weigh some blocks together and alone: a row-wise policy gives the same."""
+        some = np.unique(np.linspace(0, self.num_blocks - 1, SELF_CHECK_BLOCKS).astype(np.int64))
+        together = self.weigh(some, plan, temperature, facts)
+        alone = np.concatenate([self.weigh(some[i : i + 1], plan, temperature, facts) for i in range(len(some))])
+        if not np.array_equal(together, alone, equal_nan=True):
+            raise ValueError(
+                f"policy {plan.name!r} must weigh each row by itself; its weights change with the rows beside it. "
+                "Use table-wide facts (num_samples, mean_score, distance_range) instead of sums over the call."
+            )
+
+    # -- draws --------------------------------------------------------------------------------------------------------
+
+    def count(self, ids: Int64) -> None:
+        """Count these draws; only their rows are touched."""
+        rows, count = np.unique(ids - self.first_id, return_counts=True)
+        before = self.times[rows].astype(np.int64)
+        after = before + count
+        self.times[rows] = after.astype(np.uint32)
+        size = max(len(self.histogram), int(after.max(initial=0)) + 1)
+        moved = np.bincount(after, minlength=size) - np.bincount(before, minlength=size)
+        self.histogram = np.pad(self.histogram, (0, size - len(self.histogram))) + moved
+
+    def times_drawn(self) -> NDArray[np.uint32]:
+        """[num_samples] draws of each sample; a copy."""
+        return self.times.copy()
+
+    def draw_histogram(self) -> Int64:
+        """[k] samples drawn k times."""
+        return np.asarray(self.histogram, dtype=np.int64)
+
+    # -- scores -------------------------------------------------------------------------------------------------------
+
+    def merge(self, reports: Iterable[ScoreReport]) -> None:
+        """Take the newer of these scores; the ids are all of this range."""
+        for report in reports:
+            if report.kind not in self.score_tables:
+                self.score_tables[report.kind] = ScoreTable(self.padded)
+            local = replace(report, ids=report.ids - self.first_id) if self.first_id else report
+            self.score_tables[report.kind].merge(local)
+
+    def scores(self, kind: str) -> NDArray[np.float32]:
+        """[num_samples] scores, NaN where there is none; a copy."""
+        table = self.score_tables.get(kind)
+        return (
+            np.full(self.num_samples, np.nan, np.float32) if table is None else table.values[: self.num_samples].copy()
+        )
+
+    def score_sums(self) -> dict[str, tuple[int, float]]:
+        """By kind, how many samples have a score, and the sum of the scores."""
+        return {
+            kind: (table.scored, float(np.nansum(table.values, dtype=np.float64)))
+            for kind, table in self.score_tables.items()
+        }
+
+    def scored(self) -> dict[str, int]:
+        """By kind, how many samples have a score."""
+        return {kind: table.scored for kind, table in self.score_tables.items()}
+
+    # -- selection rounds ---------------------------------------------------------------------------------------------
+
+    def count_at_least(self, kind: str, score: float) -> int:
+        """Samples whose score is at least this."""
+        return int(np.count_nonzero(self.score_tables[kind].values >= np.float32(score)))
+
+    def nth_at(self, kind: str, score: float, number: int) -> int:
+        """Id of the `number`-th sample (from 1) with exactly this score."""
+        return int(np.flatnonzero(self.score_tables[kind].values == np.float32(score))[number - 1]) + self.first_id
+
+    def close_round(self, kind: str, threshold: float, last_id: int) -> None:
+        """Keep the samples above the threshold, and those at it up to `last_id`."""
+        values = self.score_tables[kind].values
+        at = (values == np.float32(threshold)) & (np.arange(self.padded) + self.first_id <= last_id)
+        self.subsets[kind] = np.packbits((values > np.float32(threshold)) | at)
+
+    def selected(self, kind: str) -> NDArray[np.bool_]:
+        """[num_samples] whether a sample is in the last round's subset; all are before the first."""
+        bits = self.subsets.get(kind)
+        if bits is None:
+            return np.ones(self.num_samples, np.bool_)
+        return np.unpackbits(bits, count=self.num_samples).view(np.bool_)
+
+    # -- keeping ------------------------------------------------------------------------------------------------------
+
+    def bytes_kept(self) -> int:
+        """Bytes of all columns and tables."""
+        columns = self.times.nbytes + sum(bits.nbytes for bits in self.subsets.values())
+        columns += 0 if self.distance is None else self.distance.nbytes
+        scores = sum(table.nbytes for table in self.score_tables.values())
+        return columns + scores + sum(segment.nbytes for part in self._tables.values() for segment in part)
+
+    def pack(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Arrays and facts from which `unpack` restores everything but the distances."""
+        arrays: dict[str, NDArray[Any]] = {"times": self.times}
+        arrays |= {f"subset.{kind}": bits for kind, bits in self.subsets.items()}
+        producers = {}
+        for kind, table in self.score_tables.items():
+            order, producers[kind] = table.pack()
+            arrays |= {f"score.{kind}": table.values, f"holder.{kind}": table.holder, f"order.{kind}": order}
+        return arrays, {"first_id": self.first_id, "num_samples": self.num_samples, "producers": producers}
+
+    def unpack(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
+        """Take over what `pack` gave."""
+        assert (facts["first_id"], facts["num_samples"]) == (self.first_id, self.num_samples), "same id range"
+        self.times[:] = arrays["times"]
+        self.histogram = np.bincount(self.times)
+        self.subsets = {n.removeprefix("subset."): a.copy() for n, a in arrays.items() if n.startswith("subset.")}
+        for kind, producers in facts["producers"].items():
+            table = self.score_tables[kind] = ScoreTable(self.padded)
+            table.unpack(arrays[f"score.{kind}"], arrays[f"holder.{kind}"], arrays[f"order.{kind}"], producers)
+
+
+class _Rows:
+    """Some blocks of the columns as `TableInputs`; a column is gathered when a policy asks for it."""
+
+    def __init__(self, columns: Columns, blocks: Blocks, temperature: float, facts: TableFacts) -> None:
+        self._columns, self._blocks, self._facts, self.temperature = columns, blocks, facts, temperature
+        count = blocks.stop - blocks.start if isinstance(blocks, slice) else len(blocks)
+        last = blocks.stop - 1 if isinstance(blocks, slice) else blocks[-1]
+        self.touches_end = bool(last == columns.num_blocks - 1)
+        self.num_rows, self.num_samples = count * BLOCK, facts.num_samples
+        self.options, self.distance_range = facts.options, facts.distance_range
+
+    def row_numbers(self) -> Int64:
+        blocks = self._blocks
+        numbers = np.arange(blocks.start, blocks.stop) if isinstance(blocks, slice) else blocks
+        return np.asarray((numbers[:, None] * BLOCK + np.arange(BLOCK)).ravel(), dtype=np.int64)
+
+    def sample_ids(self) -> Int64:
+        return self._columns.first_id + np.minimum(self.row_numbers(), self._columns.num_samples - 1)
+
+    def distances(self) -> Float64:
+        if self._columns.distance is None:
+            raise ValueError("this policy needs prototype distances; this run has none. Run `tempera score` first.")
+        return self._gather(self._columns.distance)
+
+    def scores(self, kind: str) -> Float64:
+        if kind not in SCORE_KINDS:
+            raise ValueError(f"a score must be one of {', '.join(SCORE_KINDS)}; got {kind!r}.")
+        table = self._columns.score_tables.get(kind)
+        return np.full(self.num_rows, np.nan) if table is None else self._gather(table.values)
+
+    def mean_score(self, kind: str) -> float:
+        return self._facts.mean_score.get(kind, 1.0)
+
+    def selected(self, kind: str) -> NDArray[np.bool_]:
+        bits = self._columns.subsets.get(kind)
+        if bits is None:
+            return np.ones(self.num_rows, np.bool_)
+        return np.unpackbits(bits.reshape(-1, BLOCK // 8)[self._blocks].ravel()).view(np.bool_)
+
+    def _gather(self, column: NDArray[np.float32]) -> Float64:
+        return np.asarray(column.reshape(-1, BLOCK)[self._blocks].astype(np.float64).ravel())
+
+
+def _padded(values: NDArray[np.float32], length: int) -> NDArray[np.float32]:
+    """At this length; not copied where it has it already."""
+    return values if len(values) == length else np.pad(values, (0, length - len(values)), mode="edge")

@@ -1,0 +1,69 @@
+"""Folding the log into the sample table: which scores and rounds have been taken, in the order of the log.
+
+Scores merge in any order, but a round is a cut in time: it must see exactly the reports up to the one that its entry
+names. Live service, recovery and replay fold through here, so they agree.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scoring.records import LogEntry
+from scoring.runlog import RunLog
+from scoring.scores import ScoreReport
+from scoring.snapshots import Packed, Position
+from scoring.table import SampleTable
+
+
+class History:
+    """A sample table and how far it has followed the log."""
+
+    def __init__(self, table: SampleTable) -> None:
+        self.table = table
+        self.position = Position(next_window=0, scores_through=0, rounds_through=0)
+
+    def restore(self, position: Position, ranges: Sequence[Packed]) -> None:
+        """Begin at a snapshot instead of at the start."""
+        for part, (arrays, facts) in zip(self.table.ranges, ranges, strict=True):
+            part.unpack(arrays, facts)
+        self.position = position
+
+    def merge(self, reports: Sequence[tuple[int, ScoreReport]]) -> None:
+        """Take reports, the next ones of the log."""
+        if reports:
+            self.table.merge([report for _, report in reports])
+            self._advance(scores_through=reports[-1][0])
+
+    def close_round(self, entry: LogEntry) -> None:
+        """Close a round whose scores have been merged, exactly."""
+        border = json.loads(entry.detail)
+        self.table.close_round(str(entry.value), border["threshold"], border["last_id"])
+        self._advance(rounds_through=entry.sequence)
+
+    def count(self, index: int, ids: NDArray[np.int64]) -> None:
+        """Count the draws of the next window."""
+        self.table.count(ids)
+        self._advance(next_window=index + 1)
+
+    def follow(self, log: RunLog, *, scores_through: int | None = None, rounds_through: int | None = None) -> None:
+        """Read scores and rounds of the log, up to these positions or to its end."""
+        for entry in log.rounds(after=self.position.rounds_through):
+            cut = json.loads(entry.detail)["scores_through"]
+            wanted = rounds_through is None or entry.sequence <= rounds_through
+            if not wanted and (scores_through is None or scores_through <= cut):
+                break
+            self._merge_from(log, cut)
+            self.close_round(entry)
+        self._merge_from(log, scores_through)
+
+    def _merge_from(self, log: RunLog, through: int | None) -> None:
+        for sequence, report in log.reports(after=self.position.scores_through, through=through):
+            self.merge([(sequence, report)])
+
+    def _advance(self, **changes: int) -> None:
+        self.position = replace(self.position, **changes)
