@@ -71,6 +71,8 @@ class TrainersConfig:
     """Data-parallel ranks."""
     use_gpu: bool = False
     """One GPU for each rank."""
+    cpus_per_worker: float = 1.0
+    """Logical CPUs that Ray reserves for each rank; a rank on the CPU computes with so many threads."""
     max_failures: int = 3
     """Restarts from the last checkpoint before the run gives up."""
 

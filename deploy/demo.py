@@ -1,11 +1,8 @@
-"""The main job from end to end, on real images: shards, index, prototypes, a live run, a baseline, a table and a
-report.
+"""The main job from end to end, on real images.
 
-1. write and index shards; 2. features, clusters, prototypes; 3. start Ray, the selection service, two loaders, and
-train a small MAE whose
-effective dataset size anneals, while a script changes, scales and kills things; 4. train the same model on uniform
-draws; 5. compare the
-encoders by nearest neighbours; 6. write the report.
+1. Write and index shards. 2. Features, clusters, prototypes. 3. Start Ray, the selection service, two loaders, and
+train a small MAE whose effective dataset size anneals, while a script changes, scales and kills things. 4. Train the
+same model on uniform draws. 5. Compare the encoders by nearest neighbours. 6. Write the report.
 """
 
 from __future__ import annotations
@@ -32,9 +29,10 @@ from deploy.demo_data import DemoData, prepare
 from deploy.demo_report import Arm, DemoFigures, write_demo_report
 from deploy.launch import launch, launch_in_process
 from deploy.probe import NearestNeighbourProbe
-from deploy.rundir import RunDir
+from deploy.rundir import RunDir, RunError
 from deploy.training_bar import training_bar
 from loader import ShardIndex
+from trainer import TrainResult
 
 EPOCHS_BETWEEN_EVALUATIONS = 10
 
@@ -122,7 +120,7 @@ def _train_with_curriculum(config: RunConfig, run: RunDir) -> tuple[Arm, NDArray
     say("starting Ray: selection service, 2 loaders, trainer")
     began = time.monotonic()
     with training_bar(run, total_steps=config.train.total_steps, description="training, curriculum"):
-        launch(config, run, beside=beside)
+        _finished(launch(config, run, beside=beside))
     return Arm(name="curriculum", run=run, seconds=time.monotonic() - began), scripts[0].times_drawn
 
 
@@ -131,8 +129,13 @@ def _train_uniform(config: RunConfig, run: RunDir) -> Arm:
     uniform = replace(config, name="demo-uniform", curriculum=replace(config.curriculum, policy="uniform"))
     began = time.monotonic()
     with training_bar(run, total_steps=config.train.total_steps, description="training, uniform"):
-        launch_in_process(uniform, run)
+        _finished(launch_in_process(uniform, run))
     return Arm(name="uniform", run=run, seconds=time.monotonic() - began)
+
+
+def _finished(result: TrainResult) -> None:
+    if result.reason != "finished":
+        raise RunError(f"the demo was stopped at step {result.step}; start it again.")
 
 
 def _pixel_accuracy(config: RunConfig) -> float | None:

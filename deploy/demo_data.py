@@ -1,5 +1,4 @@
-"""The demo's images, as indexed shards: scikit-learn's handwritten digits, a folder of the person's own, or shards
-that exist.
+"""The demo's images as indexed shards: bundled handwritten digits, a folder of one's own, or existing shards.
 
 Every fifth image is held out for the nearest-neighbour test, where we write the shards ourselves; existing shards
 are used as they are.

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
@@ -34,7 +36,6 @@ from trainer import SingleProcess, TrainResult, train
 
 log = logging.getLogger(__name__)
 
-CPUS_PER_TRAINER = 1.0
 SPARE_CPUS = 4.0
 """Logical CPUs of a local cluster beyond the run's own, so that loaders can be added while it trains."""
 
@@ -55,13 +56,14 @@ def launch(config: RunConfig, run: RunDir, *, beside: Beside | None = None) -> T
     selection_part = _prepare(config, run)
     with ExitStack() as stack:
         fleet, trainers = config.fleet, config.trainers
-        cpus = trainers.workers * CPUS_PER_TRAINER + fleet.loaders * fleet.cpus_per_loader + SPARE_CPUS
+        cpus = trainers.workers * trainers.cpus_per_worker + fleet.loaders * fleet.cpus_per_loader + SPARE_CPUS
         endpoint = stack.enter_context(local_cluster(run.path, num_cpus=round(cpus)))
         endpoint = replace(endpoint, selection=f"selection-{config.name}", fleet=f"fleet-{config.name}")
         client = stack.enter_context(_actors(config, run, endpoint, selection_part))
         stack.enter_context(run.published(endpoint))
         if beside:
             stack.enter_context(beside(client))
+        stack.enter_context(_graceful_stop(run))
         return _train_on_ray(config, run, endpoint)
 
 
@@ -131,14 +133,31 @@ def _train_on_ray(config: RunConfig, run: RunDir, endpoint: Endpoint) -> TrainRe
         make_selection=rank.selection,
         evaluate_every=config.evaluate_every,
         make_on_evaluate=rank.probe if config.evaluate_every else None,
+        should_stop=run.stop_request.exists,
     )
     return train_on_ray(
         job,
         num_workers=config.trainers.workers,
         use_gpu=config.trainers.use_gpu,
+        resources_per_worker={"CPU": config.trainers.cpus_per_worker},
         max_failures=config.trainers.max_failures,
         name=config.name,
     )
+
+
+@contextmanager
+def _graceful_stop(run: RunDir) -> Iterator[None]:
+    """SIGTERM to the driver asks the ranks, which share the run directory, to checkpoint and return."""
+    run.stop_request.unlink(missing_ok=True)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: run.stop_request.touch())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        run.stop_request.unlink(missing_ok=True)
 
 
 class _RayConnection:

@@ -14,6 +14,8 @@ from deploy.console import table
 from deploy.rundir import RunDir, RunError
 from scoring import LogEntry, read_entries
 
+SHOWN_CHARACTERS = 72
+"""Longer reasons are cut in the table; --json and the report have them whole."""
 SCHEDULE = "schedule"
 """Kind of the entries that the trainer writes at each window."""
 
@@ -47,7 +49,7 @@ def log_table(entries: Sequence[dict[str, Any]]) -> Table:
             entry["window"],
             entry["step"],
             _in_force(entry),
-            entry["reason"] if entry["in_force"] else "recorded; a person's value holds",
+            _short(entry["reason"]) if entry["in_force"] else "recorded; a person's value holds",
         )
         for entry in entries
     ]
@@ -59,6 +61,10 @@ def what(entry: dict[str, Any]) -> str:
     value = entry["value"]
     shown = "" if value is None else f" {value:.4g}" if isinstance(value, float) else f" {value}"
     return f"{entry['kind']}{shown}".replace("_", " ")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
 
 
 def _in_force(entry: dict[str, Any]) -> str:

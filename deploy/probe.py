@@ -1,5 +1,4 @@
-"""Nearest-neighbour accuracy of a frozen encoder on a run's own images: the curve that shows whether a curriculum
-helps.
+"""Nearest-neighbour accuracy of a frozen encoder on a run's own images: does the curriculum help?
 
 The decoded images are kept in memory as bytes; each evaluation embeds them anew. Without a held-out index the
 training images classify each other, each one leaving itself out.

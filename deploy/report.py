@@ -1,4 +1,4 @@
-"""A run's report: `report.json` with the figures and `report.html`, one self-contained page with the pictures inside."""
+"""A run's report: `report.json` with the figures, `report.html` as one self-contained page with its pictures."""
 
 from __future__ import annotations
 

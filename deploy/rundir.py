@@ -72,6 +72,11 @@ class RunDir:
         return self.path / "checkpoints"
 
     @property
+    def stop_request(self) -> Path:
+        """While this file is there, the trainer is asked to write a checkpoint and stop."""
+        return self.path / "stop"
+
+    @property
     def report(self) -> Path:
         """Pictures and tables."""
         return self.path / "report"

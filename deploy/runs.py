@@ -1,5 +1,4 @@
-"""Named runs: functions that return a RunConfig. A variant is `replace(mae_b(...), ...)`; the command line
-overrides fields.
+"""Named runs: functions that return a RunConfig; the command line overrides fields.
 
 Each takes the data it is run on; `RUNS` lists them by the name that `tempera train NAME` knows.
 """
@@ -39,17 +38,16 @@ def debug(data: DataConfig) -> RunConfig:
 def tiny(data: DataConfig) -> RunConfig:
     """A small MAE on images of 32 pixels, for machines without a GPU: the demo's run."""
     train = TrainConfig(
-        model=model_size("tiny"),
-        total_steps=720,
+        model=model_size("tiny", width=96, depth=3, heads=3),
+        total_steps=330,
         global_batch=128,
         base_lr=3e-3,
-        warmup_steps=60,
+        warmup_steps=28,
         window_steps=8,
-        epoch_steps=12,
         log_every=4,
-        checkpoint_every=120,
+        checkpoint_every=80,
     )
-    return RunConfig(name="tiny", data=_small(data), train=train)
+    return RunConfig(name="tiny", data=_small(data), train=train, trainers=TrainersConfig(cpus_per_worker=2.0))
 
 
 def mae_b_800(data: DataConfig) -> RunConfig:

@@ -1,6 +1,4 @@
-"""`tempera watch`: a live terminal view of a run, redrawn from what the run writes and, while it is alive, from its
-actors.
-"""
+"""`tempera watch`: a live terminal view of a run, drawn from what it writes and, while it lives, from its actors."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The commands of `tempera`, one module a group: each function is a command, its signature the options, its return
-the answer.
+"""The commands of `tempera`: each function is one, its signature the options, its return the answer.
 
 Heavy packages (torch, ray, matplotlib) are imported inside the functions, so that `tempera --help` and `tempera
 log` answer at once.
