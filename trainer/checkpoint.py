@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,8 +193,12 @@ def optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[s
     }
 
 
-def load_optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
-    """Restore what `optimizer_tensors` returned; the step counts stay where the optimizer keeps them."""
+def load_optimizer_tensors(
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    tensors: Mapping[str, Tensor],
+    place_like: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    """Restore what `optimizer_tensors` returned; `place_like` puts a moment where its parameter is."""
     by_parameter: dict[tuple[str, str], dict[str, Tensor]] = {}
     for key, value in tensors.items():
         phase, name, moment = key.split("/")
@@ -202,16 +206,11 @@ def load_optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer], tens
     for phase, optimizer in optimizers.items():
         for name, parameter in _named(optimizer):
             moments = by_parameter.get((phase, name), {})
-            optimizer.state[parameter] = {moment: _like(value, parameter) for moment, value in moments.items()}
+            optimizer.state[parameter] = {moment: place_like(value, parameter) for moment, value in moments.items()}
 
 
 def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
     return [pair for group in optimizer.param_groups for pair in zip(group["names"], group["params"], strict=True)]
-
-
-def _like(value: Tensor, parameter: nn.Parameter) -> Tensor:
-    """Return a restored moment placed as its parameter is."""
-    return value.to(parameter.device)
 
 
 def _to_host(value: Tensor) -> Tensor:

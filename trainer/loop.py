@@ -24,8 +24,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from trainer.checkpoint import Checkpoints, load_optimizer_tensors, optimizer_tensors
 from trainer.config import TrainConfig, require, to_dict
@@ -35,8 +34,9 @@ from trainer.methods import Method, build_method
 from trainer.metrics import Meter, MetricsLog
 from trainer.optim import build_optimizers, learning_rate
 from trainer.pass_plan import selects_after
+from trainer.sharding import load_whole, place_like, share_over_ranks, unsharded, whole
 from trainer.step import StepResult, TrainState, train_step
-from trainer.vit import compile_blocks
+from trainer.vit import transformer_blocks
 from trainer.windows import ScoreReporter, ScoreSink
 
 log = logging.getLogger(__name__)
@@ -186,16 +186,10 @@ def build_state(config: TrainConfig, context: Context | None = None) -> TrainSta
     if config.precision == "float64":
         method.double()
     if config.compile_blocks == "on" or (config.compile_blocks == "auto" and device.type == "cuda"):
-        compile_blocks(method)
+        for block in transformer_blocks(method):
+            block.compile()  # in place: names and the state dict stay
     method.pixel_mean, method.pixel_std = config.mean, config.std
-    model: nn.Module = method
-    if context.world_size > 1 and len(method.phases) == 1:
-        model = DistributedDataParallel(
-            method,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-            find_unused_parameters=method.sometimes_unused,
-        )
+    model = share_over_ranks(method, config, context, device)
     averages = (
         {n: p.detach().clone() for n, p in method.named_parameters() if p.requires_grad} if config.ema_decay else {}
     )
@@ -244,10 +238,10 @@ class _Run:
                     "or choose another."
                 )
             _check_same_run(checkpoint.state["config"], state.config, checkpoint.path)
-            state.method.load_state_dict(checkpoint.tensors["model"])
-            load_optimizer_tensors(state.optimizers, checkpoint.tensors["optimizer"])
+            load_whole(state.method, checkpoint.tensors["model"])
+            load_optimizer_tensors(state.optimizers, checkpoint.tensors["optimizer"], place_like)
             for name, value in checkpoint.tensors.get("ema", {}).items():
-                state.averages[name].copy_(value)
+                state.averages[name].copy_(place_like(value, state.averages[name]))
             start = state.step = self._saved_step = checkpoint.state["step"]
             self.stream.load_state_dict(checkpoint.state["stream"])
             log.info("resumed at step %d from %s", start, checkpoint.path)
@@ -297,11 +291,12 @@ class _Run:
 
     def evaluate(self, on_evaluate: OnEvaluate) -> None:
         """Call the caller's evaluation on rank 0 and write what it returns."""
+        method = unsharded(self.state.method, self.state.config, self.state.device)
         if self.state.context.rank == 0:
-            self.state.method.eval()
+            method.eval()
             with torch.no_grad():
-                values = on_evaluate(self.state.step, self.state.method)
-            self.state.method.train()
+                values = on_evaluate(self.state.step, method)
+            method.train()
             if values:
                 self.metrics.write(self.state.step, values)
         self.state.context.barrier()
@@ -315,10 +310,10 @@ class _Run:
         self._saved_step = state.step
         loss = state.context.mean(self._loss_sum / self._loss_steps).item() if self._loss_sum is not None else None
         self._loss_sum, self._loss_steps = None, 0
+        tensors = {"model": whole(state.method.state_dict()), "optimizer": whole(optimizer_tensors(state.optimizers))}
+        if state.averages:
+            tensors["ema"] = whole(state.averages)
         if state.context.rank == 0:
-            tensors = {"model": state.method.state_dict(), "optimizer": optimizer_tensors(state.optimizers)}
-            if state.averages:
-                tensors["ema"] = state.averages
             self.checkpoints.save(
                 state.step,
                 tensors,

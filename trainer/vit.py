@@ -8,7 +8,6 @@ Shapes: B batch, N patches, V visible, T tokens (1 + patches), D width, P values
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers.patch_embed import PatchEmbed
 from timm.models import beit
+from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -142,9 +142,6 @@ def init_xavier(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.proj.weight.view(module.proj.weight.shape[0], -1))
 
 
-def compile_blocks(module: nn.Module, compile_one: Callable[[nn.Module], None] = nn.Module.compile) -> int:
-    """Compile every transformer block in place (names and state dict stay) and return how many there were."""
-    blocks = [part for part in module.modules() if isinstance(part, Block | beit.Block)]
-    for block in blocks:
-        compile_one(block)
-    return len(blocks)
+def transformer_blocks(module: nn.Module) -> list[nn.Module]:
+    """Return the transformer blocks inside a module: what is compiled, and sharded, one by one."""
+    return [part for part in module.modules() if isinstance(part, Block | beit.Block | SwinTransformerBlock)]

@@ -1,0 +1,97 @@
+"""Two processes over gloo against one."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from trainer_fakes import FakeSelection, FakeStream, tiny, tiny_run
+
+from trainer import Distributed, load_checkpoint, load_method, read_metrics, train
+from trainer.config import ClmaeConfig
+
+RUNS = {
+    "mae": tiny_run(total_steps=5),
+    "mae_accumulated": tiny_run(total_steps=5, accumulation_steps=2, clip_norm=1.0),
+    "simmim": tiny_run(total_steps=5, method="simmim"),
+    "bootmae": tiny_run(total_steps=5, method="bootmae"),
+    "clmae": tiny_run(total_steps=5, method="clmae", model=tiny(clmae=ClmaeConfig(weight_diversity=0))),
+    "fsdp": tiny_run(total_steps=5, sharding="fsdp", ema_decay=0.9),
+    "fsdp_bootmae": tiny_run(total_steps=5, method="bootmae", sharding="fsdp"),
+}
+
+
+def rank_main(rank: int, directory: str) -> None:
+    torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = str(rank)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=2)
+    context = Distributed()
+    for name, config in RUNS.items():
+        selection, evaluated = FakeSelection(), []
+        stream = FakeStream(config, rank=rank, world_size=2)
+        if name == "fsdp":
+            train(config, stream, run_dir=Path(directory) / name, should_stop=lambda at=stream: at.next_step == 2)
+        train(
+            config,
+            FakeStream(config, rank=rank, world_size=2),
+            run_dir=Path(directory) / name,
+            selection=selection,
+            context=context,
+            evaluate_every=3,
+            on_evaluate=lambda step, method, seen=evaluated: seen.append(method.encoder.norm.weight.sum().item()),
+        )
+        reports = [[report[4], report[0].tolist()] for report in selection.reports]
+        (Path(directory) / f"{name}-{rank}.json").write_text(json.dumps({"reports": reports, "evaluated": evaluated}))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("ranks")
+    mp.spawn(rank_main, (str(directory),), nprocs=2)
+    return directory
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_ranks_agree_with_one(two_ranks, tmp_path, name):
+    config = replace(RUNS[name], sharding="ddp")
+    train(config, FakeStream(config), run_dir=tmp_path)
+    one, two = (read_metrics(path / "metrics.jsonl") for path in (tmp_path, two_ranks / name))
+    one, two = ([line for line in lines if "loss" in line] for lines in (one, two))
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=2e-4)
+    assert [line["grad_norm"] for line in two] == pytest.approx([line["grad_norm"] for line in one], rel=2e-3)
+    weights = [load_checkpoint(path).tensors["model"] for path in (tmp_path, two_ranks / name)]
+    assert weights[0].keys() == weights[1].keys()
+    for key, value in weights[0].items():
+        assert torch.allclose(weights[1][key], value, atol=2e-3), key
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_each_rank_reports_its_own_rows_and_only_the_first_evaluates(two_ranks, name):
+    first, second = (json.loads((two_ranks / f"{name}-{rank}.json").read_text()) for rank in (0, 1))
+    stream = FakeStream(RUNS[name])
+    for rank, found in enumerate((first, second)):
+        begin = 2 if name == "fsdp" else 0  # it was stopped and resumed there
+        wanted = [
+            i for step in range(begin, 5) for i in stream.batch(step).sample_ids[4 * rank : 4 * rank + 4].tolist()
+        ]
+        assert [i for _, ids in found["reports"] for i in ids] == wanted
+        assert {producer for producer, _ in found["reports"]} == {f"trainer-{rank}"}
+    assert len(first["evaluated"]) == 2
+    assert second["evaluated"] == []
+
+
+def test_the_checkpoint_of_a_sharded_run_loads_on_one_process(two_ranks, tmp_path):
+    path = two_ranks / "fsdp" / "checkpoints" / "step-00000005"
+    target = tmp_path / "checkpoints" / path.name
+    target.mkdir(parents=True)
+    for file in path.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    config = replace(RUNS["fsdp"], sharding="ddp")
+    assert train(config, FakeStream(config), run_dir=tmp_path).step == 5
+    _, method = load_method(tmp_path, averaged=True)
+    assert method.encoder.features(torch.rand(1, 3, 16, 16)).isfinite().all()
