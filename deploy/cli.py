@@ -11,6 +11,7 @@ import contextlib
 import functools
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,6 +30,8 @@ GROUPS = {
     "set": "Change what a live run draws, from its next window on.",
     "eval": "Evaluate a frozen encoder.",
 }
+BOX = "\u2502\u256d\u256e\u2570\u256f\u2500\u2022|+"
+"""What tyro draws boxes with."""
 USER_ERROR = 2
 INTERRUPTED = 130
 
@@ -88,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("TEMPERA_TRACEBACK") or not isinstance(error, _mendable()):
             raise
-        return _fail(_one_line(str(error)))
+        return _fail(_one_line("\n".join([str(error), *getattr(error, "__notes__", ())])))
     if answer is None:
         return 0
     answer.show(as_json=as_json)
@@ -130,8 +133,9 @@ def _deferred(command: Callable[..., Answer | None]) -> Callable[..., Callable[[
 
 def _one_line(text: str) -> str:
     """A message as one line, freed of the box that tyro draws around it."""
-    parts = (line.strip(" \u2502\u256d\u256e\u2570\u256f\u2500\u2022") for line in text.splitlines())
-    return " ".join(part for part in parts if part)
+    lines = (line.strip(f" {BOX}") for line in text.splitlines())
+    words = (re.sub(rf"[{BOX}-]{{3,}}", ":", line).strip() for line in lines)
+    return " ".join(line for line in words if line.strip(":"))
 
 
 def _fail(message: str, *, status: int = USER_ERROR) -> int:
@@ -142,3 +146,7 @@ def _fail(message: str, *, status: int = USER_ERROR) -> int:
 def run() -> None:
     """Entry point of the installed command."""
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

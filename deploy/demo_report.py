@@ -18,6 +18,7 @@ from deploy.logs import knob_history, log_entries, what
 from deploy.rank import effective_size_schedule
 from deploy.report import Section, write_report
 from deploy.rundir import RunDir
+from scoring import Prototypes, solve_temperature
 
 COLUMNS = ("trained on", "1-NN, CLS token", "1-NN, mean of patches", "last loss", "seconds")
 LOG_LINES = 100
@@ -122,7 +123,9 @@ def _pictures(
 ) -> dict[Path, str]:
     steps = config.train.total_steps
     schedule = effective_size_schedule(config)
-    knob = knob_history(arms[0].run, window_steps=config.train.window_steps, total_steps=steps)
+    distance = Prototypes.load(config.data.prototypes or "").distance
+    initial = schedule(0.0), solve_temperature(distance, schedule(0.0))
+    knob = knob_history(arms[0].run, initial=initial, window_steps=config.train.window_steps, total_steps=steps)
     pictures = {folder / name: caption for name, caption in CAPTIONS.items()}
     sizes, losses, accuracy, histogram = pictures
     scheduled = [schedule(step / steps) for step in knob.steps]

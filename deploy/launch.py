@@ -67,8 +67,17 @@ def launch(config: RunConfig, run: RunDir, *, beside: Beside | None = None) -> T
         return _train_on_ray(config, run, endpoint)
 
 
-def launch_in_process(config: RunConfig, run: RunDir) -> TrainResult:
-    """The same run in this process alone, without Ray."""
+def launch_in_process(config: RunConfig, run: RunDir, *, should_stop: Callable[[], bool] | None = None) -> TrainResult:
+    """The same run in this process alone, without Ray.
+
+    Args:
+        config: what to run.
+        run: its directory.
+        should_stop: asked after each step; True ends the run with a checkpoint.
+
+    Raises:
+        RunError: the directory holds another run.
+    """
     selection_part = _prepare(config, run)
     with closing(RunLog(run.log)) as runlog, closing(LocalLoaders(_local_workers(config))) as loaders:
         selection = Selection(_distance(config), selection_part, runlog=runlog)
@@ -81,6 +90,7 @@ def launch_in_process(config: RunConfig, run: RunDir) -> TrainResult:
             context=context,
             evaluate_every=config.evaluate_every,
             on_evaluate=rank.probe(context),
+            should_stop=should_stop,
         )
 
 
@@ -120,6 +130,7 @@ def _actors(config: RunConfig, run: RunDir, endpoint: Endpoint, selection_part: 
             yield RunClient(selection, fleet)
     finally:
         fleet.close()
+        selection.stop()
 
 
 def _train_on_ray(config: RunConfig, run: RunDir, endpoint: Endpoint) -> TrainResult:

@@ -86,17 +86,18 @@ class Knob:
     """Temperature in force."""
 
 
-def knob_history(run: RunDir, *, window_steps: int, total_steps: int) -> Knob:
+def knob_history(run: RunDir, *, initial: tuple[float, float], window_steps: int, total_steps: int) -> Knob:
     """Effective size and temperature of every window of a run, folded from its log.
 
     Args:
         run: the run.
+        initial: effective size and temperature before the first entry.
         window_steps: optimizer steps of a window.
         total_steps: optimizer steps of the run.
     """
     changes = {entry.window: entry for entry in read_entries(run.log) if entry.effective_size is not None}
     knob = Knob(steps=[], effective_size=[], temperature=[])
-    size, temperature = math.nan, math.nan
+    size, temperature = initial
     for window in range(math.ceil(total_steps / window_steps)):
         if window in changes:
             size, temperature = changes[window].effective_size or math.nan, changes[window].temperature or math.nan

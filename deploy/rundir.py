@@ -5,7 +5,9 @@ run.sqlite       control log, windows, scores, bad samples (scoring.RunLog)
 metrics.jsonl    one line a logged step (trainer)
 checkpoints/     step-N/ with safetensors and JSON
 report/          pictures, report.json, report.html
+ray.log          what Ray printed of its workers
 cluster.json     only while the run is alive: how to reach its actors
+stop             while somebody asks the run to checkpoint and stop
 .lock            held by the process that drives the run
 """
 

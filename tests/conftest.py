@@ -1,0 +1,40 @@
+"""What every test may use: one thread a process, a home of its own, the digits as an indexed and scored data set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before torch and Ray are imported anywhere: two cores, and a cluster that nobody else can join.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+
+import pytest
+
+from deploy.config import DataConfig
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Ray and others write below HOME; tests leave the person's alone."""
+    home = tmp_path_factory.mktemp("home")
+    before = os.environ.get("HOME")
+    os.environ["HOME"] = str(home)
+    yield home
+    if before is not None:
+        os.environ["HOME"] = before
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """The handwritten digits: training and test shards, indices, prototypes."""
+    from deploy.demo_data import prepare
+    from deploy.scoring_job import score
+
+    folder = tmp_path_factory.mktemp("digits")
+    data = prepare(folder, images=None, shards=())
+    prototypes = data.index.parent / "prototypes.parquet"
+    score(data.index, prototypes, num_clusters=20)
+    return DataConfig(index=str(data.index), prototypes=str(prototypes), test_index=str(data.test_index))

@@ -1,0 +1,79 @@
+"""Run configurations: whole in JSON, changed by dotted fields, refused in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deploy.config import DataConfig, RunConfig, load_config, save_config
+from deploy.overrides import override
+from deploy.runs import RUNS
+
+DATA = DataConfig(index="index.parquet", prototypes="prototypes.parquet")
+
+
+@pytest.mark.parametrize("name", sorted(RUNS))
+def test_every_named_run_survives_json(tmp_path: Path, name: str) -> None:
+    config = RUNS[name](DATA)
+    save_config(config, tmp_path / "config.json")
+    assert load_config(tmp_path / "config.json") == config
+
+
+def test_the_official_recipe_has_its_learning_rate_and_steps() -> None:
+    train = RUNS["mae_b_800"](DATA).train
+    assert train.peak_lr == pytest.approx(2.4e-3)
+    assert train.total_steps == 800 * 312
+    assert train.warmup_steps == 40 * 312
+
+
+def test_an_unknown_field_names_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    save_config(RUNS["debug"](DATA), path)
+    value = json.loads(path.read_text())
+    value["curriculum"]["polcy"] = value["curriculum"].pop("policy")
+    path.write_text(json.dumps(value))
+    with pytest.raises(ValueError, match="Did you mean 'policy'"):
+        load_config(path)
+
+
+def test_a_file_that_is_not_json_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        load_config(tmp_path / "config.json")
+
+
+def test_override_changes_nested_fields_and_nothing_else() -> None:
+    before = RUNS["debug"](DATA)
+    after = override(before, ("train.total_steps=80", "curriculum.policy=hard", "train.model.norm_pix=false"))
+    assert (after.train.total_steps, after.curriculum.policy, after.train.model.norm_pix) == (80, "hard", False)
+    assert (
+        override(after, ("train.total_steps=40", "curriculum.policy=prototypical", "train.model.norm_pix=true"))
+        == before
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.total_step=3", "Did you mean 'total_steps'"),
+        ("trian.total_steps=3", "Did you mean 'train'"),
+        ("train.total_steps", "must be field=value"),
+        ("name.x=3", "it is a single value"),
+        ("train.total_steps=0", "total_steps must be 1 or more; got 0"),
+    ],
+)
+def test_a_wrong_override_is_one_clear_line(setting: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        override(RUNS["debug"](DATA), (setting,))
+
+
+def test_a_batch_that_ranks_cannot_share_names_those_that_they_can() -> None:
+    with pytest.raises(ValueError, match=r"divisible by trainers\.workers \(3\); got 32\. Try 30 or 33"):
+        override(RUNS["debug"](DATA), ("trainers.workers=3",))
+
+
+def test_a_name_that_could_leave_the_run_directory_is_refused() -> None:
+    with pytest.raises(ValueError, match="name must be letters"):
+        RunConfig(name="../x", data=DATA, train=RUNS["debug"](DATA).train)

@@ -1,0 +1,62 @@
+"""Runs in one process: they train, resume where they stopped, and refuse to be mixed up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deploy.config import DataConfig, RunConfig
+from deploy.launch import launch_in_process
+from deploy.logs import knob_history, log_entries
+from deploy.overrides import override
+from deploy.rundir import RunDir, RunError
+from deploy.runs import debug
+
+
+@pytest.fixture
+def config(digits: DataConfig) -> RunConfig:
+    return override(debug(digits), ("train.total_steps=16", "train.checkpoint_every=4", "train.window_steps=4"))
+
+
+def losses(run: RunDir) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in run.metric_lines() if "loss" in line]
+
+
+def test_a_resumed_run_has_the_loss_curve_of_an_uninterrupted_one(tmp_path: Path, config: RunConfig) -> None:
+    whole, parts = RunDir(tmp_path / "whole"), RunDir(tmp_path / "parts")
+    assert launch_in_process(config, whole).reason == "finished"
+    stopped = launch_in_process(config, parts, should_stop=lambda: len(losses(parts)) >= 7)
+    assert (stopped.reason, stopped.step) == ("stopped", 7)
+    assert launch_in_process(config, parts).step == 16
+    assert losses(parts) == losses(whole)
+
+
+def test_the_log_holds_the_trainers_schedule_window_by_window(tmp_path: Path, config: RunConfig) -> None:
+    run = RunDir(tmp_path / "run")
+    launch_in_process(config, run)
+    entries = log_entries(run, limit=100)
+    assert [entry["window"] for entry in entries] == [1, 2, 3]
+    assert {entry["author"] for entry in entries} == {"trainer"}
+    knob = knob_history(run, initial=(0.2, 0.05), window_steps=4, total_steps=16)
+    assert knob.steps == [0, 4, 8, 12]
+    assert knob.effective_size == pytest.approx([0.2, 0.26004, 0.405, 0.54996], abs=1e-4)
+    assert knob.temperature == sorted(knob.temperature)
+
+
+def test_another_configuration_is_refused_and_the_run_kept(tmp_path: Path, config: RunConfig) -> None:
+    run = RunDir(tmp_path / "run")
+    launch_in_process(config, run)
+    before = losses(run)
+    with pytest.raises(RunError, match="holds another run"):
+        launch_in_process(replace(config, evaluate_every=3), run)
+    assert losses(run) == before
+
+
+def test_nearest_neighbours_are_measured_while_it_trains(tmp_path: Path, config: RunConfig) -> None:
+    run = RunDir(tmp_path / "run")
+    launch_in_process(override(config, ("evaluate_every=8",)), run)
+    measured = [line for line in run.metric_lines() if "nn_cls" in line]
+    assert [line["step"] for line in measured] == [8, 16]
+    assert all(0.1 < line["nn_mean"] <= 1 for line in measured)

@@ -1,0 +1,127 @@
+"""A live run under Ray, driven from other processes by the command line alone, as a person would."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.config import DataConfig
+from deploy.launch import launch_in_process
+from deploy.overrides import override
+from deploy.rundir import RunDir
+from deploy.runs import debug
+
+TEMPERA = (sys.executable, "-m", "deploy.cli")
+SETTINGS = ("train.total_steps=120", "train.checkpoint_every=24", "train.log_every=1", "fleet.loaders=2")
+PATIENCE_S = 120.0
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+def tempera(*words: object) -> dict[str, Any]:
+    """Run a command in a process of its own; its JSON answer."""
+    done = subprocess.run(
+        [*TEMPERA, *map(str, words), "--json"], check=False, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert done.returncode == 0, done.stderr
+    value: dict[str, Any] = json.loads(done.stdout)
+    return value
+
+
+def refused(*words: object) -> str:
+    """Run a command that must end with exit status 2; what it says."""
+    done = subprocess.run([*TEMPERA, *map(str, words)], check=False, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 2, done.stderr
+    return done.stderr
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "the run did not get there in time"
+        time.sleep(0.1)
+
+
+def losses(run: RunDir) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in run.metric_lines() if "loss" in line]
+
+
+def start(*words: object) -> subprocess.Popen[str]:
+    return subprocess.Popen([*TEMPERA, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def live(tmp_path: Path, digits: DataConfig) -> Iterator[tuple[RunDir, subprocess.Popen[str]]]:
+    """A run that trains under Ray in another process."""
+    run = RunDir(tmp_path / "run")
+    words = ["--index", digits.index, "--prototypes", digits.prototypes, "--out", run.path, "--set", *SETTINGS]
+    process = start("train", "debug", *words)
+    wait_until(lambda: len(losses(run)) >= 3, process)
+    yield run, process
+    process.terminate()
+    process.communicate(timeout=PATIENCE_S)
+
+
+def test_scaling_killing_and_resuming_change_no_loss(
+    live: tuple[RunDir, subprocess.Popen[str]], tmp_path: Path, digits: DataConfig
+) -> None:
+    """The same run without Ray, loaders, kills and resume has the same losses, bit for bit: batches are values."""
+    run, process = live
+    loaders = tempera("status", "--run", run.path)["loaders"]
+    os.kill(next(loader["pid"] for loader in loaders if loader["state"] == "ready"), signal.SIGKILL)
+    assert tempera("scale", 3, "--run", run.path)["size"] == 3
+    wait_until(lambda: len(losses(run)) >= 30, process)
+    process.terminate()
+    _, heard = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, heard
+    assert len(losses(run)) < 120, "the run ended before it could be stopped"
+    tempera("resume", run.path)
+    entries = tempera("log", "--run", run.path, "--limit", 200)["entries"]
+    kinds = [entry["kind"] for entry in entries]
+    assert {"loader_lost", "scale", "schedule"} <= set(kinds)
+    whole = RunDir(tmp_path / "whole")
+    launch_in_process(override(debug(digits), SETTINGS), whole)
+    assert losses(run) == losses(whole)
+
+
+def test_a_change_lands_in_the_window_that_its_reply_names(live: tuple[RunDir, subprocess.Popen[str]]) -> None:
+    run, process = live
+    version = tempera("status", "--run", run.path)["selection"]["control_version"]
+    held = tempera("set", "effective-size", 0.5, "--run", run.path, "--reason", "look wider")
+    stale = refused("set", "temperature", 0.3, "--run", run.path, "--expected-version", version)
+    assert "expected_version must be the current control version" in stale
+    refused("set", "effective-size", 0.9, "--run", run.path)
+    released = tempera("release", "--run", run.path)
+    entries = tempera("log", "--run", run.path, "--limit", 200)["entries"]
+    by_kind = {entry["kind"]: entry for entry in entries if entry["author"] != "trainer"}
+    assert by_kind["effective_size"]["window"] == held["window"]
+    assert by_kind["effective_size"]["effective_size"] == pytest.approx(0.5)
+    assert by_kind["effective_size"]["reason"] == "look wider"
+    assert by_kind["release"]["window"] == released["window"]
+    assert f"pid {process.pid}" in refused("resume", run.path)
+
+
+def test_the_run_is_closed_to_who_has_not_its_token(live: tuple[RunDir, subprocess.Popen[str]], tmp_path: Path) -> None:
+    run, _ = live
+    endpoint = run.endpoint()
+    assert endpoint is not None
+    assert endpoint.dashboard.startswith("127.0.0.1:")
+    assert Path(endpoint.token_path).stat().st_mode & 0o077 == 0
+    wrong = tmp_path / "wrong-token"
+    wrong.write_text("0" * 64)
+    code = f"import ray; ray.init(address={endpoint.address!r}, log_to_driver=False)"
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(wrong)}
+    intruder = subprocess.run(
+        [sys.executable, "-c", code], env=environment, check=False, capture_output=True, timeout=PATIENCE_S
+    )
+    assert intruder.returncode != 0
