@@ -59,6 +59,8 @@ class BadSample:
 class Encoded:
     """An image on its way to a decoder: bytes whose CRC and header have been checked, and what to cut out."""
 
+    sample_id: int
+    """Row of the sample index: names the same bytes always."""
     data: bytes
     """The encoded image."""
     header: ImageHeader

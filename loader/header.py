@@ -8,7 +8,7 @@ in microseconds. PNG and WebP get the same treatment.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from loader.errors import BadSampleError
@@ -37,8 +37,10 @@ class ImageHeader:
     """Pixels."""
     components: int
     """Colour channels in the file: 1 gray, 3 colour, 4 CMYK or with alpha."""
+    frame_offset: int = 0
+    """Where a JPEG's frame header starts, in bytes: its height can be found there."""
     progressive: bool = False
-    """True when the image is stored in several passes, which only decode as a whole."""
+    """True when the image is stored in several scans, which only decode as a whole."""
 
 
 def read_header(data: bytes, *, max_pixels: int) -> ImageHeader:
@@ -71,7 +73,7 @@ def read_header(data: bytes, *, max_pixels: int) -> ImageHeader:
 def _read_jpeg(data: bytes) -> ImageHeader:
     """Walk the marker segments up to the first scan."""
     position, frame = 2, None
-    while position + 4 <= len(data):
+    while position + 5 <= len(data):
         if data[position] != 0xFF:
             raise BadSampleError(f"JPEG marker expected at byte {position}; got 0x{data[position]:02x}")
         marker = data[position + 1]
@@ -86,14 +88,14 @@ def _read_jpeg(data: bytes) -> ImageHeader:
         if marker in _SOF_ALL:
             if frame is not None:
                 raise BadSampleError("JPEG has two frame headers")
-            frame = _read_frame(marker, data[position + 4 : position + 2 + length])
+            frame = _read_frame(marker, data[position + 4 : position + 2 + length], position)
         elif marker == 0xDA:
             return _check_scans(data, position, frame)
         position += 2 + length
     raise BadSampleError("JPEG ends before its first scan")
 
 
-def _read_frame(marker: int, body: bytes) -> ImageHeader:
+def _read_frame(marker: int, body: bytes, position: int) -> ImageHeader:
     if marker not in _SOF_SUPPORTED:
         raise BadSampleError(f"JPEG coding 0x{marker:02x} is not supported; baseline and progressive Huffman are")
     if len(body) < 6:
@@ -101,21 +103,26 @@ def _read_frame(marker: int, body: bytes) -> ImageHeader:
     precision, height, width, components = struct.unpack_from(">BHHB", body)
     if precision != 8 or components not in (1, 3, 4):
         raise BadSampleError(f"JPEG must have 8 bits and 1, 3 or 4 components; got {precision} and {components}")
-    return ImageHeader(format="jpeg", width=width, height=height, components=components, progressive=marker == 0xC2)
+    return ImageHeader(
+        format="jpeg",
+        width=width,
+        height=height,
+        components=components,
+        frame_offset=position,
+        progressive=marker == 0xC2,
+    )
 
 
 def _check_scans(data: bytes, position: int, frame: ImageHeader | None) -> ImageHeader:
-    """Bound the number of scans. Counting the two marker bytes may overcount inside metadata, never undercount."""
+    """Bound the number of scans, unless the first one holds all there is: then the decoder stops after it."""
     if frame is None:
         raise BadSampleError("JPEG scan comes before the frame header")
+    if not frame.progressive and data[position + 4] == frame.components:
+        return frame
     scans = data.count(b"\xff\xda", position)
     if scans > MAX_SCANS:
         raise BadSampleError(f"JPEG has {scans} scans; at most {MAX_SCANS} are decoded")
-    if scans > 1 and not frame.progressive:
-        return ImageHeader(
-            format="jpeg", width=frame.width, height=frame.height, components=frame.components, progressive=True
-        )
-    return frame
+    return replace(frame, progressive=True)
 
 
 def _read_png(data: bytes) -> ImageHeader:

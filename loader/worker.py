@@ -43,7 +43,7 @@ class LoaderWorker:
         self.config = config
         self.index = ShardIndex.load(config.index)
         self._reader = self.index.reader()
-        self._decoder = build_decoder(config)
+        self._decoder = build_decoder(config, len(self.index))
         self._threads = ThreadPoolExecutor(config.threads, thread_name_prefix="loader")
         self._lock = threading.Lock()
         self._images = self._bad = self._requests = 0
@@ -126,9 +126,10 @@ class LoaderWorker:
         return [self._bad_sample(plan.spec, images, row, reason) for row, reason in sorted(reasons.items())]
 
     def _read(self, plan: _Plan, row: int) -> Encoded:
-        data = self.index.read(int(plan.spec.sample_ids[row]), self._reader)
+        sample_id = int(plan.spec.sample_ids[row])
+        data = self.index.read(sample_id, self._reader)
         header = read_header(data, max_pixels=self.config.max_pixels)
-        return Encoded(data, header, plan.boxes[row], bool(plan.flips[row]))
+        return Encoded(sample_id, data, header, plan.boxes[row], bool(plan.flips[row]))
 
     def _bad_sample(self, spec: BatchSpec, images: torch.Tensor, row: int, reason: str) -> BadSample:
         images[row] = 0
@@ -157,10 +158,10 @@ class _Plan:
         self.flips = crops.flips(spec.seed, spec.draws, spec.transform)
 
 
-def build_decoder(config: LoaderConfig) -> Decoder:
-    """Return the decoder that a config names."""
+def build_decoder(config: LoaderConfig, num_samples: int) -> Decoder:
+    """Return the decoder that a config names, for an index of so many samples."""
     if config.decoder == "cpu":
-        return CpuDecoder()
+        return CpuDecoder(num_samples)
     from loader.decode_dali import DaliDecoder  # noqa: PLC0415 - DALI loads a gigabyte of libraries: only when it is used
 
     return DaliDecoder(num_threads=config.threads, device_id=config.device_id)

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from PIL import Image
 from torchvision.transforms import functional as pil_functional
@@ -11,19 +12,19 @@ from torchvision.transforms import v2
 
 from loader import BadSampleError, LoaderConfig, Transform
 from loader.batch import Encoded, empty_images
-from loader.decode_cpu import CpuDecoder, decode, output_size
+from loader.decode_cpu import CpuDecoder, decode, decode_top, output_size
 from loader.header import read_header
 from loader.worker import build_decoder
 
 
 def encoded(data: bytes, box: tuple[int, int, int, int] | None = None, *, flip: bool = False) -> Encoded:
     header = read_header(data, max_pixels=10**8)
-    return Encoded(data, header, np.array(box or (0, 0, header.height, header.width), np.int32), flip)
+    return Encoded(0, data, header, np.array(box or (0, 0, header.height, header.width), np.int32), flip)
 
 
 def decode_one(image: Encoded, transform: Transform) -> torch.Tensor:
     out = empty_images(1, transform.size)
-    assert CpuDecoder().decode([image], transform, out) == [None]
+    assert CpuDecoder(1).decode([image], transform, out) == [None]
     return out[0]
 
 
@@ -115,9 +116,51 @@ def test_a_truncated_image_is_a_bad_sample(photos):
         decode(png, read_header(png, max_pixels=10**8))
 
 
+@pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411", "Gray"])
+def test_the_top_of_an_image_has_the_pixels_of_the_whole(photos, subsampling):
+    pixels = np.ascontiguousarray(np.asarray(pil(photos[2]))[:117, :131])
+    if subsampling == "Gray":
+        data = simplejpeg.encode_jpeg(pixels[:, :, :1].copy(), colorspace="GRAY", colorsubsampling="Gray")
+    else:
+        data = simplejpeg.encode_jpeg(pixels, quality=95, colorsubsampling=subsampling)
+    header = read_header(data, max_pixels=10**6)
+    whole = decode(data, header)
+    for num_rows in range(1, len(whole) + 1):
+        top = decode_top(data, header, num_rows)
+        assert len(top) <= num_rows + 8
+        assert (top[:num_rows] == whole[:num_rows]).all()
+
+
+def test_a_progressive_image_is_decoded_whole():
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), (9, 99, 200)).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    assert decode_top(data, read_header(data, max_pixels=10**6), 3).shape == (64, 64, 3)
+
+
+def test_the_second_decoding_gives_the_bytes_of_the_first(photos):
+    transform = Transform(size=50)
+    for photo in photos[:6]:
+        image = encoded(photo, (4, 6, 40, 30), flip=True)
+        first, second = empty_images(1, 50), empty_images(1, 50)
+        fresh = CpuDecoder(1)
+        fresh.decode([image], transform, first)
+        fresh.decode([image], transform, second)
+        assert torch.equal(first, second)
+
+
+def test_a_damaged_image_is_bad_every_time(photos):
+    decoder, cut_short = CpuDecoder(1), photos[0][: len(photos[0]) * 3 // 4]
+    image = Encoded(
+        0, cut_short, read_header(photos[0], max_pixels=10**8), np.array([0, 0, 8, 8], np.int32), flip=False
+    )
+    for _ in range(3):
+        assert "does not decode" in decoder.decode([image], Transform(size=8), empty_images(1, 8))[0]
+
+
 @pytest.fixture(scope="module")
 def dali():
-    return build_decoder(LoaderConfig(index="unused", decoder="dali", threads=1))
+    return build_decoder(LoaderConfig(index="unused", decoder="dali", threads=1), 1)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +181,7 @@ def test_dali_differs_from_the_reference_by_rounding(photos, dali, transform):
         ]
     ours, theirs = empty_images(len(images), transform.size), empty_images(len(images), transform.size)
     assert (
-        CpuDecoder().decode(images, transform, ours) == dali.decode(images, transform, theirs) == [None] * len(images)
+        CpuDecoder(1).decode(images, transform, ours) == dali.decode(images, transform, theirs) == [None] * len(images)
     )
     difference = (ours.int() - theirs.int()).abs().float()
     assert difference.mean(dim=(1, 2, 3)).max() < 0.6
@@ -146,7 +189,7 @@ def test_dali_differs_from_the_reference_by_rounding(photos, dali, transform):
 
 def test_dali_names_the_bad_images_of_a_batch_and_decodes_the_others(photos, dali):
     cut = Encoded(
-        photos[1][:600] + bytes(20), read_header(photos[1], max_pixels=10**8), encoded(photos[1]).box, flip=False
+        0, photos[1][:600] + bytes(20), read_header(photos[1], max_pixels=10**8), encoded(photos[1]).box, flip=False
     )
     images = [encoded(photos[0]), cut, encoded(photos[2])]
     transform, out = Transform(size=32), empty_images(3, 32)

@@ -1,7 +1,6 @@
 """Loaders as Ray actors: the same digests as in process, through kills and scaling. One Ray for all of these tests."""
 
 # Ray reads its authentication settings when it is imported, so every import of it follows the fixture that sets them.
-# ruff: noqa: PLC0415
 
 from __future__ import annotations
 

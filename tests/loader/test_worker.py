@@ -10,7 +10,7 @@ import torch
 
 from loader import BatchSpec, LoaderConfig, LoaderWorker, ShardIndex, StaleIndexError, Transform
 from loader.crops import boxes, flips
-from loader.decode_cpu import decode, transform_pixels
+from loader.decode_cpu import cut, decode, resize_into
 from loader.header import read_header
 
 TRANSFORM = Transform(size=40)
@@ -38,7 +38,7 @@ def test_pixels_are_channels_last_and_equal_the_reference(worker, photos):
     for row, photo in enumerate(photos):
         expected = torch.empty(3, 40, 40, dtype=torch.uint8)
         raw = decode(photo, read_header(photo, max_pixels=10**8))
-        transform_pixels(raw, box[row], flip=bool(flip[row]), transform=TRANSFORM, out=expected)
+        resize_into(expected, cut(raw, box[row]), flip=bool(flip[row]), transform=TRANSFORM)
         assert (pixels.images[row] == expected.numpy()).all()
 
 
