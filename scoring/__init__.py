@@ -13,11 +13,12 @@ from scoring.errors import (
     VersionConflict,
 )
 from scoring.features import image_features
+from scoring.inspect import export_table, table_summary
 from scoring.patch_scores import masked_mean_score, patch_weighted_score
 from scoring.policies import POLICIES, PolicyOptions, TableInputs
 from scoring.prototypes import Prototypes, prototype_distances
 from scoring.records import Control, ControlReply, Event, LogEntry, ScoreAck, Window
-from scoring.replay import ReplayReport, replay
+from scoring.replay import ReplayReport, replay_run
 from scoring.runlog import RunLog, read_entries
 from scoring.schedules import SCHEDULES, Adaptive
 from scoring.selection import Selection
@@ -49,13 +50,15 @@ __all__ = [
     "Window",
     "davies_bouldin",
     "effective_size",
+    "export_table",
     "image_features",
     "masked_mean_score",
     "patch_weighted_score",
     "prototype_distances",
     "read_entries",
-    "replay",
+    "replay_run",
     "sampling_probabilities",
     "schedules",
     "solve_temperature",
+    "table_summary",
 ]

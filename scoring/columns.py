@@ -129,6 +129,11 @@ class Columns:
         drawn = [self._tables[number][segment].draw(points) for segment, points in requests]
         return np.concatenate([ids for ids, _ in drawn]) + self.first_id, np.concatenate([part for _, part in drawn])
 
+    def segment_weights(self, number: int, segment: int) -> Float64:
+        """Weights of all samples of a segment."""
+        weights = np.concatenate(list(self._tables[number][segment].weights()))
+        return weights[: self.num_samples - segment * self.segment_blocks * BLOCK]
+
     def expected_distinct(self, number: int, total: float, num_draws: int) -> float:
         """Expected distinct samples of this range among draws from the whole table, whose weights sum to `total`."""
 
@@ -218,6 +223,16 @@ class Columns:
         if bits is None:
             return np.ones(self.num_samples, np.bool_)
         return np.unpackbits(bits, count=self.num_samples).view(np.bool_)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def rows(self, first: int, last: int) -> dict[str, NDArray[Any]]:
+        """Columns of the samples [first, last): times_drawn, and where the run has them distance and score_<kind>."""
+        part = slice(first - self.first_id, last - self.first_id)
+        columns: dict[str, NDArray[Any]] = {"times_drawn": self.times[part]}
+        if self.distance is not None:
+            columns["distance"] = self.distance[part]
+        return columns | {f"score_{kind}": table.values[part] for kind, table in self.score_tables.items()}
 
     # -- keeping ------------------------------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ class ReplayReport:
         return not self.different
 
 
-def replay(
+def replay_run(
     log: RunLog,
     config: SelectionConfig,
     distance: NDArray[np.float32] | None,

@@ -113,6 +113,23 @@ def rows_of(report: ScoreReport, rows: slice | Int64) -> ScoreReport:
     return replace(report, ids=report.ids[rows], values=report.values[rows])
 
 
+def checked_report(report: ScoreReport, num_samples: int) -> tuple[ScoreReport, dict[str, int]]:
+    """The part of a report that can be taken, in its final types, and how many scores were refused for which reason.
+
+    Raises:
+        ValueError: naming the field that is wrong as a whole.
+    """
+    if report.kind not in SCORE_KINDS:
+        raise ValueError(f"kind must be one of {', '.join(SCORE_KINDS)}; got {report.kind!r}.")
+    if min(report.step, report.sequence) < 0 or not report.producer:
+        raise ValueError(
+            f"step and sequence must be 0 or more, producer named; got {report.step}, {report.sequence}, "
+            f"{report.producer!r}."
+        )
+    ids, values, rejected = checked_scores(report.ids, report.values, num_samples)
+    return replace(report, ids=ids, values=values, step=int(report.step), sequence=int(report.sequence)), rejected
+
+
 def checked_scores(ids: ArrayLike, values: ArrayLike, num_samples: int) -> tuple[Int64, Float32, dict[str, int]]:
     """The pairs that can be taken, and how many were refused for which reason.
 

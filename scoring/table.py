@@ -7,7 +7,7 @@ end. So how many ranges there are is a matter of memory, not of what is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
@@ -41,6 +41,8 @@ class Range(Protocol):
     def build(self, number: int, plan: PolicyPlan, temperature: float, facts: TableFacts) -> list[float]: ...  # noqa: D102
     def draw(self, number: int, requests: list[tuple[int, Float64]]) -> tuple[Int64, Float64]: ...  # noqa: D102
     def expected_distinct(self, number: int, total: float, num_draws: int) -> float: ...  # noqa: D102
+    def segment_weights(self, number: int, segment: int) -> Float64: ...  # noqa: D102
+    def rows(self, first: int, last: int) -> dict[str, NDArray[Any]]: ...  # noqa: D102
     def count(self, ids: Int64) -> None: ...  # noqa: D102
     def times_drawn(self) -> NDArray[np.uint32]: ...  # noqa: D102
     def draw_histogram(self) -> Int64: ...  # noqa: D102
@@ -181,6 +183,11 @@ class SampleTable:
         parts = [part for part in self.each(lambda part: part.distances()) if part is not None]
         return np.concatenate(parts) if parts else None
 
+    def rows(self, first: int, last: int) -> dict[str, NDArray[Any]]:
+        """Columns of the samples [first, last), all of one range: times_drawn, distance, score_<kind>."""
+        ((part, _),) = self.by_range(np.array([first]))
+        return part.rows(first, last)
+
     def bytes_kept(self) -> int:
         """Bytes of all columns and weight tables."""
         return sum(self.each(lambda part: part.bytes_kept()))
@@ -214,6 +221,14 @@ class WeightTable:
         """Expected share of distinct samples in N draws from this table, summed over every sample."""
         size, number, total = self._table.num_samples, self._number, self.total
         return sum(self._table.each(lambda part: part.expected_distinct(number, total, size))) / size
+
+    def probabilities(self) -> Iterator[tuple[int, Float64]]:
+        """Probability of every sample in one draw, a segment at a time: (id of the first, their probabilities)."""
+        first = 0
+        for home, segment in zip(self._home, np.arange(len(self._home)) - self._first[self._home], strict=True):
+            weights = self._table.ranges[home].segment_weights(self._number, int(segment))
+            yield first, weights / self.total
+            first += len(weights)
 
     def draw(self, uniforms: Float64) -> tuple[Int64, Float64]:
         """One draw for each uniform in [0, 1): sample ids and their probabilities, in the order of the uniforms."""

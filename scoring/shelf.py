@@ -1,0 +1,79 @@
+"""WindowShelf: windows that were handed out: the last few in memory, all in the log, old ones drawn again.
+
+While the log cannot be written, windows are handed out all the same. That is sound because nothing else is acknowledged
+in the meantime: after a crash the same requests draw the same windows again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+
+from scoring.errors import LogUnavailable
+from scoring.records import LogEntry, Window, WindowFacts
+from scoring.runlog import RunLog
+
+log = logging.getLogger(__name__)
+
+RECENT_WINDOWS = 4
+UNWRITTEN_LIMIT = 64
+"""Windows handed out while the log cannot be written, after which requests fail too."""
+
+
+class WindowShelf:
+    """The windows of a run that exist. Not locked: Selection's lock is."""
+
+    def __init__(self, runlog: RunLog, *, redraw: Callable[[int], Window]) -> None:
+        self._log, self._redraw = runlog, redraw
+        self._recent: OrderedDict[int, Window] = OrderedDict()
+        self._unwritten: list[tuple[WindowFacts, Window, list[LogEntry]]] = []
+        newest = runlog.last_facts()
+        self.last: WindowFacts | None = newest[0] if newest else None
+        """Facts of the newest window."""
+
+    @property
+    def next_window(self) -> int:
+        """The first window that does not exist yet."""
+        return 0 if self.last is None else self.last.index + 1
+
+    def recent(self, index: int) -> Window | None:
+        """A window that is in memory."""
+        return self._recent.get(index)
+
+    def load(self, index: int) -> Window:
+        """A window of the log, drawn again if its draws are not kept."""
+        return self._log.window(index) or self._redraw(index)
+
+    def write(self, facts: WindowFacts, window: Window, entries: list[LogEntry]) -> None:
+        """Commit a window, and those that could not be written before it.
+
+        Raises:
+            LogUnavailable: if the log could not be written for very long.
+        """
+        self._unwritten.append((facts, window, entries))
+        try:
+            self.flush()
+        except LogUnavailable:
+            if len(self._unwritten) > UNWRITTEN_LIMIT:
+                self._unwritten.pop()
+                raise
+            log.warning("window %d is handed out unwritten; no change is accepted until the log is", facts.index)
+
+    def flush(self) -> None:
+        """Bring what was handed out into the log; LogUnavailable if that fails."""
+        if self._unwritten:
+            self._log.append_windows(self._unwritten)
+            self._unwritten = []
+
+    @property
+    def is_flushed(self) -> bool:
+        """Whether the log has every window."""
+        return not self._unwritten
+
+    def keep(self, facts: WindowFacts, window: Window) -> None:
+        """Remember the newest window."""
+        self.last = facts
+        self._recent[facts.index] = window
+        while len(self._recent) > RECENT_WINDOWS + len(self._unwritten):
+            self._recent.popitem(last=False)
