@@ -6,12 +6,13 @@ nobody copies them into planes. torch and the GPU read this layout as it is; `.c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from loader.cache import NO_DEMAND, Demand
 from loader.config import Transform
 from loader.header import ImageHeader
 
@@ -28,14 +29,19 @@ class BatchSpec:
     """Seed of the run."""
     transform: Transform
     """Applied to every image."""
+    probability: NDArray[np.float64] | None = None
+    """float64[n], with which each sample is drawn: a hint for caches that decides no pixel. None when unknown."""
 
     def __len__(self) -> int:
         return len(self.sample_ids)
 
     def take(self, rows: NDArray[np.int64]) -> BatchSpec:
         """Return the spec of some rows, in the order given."""
-        return BatchSpec(
-            sample_ids=self.sample_ids[rows], draws=self.draws[rows], seed=self.seed, transform=self.transform
+        return replace(
+            self,
+            sample_ids=self.sample_ids[rows],
+            draws=self.draws[rows],
+            probability=None if self.probability is None else self.probability[rows],
         )
 
 
@@ -69,6 +75,8 @@ class Encoded:
     """(top, left, height, width) of the part to resize, in pixels."""
     flip: bool
     """Mirror left to right."""
+    demand: Demand = NO_DEMAND
+    """How much the sample is wanted, for the cache."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

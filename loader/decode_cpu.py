@@ -21,6 +21,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from loader.batch import Encoded
+from loader.cache import PixelCache
 from loader.config import Transform
 from loader.errors import BadSampleError
 from loader.header import ImageHeader
@@ -34,21 +35,23 @@ class CpuDecoder:
 
     Args:
         num_samples: Samples in the index, to remember which are sound.
+        cache: Takes images that were decoded whole.
     """
 
     rows_a_task: Final = 4
     """Rows that one thread takes at a time: small enough to balance, large enough to be cheap."""
 
-    def __init__(self, num_samples: int) -> None:
+    def __init__(self, num_samples: int, cache: PixelCache) -> None:
         self._sound = bytearray(num_samples)
+        self._cache = cache
 
-    def decode(self, images: Sequence[Encoded], transform: Transform, out: torch.Tensor) -> list[str | None]:
+    def decode(self, images: Sequence[Encoded], transform: Transform, out: Sequence[torch.Tensor]) -> list[str | None]:
         """Decode and transform images.
 
         Args:
             images: n encoded images with their boxes and flips.
             transform: Applied to each.
-            out: uint8[n, 3, size, size], written.
+            out: For each image uint8[3, size, size], written.
 
         Returns:
             For each image None, or the reason why it cannot be decoded.
@@ -65,10 +68,14 @@ class CpuDecoder:
 
     def _decode_box(self, image: Encoded) -> NDArray[np.uint8]:
         """Return the pixels of an image's box, uint8[height, width, 3]."""
-        if self._sound[image.sample_id] and image.header.format == "jpeg":
+        num_bytes = 3 * image.header.width * image.header.height
+        wanted = self._cache.wants(num_bytes, encoded_bytes=len(image.data), demand=image.demand)
+        if self._sound[image.sample_id] and image.header.format == "jpeg" and not wanted:
             return cut(decode_top(image.data, image.header, int(image.box[0] + image.box[2])), image.box)
         whole = decode(image.data, image.header)
         self._sound[image.sample_id] = True
+        if wanted:
+            self._cache.put(image.sample_id, whole, encoded_bytes=len(image.data), demand=image.demand)
         return cut(whole, image.box)
 
 

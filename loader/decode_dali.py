@@ -39,13 +39,15 @@ class DaliDecoder:
         self._pipelines: dict[Transform, Pipeline] = {}
         self._lock = threading.Lock()
 
-    def decode(self, images: Sequence[Encoded], transform: Transform, out: torch.Tensor) -> list[str | None]:
+    def decode(self, images: Sequence[Encoded], transform: Transform, out: Sequence[torch.Tensor]) -> list[str | None]:
         """Decode and transform images, as `CpuDecoder.decode` does."""
         with self._lock:
             reasons = self._decode_together(images, transform, out)
         return reasons
 
-    def _decode_together(self, images: Sequence[Encoded], transform: Transform, out: torch.Tensor) -> list[str | None]:
+    def _decode_together(
+        self, images: Sequence[Encoded], transform: Transform, out: Sequence[torch.Tensor]
+    ) -> list[str | None]:
         if not images:
             return []
         try:
@@ -58,7 +60,8 @@ class DaliDecoder:
                 return [f"image does not decode: {_reason(error)}"]
             log.info("DALI failed on a batch of %d; decoding one by one", len(images))
             return [self._decode_together([image], transform, out[i : i + 1])[0] for i, image in enumerate(images)]
-        out.copy_(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+        for row, image in zip(out, torch.from_numpy(pixels), strict=True):
+            row.copy_(image.permute(2, 0, 1))
         return [None] * len(images)
 
     def _run(self, images: Sequence[Encoded], transform: Transform) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -53,6 +53,7 @@ class Group:
             draws=self._draws[rows],
             seed=self._config.seed,
             transform=self._config.transform,
+            probability=self._probability[rows],
         )
 
     def fill(self, rows: NDArray[np.int64], spec: BatchSpec, pixels: Pixels) -> list[BadSample]:

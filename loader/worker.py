@@ -18,8 +18,9 @@ import torch
 
 from loader import crops
 from loader.batch import BadSample, BatchSpec, Encoded, Pixels, empty_images
+from loader.cache import Demand, PixelCache
 from loader.config import LoaderConfig, Transform
-from loader.decode_cpu import CpuDecoder
+from loader.decode_cpu import CpuDecoder, cut, resize_into
 from loader.errors import BadSampleError
 from loader.header import read_header
 from loader.index import ShardIndex
@@ -32,8 +33,8 @@ class Decoder(Protocol):
     def rows_a_task(self) -> int:
         """Rows that it likes to get in one call."""
 
-    def decode(self, images: Sequence[Encoded], transform: Transform, out: torch.Tensor) -> list[str | None]:
-        """Write uint8[n, 3, size, size] into `out`; return for each image None or why it failed."""
+    def decode(self, images: Sequence[Encoded], transform: Transform, out: Sequence[torch.Tensor]) -> list[str | None]:
+        """Write uint8[3, size, size] into each of `out`; return for each image None or why it failed."""
 
 
 class LoaderWorker:
@@ -43,7 +44,8 @@ class LoaderWorker:
         self.config = config
         self.index = ShardIndex.load(config.index)
         self._reader = self.index.reader()
-        self._decoder = build_decoder(config, len(self.index))
+        self._cache = PixelCache(config.cache_bytes)
+        self._decoder = build_decoder(config, num_samples=len(self.index), cache=self._cache)
         self._threads = ThreadPoolExecutor(config.threads, thread_name_prefix="loader")
         self._lock = threading.Lock()
         self._images = self._bad = self._requests = 0
@@ -73,7 +75,7 @@ class LoaderWorker:
         return Pixels(images=images.numpy(), bad=bad, decode_s=seconds)
 
     def stats(self) -> dict[str, float | int]:
-        """Return totals since the start: images, bad, requests, decode_s, images_per_s and uptime_s."""
+        """Return totals since the start: images, bad, requests, decode_s, images_per_s, uptime_s and the cache's."""
         with self._lock:
             uptime_s = time.monotonic() - self._started
             return {
@@ -83,6 +85,7 @@ class LoaderWorker:
                 "decode_s": self._decode_s,
                 "uptime_s": uptime_s,
                 "images_per_s": self._images / max(self._decode_s, 1e-9),
+                **self._cache.stats(),
             }
 
     def close(self) -> None:
@@ -113,15 +116,11 @@ class LoaderWorker:
         encoded: dict[int, Encoded] = {}
         for row in rows:
             try:
-                encoded[row] = self._read(plan, row)
+                if not self._from_cache(plan, row, images[row]):
+                    encoded[row] = self._read(plan, row)
             except BadSampleError as error:
                 reasons[row] = str(error)
-        out = images[rows.start : rows.stop]
-        if len(encoded) < len(rows):
-            out = empty_images(len(encoded), plan.spec.transform.size)
-        failures = self._decoder.decode(list(encoded.values()), plan.spec.transform, out)
-        if len(encoded) < len(rows):
-            images[list(encoded)] = out
+        failures = self._decoder.decode(list(encoded.values()), plan.spec.transform, [images[row] for row in encoded])
         reasons |= {row: reason for row, reason in zip(encoded, failures, strict=True) if reason is not None}
         return [self._bad_sample(plan.spec, images, row, reason) for row, reason in sorted(reasons.items())]
 
@@ -129,7 +128,16 @@ class LoaderWorker:
         sample_id = int(plan.spec.sample_ids[row])
         data = self.index.read(sample_id, self._reader)
         header = read_header(data, max_pixels=self.config.max_pixels)
-        return Encoded(sample_id, data, header, plan.boxes[row], bool(plan.flips[row]))
+        return Encoded(sample_id, data, header, plan.boxes[row], bool(plan.flips[row]), plan.demand(row))
+
+    def _from_cache(self, plan: _Plan, row: int, out: torch.Tensor) -> bool:
+        """Write a row from the cache if its sample is there."""
+        pixels = self._cache.get(int(plan.spec.sample_ids[row]), plan.demand(row))
+        if pixels is None:
+            return False
+        box = cut(pixels, plan.boxes[row])
+        resize_into(out, box, flip=bool(plan.flips[row]), transform=plan.spec.transform)
+        return True
 
     def _bad_sample(self, spec: BatchSpec, images: torch.Tensor, row: int, reason: str) -> BadSample:
         images[row] = 0
@@ -157,11 +165,16 @@ class _Plan:
         self.boxes = crops.boxes(spec.seed, spec.draws, spec.transform, width=width, height=height)
         self.flips = crops.flips(spec.seed, spec.draws, spec.transform)
 
+    def demand(self, row: int) -> Demand:
+        """Return how much the sample of a row is wanted."""
+        known = self.spec.probability
+        return Demand(0.0 if known is None else float(known[row]), int(self.spec.draws[row]))
 
-def build_decoder(config: LoaderConfig, num_samples: int) -> Decoder:
+
+def build_decoder(config: LoaderConfig, *, num_samples: int, cache: PixelCache) -> Decoder:
     """Return the decoder that a config names, for an index of so many samples."""
     if config.decoder == "cpu":
-        return CpuDecoder(num_samples)
+        return CpuDecoder(num_samples, cache)
     from loader.decode_dali import DaliDecoder  # noqa: PLC0415 - DALI loads a gigabyte of libraries: only when it is used
 
     return DaliDecoder(num_threads=config.threads, device_id=config.device_id)

@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 
 from loader import BadSampleError, LoaderConfig, Transform
 from loader.batch import Encoded, empty_images
+from loader.cache import PixelCache
 from loader.decode_cpu import CpuDecoder, decode, decode_top, output_size
 from loader.header import read_header
 from loader.worker import build_decoder
@@ -24,7 +25,7 @@ def encoded(data: bytes, box: tuple[int, int, int, int] | None = None, *, flip: 
 
 def decode_one(image: Encoded, transform: Transform) -> torch.Tensor:
     out = empty_images(1, transform.size)
-    assert CpuDecoder(1).decode([image], transform, out) == [None]
+    assert CpuDecoder(1, PixelCache(0)).decode([image], transform, out) == [None]
     return out[0]
 
 
@@ -143,14 +144,14 @@ def test_the_second_decoding_gives_the_bytes_of_the_first(photos):
     for photo in photos[:6]:
         image = encoded(photo, (4, 6, 40, 30), flip=True)
         first, second = empty_images(1, 50), empty_images(1, 50)
-        fresh = CpuDecoder(1)
+        fresh = CpuDecoder(1, PixelCache(0))
         fresh.decode([image], transform, first)
         fresh.decode([image], transform, second)
         assert torch.equal(first, second)
 
 
 def test_a_damaged_image_is_bad_every_time(photos):
-    decoder, cut_short = CpuDecoder(1), photos[0][: len(photos[0]) * 3 // 4]
+    decoder, cut_short = CpuDecoder(1, PixelCache(0)), photos[0][: len(photos[0]) * 3 // 4]
     image = Encoded(
         0, cut_short, read_header(photos[0], max_pixels=10**8), np.array([0, 0, 8, 8], np.int32), flip=False
     )
@@ -160,7 +161,7 @@ def test_a_damaged_image_is_bad_every_time(photos):
 
 @pytest.fixture(scope="module")
 def dali():
-    return build_decoder(LoaderConfig(index="unused", decoder="dali", threads=1), 1)
+    return build_decoder(LoaderConfig(index="unused", decoder="dali"), num_samples=1, cache=PixelCache(0))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,9 @@ def test_dali_differs_from_the_reference_by_rounding(photos, dali, transform):
         ]
     ours, theirs = empty_images(len(images), transform.size), empty_images(len(images), transform.size)
     assert (
-        CpuDecoder(1).decode(images, transform, ours) == dali.decode(images, transform, theirs) == [None] * len(images)
+        CpuDecoder(1, PixelCache(0)).decode(images, transform, ours)
+        == dali.decode(images, transform, theirs)
+        == [None] * len(images)
     )
     difference = (ours.int() - theirs.int()).abs().float()
     assert difference.mean(dim=(1, 2, 3)).max() < 0.6

@@ -49,20 +49,20 @@ def jpeg_with_sides(width: int, height: int) -> bytes:
 
 
 def test_a_dimension_bomb_is_refused_in_five_milliseconds():
-    started = time.perf_counter()
+    started = time.thread_time()
     with pytest.raises(BadSampleError, match="20000 x 20000"):
         read_header(jpeg_with_sides(20_000, 20_000), max_pixels=LIMIT)
-    assert time.perf_counter() - started < 0.005
+    assert time.thread_time() - started < 0.005
 
 
 def test_a_scan_bomb_is_refused_in_five_milliseconds():
     progressive = encode("JPEG", progressive=True)
     scan = progressive.index(b"\xff\xda")
     bomb = progressive[:scan] + progressive[scan : scan + 60] * 2000 + b"\xff\xd9"
-    started = time.perf_counter()
+    started = time.thread_time()
     with pytest.raises(BadSampleError, match="scans"):
         read_header(bomb, max_pixels=LIMIT)
-    assert time.perf_counter() - started < 0.005
+    assert time.thread_time() - started < 0.005
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ def test_wrong_transforms_are_refused(options, message):
         ({"index": ""}, "tempera shards index"),
         ({"threads": 0}, "threads"),
         ({"cache_bytes": -1}, "cache_bytes"),
+        ({"cache_bytes": 1, "decoder": "dali"}, "needs the cpu decoder"),
         ({"decoder": "gpu"}, "cpu or dali"),
         ({"max_pixels": 0}, "max_pixels"),
     ],
