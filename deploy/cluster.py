@@ -2,7 +2,8 @@
 
 Ray reads its authentication mode when it is imported, so this module imports it inside its functions, after the
 environment is set.
-1. `local_cluster` makes a token of its own in the run directory, starts Ray, and shuts down what it started.
+1. `cluster` uses the Ray that RAY_ADDRESS names, as in a submitted job, or else starts one on this machine with a token
+   of its own in the run directory, and shuts down what it started.
 2. `join` connects this process to a running cluster with that cluster's token.
 """
 
@@ -40,6 +41,38 @@ def quiet() -> None:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@contextmanager
+def cluster(directory: Path, *, num_cpus: int) -> Iterator[Endpoint]:
+    """The cluster that RAY_ADDRESS names, or one on this machine, for as long as the block lasts.
+
+    Args:
+        directory: where a local cluster's token and Ray's messages are kept (a run directory).
+        num_cpus: logical CPUs of a local cluster.
+
+    Yields:
+        How other processes of the same user reach the cluster.
+    """
+    if not os.environ.get("RAY_ADDRESS"):
+        with local_cluster(directory, num_cpus=num_cpus) as endpoint:
+            yield endpoint
+        return
+    quiet()
+    import ray
+
+    token_path = os.environ.get("RAY_AUTH_TOKEN_PATH", str(Path.home() / ".ray" / "auth_token"))
+    context: Any = ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        yield Endpoint(
+            address=context.address_info["gcs_address"],
+            namespace=NAMESPACE,
+            token_path=token_path,
+            pid=os.getpid(),
+            dashboard=context.address_info.get("webui_url") or "",
+        )
+    finally:
+        ray.shutdown()
 
 
 @contextmanager

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.client import RunClient
-from deploy.cluster import local_cluster
+from deploy.cluster import cluster
 from deploy.config import RunConfig, load_config, save_config
 from deploy.rank import Rank, SelectionPort, selection_config
 from deploy.rundir import Endpoint, RunDir, RunError
@@ -43,7 +43,7 @@ Beside = Callable[[RunClient], AbstractContextManager[object]]
 
 
 def launch(config: RunConfig, run: RunDir, *, beside: Beside | None = None) -> TrainResult:
-    """Run under a Ray cluster on this machine; continue when the directory holds the same run already.
+    """Run under Ray; continue when the directory holds the same run already.
 
     Args:
         config: what to run.
@@ -57,7 +57,7 @@ def launch(config: RunConfig, run: RunDir, *, beside: Beside | None = None) -> T
     with ExitStack() as stack:
         fleet, trainers = config.fleet, config.trainers
         cpus = trainers.workers * trainers.cpus_per_worker + fleet.loaders * fleet.cpus_per_loader + SPARE_CPUS
-        endpoint = stack.enter_context(local_cluster(run.path, num_cpus=round(cpus)))
+        endpoint = stack.enter_context(cluster(run.path, num_cpus=round(cpus)))
         endpoint = replace(endpoint, selection=f"selection-{config.name}", fleet=f"fleet-{config.name}")
         client = stack.enter_context(_actors(config, run, endpoint, selection_part))
         stack.enter_context(run.published(endpoint))

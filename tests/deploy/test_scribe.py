@@ -1,0 +1,41 @@
+"""The fleet's events reach the run log once each, in order, also when the log is away for a while."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from deploy import scribe
+from deploy.scribe import Scribe
+from loader.fleet import FleetEvent
+from scoring import Event
+
+
+def event(sequence: int) -> FleetEvent:
+    return FleetEvent(
+        sequence=sequence, time=0.0, kind="scale", author="ann", message=f"event {sequence}", value=float(sequence)
+    )
+
+
+def test_every_event_is_copied_once_and_in_order_through_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scribe, "POLL_S", 0.01)
+    happened = [event(1), event(2)]
+    written: list[Event] = []
+    outages = [2]
+
+    def record(entry: Event) -> None:
+        if outages and len(written) == 1:
+            outages[0] -= 1
+            if not outages[0]:
+                outages.clear()
+            raise ConnectionError("the service restarts")
+        written.append(entry)
+
+    with Scribe(lambda after: [one for one in happened if one.sequence > after], record):
+        deadline = time.monotonic() + 10
+        while len(written) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        happened.append(event(3))
+    assert [entry.message for entry in written] == ["event 1", "event 2", "event 3"]
+    assert {(entry.kind, entry.author) for entry in written} == {("scale", "ann")}
