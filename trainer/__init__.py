@@ -9,11 +9,12 @@ from trainer.config import ModelConfig, TrainConfig, from_dict, model_size, to_d
 from trainer.context import Distributed, SingleProcess, current_context
 from trainer.errors import CheckpointError, NonFiniteLossError, TrainerError
 from trainer.export import load_encoder, load_method
-from trainer.loop import TrainResult, train
+from trainer.loop import train
 from trainer.methods import METHODS, Losses, Method, build_method
 from trainer.metrics import read_metrics
 from trainer.progress import Progress
 from trainer.randomness import StepRandomness
+from trainer.recorder import TrainResult
 from trainer.windows import ScheduledWindows
 
 __all__ = [

@@ -16,7 +16,8 @@ from ray.train.torch import TorchTrainer
 
 from trainer.config import TrainConfig
 from trainer.context import Context, Distributed, SingleProcess
-from trainer.loop import OnEvaluate, OnStep, Stream, TrainResult, train
+from trainer.loop import train
+from trainer.recorder import OnEvaluate, OnStep, Stream, TrainResult
 from trainer.windows import ScoreSink
 
 

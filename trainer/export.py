@@ -88,7 +88,7 @@ def export_timm(path: str | Path, out_dir: str | Path, *, weights: Weights = "en
 def timm_model(encoder: nn.Module, config: ModelConfig) -> nn.Module:
     """Return timm's own model with the encoder's weights; its `forward_features` gives the encoder's tokens."""
     name, arguments = timm_arguments(encoder, config)
-    model = choose(name, TIMM_CLASSES, "timm class")(**arguments)
+    model = choose(name, TIMM_CLASSES, "timm class")(**arguments).to(next(encoder.parameters()))
     model.load_state_dict(timm_state(encoder))
     return model.train(encoder.training)
 

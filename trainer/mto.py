@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from trainer.config import MtoConfig
+from trainer.precision import wide, without_autocast
 
 ENTROPY_EPS = 1e-6  # Eq. 4; the paper leaves it open
 ENTROPY_FLOOR = 1e-3  # keeps 1 / H finite when raw similarities saturate
@@ -90,8 +91,8 @@ class MtoObserver:
 
 def similarity(rows_BRD: Tensor, columns_BCD: Tensor, config: MtoConfig) -> Tensor:
     """Return the logits of the similarity softmax in float32 or better, [B, R, C], by the configured scale."""
-    with torch.autocast(rows_BRD.device.type, enabled=False):
-        rows, columns = (x if x.dtype == torch.float64 else x.float() for x in (rows_BRD, columns_BCD))
+    with without_autocast(rows_BRD):
+        rows, columns = wide(rows_BRD), wide(columns_BCD)
         if config.similarity == "cosine":
             return F.normalize(rows, dim=-1) @ F.normalize(columns, dim=-1).mT / config.cosine_temperature
         scale = 1 / math.sqrt(rows.shape[-1]) if config.similarity == "sqrt_d" else 1.0

@@ -17,6 +17,7 @@ from trainer.config import TrainConfig
 from trainer.context import Context
 from trainer.methods.base import Losses, Method
 from trainer.optim import gradient_norm, learning_rate, set_learning_rate
+from trainer.precision import autocast
 from trainer.progress import Progress, progress_at
 from trainer.randomness import StepRandomness
 
@@ -87,7 +88,7 @@ def _phase_step(state: TrainState, phase: str, images: Tensor) -> StepResult:
     pieces = images.chunk(config.accumulation_steps)
     losses: list[Losses] = []
     for number, piece in enumerate(pieces):
-        with _no_sync(state, last=number == len(pieces) - 1), autocast(state):
+        with _no_sync(state, last=number == len(pieces) - 1), autocast(state.device, config.precision):
             loss = state.model(piece, _randomness(state, number * len(piece)), phase)
         torch.autograd.backward(loss.total / len(pieces), inputs=parameters if len(state.method.phases) > 1 else None)
         losses.append(_detached(loss))
@@ -115,13 +116,6 @@ def normalise(images_u8: Tensor, config: TrainConfig) -> Tensor:
         for values in (config.mean, config.std)
     )
     return images_u8.to(dtype).sub_(mean).div_(std)
-
-
-def autocast(state: TrainState) -> torch.autocast:
-    """Return the autocast context of the run's precision."""
-    wanted = state.config.precision
-    native = state.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(state.device.type, torch.bfloat16, enabled=wanted == "bf16" or (wanted == "auto" and native))
 
 
 def _randomness(state: TrainState, row: int) -> StepRandomness:

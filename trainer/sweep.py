@@ -22,8 +22,9 @@ from torch import Tensor
 from scoring import masked_mean_score, patch_weighted_score
 from trainer.context import Context
 from trainer.methods.base import Method
+from trainer.precision import autocast
 from trainer.randomness import StepRandomness
-from trainer.step import TrainState, autocast, normalise
+from trainer.step import TrainState, normalise
 from trainer.windows import ScoreSink
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def score_batch(state: TrainState, images_u8: Tensor, sample_ids: NDArray[np.int
     """Return the scores of uint8 images, float32[B], by the configured rule."""
     method, settings = state.method, state.config.model.pass_
     images = normalise(images_u8.to(state.device, non_blocking=True), state.config)
-    with autocast(state):
+    with autocast(state.device, state.config.precision):
         if settings.score == "pass":
             predicted_BN = method.difficulty(images)
             losses = method.reconstruct(images, method.difficulty_mask(predicted_BN))

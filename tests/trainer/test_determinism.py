@@ -7,7 +7,7 @@ from trainer.config import ClmaeConfig, ConmimConfig, MtoConfig
 
 
 def numbers(run_dir):
-    volatile = {"time", "images_per_s", "data_wait", "mfu"}
+    volatile = {"time", "images_per_s", "data_wait", "mfu", "tflops_per_s"}
     return [{k: v for k, v in line.items() if k not in volatile} for line in read_metrics(run_dir / "metrics.jsonl")]
 
 

@@ -2,7 +2,6 @@ import json
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -122,11 +121,18 @@ def test_scores_of_every_window_reach_the_selection_in_order(tmp_path):
 
 
 def test_a_slow_or_absent_selection_does_not_hold_the_steps(tmp_path):
-    config = tiny_run(total_steps=8, window_steps=1)
-    selection = FakeSelection(delay_s=0.3)
-    steps = []
-    run(config, tmp_path / "slow", selection=selection, on_step=lambda step, _: steps.append(time.monotonic()))
-    assert max(np.diff(steps)) < 0.25
+    config = tiny_run(total_steps=8, window_steps=2)
+    selection = FakeSelection(gate=threading.Event())
+    reported_at_the_last_step = []
+
+    def release(step, metrics):
+        if step == 8:
+            reported_at_the_last_step.append(len(selection.reports))
+            selection.gate.set()
+
+    run(config, tmp_path / "held up", selection=selection, on_step=release)
+    assert reported_at_the_last_step == [0]
+    assert len(selection.reports) == 4
     assert run(config, tmp_path / "absent", selection=FakeSelection(fail=True)).reason == "finished"
 
 

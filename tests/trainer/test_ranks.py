@@ -15,13 +15,11 @@ from trainer import Distributed, load_checkpoint, load_method, read_metrics, tra
 from trainer.config import ClmaeConfig
 
 RUNS = {
-    "mae": tiny_run(total_steps=5),
-    "mae_accumulated": tiny_run(total_steps=5, accumulation_steps=2, clip_norm=1.0),
-    "simmim": tiny_run(total_steps=5, method="simmim"),
-    "bootmae": tiny_run(total_steps=5, method="bootmae"),
-    "clmae": tiny_run(total_steps=5, method="clmae", model=tiny(clmae=ClmaeConfig(weight_diversity=0))),
-    "fsdp": tiny_run(total_steps=5, sharding="fsdp", ema_decay=0.9),
-    "fsdp_bootmae": tiny_run(total_steps=5, method="bootmae", sharding="fsdp"),
+    "mae": tiny_run(total_steps=4, accumulation_steps=2, clip_norm=1.0),
+    "bootmae": tiny_run(total_steps=4, method="bootmae"),
+    "clmae": tiny_run(total_steps=4, method="clmae", model=tiny(clmae=ClmaeConfig(weight_diversity=0))),
+    "fsdp": tiny_run(total_steps=4, sharding="fsdp", ema_decay=0.9),
+    "fsdp_bootmae": tiny_run(total_steps=4, method="bootmae", sharding="fsdp"),
 }
 
 
@@ -41,7 +39,7 @@ def rank_main(rank: int, directory: str) -> None:
             run_dir=Path(directory) / name,
             selection=selection,
             context=context,
-            evaluate_every=3,
+            evaluate_every=2,
             on_evaluate=lambda step, method, seen=evaluated: seen.append(method.encoder.norm.weight.sum().item()),
         )
         reports = [[report[4], report[0].tolist()] for report in selection.reports]
@@ -77,21 +75,21 @@ def test_each_rank_reports_its_own_rows_and_only_the_first_evaluates(two_ranks, 
     for rank, found in enumerate((first, second)):
         begin = 2 if name == "fsdp" else 0  # it was stopped and resumed there
         wanted = [
-            i for step in range(begin, 5) for i in stream.batch(step).sample_ids[4 * rank : 4 * rank + 4].tolist()
+            i for step in range(begin, 4) for i in stream.batch(step).sample_ids[4 * rank : 4 * rank + 4].tolist()
         ]
         assert [i for _, ids in found["reports"] for i in ids] == wanted
         assert {producer for producer, _ in found["reports"]} == {f"trainer-{rank}"}
-    assert len(first["evaluated"]) == 2
+    assert len(first["evaluated"]) == (1 if name == "fsdp" else 2)
     assert second["evaluated"] == []
 
 
 def test_the_checkpoint_of_a_sharded_run_loads_on_one_process(two_ranks, tmp_path):
-    path = two_ranks / "fsdp" / "checkpoints" / "step-00000005"
+    path = two_ranks / "fsdp" / "checkpoints" / "step-00000004"
     target = tmp_path / "checkpoints" / path.name
     target.mkdir(parents=True)
     for file in path.iterdir():
         (target / file.name).write_bytes(file.read_bytes())
     config = replace(RUNS["fsdp"], sharding="ddp")
-    assert train(config, FakeStream(config), run_dir=tmp_path).step == 5
+    assert train(config, FakeStream(config), run_dir=tmp_path).step == 4
     _, method = load_method(tmp_path, averaged=True)
     assert method.encoder.features(torch.rand(1, 3, 16, 16)).isfinite().all()

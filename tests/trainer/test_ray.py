@@ -16,7 +16,7 @@ def local_ray(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "token"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]))
-    import ray  # noqa: PLC0415 - reads its environment when imported
+    import ray
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
@@ -24,7 +24,7 @@ def local_ray(tmp_path_factory, monkeypatch):
 
 
 def test_two_ray_workers_train_the_same_run_as_one_process(tmp_path, local_ray):
-    from trainer.actors import TrainJob, train_on_ray  # noqa: PLC0415 - imports ray
+    from trainer.actors import TrainJob, train_on_ray
 
     config = tiny_run(total_steps=6)
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-import time
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from zlib import crc32
@@ -77,15 +77,16 @@ class FakeStream:
 
 @dataclass
 class FakeSelection:
-    """Keeps what is reported; can be slow or broken."""
+    """Keeps what is reported; can be held up or broken."""
 
-    delay_s: float = 0.0
+    gate: threading.Event | None = None
     fail: bool = False
     reports: list = field(default_factory=list)
     asked: list = field(default_factory=list)
 
     def report_scores(self, ids, values, *, kind="bss", step, producer, sequence):
-        time.sleep(self.delay_s)
+        if self.gate is not None:
+            self.gate.wait(60)
         if self.fail:
             raise ConnectionError("the selection is away")
         self.reports.append((np.array(ids), np.array(values), kind, step, producer, sequence))

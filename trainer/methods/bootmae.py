@@ -21,6 +21,7 @@ from trainer.config import ModelConfig
 from trainer.masking import Mask, take
 from trainer.methods.base import Losses, Method, add_mto
 from trainer.mto import MtoObserver
+from trainer.precision import wide, without_autocast
 from trainer.progress import Progress
 from trainer.randomness import StepRandomness
 from trainer.vit import LAYER_NORM_EPS, Encoder, init_xavier, patchify, sincos_positions
@@ -220,8 +221,7 @@ def standardise_channels(patches_BMP: Tensor) -> Tensor:
 
 def feature_distance(predicted_BMD: Tensor, target_BMD: Tensor) -> Tensor:
     """Return the mean squared error between normalised features, [B, M]: blind to their scale and offset."""
-    with torch.autocast(predicted_BMD.device.type, enabled=False):
-        wide = torch.float64 if predicted_BMD.dtype == torch.float64 else torch.float32
+    with without_autocast(predicted_BMD):
         shape = predicted_BMD.shape[-1:]
-        predicted = F.layer_norm(predicted_BMD.to(wide), shape, eps=LAYER_NORM_EPS)
-        return (predicted - F.layer_norm(target_BMD.to(wide), shape, eps=LAYER_NORM_EPS)).square().mean(dim=-1)
+        predicted = F.layer_norm(wide(predicted_BMD), shape, eps=LAYER_NORM_EPS)
+        return (predicted - F.layer_norm(wide(target_BMD), shape, eps=LAYER_NORM_EPS)).square().mean(dim=-1)

@@ -27,6 +27,7 @@ from trainer.mask_predictor import whole_image
 from trainer.masking import Mask, split_order, take
 from trainer.methods.base import Losses
 from trainer.methods.mae import Mae, patch_errors
+from trainer.precision import wide
 from trainer.progress import Progress
 from trainer.randomness import StepRandomness
 from trainer.vit import init_xavier, patchify
@@ -91,7 +92,7 @@ class Clmae(Mae):
             latent_BTD = self.encoder.encode(tokens_BND * keep_BN[:, :, None])
             prediction_BNP = self.decoder.predict(self.decoder.run(latent_BTD, everything)[:, 1:])
         loss_BN = patch_errors(prediction_BNP, self.targets(patches_BNP))
-        parts = masker_losses(keep_BN.float() if keep_BN.dtype == torch.bfloat16 else keep_BN, loss_BN, self.config)
+        parts = masker_losses(wide(keep_BN), loss_BN, self.config)
         total = self.curriculum * parts["recon"] + parts["gauss"] + parts["kl"] + parts["diversity"]
         detached = {name: value.detach() for name, value in parts.items()}
         detached |= {"keep_mean": keep_BN.detach().mean(), "curriculum": total.new_tensor(self.curriculum)}

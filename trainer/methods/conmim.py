@@ -22,6 +22,7 @@ from trainer.config import ModelConfig
 from trainer.masking import Mask, split_tokens, take
 from trainer.methods.base import Losses, Method, add_mto
 from trainer.methods.mae import masked_losses
+from trainer.precision import wide, without_autocast
 from trainer.progress import Progress
 from trainer.randomness import StepRandomness
 from trainer.vit import patchify
@@ -71,9 +72,8 @@ class Conmim(Method):
     def _project(self, projector: nn.Module, tokens_BTD: Tensor) -> Tensor:
         """Return unit vectors of the patch tokens, [B, N, K]; the class token counts in the batch statistics."""
         batch, count = tokens_BTD.shape[:2]
-        with torch.autocast(tokens_BTD.device.type, enabled=False):
-            wide = tokens_BTD if tokens_BTD.dtype == torch.float64 else tokens_BTD.float()
-            return F.normalize(projector(wide.flatten(0, 1)).view(batch, count, -1), dim=-1)[:, 1:]
+        with without_autocast(tokens_BTD):
+            return F.normalize(projector(wide(tokens_BTD).flatten(0, 1)).view(batch, count, -1), dim=-1)[:, 1:]
 
 
 def make_projector(config: ModelConfig) -> nn.Sequential:
