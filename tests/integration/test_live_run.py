@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from deploy.rundir import RunDir
 from deploy.runs import debug
 
 TEMPERA = (sys.executable, "-m", "deploy.cli")
-SETTINGS = ("train.total_steps=120", "train.checkpoint_every=24", "train.log_every=1", "fleet.loaders=2")
+SETTINGS = ("train.checkpoint_every=24", "train.log_every=1", "fleet.loaders=2")
+SHORT = (*SETTINGS, "train.total_steps=120")
+ENDLESS = (*SETTINGS, "train.total_steps=100000")
 PATIENCE_S = 120.0
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -60,37 +63,46 @@ def start(*words: object) -> subprocess.Popen[str]:
     return subprocess.Popen([*TEMPERA, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.fixture
-def live(tmp_path: Path, digits: DataConfig) -> Iterator[tuple[RunDir, subprocess.Popen[str]]]:
+@contextmanager
+def alive(
+    folder: Path, digits: DataConfig, settings: tuple[str, ...]
+) -> Iterator[tuple[RunDir, subprocess.Popen[str]]]:
     """A run that trains under Ray in another process."""
-    run = RunDir(tmp_path / "run")
-    words = ["--index", digits.index, "--prototypes", digits.prototypes, "--out", run.path, "--set", *SETTINGS]
+    run = RunDir(folder / "run")
+    words = ["--index", digits.index, "--prototypes", digits.prototypes, "--out", run.path, "--set", *settings]
     process = start("train", "debug", *words)
-    wait_until(lambda: len(losses(run)) >= 3, process)
-    yield run, process
-    process.terminate()
-    process.communicate(timeout=PATIENCE_S)
+    try:
+        wait_until(lambda: len(losses(run)) >= 3, process)
+        yield run, process
+    finally:
+        process.terminate()
+        process.communicate(timeout=PATIENCE_S)
 
 
-def test_scaling_killing_and_resuming_change_no_loss(
-    live: tuple[RunDir, subprocess.Popen[str]], tmp_path: Path, digits: DataConfig
-) -> None:
+@pytest.fixture(scope="module")
+def live(
+    tmp_path_factory: pytest.TempPathFactory, digits: DataConfig
+) -> Iterator[tuple[RunDir, subprocess.Popen[str]]]:
+    """A run that goes on for as long as the tests need it."""
+    with alive(tmp_path_factory.mktemp("live"), digits, ENDLESS) as run:
+        yield run
+
+
+def test_scaling_killing_and_resuming_change_no_loss(tmp_path: Path, digits: DataConfig) -> None:
     """The same run without Ray, loaders, kills and resume has the same losses, bit for bit: batches are values."""
-    run, process = live
-    loaders = tempera("status", "--run", run.path)["loaders"]
-    os.kill(next(loader["pid"] for loader in loaders if loader["state"] == "ready"), signal.SIGKILL)
-    assert tempera("scale", 3, "--run", run.path)["size"] == 3
-    wait_until(lambda: len(losses(run)) >= 30, process)
-    process.terminate()
-    _, heard = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0, heard
+    with alive(tmp_path, digits, SHORT) as (run, process):
+        loaders = tempera("status", "--run", run.path)["loaders"]
+        os.kill(next(loader["pid"] for loader in loaders if loader["state"] == "ready"), signal.SIGKILL)
+        assert tempera("scale", 3, "--run", run.path)["size"] == 3
+        process.terminate()
+        _, heard = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, heard
     assert len(losses(run)) < 120, "the run ended before it could be stopped"
     tempera("resume", run.path)
-    entries = tempera("log", "--run", run.path, "--limit", 200)["entries"]
-    kinds = [entry["kind"] for entry in entries]
-    assert {"loader_lost", "scale", "schedule"} <= set(kinds)
+    kinds = {entry["kind"] for entry in tempera("log", "--run", run.path, "--limit", 200)["entries"]}
+    assert {"loader_lost", "scale", "schedule"} <= kinds
     whole = RunDir(tmp_path / "whole")
-    launch_in_process(override(debug(digits), SETTINGS), whole)
+    launch_in_process(override(debug(digits), SHORT), whole)
     assert losses(run) == losses(whole)
 
 
@@ -109,6 +121,19 @@ def test_a_change_lands_in_the_window_that_its_reply_names(live: tuple[RunDir, s
     assert by_kind["effective_size"]["reason"] == "look wider"
     assert by_kind["release"]["window"] == released["window"]
     assert f"pid {process.pid}" in refused("resume", run.path)
+
+
+def test_watch_shows_what_status_says(live: tuple[RunDir, subprocess.Popen[str]]) -> None:
+    run, _ = live
+    shown = subprocess.run(
+        [*TEMPERA, "watch", "--once", "--run", str(run.path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE_S,
+    ).stdout
+    for part in ("debug", "effective size", "temperature", "loader-0", "run log"):
+        assert part in shown
 
 
 def test_the_run_is_closed_to_who_has_not_its_token(live: tuple[RunDir, subprocess.Popen[str]], tmp_path: Path) -> None:
