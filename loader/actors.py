@@ -10,7 +10,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from loader.batch import BatchSpec, Pixels
 from loader.config import LoaderConfig
 from loader.errors import LoaderLost
 from loader.fleet import Fleet, FleetEvent, ScaleReply, State
+from loader.memory import keep_freed_memory
 from loader.pool import Handle
 from loader.worker import LoaderWorker
 
@@ -46,6 +48,7 @@ class LoaderActor:
 
     def __init__(self, config: LoaderConfig) -> None:
         torch.set_num_threads(1)
+        keep_freed_memory()
         self._worker = LoaderWorker(config)
 
     @ray.method(concurrency_group="load")
@@ -183,6 +186,18 @@ def start_fleet(
             raise LoaderLost(f"{size} loaders cannot start: {reasons}")
         time.sleep(0.1)
     return fleet
+
+
+@contextmanager
+def local_fleet(config: LoaderConfig, *, size: int) -> Iterator[FleetClient]:
+    """Run a fleet on this machine, in the Ray that is running here or else in one of its own, and end it afterwards."""
+    with ExitStack() as stack:
+        if not ray.is_initialized():
+            ray.init(address="local", include_dashboard=False, log_to_driver=False)
+            stack.callback(ray.shutdown)
+        fleet = start_fleet(config, size=size, name=f"{FLEET_NAME}-{os.getpid()}-{time.monotonic_ns()}", num_cpus=0)
+        stack.callback(fleet.close)
+        yield fleet
 
 
 def connect_fleet(name: str = FLEET_NAME) -> FleetClient:

@@ -65,6 +65,9 @@ class LoaderConfig:
     """`cpu` is libjpeg-turbo; `dali` decodes on `device_id`."""
     device_id: int | None = None
     """GPU for `dali`; None runs DALI on the CPU."""
+    hw_decoder_load: float = 0.65
+    """Share of a request that the GPU's JPEG engine takes, in [0, 1]; the rest goes to its cores. `dali` on a GPU
+    only."""
     max_pixels: int = 50_000_000
     """Largest image that is decoded, in pixels. Larger ones are bad samples: they are refused from their header."""
 
@@ -77,6 +80,7 @@ class LoaderConfig:
             self.decoder == "cpu" or not self.cache_bytes,
             f"cache_bytes needs the cpu decoder; got {self.cache_bytes} with {self.decoder!r}. Set it to 0.",
         )
+        _require(0 <= self.hw_decoder_load <= 1, f"hw_decoder_load must be in [0, 1]; got {self.hw_decoder_load}")
         _require(self.max_pixels >= 1, f"max_pixels must be at least 1; got {self.max_pixels}")
 
 

@@ -6,7 +6,7 @@ built anew.
 """
 
 # DALI generates its operators at import: its stubs lag behind them.
-# mypy: disable-error-code="attr-defined,no-untyped-call,union-attr,assignment"
+# mypy: disable-error-code="attr-defined,no-untyped-call,union-attr,assignment,arg-type"
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class DaliDecoder:
 
     rows_a_task: Final = 64
 
-    def __init__(self, *, num_threads: int, device_id: int | None) -> None:
-        self._num_threads, self._device_id = num_threads, device_id
+    def __init__(self, *, num_threads: int, device_id: int | None, hw_decoder_load: float) -> None:
+        self._num_threads, self._device_id, self._hw_decoder_load = num_threads, device_id, hw_decoder_load
         self._pipelines: dict[Transform, Pipeline] = {}
         self._lock = threading.Lock()
 
@@ -68,7 +68,12 @@ class DaliDecoder:
         """Return uint8[n, size, size, 3] on the host."""
         pipeline = self._pipelines.get(transform)
         if pipeline is None:
-            pipeline = build_pipeline(transform, self._num_threads, self._device_id)
+            pipeline = build_pipeline(
+                transform,
+                num_threads=self._num_threads,
+                device_id=self._device_id,
+                hw_decoder_load=self._hw_decoder_load,
+            )
             self._pipelines[transform] = pipeline
         pipeline.feed_input("data", [np.frombuffer(image.data, np.uint8) for image in images])
         pipeline.feed_input("start", [image.box[:2].astype(np.int64) for image in images])
@@ -82,7 +87,9 @@ class DaliDecoder:
         return np.asarray((batch.as_cpu() if self._device_id is not None else batch).as_array())
 
 
-def build_pipeline(transform: Transform, num_threads: int, device_id: int | None) -> Pipeline:
+def build_pipeline(
+    transform: Transform, *, num_threads: int, device_id: int | None, hw_decoder_load: float
+) -> Pipeline:
     """Build: decode the box, resize with antialiasing, crop the middle if asked, flip."""
     pipeline = Pipeline(
         batch_size=DaliDecoder.rows_a_task,
@@ -112,6 +119,8 @@ def build_pipeline(transform: Transform, num_threads: int, device_id: int | None
             normalized_shape=False,
             output_type=types.RGB,
             adjust_orientation=False,
+            hw_decoder_load=hw_decoder_load,
+            jpeg_fancy_upsampling=True,
         )
         images = fn.resize(images, size=size, interp_type=_KERNELS[transform.interpolation], antialias=True)
         if transform.kind == "center_crop":

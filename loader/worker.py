@@ -177,4 +177,4 @@ def build_decoder(config: LoaderConfig, *, num_samples: int, cache: PixelCache) 
         return CpuDecoder(num_samples, cache)
     from loader.decode_dali import DaliDecoder  # noqa: PLC0415 - DALI loads a gigabyte of libraries: only when it is used
 
-    return DaliDecoder(num_threads=config.threads, device_id=config.device_id)
+    return DaliDecoder(num_threads=config.threads, device_id=config.device_id, hw_decoder_load=config.hw_decoder_load)

@@ -1,0 +1,38 @@
+"""Keeps freed memory for reuse: a loader frees and takes half a megabyte per image, a thousand times a second.
+
+glibc gives blocks over 128 KB back to the kernel at once, and every fresh page then costs a fault and zeroing:
+measured, a tenth of the decoding time. Called in processes that do nothing but load.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import sys
+from typing import Final
+
+log = logging.getLogger(__name__)
+
+# malloc.h: parameters of mallopt.
+_M_TRIM_THRESHOLD: Final = -1
+_M_TOP_PAD: Final = -2
+_M_MMAP_THRESHOLD: Final = -3
+_LARGEST_MMAP_THRESHOLD: Final = 32 << 20
+_KEPT_BYTES: Final = 256 << 20
+
+
+def keep_freed_memory() -> bool:
+    """Let malloc keep up to 256 MB of freed memory. Returns whether the allocator took the settings."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        log.info("this C library has no mallopt; freed memory goes back to the kernel at once")
+        return False
+    settings = (
+        (_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD),
+        (_M_TRIM_THRESHOLD, _KEPT_BYTES),
+        (_M_TOP_PAD, 16 << 20),
+    )
+    return all(mallopt(name, value) == 1 for name, value in settings)
