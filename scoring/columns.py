@@ -8,10 +8,10 @@ byte for the block sums. A range knows nothing of the others: what concerns the 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,11 @@ from scoring.sampling import BLOCK, SEGMENT_BLOCKS, Blocks, Float64, Int64, Segm
 from scoring.scores import SCORE_KINDS, ScoreReport, ScoreTable
 from scoring.temperature import distance_bins, expected_distinct
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 THREADS = 2
 SELF_CHECK_BLOCKS = 8
-KEPT_TABLES = 2
-"""Weight tables held at once: the one in use and the one being made."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +62,7 @@ class Columns:
         self.score_tables: dict[str, ScoreTable] = {}
         self.subsets: dict[str, NDArray[np.uint8]] = {}
         self._tables: OrderedDict[int, list[Segment]] = OrderedDict()
+        self._pool = ThreadPoolExecutor(THREADS)
 
     # -- distances ----------------------------------------------------------------------------------------------------
 
@@ -117,16 +119,16 @@ class Columns:
 
         if plan.has_user_code:
             self._check_rowwise(plan, temperature, facts)
-        with ThreadPoolExecutor(THREADS) as pool:
-            segments = list(pool.map(segment, range(0, self.num_blocks, self.segment_blocks)))
+        segments = self._side_by_side(segment, range(0, self.num_blocks, self.segment_blocks))
         self._tables[number] = segments
-        while len(self._tables) > KEPT_TABLES:
+        while len(self._tables) > 1:  # the one before stays usable until here
             self._tables.popitem(last=False)
         return [part.mass for part in segments]
 
     def draw(self, number: int, requests: list[tuple[int, Float64]]) -> tuple[Int64, Float64]:
         """Sample ids and weights at ascending points of some segments, one request after the other."""
-        drawn = [self._tables[number][segment].draw(points) for segment, points in requests]
+        segments = self._tables[number]
+        drawn = self._side_by_side(lambda request: segments[request[0]].draw(request[1]), requests)
         return np.concatenate([ids for ids, _ in drawn]) + self.first_id, np.concatenate([part for _, part in drawn])
 
     def segment_weights(self, number: int, segment: int) -> Float64:
@@ -140,7 +142,11 @@ class Columns:
         def of_blocks(weights: Float64) -> float:
             return expected_distinct(weights / total, np.ones(1), num_draws)
 
-        return sum(of_blocks(weights) for segment in self._tables[number] for weights in segment.weights())
+        return sum(self._side_by_side(lambda s: sum(map(of_blocks, s.weights())), self._tables[number]))
+
+    def _side_by_side(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """The work on all items, by several threads: numpy lets go of the interpreter where it counts."""
+        return [work(items[0])] if len(items) == 1 else list(self._pool.map(work, items))
 
     def _check_rowwise(self, plan: PolicyPlan, temperature: float, facts: TableFacts) -> None:
         """Weigh some blocks together and alone: a row-wise policy gives the same."""

@@ -1,6 +1,6 @@
 """Drawing: exact draws with replacement from any weights, in float64, without keeping a cumulative sum of N values.
 
-Rows are grouped in blocks of 64, blocks in segments of about a million rows. A segment keeps the cumulative sums of its
+Rows are grouped in blocks of 64, blocks in segments of half a million rows. A segment keeps the cumulative sums of its
 blocks, a table the cumulative sums of its segments. A draw is a point in [0, total): binary searches find its segment
 and its block; then the weights of the blocks that were hit, and only those, are computed again and searched.
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from enum import IntEnum
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,8 @@ Weigh = Callable[[Blocks], Float64]
 """Weights of some blocks of one table, [blocks * BLOCK], zero past the last sample; the same however asked for."""
 
 BLOCK = 64
-SEGMENT_BLOCKS = 1 << 14
-"""Blocks of a segment: 2^20 rows."""
+SEGMENT_BLOCKS = 1 << 13
+"""Blocks of a segment: 2^19 rows."""
 BLOCKS_AT_ONCE = 1 << 10
 """Blocks weighed at once: 2^16 rows keep every temporary array within a core's cache."""
 
@@ -81,13 +82,20 @@ class Segment:
         cumulative = self._cumulative
         last = int(np.searchsorted(cumulative, self.mass, side="left"))  # blocks after it weigh nothing
         block = np.minimum(np.searchsorted(cumulative, points, side="right"), last)
-        first_hit = np.flatnonzero(np.diff(block, prepend=-1))
-        weights = self._weigh(block[first_hit] + self._first)
+        rest = points - np.where(block > 0, cumulative[block - 1], 0.0)
+        hit = np.flatnonzero(np.diff(block, prepend=-1))
+        bounds = [*hit[::BLOCKS_AT_ONCE], len(block)]
+        parts = [self._draw_within(block[a:b], rest[a:b]) for a, b in pairwise(bounds)]
+        return np.concatenate([ids for ids, _ in parts]), np.concatenate([weights for _, weights in parts])
+
+    def _draw_within(self, block: Int64, rest: Float64) -> tuple[Int64, Float64]:
+        """Sample ids and weights at points of some blocks, given by what is left of them inside their block."""
+        hit = np.flatnonzero(np.diff(block, prepend=-1))
+        weights = self._weigh(block[hit] + self._first)
         within = np.cumsum(weights.reshape(-1, BLOCK), axis=1)
-        slot = np.repeat(np.arange(len(first_hit)), np.diff(first_hit, append=len(block)))
-        before = np.where(block > 0, cumulative[block - 1], 0.0)
+        slot = np.repeat(np.arange(len(hit)), np.diff(hit, append=len(block)))
         # Rounding may put a point at the very end of its block: the largest point below keeps it off zero weights.
-        point = np.clip(points - before, 0.0, np.nextafter(within[slot, -1], 0.0))
+        point = np.clip(rest, 0.0, np.nextafter(within[:, -1], 0.0)[slot])
         column = _first_above(within, slot, point)
         return (block + self._first) * BLOCK + column, weights[slot * BLOCK + column]
 

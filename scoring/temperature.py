@@ -25,7 +25,9 @@ LARGEST_EFFECTIVE_SIZE = 1.0 - math.exp(-1.0)
 EXACT_LIMIT = 1_000_000
 """Up to here every sample is evaluated; above, a histogram."""
 
-HISTOGRAM_BINS = 1 << 17
+HISTOGRAM_BINS = 1 << 16
+COARSE_BINS = 1 << 10
+"""Bins of the rough copy on which a solution is begun."""
 COLDEST, HOTTEST = 1e-12, 1e12
 
 
@@ -103,6 +105,8 @@ class DistanceProfile:
         self._counts = np.ones(len(values)) if counts is None else counts
         self.num_samples = int(self._counts.sum())
         self.num_draws = num_draws or self.num_samples
+        self._limits: dict[str, tuple[float, float]] = {}
+        self._rough = self._coarsened() if len(values) > 4 * COARSE_BINS else None
 
     def effective_size(self, temperature: float, direction: str = "prototypical") -> float:
         """Effective size of the whole table as a share of N."""
@@ -111,20 +115,50 @@ class DistanceProfile:
     def solve(self, effective_size: float, direction: str = "prototypical") -> float:
         """Temperature of an effective size; see `solve_temperature`."""
         wanted = checked_effective_size(effective_size)
-        coldest = self._share(COLDEST, direction)
+        if direction not in self._limits:
+            self._limits[direction] = self._share(COLDEST, direction), self._share(HOTTEST, direction)
+        coldest, hottest = self._limits[direction]
         if wanted < coldest:
             raise ValueError(
                 f"effective_size must be at least {coldest:.6g}, what the nearest of these {self.num_samples} samples "
                 f"give alone; got {wanted:.6g}. Ask for a larger share."
             )
-        if wanted >= self._share(HOTTEST, direction):
+        if wanted >= hottest:
             return math.inf
-        return math.exp(_root(lambda log_tau: self._share(math.exp(log_tau), direction) - wanted))
+        start, step = math.log(self._begin(wanted, direction)), 1.5 if self._rough is None else 1e-5
+        return math.exp(_root(lambda log_tau: self._share(math.exp(log_tau), direction) - wanted, start, step))
+
+    def _begin(self, wanted: float, direction: str) -> float:
+        """A temperature near the solution: the rough copy's, where it reaches so far."""
+        if self._rough is None:
+            return 0.1
+        low, high = self._rough._share(COLDEST, direction), self._rough._share(HOTTEST, direction)
+        return self._rough.solve(wanted, direction) if low < wanted < high else 0.1
+
+    def _coarsened(self) -> DistanceProfile | None:
+        """A copy in few bins; None where all distances are equal."""
+        low, high = float(self._values.min()), float(self._values.max())
+        if low == high:
+            return None
+        bins = np.minimum(((self._values - low) * (COARSE_BINS / (high - low))).astype(np.int64), COARSE_BINS - 1)
+        counts = np.bincount(bins, weights=self._counts, minlength=COARSE_BINS).astype(np.float64)
+        sums = np.bincount(bins, weights=self._counts * self._values, minlength=COARSE_BINS)
+        used = counts > 0
+        return DistanceProfile(sums[used] / counts[used], counts=counts[used], num_draws=self.num_draws)
 
     def _share(self, temperature: float, direction: str) -> float:
-        weights = _weights(self._values, temperature, direction)
-        probability = weights / (self._counts * weights).sum()
-        return expected_distinct(probability, self._counts, self.num_draws) / self.num_draws
+        """`expected_distinct` of the law over N, in one buffer: this is the hot loop of solving."""
+        sign, nearest = _sign_and_nearest(self._values, direction)
+        buffer = self._values - nearest
+        buffer *= sign / temperature
+        np.exp(buffer, out=buffer)
+        buffer *= -1.0 / float(self._counts @ buffer)
+        np.maximum(buffer, -1.0, out=buffer)
+        with np.errstate(divide="ignore"):
+            np.log1p(buffer, out=buffer)
+        buffer *= self.num_draws
+        np.expm1(buffer, out=buffer)
+        return -float(self._counts @ buffer) / self.num_draws
 
 
 def checked_distance(distance: ArrayLike) -> NDArray[np.floating]:
@@ -163,11 +197,16 @@ def checked_effective_size(effective_size: float) -> float:
 
 def _weights(values: Float64, temperature: float, direction: str) -> Float64:
     """Unnormalised softmax weights; the largest is 1, so nothing overflows."""
+    sign, nearest = _sign_and_nearest(values, direction)
+    return np.asarray(np.exp(sign * (values - nearest) / temperature), dtype=np.float64)
+
+
+def _sign_and_nearest(values: Float64, direction: str) -> tuple[float, float]:
+    """Sign of the exponent, and the distance that weighs most."""
     if direction not in SIGN:
         raise ValueError(f"direction must be one of {', '.join(SIGN)}; got {direction!r}.")
     sign = SIGN[direction]
-    nearest = values.min() if sign < 0 else values.max()
-    return np.asarray(np.exp(sign * (values - nearest) / temperature), dtype=np.float64)
+    return sign, float(values.min() if sign < 0 else values.max())
 
 
 def distance_bins(distance: NDArray[np.floating], low: float, high: float) -> tuple[Float64, Float64]:
@@ -182,26 +221,28 @@ def distance_bins(distance: NDArray[np.floating], low: float, high: float) -> tu
     return sums, counts
 
 
-def _root(function: Callable[[float], float], start: float = math.log(0.1), tolerance: float = 1e-13) -> float:
-    """Root of an increasing function on the log-temperature axis: bracket outward, then false position (Illinois)."""
+def _root(function: Callable[[float], float], start: float, step: float, tolerance: float = 1e-12) -> float:
+    """Root of an increasing function: bracketed from `start` in growing steps, then false position (Illinois)."""
     left = right = start
     f_left = f_right = function(start)
     while f_left > 0:
-        left, right, f_right = left - 1.5, left, f_left
-        f_left = function(left)
+        left, right, f_right = left - step, left, f_left
+        f_left, step = function(left), 2 * step
     while f_right < 0:
-        left, f_left, right = right, f_right, right + 1.5
-        f_right = function(right)
+        left, f_left, right = right, f_right, right + step
+        f_right, step = function(right), 2 * step
     side = 0
     while right - left > tolerance * max(1.0, abs(left)) and f_left != 0.0 and f_right != 0.0:
         middle = (left * f_right - right * f_left) / (f_right - f_left)
         if not left < middle < right:
             break
         f_middle = function(middle)
+        if abs(f_middle) < tolerance * tolerance:
+            return middle
         if f_middle > 0:
             right, f_right = middle, f_middle
             f_left, side = (f_left / 2 if side > 0 else f_left), 1
         else:
             left, f_left = middle, f_middle
             f_right, side = (f_right / 2 if side < 0 else f_right), -1
-    return left if f_left == 0.0 or abs(f_left) < abs(f_right) else right
+    return left if abs(f_left) < abs(f_right) else right

@@ -1,0 +1,226 @@
+"""Benchmark of the selection: how fast it draws, weighs, solves and takes scores, and what it keeps in memory.
+
+A table of N samples is measured whole where it fits; above WHOLE_LIMIT one machine holds a tenth, in the id ranges that
+the whole would be spread over, and the result is extrapolated; the arithmetic is part of the report. Times are medians,
+with the best of the repeats beside them: on a shared machine the best is nearer to what the code costs.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scoring.config import SelectionConfig
+from scoring.policies import PolicyOptions, parse_policy
+from scoring.runlog import RunLog
+from scoring.sampling import random_uniforms
+from scoring.scores import ScoreReport
+from scoring.selection import Selection
+from scoring.table import SampleTable, local_ranges
+from scoring.temperature import HISTOGRAM_BINS
+
+SIZES = (1_280_000, 100_000_000, 1_000_000_000)
+WHOLE_LIMIT = 200_000_000
+SCALE = 10
+RANGES = 8
+DRAWS = 65_536
+REPEATS = 7
+SERVICE_SIZE = 1_280_000
+REPORT_SCORES = 4096
+WRITERS = 8
+TRAINERS = 256
+SCORES_S = 3.0
+"""Seconds for which scores are pushed."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Timings:
+    """Durations of one operation."""
+
+    seconds: list[float] = field(default_factory=list)
+    """One a repeat."""
+
+    def measure(self, act: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Time one run of it."""
+        start = time.perf_counter()
+        result = act(*arguments, **named)
+        self.seconds.append(time.perf_counter() - start)
+        return result
+
+    def quantile_ms(self, share: float) -> float:
+        """Milliseconds that this share of the runs stays below."""
+        return round(float(np.quantile(self.seconds, share)) * 1e3, 3)
+
+    @property
+    def median_ms(self) -> float:
+        """Median in milliseconds."""
+        return round(statistics.median(self.seconds) * 1e3, 3)
+
+    @property
+    def best_ms(self) -> float:
+        """Minimum in milliseconds."""
+        return round(min(self.seconds) * 1e3, 3)
+
+
+def bench_selection(
+    *, progress: Callable[[int, int], None] | None = None, sizes: Sequence[int] = SIZES, seconds: float = SCORES_S
+) -> dict[str, Any]:
+    """Measure the selection on this machine.
+
+    Args:
+        progress: called with (done, total).
+        sizes: table sizes; above WHOLE_LIMIT simulated at a tenth.
+        seconds: how long scores are pushed.
+
+    Returns:
+        Plain JSON values: "by_n" (by table size: draw_window_ms, reweigh_ms, solve_ms, resident_bytes_per_sample, the
+        same with _best, and "arithmetic" where extrapolated), "scores_per_s", "ack_p99_ms", "recover_ms",
+        "window_durable_ms", "window_p99_ms_256_trainers" (threads of one process), "cpus", "load_average".
+    """
+    report: dict[str, Any] = {"cpus": os.cpu_count(), "load_average": os.getloadavg()[0], "draws": DRAWS, "by_n": {}}
+    for done, size in enumerate(sizes):
+        report["by_n"][str(size)] = bench_table(size) if size <= WHOLE_LIMIT else _extrapolated(size)
+        if progress is not None:
+            progress(done + 1, len(sizes) + 1)
+    report |= bench_service(seconds=seconds)
+    if progress is not None:
+        progress(len(sizes) + 1, len(sizes) + 1)
+    return report
+
+
+def bench_table(num_samples: int, *, ranges: int = 1) -> dict[str, Any]:
+    """Draw, weigh and solve on a table with distances, scores and draw counts for every sample."""
+    distance = np.random.default_rng(0).random(num_samples, dtype=np.float32)
+    table = SampleTable(local_ranges(distance, num_samples, ranges=ranges), options=PolicyOptions())
+    table.merge(_full_reports(num_samples))
+    profile, plan, uniforms = table.profile(), parse_policy("prototypical"), random_uniforms(1, 0, DRAWS)
+    assert profile is not None, "this table has distances"
+    draw, reweigh, solve = Timings(), Timings(), Timings()
+    for repeat in range(REPEATS):
+        temperature = solve.measure(profile.solve, 0.2 + repeat / 50)
+        weights = reweigh.measure(table.weights, plan, temperature)
+        ids, _ = draw.measure(weights.draw, uniforms)
+        table.count(ids)
+    return {
+        "draw_window_ms": draw.median_ms,
+        "reweigh_ms": reweigh.median_ms,
+        "solve_ms": solve.median_ms,
+        "resident_bytes_per_sample": round(table.bytes_kept() / num_samples, 3),
+        "draw_window_best_ms": draw.best_ms,
+        "reweigh_best_ms": reweigh.best_ms,
+        "solve_best_ms": solve.best_ms,
+    }
+
+
+def bench_service(*, num_samples: int = SERVICE_SIZE, seconds: float = SCORES_S) -> dict[str, Any]:
+    """A selection with its log on disk: scores while windows are drawn, many trainers at once, recovery."""
+    distance = np.random.default_rng(0).random(num_samples, dtype=np.float32)
+    config = SelectionConfig(seed=1, global_batch=4096, window_steps=16)
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "run.sqlite"
+        log = RunLog(path)
+        selection = Selection(distance, config, runlog=log)
+        acks, windows, total, elapsed = _push_scores(selection, seconds)
+        asked = _ask_all_at_once(selection)
+        selection.snapshot()
+        log.close()
+        recover = Timings()
+        log = RunLog(path)
+        recover.measure(Selection, distance, config, runlog=log)
+        log.close()
+    return {
+        "scores_per_s": round(total / elapsed),
+        "ack_p99_ms": acks.quantile_ms(0.99),
+        "ack_median_ms": acks.median_ms,
+        "window_durable_ms": windows.median_ms,
+        "windows_drawn_meanwhile": len(windows.seconds),
+        "window_p99_ms_256_trainers": asked.quantile_ms(0.99),
+        "recover_ms": recover.median_ms,
+    }
+
+
+def _push_scores(selection: Selection, seconds: float) -> tuple[Timings, Timings, int, float]:
+    """Writers report as fast as they are acknowledged, while windows are drawn under a changing law."""
+    acks, windows, stop = [Timings() for _ in range(WRITERS)], Timings(), threading.Event()
+
+    def write(rank: int) -> None:
+        rng, sequence = np.random.default_rng(rank), 0
+        ids, values = rng.integers(0, selection.num_samples, REPORT_SCORES), rng.random(REPORT_SCORES, dtype=np.float32)
+        while not stop.is_set():
+            report = {"kind": "loss", "step": sequence, "producer": f"rank-{rank}", "sequence": sequence}
+            acks[rank].measure(selection.report_scores, ids, values, **report)
+            sequence += 1
+
+    def draw() -> None:
+        while not stop.is_set():
+            size = 0.2 + selection.next_window % 100 / 300
+            windows.measure(selection.window, selection.next_window, effective_size=size)
+
+    threads = [threading.Thread(target=write, args=(rank,)) for rank in range(WRITERS)]
+    threads.append(threading.Thread(target=draw))
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    time.sleep(seconds)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    elapsed = time.perf_counter() - start
+    together = Timings(seconds=[value for rank in acks for value in rank.seconds])
+    return together, windows, len(together.seconds) * REPORT_SCORES, elapsed
+
+
+def _ask_all_at_once(selection: Selection) -> Timings:
+    """Every trainer asks for the newest window at the same moment, some times over."""
+    asked, newest, start = Timings(), selection.next_window - 1, threading.Barrier(TRAINERS)
+
+    def ask() -> None:
+        for _ in range(4):
+            start.wait()
+            asked.measure(selection.window, newest)
+
+    threads = [threading.Thread(target=ask) for _ in range(TRAINERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return asked
+
+
+def _extrapolated(num_samples: int) -> dict[str, Any]:
+    """A table too large for one machine, from a tenth of it in as many ranges, which here share its cores."""
+    part, cpus = bench_table(num_samples // SCALE, ranges=RANGES), os.cpu_count()
+    measured = part["reweigh_ms"]
+    arithmetic = (
+        f"{num_samples // SCALE:,} samples in {RANGES} ranges on {cpus} cores were weighed in {measured:g} ms. "
+        f"Weighing is linear in N: {num_samples:,} on the same cores take {SCALE} x {measured:g} = "
+        f"{measured * SCALE:g} ms; on {RANGES} machines with as many cores each, an {RANGES}th of it, "
+        f"{measured * SCALE / RANGES:g} ms. A window touches at most {DRAWS:,} blocks however many there are, and "
+        f"solving sees {HISTOGRAM_BINS:,} bins: neither grows with N."
+    )
+    grown = {name: part[name] * SCALE for name in ("reweigh_ms", "reweigh_best_ms")}
+    return {**part, **grown, "arithmetic": arithmetic}
+
+
+def _full_reports(num_samples: int) -> list[ScoreReport]:
+    """A score for every sample, in reports of a million."""
+    return [
+        ScoreReport(
+            ids=np.arange(first, min(first + 1_000_000, num_samples)),
+            values=np.ones(min(1_000_000, num_samples - first), np.float32),
+            kind="loss",
+            step=0,
+            producer="bench",
+            sequence=first,
+        )
+        for first in range(0, num_samples, 1_000_000)
+    ]
