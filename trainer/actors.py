@@ -18,6 +18,7 @@ from trainer.config import TrainConfig
 from trainer.context import Context, Distributed, SingleProcess
 from trainer.loop import train
 from trainer.recorder import OnEvaluate, OnStep, Stream, TrainResult
+from trainer.step import TrainState
 from trainer.windows import ScoreSink
 
 
@@ -39,6 +40,8 @@ class TrainJob:
     """Steps between evaluations; 0 means never."""
     make_on_evaluate: Callable[[Context], OnEvaluate] | None = None
     """Makes the evaluation, on rank 0."""
+    make_sweep: Callable[[Context], Callable[[TrainState], Any] | None] | None = None
+    """Makes what scores the whole data set, for pass."""
     should_stop: Callable[[], bool] | None = None
     """Asked by the loop; True ends the run with a checkpoint."""
 
@@ -100,6 +103,7 @@ def _train_rank(arguments: dict[str, Any]) -> TrainResult:
         evaluate_every=job.evaluate_every,
         on_evaluate=job.make_on_evaluate(context) if job.make_on_evaluate else None,
         should_stop=job.should_stop,
+        sweep=job.make_sweep(context) if job.make_sweep else None,
     )
 
 
