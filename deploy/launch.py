@@ -91,6 +91,7 @@ def launch_in_process(config: RunConfig, run: RunDir, *, should_stop: Callable[[
             evaluate_every=config.evaluate_every,
             on_evaluate=rank.probe(context),
             should_stop=should_stop,
+            sweep=rank.sweep(context),
         )
 
 
@@ -144,6 +145,7 @@ def _train_on_ray(config: RunConfig, run: RunDir, endpoint: Endpoint) -> TrainRe
         make_selection=rank.selection,
         evaluate_every=config.evaluate_every,
         make_on_evaluate=rank.probe if config.evaluate_every else None,
+        make_sweep=rank.sweep,
         should_stop=run.stop_request.exists,
     )
     return train_on_ray(

@@ -8,19 +8,28 @@ Selection (or its client) -- ScheduledWindows -- BatchStream -- train()
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from deploy.config import RunConfig
 from deploy.probe import NearestNeighbourProbe
-from loader import BadSample, BatchStream, LoaderPool, StreamConfig
-from scoring import SCHEDULES, Event, SelectionConfig
+from deploy.scoring_job import SWEEP_IMAGES, evaluation_transform
+from loader import BadSample, BatchStream, FixedWindows, LoaderPool, ShardIndex, StreamConfig, Transform
+from scoring import SCHEDULES, Control, Event, PolicyOptions, SelectionConfig
 from trainer import ScheduledWindows
 from trainer.context import Context
+from trainer.sweep import Sweep, SweepResult
 
 log = logging.getLogger(__name__)
+
+SWEEP_AUTHOR = "sweep"
+"""Author of the selection rounds in the run log."""
 
 
 class SelectionPort(Protocol):
@@ -33,6 +42,9 @@ class SelectionPort(Protocol):
         self, ids: Any, values: Any, *, kind: str = "bss", step: int, producer: str, sequence: int
     ) -> Any:
         """Scores from a trainer."""
+
+    def control(self, control: Control) -> Any:
+        """A change of what is drawn."""
 
     def record(self, event: Event) -> None:
         """An entry for the run log."""
@@ -68,11 +80,52 @@ class Rank:
         )
         return BatchStream(windows, loaders, stream_config, on_bad=_reporter(selection))
 
+    def sweep(self, context: Context) -> Sweep | None:
+        """Scores the whole data set for a selection round; None for a run that selects nothing."""
+        config, settings = self.config, self.config.train.model.pass_
+        if not settings.enabled:
+            return None
+        selection, loaders = self.connect()
+        size = config.train.model.image_size
+
+        def batches(ids: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Any]]:
+            return each_once(ids, loaders, transform=evaluation_transform(size))
+
+        def close_round(result: SweepResult) -> None:
+            reason = f"scored {result.scored} of this rank's samples at step {result.step}"
+            selection.control(Control(kind="round", value=settings.score, author=SWEEP_AUTHOR, reason=reason))
+
+        num_samples = len(ShardIndex.load(config.data.index))
+        return Sweep(batches, selection, num_samples=num_samples, after=close_round)
+
     def probe(self, context: Context) -> NearestNeighbourProbe:
         """Evaluates the encoder on the run's own images."""
         data = self.config.data
         test_index = None if data.test_index is None else Path(data.test_index)
         return NearestNeighbourProbe(Path(data.index), test_index, size=self.config.train.model.image_size)
+
+
+def each_once(
+    ids: NDArray[np.int64], loaders: LoaderPool, *, transform: Transform
+) -> Iterator[tuple[NDArray[np.int64], Any]]:
+    """Samples in the order given, each once, through the loaders; samples that cannot be decoded are left out.
+
+    Args:
+        ids: int64[n].
+        loaders: who makes pixels.
+        transform: the evaluation crop.
+
+    Yields:
+        (sample ids int64[m], images uint8[m,3,H,W] tensor).
+    """
+    steps = math.ceil(len(ids) / SWEEP_IMAGES)
+    stream_config = StreamConfig(
+        seed=0, global_batch=SWEEP_IMAGES, total_steps=steps, transform=transform, max_bad_share=1.0
+    )
+    for batch in BatchStream(FixedWindows(ids, stream_config), loaders, stream_config):
+        good = np.arange(min(SWEEP_IMAGES, len(ids) - batch.step * SWEEP_IMAGES))
+        good = np.setdiff1d(good, [sample.row for sample in batch.substituted])
+        yield batch.sample_ids[good], batch.images[good]
 
 
 def effective_size_schedule(config: RunConfig) -> Callable[[float], float]:
@@ -92,6 +145,7 @@ def selection_config(config: RunConfig, *, num_samples: int, fingerprint: str) -
         effective_size=config.curriculum.start,
         spare_fraction=config.curriculum.spare_fraction,
         fingerprint=fingerprint,
+        options=PolicyOptions(rho=config.train.model.pass_.keep),
     )
 
 

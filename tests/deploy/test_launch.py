@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from deploy.config import DataConfig, RunConfig
@@ -13,6 +15,7 @@ from deploy.logs import knob_history, log_entries
 from deploy.overrides import override
 from deploy.rundir import RunDir, RunError
 from deploy.runs import debug
+from scoring import RunLog
 
 
 @pytest.fixture
@@ -60,3 +63,23 @@ def test_nearest_neighbours_are_measured_while_it_trains(tmp_path: Path, config:
     measured = [line for line in run.metric_lines() if "nn_cls" in line]
     assert [line["step"] for line in measured] == [8, 16]
     assert all(0.1 < line["nn_mean"] <= 1 for line in measured)
+
+
+def test_patch_aware_selection_keeps_the_top_share_after_its_round(tmp_path: Path, config: RunConfig) -> None:
+    """One full epoch of 4 steps, then a round: from the next window on, draws come from the kept 10 % alone."""
+    settings = ("enabled=true", "keep=0.1", "full_epochs=1", "period=4", "predictor_epochs=1", "predictor_depth=1")
+    changes = [f"train.model.pass_.{setting}" for setting in settings]
+    selecting = override(
+        config,
+        (*changes, "curriculum.policy=pass", "train.epoch_steps=4", "train.window_steps=1", "train.total_steps=12"),
+    )
+    run = RunDir(tmp_path / "run")
+    launch_in_process(selecting, run)
+    rounds = [entry for entry in log_entries(run, limit=100) if entry["kind"] == "round"]
+    assert rounds
+    assert {(entry["author"], entry["value"]) for entry in rounds} == {("sweep", "pass")}
+    first, second = rounds[0]["window"], rounds[1]["window"]
+    with closing(RunLog(run.log)) as log:
+        drawn = [log.window(number) for number in range(first, second)]
+    kept = np.unique(np.concatenate([window.sample_ids for window in drawn if window]))
+    assert 0 < len(kept) <= 143  # floor(0.1 * 1437)
