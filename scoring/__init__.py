@@ -1,4 +1,11 @@
-"""The control plane: which samples a run sees, decided live by temperature, policy and scores, and written to a log."""
+"""The control plane: which samples a run sees, decided live by temperature, policy and scores, and written to a log.
+
+Image features and patch scores are imported when they are first used: they need torch, which the selection service does
+not, and which would make its restart after a crash seconds slower.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from scoring import schedules
 from scoring.clusters import davies_bouldin
@@ -12,9 +19,7 @@ from scoring.errors import (
     SelectionUnavailable,
     VersionConflict,
 )
-from scoring.features import image_features
 from scoring.inspect import export_table, table_summary
-from scoring.patch_scores import masked_mean_score, patch_weighted_score
 from scoring.policies import POLICIES, PolicyOptions, TableInputs
 from scoring.prototypes import Prototypes, prototype_distances
 from scoring.records import Control, ControlReply, Event, LogEntry, ScoreAck, Window
@@ -23,6 +28,16 @@ from scoring.runlog import RunLog, read_entries
 from scoring.schedules import SCHEDULES, Adaptive
 from scoring.selection import Selection
 from scoring.temperature import effective_size, sampling_probabilities, solve_temperature
+
+if TYPE_CHECKING:
+    from scoring.features import image_features
+    from scoring.patch_scores import masked_mean_score, patch_weighted_score
+
+_WITH_TORCH = {
+    "image_features": "scoring.features",
+    "masked_mean_score": "scoring.patch_scores",
+    "patch_weighted_score": "scoring.patch_scores",
+}
 
 __all__ = [
     "POLICIES",
@@ -62,3 +77,9 @@ __all__ = [
     "solve_temperature",
     "table_summary",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WITH_TORCH:
+        return getattr(import_module(_WITH_TORCH[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -23,87 +24,180 @@ import ray
 from numpy.typing import ArrayLike, NDArray
 from ray.exceptions import RayError, RayTaskError
 
+from scoring.columns import Columns
 from scoring.config import SelectionConfig
-from scoring.errors import RunMismatch, SelectionUnavailable
-from scoring.prototypes import Prototypes
+from scoring.errors import RangeLost, RunMismatch, SelectionUnavailable
+from scoring.inspect import export_table, table_summary
+from scoring.prototypes import Prototypes, load_distances
 from scoring.records import Control, ControlReply, Event, LogEntry, ScoreAck, Window
 from scoring.runlog import RunLog
 from scoring.selection import Selection
+from scoring.table import Range, range_borders
 
 SERVICE_NAME = "selection"
 SERVICE_THREADS = 16
 SHARED_WINDOWS = 4
 """Windows kept in the object store."""
+SERVED = ("report_scores", "control", "record", "times_drawn", "scores", "log", "snapshot")
+RANGE_THREADS = 4
+RANGE_TIMEOUT_S = 120.0
+"""A range of 10^8 samples is weighed in seconds; one that does not answer for so long is gone."""
 CALL_TIMEOUT_S = 10.0
 RETRY_PAUSE_S = 0.2
 
 log = logging.getLogger(__name__)
 
 Message = TypeVar("Message", Control, Event)
+Result = TypeVar("Result")
 
 
 class SelectionService:
     """The actor's class: a recovered `Selection` whose windows travel by reference.
 
-    The run is opened by the first call and not by the constructor, so that the caller gets a typed error.
+    The run is opened by the first call and not by the constructor, so that the caller gets a typed error. When an id
+    range is lost, the run is opened again from its log and the call repeated.
     """
 
-    def __init__(self, prototypes: str | None, config: SelectionConfig, runlog: str) -> None:
-        self._source = (prototypes, config, runlog)
+    def __init__(self, run: RunSource) -> None:
+        self._run = run
         self._opened: Selection | None = None
         self._shared: OrderedDict[int, ray.ObjectRef[Window]] = OrderedDict()
-        self._mutex = threading.Lock()
+        self._opening, self._sharing = threading.Lock(), threading.Lock()
 
-    def _selection(self) -> Selection:
-        with self._mutex:
-            if self._opened is None:
-                self._opened = _open(*self._source)
-            return self._opened
-
-    def require(self, prototypes: str | None, config: SelectionConfig, runlog: str) -> None:
+    def require(self, run: RunSource) -> None:
         """Open the run if it is not; RunMismatch if the caller means another one."""
-        if (prototypes, config, runlog) != self._source:
+        if run != self._run:
             raise RunMismatch(
-                f"one selection service serves one run; the one of this name serves {self._source[2]} and not {runlog} "
-                "as configured. Stop it, or give this run a name of its own."
+                f"one selection service serves one run; the one of this name serves {self._run.runlog} and not "
+                f"{run.runlog} as configured. Stop it, or give this run a name of its own."
             )
-        self._selection()
+        self._selection(None)
 
     def window(self, index: int, effective_size: float | None) -> list[ray.ObjectRef[Window]]:
         """Reference to a window, in a list so that Ray hands over the reference and not the value."""
-        with self._mutex:
-            shared = self._shared.get(index)
+        shared = self._shared.get(index)
         if shared is None:
-            window = self._selection().window(index, effective_size=effective_size)
-            with self._mutex:
-                shared = self._shared.setdefault(index, ray.put(window))
+            window = self._on_selection(lambda selection: selection.window(index, effective_size=effective_size))
+            with self._sharing:
+                shared = self._shared.get(index) or ray.put(window)
+                self._shared[index] = shared
                 while len(self._shared) > SHARED_WINDOWS:
                     self._shared.popitem(last=False)
         return [shared]
 
-    def report_scores(self, ids: ArrayLike, values: ArrayLike, **report: Any) -> ScoreAck:
-        """See `Selection.report_scores`."""
-        return self._selection().report_scores(ids, values, **report)
-
-    def control(self, control: Control) -> ControlReply:
-        """See `Selection.control`."""
-        return self._selection().control(control)
-
-    def record(self, event: Event) -> None:
-        """See `Selection.record`."""
-        self._selection().record(event)
+    def call(self, method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """One of the other methods of `Selection` that the client offers."""
+        assert method in SERVED, "the client asks for nothing else"
+        return self._on_selection(lambda selection: getattr(selection, method)(*arguments, **named))
 
     def state(self) -> dict[str, Any]:
         """See `Selection.state`; adds the process that serves it."""
-        return {**self._selection().state(), "pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
+        state = self._on_selection(lambda selection: selection.state())
+        return {**state, "pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
 
-    def times_drawn(self) -> NDArray[Any]:
-        """See `Selection.times_drawn`."""
-        return self._selection().times_drawn()
+    def range_actors(self) -> list[dict[str, Any]]:
+        """First id, size and process of each id range that has an actor of its own."""
+        parts = self._on_selection(lambda selection: selection.table.ranges)
+        return [part.where() for part in parts if isinstance(part, RemoteRange)]
 
-    def log(self, limit: int | None) -> list[LogEntry]:
-        """See `Selection.log`."""
-        return self._selection().log(limit)
+    def summary(self, top: int) -> dict[str, Any]:
+        """See `scoring.inspect.table_summary`."""
+        return self._on_selection(lambda selection: table_summary(selection, top=top))
+
+    def export(self, path: str) -> int:
+        """See `scoring.inspect.export_table`; the path is on the service's node."""
+        return self._on_selection(lambda selection: export_table(selection, path))
+
+    def _on_selection(self, ask: Callable[[Selection], Result]) -> Result:
+        selection = self._selection(None)
+        try:
+            return ask(selection)
+        except RangeLost as error:
+            log.warning("an id range is lost (%s); the run is opened again from its log", error)
+            return ask(self._selection(selection))
+
+    def _selection(self, broken: Selection | None) -> Selection:
+        """The open run; opened again if the open one is known to be broken."""
+        with self._opening:
+            if self._opened is not None and self._opened is broken:
+                broken.close()
+                self._opened = None
+            if self._opened is None:
+                self._opened = self._run.open()
+            return self._opened
+
+
+class RangeService:
+    """The class of an actor that holds one id range. What it holds is in the log too, so it need not survive."""
+
+    def __init__(self, prototypes: str | None, first: int, last: int, segment_blocks: int) -> None:
+        distance = None if prototypes is None else load_distances(prototypes, first, last)
+        self._columns = Columns(distance, num_samples=last - first, first_id=first, segment_blocks=segment_blocks)
+
+    def pid(self) -> int:
+        """The actor's process."""
+        return os.getpid()
+
+    def ask(self, method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """A method of `Columns`."""
+        return getattr(self._columns, method)(*arguments, **named)
+
+
+class RemoteRange:
+    """An id range in an actor of its own, with the methods of `Columns` (see `scoring.table.Range`)."""
+
+    def __init__(self, prototypes: str | None, first: int, last: int, segment_blocks: int) -> None:
+        self.first_id, self.num_samples = first, last - first
+        actor = ray.remote(RangeService).options(num_cpus=0, max_concurrency=RANGE_THREADS)
+        self._handle: Any = actor.remote(prototypes, first, last, segment_blocks)
+
+    def where(self) -> dict[str, Any]:
+        """First id, size and process of the range."""
+        place = {"first_id": self.first_id, "num_samples": self.num_samples}
+        return {**place, "pid": ray.get(self._handle.pid.remote(), timeout=CALL_TIMEOUT_S)}
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        if method.startswith("_"):
+            raise AttributeError(method)
+        return lambda *arguments, **named: self._ask(method, arguments, named)
+
+    def _ask(self, method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        try:
+            return ray.get(self._handle.ask.remote(method, arguments, named), timeout=RANGE_TIMEOUT_S)
+        except RayTaskError as error:
+            raise error.cause from error
+        except RayError as error:
+            raise RangeLost(f"the actor of samples from {self.first_id} on does not answer: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSource:
+    """Where a service finds its run."""
+
+    prototypes: str | None
+    """File of `Prototypes.save`; None for policies without distances."""
+    config: SelectionConfig
+    """Configuration of the run."""
+    runlog: str
+    """Path of run.sqlite."""
+    range_actors: bool
+    """Whether each id range is an actor of its own."""
+
+    def open(self) -> Selection:
+        """Recover the run."""
+        distance = None if self.prototypes is None else Prototypes.load(self.prototypes).distance
+        ranges = None
+        if self.range_actors:
+            size = self.config.num_samples if distance is None else len(distance)
+            borders = range_borders(size, ranges=self.config.ranges, segment_blocks=self.config.segment_blocks)
+            remote = [RemoteRange(self.prototypes, *border, self.config.segment_blocks) for border in borders]
+            ranges = cast("list[Range]", remote)
+        runlog = RunLog(self.runlog)
+        try:
+            return Selection(distance, self.config, runlog=runlog, ranges=ranges)
+        except BaseException:
+            runlog.close()
+            raise
 
 
 def start_selection(
@@ -111,6 +205,7 @@ def start_selection(
     *,
     runlog: str | Path,
     prototypes: str | Path | None = None,
+    range_actors: bool = False,
     name: str = SERVICE_NAME,
     namespace: str | None = None,
     timeout_s: float = 60.0,
@@ -121,6 +216,7 @@ def start_selection(
         config: configuration of the run.
         runlog: path of run.sqlite, on a disk that a restarted actor reaches too.
         prototypes: file of `Prototypes.save`; None for policies without distances.
+        range_actors: put each of the `config.ranges` id ranges into an actor of its own.
         name: actor name within the Ray namespace.
         namespace: Ray namespace of the run; None for the caller's own.
         timeout_s: how long to wait for the first answer.
@@ -143,9 +239,9 @@ def start_selection(
         max_concurrency=SERVICE_THREADS,
         num_cpus=0,
     )
-    run = (source, config, str(Path(runlog).absolute()))
-    client = SelectionClient(name=name, namespace=namespace, timeout_s=timeout_s, handle=actor.remote(*run))
-    client.require(*run)
+    run = RunSource(prototypes=source, config=config, runlog=str(Path(runlog).absolute()), range_actors=range_actors)
+    client = SelectionClient(name=name, namespace=namespace, timeout_s=timeout_s, handle=actor.remote(run))
+    client.require(run)
     return client
 
 
@@ -184,15 +280,15 @@ class SelectionClient:
     ) -> ScoreAck:
         """See `Selection.report_scores`."""
         report = {"kind": kind, "step": step, "producer": producer, "sequence": sequence}
-        return cast(ScoreAck, self._call("report_scores", ids, values, **report))
+        return cast(ScoreAck, self._ask("report_scores", ids, values, **report))
 
     def control(self, control: Control) -> ControlReply:
         """See `Selection.control`; a control without an identity gets one, so that asking again applies it once."""
-        return cast(ControlReply, self._call("control", _identified(control)))
+        return cast(ControlReply, self._ask("control", _identified(control)))
 
     def record(self, event: Event) -> None:
         """See `Selection.record`."""
-        self._call("record", _identified(event))
+        self._ask("record", _identified(event))
 
     def state(self) -> dict[str, Any]:
         """See `Selection.state`; with the service's "pid" and "node"."""
@@ -200,15 +296,27 @@ class SelectionClient:
 
     def times_drawn(self) -> NDArray[Any]:
         """See `Selection.times_drawn`."""
-        return cast("NDArray[Any]", self._call("times_drawn"))
+        return cast("NDArray[Any]", self._ask("times_drawn"))
 
     def log(self, limit: int | None = None) -> list[LogEntry]:
         """See `Selection.log`."""
-        return cast("list[LogEntry]", self._call("log", limit))
+        return cast("list[LogEntry]", self._ask("log", limit))
 
-    def require(self, prototypes: str | None, config: SelectionConfig, runlog: str) -> None:
+    def require(self, run: RunSource) -> None:
         """Wait until the service has recovered; RunMismatch if it serves another run than this one."""
-        self._call("require", prototypes, config, runlog)
+        self._call("require", run)
+
+    def range_actors(self) -> list[dict[str, Any]]:
+        """First id, size and process ("first_id", "num_samples", "pid") of each id range that has its own actor."""
+        return cast("list[dict[str, Any]]", self._call("range_actors"))
+
+    def summary(self, *, top: int = 10) -> dict[str, Any]:
+        """See `scoring.inspect.table_summary`."""
+        return cast("dict[str, Any]", self._call("summary", top))
+
+    def export(self, path: str | Path) -> int:
+        """See `scoring.inspect.export_table`; the path is on the service's node."""
+        return cast(int, self._call("export", str(path)))
 
     def stop(self) -> None:
         """End the service for good; what it acknowledged stays in the log. Nothing happens if it is gone."""
@@ -219,6 +327,9 @@ class SelectionClient:
 
     def __reduce__(self) -> tuple[Callable[..., SelectionClient], tuple[str, str | None, float]]:
         return _client, (self.name, self.namespace, self.timeout_s)
+
+    def _ask(self, method: str, *arguments: Any, **named: Any) -> Any:
+        return self._call("call", method, arguments, named)
 
     def _call(self, method: str, *arguments: Any, **named: Any) -> Any:
         def ask(service: Any, timeout_s: float) -> Any:
@@ -245,16 +356,6 @@ class SelectionClient:
                     ) from error
             time.sleep(RETRY_PAUSE_S)
             self._handle = None
-
-
-def _open(prototypes: str | None, config: SelectionConfig, runlog: str) -> Selection:
-    distance = None if prototypes is None else Prototypes.load(prototypes).distance
-    log = RunLog(runlog)
-    try:
-        return Selection(distance, config, runlog=log)
-    except BaseException:
-        log.close()
-        raise
 
 
 def _client(name: str, namespace: str | None, timeout_s: float) -> SelectionClient:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from scoring.policies import PolicyOptions, parse_policy
+from scoring.sampling import BLOCK, SEGMENT_BLOCKS
 from scoring.schedules import Adaptive
 from scoring.temperature import checked_effective_size
 
@@ -39,6 +40,8 @@ class SelectionConfig:
     """Import paths ("package.module:function") that `policy` and later controls may name beside POLICIES."""
     adaptive: Adaptive | None = None
     """Rule by which reported metrics steer the effective size; None leaves it to the trainer's requests."""
+    segment_samples: int = SEGMENT_BLOCKS * BLOCK
+    """Samples whose weights are summed together, a multiple of 64; id ranges end where segments end."""
     kept_windows: int = 1024
     """Newest windows whose draws stay in the log, 1 or more; older ones are drawn again when asked for."""
     snapshot_windows: int = 64
@@ -57,8 +60,15 @@ class SelectionConfig:
             raise ValueError(f"num_samples must be 1 or more, or 0 to count the distances; got {self.num_samples}.")
         if not 0.0 <= self.spare_fraction <= 1.0:
             raise ValueError(f"spare_fraction must be in [0, 1]; got {self.spare_fraction}.")
+        if self.segment_samples < BLOCK or self.segment_samples % BLOCK:
+            raise ValueError(f"segment_samples must be a multiple of {BLOCK}, 1 or more; got {self.segment_samples}.")
         checked_effective_size(self.effective_size)
         parse_policy(self.policy, self.user_policies)
+
+    @property
+    def segment_blocks(self) -> int:
+        """Blocks of a segment."""
+        return self.segment_samples // BLOCK
 
     @property
     def window_draws(self) -> int:

@@ -90,6 +90,12 @@ class Prototypes:
         )
 
 
+def load_distances(path: str | Path, first: int, last: int) -> Float32:
+    """Distances of the samples [first, last) of a file that `Prototypes.save` wrote."""
+    column = pq.read_table(path, columns=["distance"])["distance"]
+    return np.asarray(column.slice(first, last - first).to_numpy(), dtype=np.float32)
+
+
 def prototype_distances(
     features: Float32, num_clusters: int | None = None, seed: int = 0, *, progress: Progress | None = None
 ) -> Prototypes:

@@ -75,8 +75,7 @@ class Selection:
         """
         narrow = None if distance is None else checked_distance(distance).astype(np.float32, copy=False)
         self.config, self.num_samples = config, _num_samples(narrow, config)
-        parts = ranges or local_ranges(narrow, self.num_samples, ranges=config.ranges)
-        self.table = SampleTable(parts, options=config.options)
+        self.table = SampleTable(ranges or _ranges_here(narrow, self.num_samples, config), options=config.options)
         self._log = runlog or RunLog()
         self._log.begin(_identity(narrow, self.num_samples, config))
         self._snapshots = None if self._log.path is None else SnapshotStore(self._log.path)
@@ -365,9 +364,18 @@ class Selection:
             self.settle()
             return look(self.table, self._weigh(self._steering.latest_resolved()))
 
+    def close(self) -> None:
+        """Close the log; what was acknowledged is in it."""
+        with self._drawing, self._state:
+            self._log.close()
+
     def log(self, limit: int | None = None) -> list[LogEntry]:
         """The last `limit` entries of the history (all by default), oldest first."""
         return self._log.entries(limit=limit)
+
+
+def _ranges_here(distance: NDArray[np.float32] | None, num_samples: int, config: SelectionConfig) -> Sequence[Range]:
+    return local_ranges(distance, num_samples, ranges=config.ranges, segment_blocks=config.segment_blocks)
 
 
 def _num_samples(distance: NDArray[np.float32] | None, config: SelectionConfig) -> int:

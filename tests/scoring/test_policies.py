@@ -225,11 +225,9 @@ def test_bad_options_are_refused(changes, message):
         PolicyOptions(**changes)
 
 
-def test_ranges_do_not_change_rounds_scores_or_windows(monkeypatch):
-    monkeypatch.setattr("scoring.selection.local_ranges", _small_segments)
-
+def test_ranges_do_not_change_rounds_scores_or_windows():
     def run(ranges):
-        chosen = selection("bss*prototypical", ranges=ranges, effective_size=0.15)
+        chosen = selection("bss*prototypical", ranges=ranges, segment_samples=128, effective_size=0.15)
         report(chosen, np.round(np.random.default_rng(5).random(N), 1), "bss")
         first = chosen.window(0)
         chosen.control(Control(kind="round", value="bss", author="trainer"))
@@ -238,12 +236,6 @@ def test_ranges_do_not_change_rounds_scores_or_windows(monkeypatch):
     one, four = run(1), run(4)
     assert (one[-1], four[-1]) == (1, 4)
     assert one[:-1] == four[:-1]
-
-
-def _small_segments(distance, num_samples, *, ranges):
-    from scoring.table import local_ranges  # noqa: PLC0415
-
-    return local_ranges(distance, num_samples, ranges=ranges, segment_blocks=2)
 
 
 def test_log_keeps_the_border_of_a_round(tmp_path):

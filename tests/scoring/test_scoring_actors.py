@@ -7,7 +7,16 @@ import pytest
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
-from scoring import Control, Event, Prototypes, RunMismatch, SelectionConfig, VersionConflict
+from scoring import (
+    Control,
+    Event,
+    Prototypes,
+    RunMismatch,
+    Selection,
+    SelectionConfig,
+    VersionConflict,
+    table_summary,
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +59,15 @@ def run(cluster, tmp_path):
 
     started = []
 
-    def start(**changes):
+    def start(*, range_actors=False, **changes):
         config = SelectionConfig(**{"seed": 3, "global_batch": 8, "window_steps": 2, **changes})
         name = f"selection-{tmp_path.name}"
         client = actors.start_selection(
-            config, runlog=tmp_path / "run.sqlite", prototypes=tmp_path / "prototypes.parquet", name=name
+            config,
+            runlog=tmp_path / "run.sqlite",
+            prototypes=tmp_path / "prototypes.parquet",
+            name=name,
+            range_actors=range_actors,
         )
         started.append(client)
         return client
@@ -99,7 +112,7 @@ def test_killed_service_returns_with_everything_it_acknowledged(run):
 
 @pytest.mark.ray
 def test_wrong_run_is_a_typed_error(run, tmp_path):
-    from scoring import RunLog, Selection  # noqa: PLC0415
+    from scoring import RunLog  # noqa: PLC0415
 
     log = RunLog(tmp_path / "run.sqlite")
     Selection(
@@ -110,3 +123,39 @@ def test_wrong_run_is_a_typed_error(run, tmp_path):
         run()
     with pytest.raises(RunMismatch, match="one selection service serves one run"):
         run(seed=9)
+
+
+@pytest.mark.ray
+def test_ranges_in_actors_draw_the_same_and_survive_the_loss_of_one(run, tmp_path):
+    here = Selection(
+        Prototypes.load(tmp_path / "prototypes.parquet").distance,
+        SelectionConfig(seed=3, global_batch=8, window_steps=2, ranges=2, segment_samples=256),
+    )
+    client = run(range_actors=True, ranges=2, segment_samples=256)
+
+    def both(act):
+        return act(client), act(here)
+
+    def window(index):
+        there, same = both(lambda selection: selection.window(index, effective_size=0.3).digest)
+        assert there == same
+
+    window(0)
+    both(lambda s: s.report_scores(range(500), range(500), kind="bss", step=0, producer="a", sequence=0))
+    both(lambda s: s.control(Control(kind="round", value="bss", author="trainer")))
+    both(lambda s: s.control(Control(kind="policy", value="bss*prototypical", author="ann")))
+    window(1)
+    ranges = client.range_actors()
+    assert [part["num_samples"] for part in ranges] == [256, 244]
+    os.kill(ranges[1]["pid"], signal.SIGKILL)
+    for index in (2, 3):
+        window(index)
+    np.testing.assert_array_equal(client.times_drawn(), here.times_drawn())
+    assert client.summary(top=3)["top"] == table_summary(here, top=3)["top"]
+    assert client.state()["scored"] == {"bss": 500}
+
+
+@pytest.mark.ray
+def test_table_is_exported_by_the_service(run, tmp_path):
+    assert run().export(tmp_path / "table.parquet") == 500
+    assert (tmp_path / "table.parquet").exists()

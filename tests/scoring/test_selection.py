@@ -317,6 +317,8 @@ def test_bad_score_report_is_refused_whole(change, message):
         ({"num_samples": -1}, "num_samples must be"),
         ({"effective_size": 1.0}, "effective_size must be in"),
         ({"policy": "none"}, "policy must be one of"),
+        ({"segment_samples": 100}, "segment_samples must be a multiple of 64"),
+        ({"ranges": 0}, "ranges must be 1"),
     ],
 )
 def test_bad_configuration_is_refused(changes, message):
