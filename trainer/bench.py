@@ -239,9 +239,7 @@ def _images(case: Case, state: TrainState) -> Tensor:
 
 
 def _memory(state: TrainState, images_u8: Tensor) -> int:
-    """Return the peak bytes of a step: of the allocator on a GPU; weights, optimizer and what backward keeps on a
-    CPU.
-    """
+    """Return the peak bytes of a step; on a CPU those of weights, optimizer and what backward keeps."""
     if state.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(state.device)
         _ours(state, images_u8)

@@ -89,6 +89,13 @@ class Bootmae(Method):
         losses = Losses(total, detached.mean(dim=1), mask.spread(detached), mask.mask_BN, parts)
         return add_mto(losses, pixel_mto, feature_mto)
 
+    def to_pixels(self, prediction_BNP: Tensor, patches_BNP: Tensor) -> Tensor:
+        """Return predictions as normalised pixels, for pictures: each channel gets its mean and scale back."""
+        values = patches_BNP.view(*patches_BNP.shape[:-1], -1, 3)
+        variance, mean = torch.var_mean(values, dim=-2, keepdim=True, correction=0)
+        pixels: Tensor = prediction_BNP.view_as(values) * (variance + PIXEL_VARIANCE_EPS).sqrt() + mean
+        return pixels.view_as(prediction_BNP)
+
     def predict(self, images_BCHW: Tensor, mask: Mask) -> Tensor:
         """Return predicted pixels for all patches in image order, [B, N, P], for pictures."""
         patches_BNP = patchify(images_BCHW, self.config.patch_size)

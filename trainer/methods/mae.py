@@ -85,6 +85,13 @@ class Mae(Method):
         """Return what the decoder should predict: the pixels, standardised patch by patch when `norm_pix` is on."""
         return standardise(patches_BMP) if self.config.norm_pix else patches_BMP
 
+    def to_pixels(self, prediction_BNP: Tensor, patches_BNP: Tensor) -> Tensor:
+        """Return predictions as normalised pixels, for pictures: patches get their mean and scale back."""
+        if not self.config.norm_pix:
+            return prediction_BNP
+        variance, mean = torch.var_mean(patches_BNP, dim=-1, keepdim=True)
+        return prediction_BNP * (variance + VARIANCE_EPS).sqrt() + mean
+
     def predict(self, images_BCHW: Tensor, mask: Mask) -> Tensor:
         """Return predictions for all patches in image order, [B, N, P], for pictures."""
         patches_BNP = patchify(images_BCHW, self.config.patch_size)

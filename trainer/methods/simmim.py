@@ -91,6 +91,10 @@ class Simmim(Method):
         """Return the mask that hides as many blocks as in training, the hardest."""
         return hardest_blocks(predicted_BN, self.config)
 
+    def to_pixels(self, prediction_BNP: Tensor, patches_BNP: Tensor) -> Tensor:
+        """Return predictions as normalised pixels, which they are."""
+        return prediction_BNP
+
     def predict(self, images_BCHW: Tensor, mask: Mask) -> Tensor:
         """Return predictions for all tokens in image order, [B, N, P], for pictures."""
         tokens_BND = self.encoder.encode(patchify(images_BCHW, self.config.patch_size), mask.mask_BN)[:, 1:]
