@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import numpy as np
 import ray
 import torch
 from ray.actor import ActorHandle
@@ -26,6 +27,7 @@ from loader.errors import LoaderLost
 from loader.fleet import Fleet, FleetEvent, ScaleReply, State
 from loader.memory import keep_freed_memory
 from loader.pool import Handle
+from loader.ring import Ring, RingAddress, RingUser, Slot
 from loader.worker import LoaderWorker
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ _SILENCE_S: Final = 10.0
 """A loader that does not answer its check for so long is replaced: it hangs, or its node froze."""
 _CALL_TIMEOUT_S: Final = 10.0
 _REFRESH_S: Final = 0.5
+_IN_SLOT: Final = np.zeros((0, 3, 0, 0), np.uint8)
 _LOADER_GROUPS: Final = {"load": 2, "control": 1}
 """Requests a loader works on at a time, by kind: checks must be answered while it decodes."""
 
@@ -50,15 +53,25 @@ class LoaderActor:
         torch.set_num_threads(1)
         keep_freed_memory()
         self._worker = LoaderWorker(config)
+        self._rings = RingUser()
 
     @ray.method(concurrency_group="load")
-    def load(self, spec: BatchSpec) -> Pixels:
-        """Return the pixels of a spec."""
-        return self._worker.load(spec)
+    def load(self, spec: BatchSpec, slot: Slot | None = None) -> Pixels:
+        """Return the pixels of a spec; given a slot, write the images there and return none."""
+        if slot is None:
+            return self._worker.load(spec)
+        out = self._rings.images(slot, len(spec), spec.transform.size)
+        return replace(self._worker.load(spec, out=out), images=_IN_SLOT)
+
+    @ray.method(concurrency_group="control")
+    def attach(self, address: RingAddress) -> int:
+        """Map a stream's ring. Returns this process's id, or 0 when the ring cannot be reached from here."""
+        return os.getpid() if self._rings.attach(address) else 0
 
     @ray.method(concurrency_group="control")
     def check(self) -> dict[str, Any]:
         """Return pid, node and stats: that it answers says that it lives."""
+        self._rings.drop_orphans()
         node = ray.get_runtime_context().get_node_id()
         return {"pid": os.getpid(), "node": node, **self._worker.stats()}
 
@@ -252,22 +265,38 @@ class FleetClient:
             raise LoaderLost(f"the loader fleet did not answer {method}: {_reason(error)}") from error
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class _Request:
     reference: ray.ObjectRef[Any]
     member: str
     actor: ActorHandle[Any]
+    spec: BatchSpec
+    slot: Slot | None
+    answered: bool = False
+    lost: bool = False
 
 
 class RayLoaders:
-    """A LoaderPool over a fleet. Membership is asked in the background, so no call here waits for the fleet."""
+    """A LoaderPool over a fleet, for one stream at a time.
 
-    def __init__(self, fleet: FleetClient) -> None:
+    Loaders on this node write pixels into a ring of shared memory; from others, or when the ring is full, pixels come
+    through the object store. Membership is asked in the background, so no call here waits for the fleet.
+
+    Args:
+        fleet: The loaders.
+        ring_bytes: Size of the ring; 0 uses the object store for everything.
+    """
+
+    def __init__(self, fleet: FleetClient, *, ring_bytes: int = 256 << 20) -> None:
         self._fleet = fleet
         self._members: dict[str, ActorHandle[Any]] = fleet.members()
         self._gone: set[ActorHandle[Any]] = set()
         self._question: ray.ObjectRef[Any] | None = None
         self._asked_s = time.monotonic()
+        self._ring = _open_ring(ring_bytes)
+        self._pids: dict[ActorHandle[Any], int] = {}
+        self._attaching: dict[ActorHandle[Any], ray.ObjectRef[Any]] = {}
+        self._limbo: list[_Request] = []
 
     def members(self) -> tuple[str, ...]:
         """Return the loaders that are thought to be alive."""
@@ -278,7 +307,8 @@ class RayLoaders:
         actor = self._members.get(member)
         if actor is None:
             raise LoaderLost(f"{member} has left the fleet")
-        return _Request(actor.load.remote(spec), member, actor)
+        slot = self._slot(actor, spec)
+        return _Request(actor.load.remote(spec, slot), member, actor, spec, slot)
 
     def wait(self, handles: Sequence[Any], timeout_s: float) -> list[Handle]:
         """Return the requests that are done, waiting at most `timeout_s` for the first."""
@@ -289,24 +319,44 @@ class RayLoaders:
         return [requests[reference] for reference in done]
 
     def result(self, handle: Any) -> Pixels:
-        """Return the pixels of a request that is done. Read-only: they lie in the object store."""
+        """Return the pixels of a request that is done. Read-only: they lie in shared memory."""
         request: _Request = handle
         try:
             pixels: Pixels = ray.get(request.reference, timeout=_CALL_TIMEOUT_S)
         except RayTaskError as error:
+            request.answered = True
+            self.release(request)
             raise error.cause from error
         except RayError as error:
+            request.lost = True
+            self.release(request)
             self._drop(request)
             raise LoaderLost(f"{request.member} was lost: {_reason(error)}") from error
-        return pixels
+        request.answered = True
+        if request.slot is None or self._ring is None:
+            return pixels
+        size = request.spec.transform.size
+        return replace(pixels, images=self._ring.images(request.slot, len(request.spec), size))
+
+    def release(self, handle: Any) -> None:
+        """Free the slot of a request that is not looked at any more; if unanswered, once its loader cannot write."""
+        request: _Request = handle
+        if request.slot is None or self._ring is None:
+            return
+        if request.answered:
+            self._ring.free(request.slot)
+            request.slot = None
+        else:
+            self._limbo.append(request)
 
     def refresh(self) -> None:
         """Learn who is alive, without waiting: send a question, or take in its answer."""
+        self._reap()
         if self._question is None:
             if time.monotonic() - self._asked_s >= _REFRESH_S:
                 self._question, self._asked_s = self._fleet.actor.members.remote(), time.monotonic()
             return
-        if not ray.wait([self._question], timeout=0)[0]:
+        if not _is_done(self._question):
             return
         question, self._question = self._question, None
         try:
@@ -316,11 +366,62 @@ class RayLoaders:
             return
         self._members = {name: actor for name, actor in answer.items() if actor not in self._gone}
 
+    def _slot(self, actor: ActorHandle[Any], spec: BatchSpec) -> Slot | None:
+        """Return a slot if the loader has mapped the ring and there is room."""
+        if self._ring is None or not self._reaches_ring(actor, self._ring.address):
+            return None
+        self._reap()
+        return self._ring.allocate(3 * spec.transform.size**2 * len(spec))
+
+    def _reaches_ring(self, actor: ActorHandle[Any], address: RingAddress) -> bool:
+        """Return whether a loader is known to have mapped the ring; ask it once, in the background."""
+        if actor not in self._pids and actor not in self._attaching:
+            self._attaching[actor] = actor.attach.remote(address)
+        question = self._attaching.get(actor)
+        if question is not None and _is_done(question):
+            del self._attaching[actor]
+            try:
+                self._pids[actor] = ray.get(question, timeout=_CALL_TIMEOUT_S)
+            except RayError:
+                self._pids[actor] = 0
+        return self._pids.get(actor, 0) > 0
+
+    def _reap(self) -> None:
+        """Free the slots of abandoned requests whose loaders cannot write there any more."""
+        for request in list(self._limbo):
+            safe = not _is_alive(self._pids[request.actor]) if request.lost else _is_done(request.reference)
+            if safe and request.slot is not None and self._ring is not None:
+                self._limbo.remove(request)
+                self._ring.free(request.slot)
+                request.slot = None
+
     def _drop(self, request: _Request) -> None:
         """Pass the dead loader over until the fleet names its replacement, which is another actor."""
         self._gone.add(request.actor)
         if self._members.get(request.member) == request.actor:
             del self._members[request.member]
+
+
+def _open_ring(num_bytes: int) -> Ring | None:
+    if not num_bytes:
+        return None
+    try:
+        return Ring(num_bytes)
+    except (OSError, AttributeError) as error:
+        log.warning("no shared memory (%s): all pixels go through the object store, which is slower", error)
+        return None
+
+
+def _is_done(reference: ray.ObjectRef[Any]) -> bool:
+    return bool(ray.wait([reference], timeout=0)[0])
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _reason(error: RayError) -> str:

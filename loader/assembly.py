@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -82,7 +82,7 @@ class Assembler:
         self._progress_s = time.monotonic()
         self._last_fault = "none"
 
-    def batches(self) -> Iterator[Batch | None]:
+    def batches(self) -> Generator[Batch | None, None, None]:
         """Yield every batch from the first step to the last, and None whenever there was nothing to yield for a while.
 
         Raises:
@@ -90,16 +90,20 @@ class Assembler:
             TooManyBadSamplesError: If the share of bad samples is over its limit.
             LoaderError: Whatever a loader or the window source cannot cure.
         """
-        while self._groups or self._next_step < self._config.total_steps:
-            self._plan()
-            if self._groups and self._groups[0].done:
-                yield from self._groups.popleft().batches()
-                self._progress_s = time.monotonic()
-                continue
-            self._collect()
-            self._hedge()
-            self._check_stall()
-            yield None
+        try:
+            while self._groups or self._next_step < self._config.total_steps:
+                self._plan()
+                if self._groups and self._groups[0].done:
+                    yield from self._groups.popleft().batches()
+                    self._progress_s = time.monotonic()
+                    continue
+                self._collect()
+                self._hedge()
+                self._check_stall()
+                yield None
+        finally:
+            for handle in self._requests:
+                self._loaders.release(handle)
 
     def _plan(self) -> None:
         """Send groups until enough steps are in flight, but never look further than one window ahead of the trainer."""
@@ -177,6 +181,7 @@ class Assembler:
                 continue
             self._deadline.add(time.monotonic() - request.sent_s)
             bad = request.group.fill(request.rows, request.spec, pixels)
+            self._loaders.release(handle)
             for sample in bad:
                 self._stats.substituted += 1
                 self._on_bad(sample)

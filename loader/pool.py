@@ -38,6 +38,9 @@ class LoaderPool(Protocol):
             LoaderLost: If its loader died, or its answer was lost.
         """
 
+    def release(self, handle: Handle) -> None:
+        """Say that the pixels of a request are not looked at any more: their memory may be used again."""
+
     def refresh(self) -> None:
         """Learn who is alive, without waiting."""
 
@@ -69,6 +72,9 @@ class LocalLoaders:
         """Return the pixels of a request that is done."""
         future: Future[Pixels] = handle
         return future.result(0)
+
+    def release(self, handle: Handle) -> None:
+        """Nothing to do: every request has its own memory."""
 
     def refresh(self) -> None:
         """Nothing to learn: these loaders live as long as the process."""

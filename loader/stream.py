@@ -15,7 +15,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 
 from loader.assembly import Assembler, StreamStats
@@ -27,6 +27,8 @@ from loader.windows import WindowFetcher, WindowSource
 
 _READY_STEPS = 2
 """Finished batches that wait for the trainer, on top of those in flight."""
+
+_STOP_TIMEOUT_S = 5.0
 
 
 class BatchStream:
@@ -114,7 +116,7 @@ class _Failed:
 class _Pump:
     """Runs an iterator of batches in a thread, a bounded number of batches ahead."""
 
-    def __init__(self, batches: Iterator[Batch | None]) -> None:
+    def __init__(self, batches: Generator[Batch | None, None, None]) -> None:
         self._batches = batches
         self._ready: queue.Queue[Batch | _Failed] = queue.Queue(maxsize=_READY_STEPS)
         self._stop = threading.Event()
@@ -134,8 +136,9 @@ class _Pump:
         return item
 
     def stop(self) -> None:
-        """Ask the thread to end; it does so after its current wait."""
+        """Ask the thread to end, and wait for it: it looks up several times a second."""
         self._stop.set()
+        self._thread.join(_STOP_TIMEOUT_S)
 
     def _run(self) -> None:
         try:
@@ -146,6 +149,8 @@ class _Pump:
                     return
         except BaseException as error:
             self._put(_Failed(error))
+        finally:
+            self._batches.close()
 
     def _put(self, item: Batch | _Failed) -> None:
         while not self._stop.is_set():

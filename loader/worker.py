@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -52,8 +52,13 @@ class LoaderWorker:
         self._decode_s = 0.0
         self._started = time.monotonic()
 
-    def load(self, spec: BatchSpec) -> Pixels:
+    def load(self, spec: BatchSpec, *, out: torch.Tensor | None = None) -> Pixels:
         """Return the pixels of a spec: the same bytes for the same spec, always.
+
+        Args:
+            spec: What to load.
+            out: uint8[n, 3, size, size] to write into, such as shared memory; None allocates. Nothing writes to it
+                once this returns or raises.
 
         Raises:
             StaleIndexError: If a shard is gone or was replaced.
@@ -61,14 +66,16 @@ class LoaderWorker:
         """
         started = time.monotonic()
         self._check_ids(spec)
-        images = empty_images(len(spec), spec.transform.size)
+        images = empty_images(len(spec), spec.transform.size) if out is None else out
         plan = _Plan(spec, self.index)
         rows = range(len(spec))
         chunks = [rows[at : at + self._decoder.rows_a_task] for at in range(0, len(rows), self._decoder.rows_a_task)]
         if self.config.threads == 1 or len(chunks) == 1:
             results = [self._load_rows(plan, images, chunk) for chunk in chunks]
         else:
-            results = list(self._threads.map(lambda chunk: self._load_rows(plan, images, chunk), chunks))
+            tasks = [self._threads.submit(self._load_rows, plan, images, chunk) for chunk in chunks]
+            wait(tasks)
+            results = [task.result() for task in tasks]
         bad = tuple(sample for result in results for sample in result)
         seconds = time.monotonic() - started
         self._count(len(spec), len(bad), seconds)

@@ -69,14 +69,35 @@ def expected(digit_index, random_windows):
     return result
 
 
-def stream_over(fleet, random_windows, config: StreamConfig = CONFIG) -> BatchStream:
+def stream_over(fleet, random_windows, config: StreamConfig = CONFIG, **options: int) -> BatchStream:
     from loader.actors import RayLoaders
 
-    return BatchStream(random_windows(1797, config), RayLoaders(fleet), config)
+    return BatchStream(random_windows(1797, config), RayLoaders(fleet, **options), config)
 
 
-def test_actors_give_the_pixels_of_the_process(fleet, random_windows, expected):
-    assert digest(stream_over(fleet, random_windows)) == expected
+@pytest.mark.parametrize("ring_bytes", [0, 1 << 18, 256 << 20], ids=["object store", "small ring", "ring"])
+def test_actors_give_the_pixels_of_the_process(fleet, random_windows, expected, ring_bytes):
+    assert digest(stream_over(fleet, random_windows, ring_bytes=ring_bytes)) == expected
+
+
+def test_a_ring_is_used_and_all_its_memory_comes_back(fleet, random_windows):
+    from loader.actors import RayLoaders
+
+    pool = RayLoaders(fleet)
+    capacity = pool._ring.free_bytes
+    used = []
+    for _ in range(3):
+        for batch in BatchStream(random_windows(1797, CONFIG), pool, CONFIG):
+            used.append(capacity - pool._ring.free_bytes)
+            if batch.step == 10:
+                break
+    assert max(used) > 0
+
+    def all_free() -> bool:
+        pool.refresh()
+        return pool._ring.free_bytes == capacity
+
+    wait_until(all_free, 10)
 
 
 def test_status_names_the_processes(fleet):

@@ -35,7 +35,7 @@ class FaultyLoaders(LocalLoaders):
         super().__init__(workers)
         self.dies_after, self.hangs_after = dies_after or {}, hangs_after or {}
         self.served: dict[str, int] = {}
-        self.release = threading.Event()
+        self.freed = threading.Event()
 
     def members(self):
         return tuple(m for m in super().members() if self.served.get(m, 0) <= self.dies_after.get(m, 10**9))
@@ -45,7 +45,7 @@ class FaultyLoaders(LocalLoaders):
         if served > self.dies_after.get(member, 10**9):
             return self._queues[member].submit(lose, member)
         if served > self.hangs_after.get(member, 10**9):
-            return self._queues[member].submit(self.release.wait)
+            return self._queues[member].submit(self.freed.wait)
         return super().submit(member, spec)
 
     def result(self, handle):
@@ -70,7 +70,7 @@ def make_pool(photo_index: ShardIndex):
 
     yield make
     for pool in pools:
-        pool.release.set()
+        pool.freed.set()
         pool.close()
 
 

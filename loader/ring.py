@@ -1,0 +1,177 @@
+"""Shared memory between a trainer and the loaders on its node: loaders write pixels where the trainer reads them.
+
+The trainer owns a ring of anonymous memory (memfd). Loaders map it through the owner's /proc entry, so it has no
+name in the file system and nothing can be left behind: the kernel frees it when the last process that maps it is
+gone, kill -9 or not. Loaders let go of a ring as soon as its owner has died.
+
+A slot belongs to one request until its loader has answered or is dead. Late writes therefore never reach a slot in
+new use.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+import select
+import threading
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+_PAGE: Final = 4096
+_NONCE_BYTES: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class RingAddress:
+    """How a loader on the same node finds a ring."""
+
+    pid: int
+    """Process that owns it."""
+    fd: int
+    """Its descriptor in that process."""
+    nonce: bytes
+    """Random bytes at its start: the proof that it is this ring and not a later user of the same numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A part of a ring, for one request's images."""
+
+    nonce: bytes
+    """Names the ring."""
+    offset: int
+    """Where it starts, in bytes."""
+    num_bytes: int
+    """Its length."""
+
+
+class Ring:
+    """The owner's side: memory, and who may write where. For one thread."""
+
+    def __init__(self, num_bytes: int) -> None:
+        """Make a ring; memory is taken page by page when it is first used.
+
+        Raises:
+            OSError: If the system has no anonymous shared memory.
+        """
+        size = _PAGE + -(-num_bytes // _PAGE) * _PAGE
+        self._fd = os.memfd_create("tempera-ring", os.MFD_CLOEXEC)
+        os.ftruncate(self._fd, size)
+        self._memory = mmap.mmap(self._fd, size)
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        self._memory[:_NONCE_BYTES] = nonce
+        self.address = RingAddress(os.getpid(), self._fd, nonce)
+        self._free = [(_PAGE, size - _PAGE)]
+
+    def allocate(self, num_bytes: int) -> Slot | None:
+        """Return a slot, or None when there is no room."""
+        wanted = -(-num_bytes // _PAGE) * _PAGE
+        for number, (offset, size) in enumerate(self._free):
+            if size >= wanted:
+                rest = [(offset + wanted, size - wanted)] if size > wanted else []
+                self._free[number : number + 1] = rest
+                return Slot(self.address.nonce, offset, wanted)
+        return None
+
+    def images(self, slot: Slot, num_images: int, size: int) -> NDArray[np.uint8]:
+        """Return uint8[n, 3, size, size] in a slot, in channels-last memory, without copying."""
+        return _images(self._memory, slot, num_images, size).numpy()
+
+    def free(self, slot: Slot) -> None:
+        """Give a slot back. Its request must have been answered, or its loader be dead."""
+        joined: list[tuple[int, int]] = []
+        for offset, size in sorted([*self._free, (slot.offset, slot.num_bytes)]):
+            if joined and joined[-1][0] + joined[-1][1] == offset:
+                joined[-1] = (joined[-1][0], joined[-1][1] + size)
+            else:
+                joined.append((offset, size))
+        self._free = joined
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes that are in no slot."""
+        return sum(size for _, size in self._free)
+
+    def close(self) -> None:
+        """Let go of the memory; it is freed when the loaders have let go, too."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class RingUser:
+    """The loader's side: maps rings of living owners. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._rings: dict[bytes, tuple[mmap.mmap, int]] = {}
+        self._lock = threading.Lock()
+
+    def attach(self, address: RingAddress) -> bool:
+        """Map a ring. Returns False when it cannot be reached from here: another node, another container, or gone."""
+        self.drop_orphans()
+        with self._lock:
+            if address.nonce in self._rings:
+                return True
+            try:
+                alive = os.pidfd_open(address.pid)
+            except OSError:
+                return False
+            memory = _map(address)
+            if memory is None:
+                os.close(alive)
+                return False
+            self._rings[address.nonce] = (memory, alive)
+            return True
+
+    def images(self, slot: Slot, num_images: int, size: int) -> torch.Tensor:
+        """Return uint8[n, 3, size, size] in a slot, in channels-last memory.
+
+        Raises:
+            ValueError: If the slot lies outside its ring, or is too small.
+            KeyError: If the ring is not attached.
+        """
+        with self._lock:
+            memory = self._rings[slot.nonce][0]
+        return _images(memory, slot, num_images, size)
+
+    def drop_orphans(self) -> None:
+        """Let go of rings whose owners have died."""
+        with self._lock:
+            for nonce, (_, alive) in list(self._rings.items()):
+                # The descriptor of a process becomes readable when the process ends.
+                if select.select([alive], [], [], 0)[0]:
+                    os.close(alive)
+                    del self._rings[nonce]
+
+    def __len__(self) -> int:
+        return len(self._rings)
+
+
+def _map(address: RingAddress) -> mmap.mmap | None:
+    try:
+        fd = os.open(f"/proc/{address.pid}/fd/{address.fd}", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        # A plain file of another process must never be mapped, let alone written to.
+        if not os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:tempera-ring"):
+            return None
+        memory = mmap.mmap(fd, os.fstat(fd).st_size)
+    except (OSError, ValueError):
+        return None
+    finally:
+        os.close(fd)
+    return memory if memory[:_NONCE_BYTES] == address.nonce else None
+
+
+def _images(memory: mmap.mmap, slot: Slot, num_images: int, size: int) -> torch.Tensor:
+    needed = 3 * size * size * num_images
+    if slot.offset < _PAGE or needed > slot.num_bytes or slot.offset + slot.num_bytes > len(memory):
+        raise ValueError(f"{num_images} images of {size} pixels do not fit into slot {slot}")
+    flat = torch.frombuffer(memory, dtype=torch.uint8, count=needed, offset=slot.offset)
+    return flat.view(num_images, size, size, 3).permute(0, 3, 1, 2)

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loader.ring import Ring, RingAddress, RingUser, Slot
+
+SIZE = 16
+IMAGE_BYTES = 3 * SIZE * SIZE
+
+
+def test_what_a_loader_writes_the_owner_reads():
+    ring, user = Ring(1 << 20), RingUser()
+    assert user.attach(ring.address)
+    slot = ring.allocate(5 * IMAGE_BYTES)
+    written = np.random.default_rng(0).integers(0, 255, (5, 3, SIZE, SIZE), np.uint8)
+    user.images(slot, 5, SIZE).numpy()[...] = written
+    assert (ring.images(slot, 5, SIZE) == written).all()
+    assert ring.images(slot, 5, SIZE).transpose(0, 2, 3, 1).flags.c_contiguous
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 30_000)), max_size=60))
+def test_slots_never_overlap_and_all_memory_comes_back(actions):
+    ring, held = Ring(100_000), []
+    capacity = ring.free_bytes
+    for takes, number in actions:
+        if takes:
+            slot = ring.allocate(number)
+            held += [slot] if slot is not None else []
+        elif held:
+            ring.free(held.pop(number % len(held)))
+        ends = sorted((slot.offset, slot.offset + slot.num_bytes) for slot in held)
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ends))
+        assert ring.free_bytes == capacity - sum(slot.num_bytes for slot in held)
+    for slot in held:
+        ring.free(slot)
+    assert ring.free_bytes == capacity
+    assert ring.allocate(capacity) is not None
+    ring.close()
+
+
+def test_a_full_ring_has_no_slot():
+    ring = Ring(10_000)
+    assert ring.allocate(10**6) is None
+
+
+@pytest.mark.parametrize("slot", [(0, 4096), (4096, 100), (1 << 20, 4096)])
+def test_slots_outside_the_ring_are_refused(slot):
+    ring, user = Ring(1 << 16), RingUser()
+    user.attach(ring.address)
+    with pytest.raises(ValueError, match="do not fit into slot"):
+        user.images(Slot(ring.address.nonce, *slot), 1, SIZE)
+
+
+def test_only_the_ring_itself_is_attached(tmp_path):
+    ring, user = Ring(1 << 16), RingUser()
+    address = ring.address
+    assert not user.attach(RingAddress(address.pid, address.fd, b"x" * 16))
+    assert not user.attach(RingAddress(2**22 - 1, address.fd, address.nonce))
+    with (tmp_path / "file").open("w+b") as file:
+        file.write(address.nonce + bytes(5000))
+        file.flush()
+        assert not user.attach(RingAddress(address.pid, file.fileno(), address.nonce))
+    assert len(user) == 0
+
+
+OWNER = """
+import sys, time
+from loader.ring import Ring
+ring = Ring(1 << 22)
+ring.images(ring.allocate(1 << 20), 1, 500)[...] = 7
+print(ring.address.pid, ring.address.fd, ring.address.nonce.hex(), flush=True)
+time.sleep(60)
+"""
+
+
+def ring_mappings() -> int:
+    return Path("/proc/self/maps").read_text().count("memfd:tempera-ring")
+
+
+def test_nothing_is_left_of_a_ring_whose_owner_was_killed():
+    named_before = set(os.listdir("/dev/shm"))
+    before = ring_mappings()
+    owner = subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True)
+    pid, fd, nonce = owner.stdout.readline().split()
+    address = RingAddress(int(pid), int(fd), bytes.fromhex(nonce))
+    user = RingUser()
+    assert user.attach(address)
+    assert (user.images(Slot(address.nonce, 4096, 1 << 20), 1, 500) == 7).all()
+    os.kill(owner.pid, signal.SIGKILL)
+    owner.wait(10)
+    owner.stdout.close()
+    user.drop_orphans()
+    assert len(user) == 0
+    assert ring_mappings() == before
+    assert set(os.listdir("/dev/shm")) == named_before
