@@ -18,7 +18,7 @@ from typing import Any
 
 from tyro.extras import SubcommandApp
 
-from deploy.commands import control, demo, doctor, evaluate, runs, score, shards
+from deploy.commands import bench, control, demo, doctor, evaluate, history, runs, score, shards
 from deploy.console import ERR, Answer
 
 DESCRIPTION = (
@@ -29,6 +29,7 @@ GROUPS = {
     "shards": "Write, index and check WebDataset shards.",
     "set": "Change what a live run draws, from its next window on.",
     "eval": "Evaluate a frozen encoder.",
+    "bench": "Measure this machine, as ratios inside one run.",
 }
 BOX = "\u2502\u256d\u256e\u2570\u256f\u2500\u2022|+"
 """What tyro draws boxes with."""
@@ -54,7 +55,11 @@ def build_app() -> SubcommandApp:
         "release": control.release,
         "scale": control.scale,
         "log": control.log,
+        "replay": history.replay,
+        "inspect": history.inspect,
         "eval": {"knn": evaluate.knn},
+        "export": evaluate.export,
+        "bench": {"loader": bench.loader, "selection": bench.selection, "trainer": bench.trainer},
         "doctor": doctor.doctor,
     }
     app = SubcommandApp()

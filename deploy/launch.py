@@ -80,7 +80,7 @@ def launch_in_process(config: RunConfig, run: RunDir, *, should_stop: Callable[[
     """
     selection_part = _prepare(config, run)
     with closing(RunLog(run.log)) as runlog, closing(LocalLoaders(_local_workers(config))) as loaders:
-        selection = Selection(_distance(config), selection_part, runlog=runlog)
+        selection = Selection(prototype_distances(config), selection_part, runlog=runlog)
         rank, context = Rank(config=config, connect=lambda: (selection, loaders)), SingleProcess()
         return train(
             config.train,
@@ -207,5 +207,6 @@ def _local_workers(config: RunConfig) -> list[LoaderWorker]:
     return [LoaderWorker(_loader_config(config)) for _ in range(config.fleet.loaders)]
 
 
-def _distance(config: RunConfig) -> NDArray[np.float32] | None:
+def prototype_distances(config: RunConfig) -> NDArray[np.float32] | None:
+    """The run's distances, float32[N]; None when it has none."""
     return None if config.data.prototypes is None else Prototypes.load(config.data.prototypes).distance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from deploy.console import Answer, table
 from deploy.rundir import find_run, write_json
@@ -30,3 +31,19 @@ def knn(*, run: Path | None = None, index: Path | None = None, test_index: Path 
     found.report.mkdir(exist_ok=True)
     write_json(found.report / "knn.json", data)
     return Answer(data=data, view=table("cosine 1-NN accuracy", ("", ""), list(data.items())))
+
+
+def export(
+    *, out: Path, run: Path | None = None, weights: Literal["encoder", "teacher", "average"] = "encoder"
+) -> Answer:
+    """Write a run's encoder as a timm state dict: encoder.safetensors, and encoder.json that says how to build it.
+
+    Args:
+        out: folder to write into.
+        run: the run's directory; by default the one that is alive under runs/, or the newest.
+        weights: the trained encoder, the method's teacher, or the moving average of the weights.
+    """
+    from trainer.export import export_timm
+
+    path = export_timm(find_run(run).path, out, weights=weights)
+    return Answer(data={"weights": str(path), "description": str(out / "encoder.json")}, view=f"written: {path}")

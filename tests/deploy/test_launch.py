@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deploy.cli import main
 from deploy.config import DataConfig, RunConfig
 from deploy.launch import launch_in_process
 from deploy.logs import knob_history, log_entries
@@ -20,7 +22,9 @@ from scoring import RunLog
 
 @pytest.fixture
 def config(digits: DataConfig) -> RunConfig:
-    return override(debug(digits), ("train.total_steps=16", "train.checkpoint_every=4", "train.window_steps=4"))
+    steps = ("train.total_steps=16", "train.checkpoint_every=4", "train.window_steps=4")
+    small = ("train.model.width=48", "train.model.depth=1", "train.model.heads=3", "train.model.decoder_depth=1")
+    return override(debug(digits), steps + small)
 
 
 def losses(run: RunDir) -> list[tuple[int, float]]:
@@ -55,6 +59,24 @@ def test_another_configuration_is_refused_and_the_run_kept(tmp_path: Path, confi
     with pytest.raises(RunError, match="holds another run"):
         launch_in_process(replace(config, evaluate_every=3), run)
     assert losses(run) == before
+
+
+def test_a_finished_run_is_replayed_inspected_and_exported(
+    tmp_path: Path, config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDir(tmp_path / "run")
+    launch_in_process(config, run)
+    capsys.readouterr()
+    assert main(["replay", str(run.path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"windows": 4, "draws": 16 * 32, "different": []}
+    assert main(["inspect", "--run", str(run.path), "--export", str(tmp_path / "table.parquet"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["exported_rows"] == 1437
+    assert 1 < facts["effective_sample_size"] < 1437
+    assert main(["export", "--run", str(run.path), "--out", str(tmp_path / "timm"), "--json"]) == 0
+    assert (tmp_path / "timm" / "encoder.safetensors").is_file()
+    assert main(["eval", "knn", "--run", str(run.path), "--json"]) == 0
+    assert 0.1 < json.loads(capsys.readouterr().out.splitlines()[-1])["nn_mean"] <= 1
 
 
 def test_nearest_neighbours_are_measured_while_it_trains(tmp_path: Path, config: RunConfig) -> None:

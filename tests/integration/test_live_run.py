@@ -23,11 +23,11 @@ from deploy.runs import debug
 
 TEMPERA = (sys.executable, "-m", "deploy.cli")
 SETTINGS = ("train.checkpoint_every=24", "train.log_every=1", "fleet.loaders=2")
-SHORT = (*SETTINGS, "train.total_steps=120")
+SHORT = (*SETTINGS, "train.total_steps=400")
 ENDLESS = (*SETTINGS, "train.total_steps=100000")
-PATIENCE_S = 120.0
+PATIENCE_S = 400.0
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def tempera(*words: object) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def test_scaling_killing_and_resuming_change_no_loss(tmp_path: Path, digits: Dat
         process.terminate()
         _, heard = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, heard
-    assert len(losses(run)) < 120, "the run ended before it could be stopped"
+    assert len(losses(run)) < 400, "the run ended before it could be stopped"
     tempera("resume", run.path)
     kinds = {entry["kind"] for entry in tempera("log", "--run", run.path, "--limit", 200)["entries"]}
     assert {"loader_lost", "scale", "schedule"} <= kinds

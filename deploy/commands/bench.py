@@ -1,0 +1,58 @@
+"""`tempera bench`: figures of this machine, as ratios inside one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from deploy.console import Answer, progress_bar, say, table
+
+
+def loader(*, images: Path, peers: bool = False, device: Literal["cpu", "cuda"] = "cpu") -> Answer:
+    """Measure images per second, from raw JPEG decoding to the whole service.
+
+    Args:
+        images: folder of images, folder of tars, or a tar.
+        peers: measure the other loaders that are installed, too.
+        device: cpu, or cuda for a sweep of the GPU decoder's settings.
+    """
+    from loader.bench import bench_loader
+
+    data = bench_loader(images, peers=peers, device=device, progress=lambda what: say(f"  measuring {what}"))
+    return Answer(data=data, view=_figures("images/s", _flat(data)))
+
+
+def selection() -> Answer:
+    """Measure drawing, re-weighing, solving and scores, by number of samples."""
+    from scoring.bench import bench_selection
+
+    with progress_bar("measuring the selection") as advance:
+        data = bench_selection(progress=advance)
+    return Answer(data=data, view=_figures("selection", _flat(data)))
+
+
+def trainer(*, device: Literal["cpu", "cuda", "auto"] = "cpu") -> Answer:
+    """Measure training steps against the same models written plainly.
+
+    Args:
+        device: where to measure.
+    """
+    from trainer.bench import bench_trainer
+
+    with progress_bar("measuring training steps") as advance:
+        data = bench_trainer(device=device, progress=advance)
+    names = ("method", "size", "batch", "images_per_s", "plain_images_per_s", "ratio", "mfu", "peak_memory_bytes")
+    rows = [tuple(row.get(name) for name in names) for row in data["rows"]]
+    return Answer(data=data, view=table(f"{data['device']}: ours against the plain form", names, rows))
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested figures as (dotted name, value) rows."""
+    rows: list[tuple[str, Any]] = []
+    for name, value in data.items():
+        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return rows
+
+
+def _figures(title: str, rows: list[tuple[str, Any]]) -> Any:
+    return table(title, ("figure", "value"), rows)
