@@ -90,7 +90,7 @@ def bench_trainer(
     require(turns >= 1, f"turns must be 1 or more; got {turns}.")
     place = pick_device(device, 0)
     cuda = place.type == "cuda"
-    add_ons = cases[0] if cases else Case(method="mae", size="vit_b", batch=256 if cuda else 1)
+    add_ons = cases[0] if cases else Case(method="mae", size="vit_b", batch=256 if cuda else 2)
     cases = cases or (CUDA_CASES if cuda else CPU_CASES)
     peak = peak_flops(place) or measured_peak(place)
     rows = []
@@ -131,7 +131,7 @@ def _row(case: Case, device: torch.device, peak: float, turns: int) -> dict[str,
 
 
 def _ratios(case: Case, rows: list[dict[str, Any]], device: torch.device, turns: int) -> dict[str, float]:
-    """Measure what the add-ons cost in MAE steps of the same size: it depends on the proportions of the networks."""
+    """Measure what the add-ons cost in passes of MAE at the same size, which decides their proportions."""
     case = replace(case, method="mae")
     plain = _config(case, device)
     selecting = PassConfig(enabled=True)
@@ -144,20 +144,12 @@ def _ratios(case: Case, rows: list[dict[str, Any]], device: torch.device, turns:
     images = _images(case, states["mae"])
     states["pass"].method.eval()
 
-    def masker_alone() -> None:
-        state = states["clmae"]
-        with autocast(state.device, state.config.precision):
-            loss = state.method(normalise(images.to(device), state.config), StepRandomness(seed=0, step=0), "masker")
-        loss.total.backward()
-        state.optimizers["masker"].step()
-        state.optimizers["masker"].zero_grad()
-
     ids = torch.arange(case.batch).numpy()
     steps: list[Step] = [
-        lambda: _ours(states["mae"], images),
-        lambda: _ours(states["mto"], images),
+        lambda: _passes(states["mae"], images),
+        lambda: _passes(states["mto"], images),
         lambda: _score(states["pass"], images, ids),
-        masker_alone,
+        lambda: _passes(states["clmae"], images, "masker"),
     ]
     mae, mto, scored, masker = _alternate(steps, device, turns)
     found = {
@@ -217,6 +209,15 @@ def _ours(state: TrainState, images_u8: Tensor) -> None:
     """Do one of our steps; the run never ends."""
     state.step = 0
     train_step(state, images_u8)
+
+
+def _passes(state: TrainState, images_u8: Tensor, phase: str = "model") -> None:
+    """Do the forward and backward passes of one phase without the update, whose cost does not depend on the batch."""
+    images = normalise(images_u8.to(state.device), state.config)
+    with autocast(state.device, state.config.precision):
+        loss = state.method(images, StepRandomness(seed=0, step=0), phase)
+    loss.total.backward()
+    state.method.zero_grad(set_to_none=True)
 
 
 def _score(state: TrainState, images_u8: Tensor, ids: Any) -> None:

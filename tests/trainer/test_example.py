@@ -1,0 +1,37 @@
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from trainer_fakes import FakeStream, tiny_run
+
+from trainer import METHODS, load_encoder, read_metrics, train
+
+EXAMPLE = Path(__file__).parent / "example_method.py"
+
+
+@pytest.fixture(autouse=True)
+def _registered():
+    importlib.import_module("example_method")
+    yield
+    METHODS.pop("mean_colour")
+    sys.modules.pop("example_method")
+
+
+def test_a_method_of_one_class_trains_resumes_and_gives_its_encoder(tmp_path):
+    config = tiny_run(method="mean_colour", total_steps=20)
+    stream = FakeStream(config)
+    train(config, stream, run_dir=tmp_path, should_stop=lambda: stream.next_step == 9)
+    train(config, FakeStream(config), run_dir=tmp_path)
+    losses = [line["loss"] for line in read_metrics(tmp_path / "metrics.jsonl")]
+    assert len(losses) == 20
+    assert losses[-1] < 0.9 * losses[0]
+    assert load_encoder(tmp_path).features(torch.rand(1, 3, 16, 16)).shape == (1, 17, 32)
+
+
+def test_the_example_is_at_most_forty_lines_and_the_readme_shows_it_as_it_is():
+    text = EXAMPLE.read_text()
+    assert len([line for line in text.splitlines() if line.strip()]) <= 40
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert "class MeanColour" not in readme or text in readme
