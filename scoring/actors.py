@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import ray
 from numpy.typing import ArrayLike, NDArray
 from ray.exceptions import RayError, RayTaskError
@@ -99,6 +100,10 @@ class SelectionService:
         """First id, size and process of each id range that has an actor of its own."""
         parts = self._on_selection(lambda selection: selection.table.ranges)
         return [part.where() for part in parts if isinstance(part, RemoteRange)]
+
+    def cpu_s(self) -> float:
+        """Processor seconds that the service has used."""
+        return time.process_time()
 
     def summary(self, top: int) -> dict[str, Any]:
         """See `scoring.inspect.table_summary`."""
@@ -243,6 +248,33 @@ def start_selection(
     client = SelectionClient(name=name, namespace=namespace, timeout_s=timeout_s, handle=actor.remote(run))
     client.require(run)
     return client
+
+
+def bench_requests(client: SelectionClient, *, trainers: int = 256, repeats: int = 5) -> dict[str, Any]:
+    """So many trainers ask the service for its newest window at once; this process stands for all of them.
+
+    Returns:
+        "window_p99_ms_256_trainers_ray" (best of the repeats; asking and serving share this machine's cores), and
+        "service_cpu_ms_per_request" (what the service alone spends).
+    """
+    service: Any = ray.get_actor(client.name, namespace=client.namespace)
+    newest = client.window(max(0, client.state()["next_window"] - 1)).index
+    p99_ms: list[float] = []
+    cpu_ms: list[float] = []
+    for _ in range(repeats):
+        seconds: list[float] = []
+        cpu_before = ray.get(service.cpu_s.remote(), timeout=CALL_TIMEOUT_S)
+        start = time.perf_counter()
+        waiting = [service.window.remote(newest, None) for _ in range(trainers)]
+        while waiting:
+            done, waiting = ray.wait(waiting, timeout=CALL_TIMEOUT_S)
+            seconds += [time.perf_counter() - start] * len(done)
+        cpu_ms.append((ray.get(service.cpu_s.remote(), timeout=CALL_TIMEOUT_S) - cpu_before) * 1e3 / trainers)
+        p99_ms.append(float(np.quantile(seconds, 0.99)) * 1e3)
+    return {
+        f"window_p99_ms_{trainers}_trainers_ray": round(min(p99_ms), 3),
+        "service_cpu_ms_per_request": round(min(cpu_ms), 3),
+    }
 
 
 class SelectionClient:

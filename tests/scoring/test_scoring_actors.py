@@ -159,3 +159,12 @@ def test_ranges_in_actors_draw_the_same_and_survive_the_loss_of_one(run, tmp_pat
 def test_table_is_exported_by_the_service(run, tmp_path):
     assert run().export(tmp_path / "table.parquet") == 500
     assert (tmp_path / "table.parquet").exists()
+
+
+@pytest.mark.ray
+def test_many_trainers_are_served_at_once(run):
+    from scoring.actors import bench_requests  # noqa: PLC0415
+
+    figures = bench_requests(run(), trainers=32, repeats=2)
+    assert 0 < figures["window_p99_ms_32_trainers_ray"] < 10_000
+    assert figures["service_cpu_ms_per_request"] > 0

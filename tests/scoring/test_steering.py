@@ -1,0 +1,142 @@
+"""Changes that come while a window is being drawn."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from scoring import Control, Event, RunLog, Selection, SelectionConfig, VersionConflict, replay_run
+
+N = 300
+GATE = threading.Event()
+REACHED = threading.Event()
+FAIL = threading.Event()
+
+
+def gated(inputs):
+    """A user's policy that takes its time, and may fail."""
+    REACHED.set()
+    GATE.wait(10)
+    if FAIL.is_set():
+        raise ValueError("this policy fails now")
+    return np.ones(inputs.num_rows)
+
+
+NAME = f"prototypical*{__name__}:gated"
+
+
+def config():
+    return SelectionConfig(
+        seed=1, global_batch=8, window_steps=2, effective_size=0.3, policy=NAME, user_policies=(f"{__name__}:gated",)
+    )
+
+
+@pytest.fixture
+def selection(tmp_path):
+    GATE.set()
+    FAIL.clear()
+    distance = np.random.default_rng(0).beta(3.4, 2.38, N).astype(np.float32)
+    chosen = Selection(distance, config(), runlog=RunLog(tmp_path / "run.sqlite"))
+    chosen.window(0, effective_size=0.2)
+    yield chosen
+    GATE.set()
+    FAIL.clear()
+    chosen.close()
+
+
+@pytest.fixture
+def drawing(selection):
+    """Window 1 of the selection, on its way."""
+    GATE.clear()
+    REACHED.clear()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(selection.window, 1, effective_size=0.25)
+        assert REACHED.wait(10)
+        yield waiting
+        GATE.set()
+
+
+def set_size(value, **changes):
+    return Control(**{"kind": "effective_size", "value": value, "author": "ann", **changes})
+
+
+def test_change_during_a_draw_lands_in_the_window_after_it(selection, drawing):
+    reply = selection.control(set_size(0.5))
+    assert (reply.window, reply.step, reply.version) == (2, 4, 1)
+    GATE.set()
+    first = drawing.result(10)
+    scheduled = {entry.window: entry for entry in selection.log() if entry.kind == "schedule"}
+    assert (scheduled[1].value, scheduled[1].temperature, scheduled[1].in_force) == (0.25, first.temperature, True)
+    second = selection.window(2, effective_size=0.3)
+    assert second.temperature == reply.temperature > first.temperature
+
+
+def test_nothing_else_waits_for_a_draw(selection, drawing):
+    assert selection.window(0).index == 0
+    assert selection.report_scores([1], [0.5], kind="loss", step=0, producer="a", sequence=0).accepted == 1
+    selection.record(Event(kind="scale", author="ann", value=2))
+    assert selection.state()["next_window"] == 1
+    assert selection.log()[-1].window == 2
+    assert not drawing.done()
+
+
+def test_two_changes_during_a_draw_keep_their_order_and_versions(selection, drawing):
+    assert selection.control(set_size(0.4)).version == 1
+    with pytest.raises(VersionConflict):
+        selection.control(set_size(0.45, author="bob", expected_version=0))
+    assert selection.control(set_size(0.5, author="bob", expected_version=1)).window == 2
+    assert selection.state()["control_version"] == 2
+    GATE.set()
+    drawing.result(10)
+    assert selection.state()["scheduled_effective_size"] == 0.25
+    assert selection.state()["manual_kind"] == "effective_size"
+
+
+def test_failed_draw_leaves_a_landed_change_where_it_was_promised(selection, drawing):
+    reply = selection.control(set_size(0.5))
+    FAIL.set()
+    GATE.set()
+    with pytest.raises(ValueError, match="fails now"):
+        drawing.result(10)
+    assert selection.control(set_size(0.55)).window == 2
+    FAIL.clear()
+    again = selection.window(1, effective_size=0.25)
+    assert again.temperature < reply.temperature
+    assert selection.window(2, effective_size=0.3).temperature > reply.temperature
+    GATE.set()
+    assert replay_run(selection._log, config(), selection.table.distances()).reproduced
+
+
+def test_change_that_waits_for_its_window_survives_a_restart(selection, drawing, tmp_path):
+    selection.control(set_size(0.5))
+    FAIL.set()
+    GATE.set()
+    with pytest.raises(ValueError, match="fails now"):
+        drawing.result(10)
+    FAIL.clear()
+    selection.close()
+    distance = np.random.default_rng(0).beta(3.4, 2.38, N).astype(np.float32)
+    recovered = Selection(distance, config(), runlog=RunLog(tmp_path / "run.sqlite"))
+    assert recovered.state()["manual"]
+    narrow, broad = recovered.window(1, effective_size=0.25), recovered.window(2, effective_size=0.3)
+    assert narrow.temperature < broad.temperature
+    recovered.close()
+
+
+def test_of_many_controllers_at_once_one_wins(selection):
+    barrier = threading.Barrier(8)
+
+    def change(rank):
+        barrier.wait()
+        try:
+            return selection.control(set_size(0.3 + rank / 100, author=f"person-{rank}", expected_version=0)).version
+        except VersionConflict as error:
+            return error
+
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(change, range(8)))
+    assert [outcome for outcome in outcomes if outcome == 1] == [1]
+    losers = [outcome for outcome in outcomes if isinstance(outcome, VersionConflict)]
+    assert [(error.expected, error.current) for error in losers] == [(0, 1)] * 7
+    assert len([entry for entry in selection.log() if entry.kind == "effective_size"]) == 1
