@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,10 @@ def launch_in_process(config: RunConfig, run: RunDir, *, should_stop: Callable[[
     selection_part = _prepare(config, run)
     with closing(RunLog(run.log)) as runlog, closing(LocalLoaders(_local_workers(config))) as loaders:
         selection = Selection(prototype_distances(config), selection_part, runlog=runlog)
-        rank, context = Rank(config=config, connect=lambda: (selection, loaders)), SingleProcess()
+        rank, context = (
+            Rank(config=config, reach_selection=lambda: selection, reach_loaders=lambda: loaders),
+            SingleProcess(),
+        )
         return train(
             config.train,
             rank.stream(context),
@@ -137,7 +141,11 @@ def _actors(config: RunConfig, run: RunDir, endpoint: Endpoint, selection_part: 
 def _train_on_ray(config: RunConfig, run: RunDir, endpoint: Endpoint) -> TrainResult:
     from trainer.actors import TrainJob, train_on_ray
 
-    rank = Rank(config=config, connect=_RayConnection(endpoint))
+    rank = Rank(
+        config=config,
+        reach_selection=partial(_reach_selection, endpoint),
+        reach_loaders=partial(_reach_loaders, endpoint),
+    )
     job = TrainJob(
         config=config.train,
         run_dir=str(run.path.resolve()),
@@ -173,24 +181,16 @@ def _graceful_stop(run: RunDir) -> Iterator[None]:
         run.stop_request.unlink(missing_ok=True)
 
 
-class _RayConnection:
-    """Reaches the run's actors from a trainer rank, once for its lifetime."""
+def _reach_selection(endpoint: Endpoint) -> SelectionPort:
+    from scoring.actors import SelectionClient
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._reached: tuple[SelectionPort, LoaderPool] | None = None
+    return SelectionClient(name=endpoint.selection, namespace=endpoint.namespace)
 
-    def __call__(self) -> tuple[SelectionPort, LoaderPool]:
-        from loader.actors import RayLoaders, connect_fleet
-        from scoring.actors import SelectionClient
 
-        if self._reached is None:
-            endpoint = self._endpoint
-            self._reached = (
-                SelectionClient(name=endpoint.selection, namespace=endpoint.namespace),
-                RayLoaders(connect_fleet(endpoint.fleet)),
-            )
-        return self._reached
+def _reach_loaders(endpoint: Endpoint) -> LoaderPool:
+    from loader.actors import RayLoaders, connect_fleet
+
+    return RayLoaders(connect_fleet(endpoint.fleet))
 
 
 def _loader_config(config: RunConfig) -> LoaderConfig:

@@ -56,17 +56,19 @@ class Rank:
 
     config: RunConfig
     """The whole run."""
-    connect: Callable[[], tuple[SelectionPort, LoaderPool]]
-    """Reaches the selection and the loaders from the rank's process."""
+    reach_selection: Callable[[], SelectionPort]
+    """Reaches the selection from the rank's process."""
+    reach_loaders: Callable[[], LoaderPool]
+    """Reaches the loaders from there; each stream has a pool of its own."""
 
     def selection(self, context: Context) -> SelectionPort:
         """What the rank reports scores to."""
-        return self.connect()[0]
+        return self.reach_selection()
 
     def stream(self, context: Context) -> BatchStream:
         """The rank's batches."""
         config = self.config
-        selection, loaders = self.connect()
+        selection = self.reach_selection()
         schedule = effective_size_schedule(config)
         windows = ScheduledWindows(selection, schedule, config.train.window_steps, config.train.total_steps)
         stream_config = StreamConfig(
@@ -78,14 +80,14 @@ class Rank:
             rank=context.rank,
             world_size=context.world_size,
         )
-        return BatchStream(windows, loaders, stream_config, on_bad=_reporter(selection))
+        return BatchStream(windows, self.reach_loaders(), stream_config, on_bad=_reporter(selection))
 
     def sweep(self, context: Context) -> Sweep | None:
         """Scores the whole data set for a selection round; None for a run that selects nothing."""
         config, settings = self.config, self.config.train.model.pass_
         if not settings.enabled:
             return None
-        selection, loaders = self.connect()
+        selection, loaders = self.reach_selection(), self.reach_loaders()
         size = config.train.model.image_size
 
         def batches(ids: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Any]]:
