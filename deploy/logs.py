@@ -16,6 +16,8 @@ from scoring import LogEntry, read_entries
 
 SHOWN_CHARACTERS = 72
 """Longer reasons are cut in the table; --json and the report have them whole."""
+LOADER = "loader_"
+"""Start of the kinds that the fleet writes of one loader; their value, the fleet's size, is not what happened."""
 SCHEDULE = "schedule"
 """Kind of the entries that the trainer writes at each window."""
 
@@ -57,10 +59,10 @@ def log_table(entries: Sequence[dict[str, Any]]) -> Table:
 
 
 def what(entry: dict[str, Any]) -> str:
-    """An entry's kind and value in a few words."""
+    """An entry's kind and, where it set something, its value in a few words."""
     value = entry["value"]
     shown = "" if value is None else f" {value:.4g}" if isinstance(value, float) else f" {value}"
-    return f"{entry['kind']}{shown}".replace("_", " ")
+    return f"{entry['kind']}{'' if entry['kind'].startswith(LOADER) else shown}".replace("_", " ")
 
 
 def _short(text: str) -> str:

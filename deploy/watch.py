@@ -64,7 +64,7 @@ def snapshot(run: RunDir) -> dict[str, Any]:
 def status_view(facts: dict[str, Any], config: RunConfig) -> RenderableType:
     """The head of the view: how far, how fast, what is in force."""
     metrics, selection = facts["metrics"], facts["selection"] or {}
-    step = int(metrics.get("step", -1)) + 1
+    step = int(metrics.get("step", 0))
     head = Table.grid(padding=(0, 2))
     state = "[green]alive[/]" if facts["alive"] else "[dim]not running[/]"
     head.add_row("run", f"{facts['name']}  ({facts['run']})  {state}")
