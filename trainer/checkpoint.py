@@ -52,13 +52,17 @@ class Checkpoints:
         self._pending: Future[Path] | None = None
 
     def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-        """Copy the tensors and write the checkpoint in the background; waits for the one before it.
+        """Copy the tensors on their device and write the checkpoint in the background; waits for the one before it.
 
         `state["metric"]`, a number that is better when lower, decides which checkpoint is the best.
         """
         self.wait()
-        copies = {file: {name: _to_host(value) for name, value in group.items()} for file, group in tensors.items()}
-        self._pending = self._writer.submit(self._write, step, copies, dict(state))
+        copies = {
+            file: {name: value.detach().clone() for name, value in group.items()} for file, group in tensors.items()
+        }
+        on_gpu = any(value.is_cuda for group in tensors.values() for value in group.values())
+        copied = torch.cuda.current_stream().record_event() if on_gpu else None
+        self._pending = self._writer.submit(self._write, step, copies, dict(state), copied)
 
     def wait(self) -> Path | None:
         """Wait for the write in progress and return its path.
@@ -104,13 +108,19 @@ class Checkpoints:
             )
         return None
 
-    def _write(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
+    def _write(
+        self,
+        step: int,
+        tensors: dict[str, dict[str, Tensor]],
+        state: dict[str, Any],
+        copied: torch.cuda.Event | None,
+    ) -> Path:
         final = self.directory / f"{_PREFIX}{step:08d}"
         temporary = self.directory / f".writing-{final.name}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for file, group in tensors.items():
-            save_file(group, temporary / f"{file}.safetensors")
+            save_file(_to_host(group, copied), temporary / f"{file}.safetensors")
         files = {
             path.name: {"bytes": path.stat().st_size, "crc32": _crc32(path)} for path in temporary.glob("*.safetensors")
         }
@@ -213,8 +223,13 @@ def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
     return [pair for group in optimizer.param_groups for pair in zip(group["names"], group["params"], strict=True)]
 
 
-def _to_host(value: Tensor) -> Tensor:
-    return value.detach().to("cpu", copy=True).contiguous()
+def _to_host(group: dict[str, Tensor], copied: torch.cuda.Event | None) -> dict[str, Tensor]:
+    """Return the tensors on the CPU; a GPU copies on a stream of its own, beside the next steps."""
+    if copied is None:
+        return {name: value.contiguous() for name, value in group.items()}
+    with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+        copied.wait()
+        return {name: value.to("cpu").contiguous() for name, value in group.items()}
 
 
 def _crc32(path: Path) -> int:

@@ -5,6 +5,7 @@ update. The device is never waited for: a non-finite gradient stops the update o
 finds it when it next reads numbers.
 """
 
+import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -108,13 +109,16 @@ def _phase_step(state: TrainState, phase: str, images: Tensor) -> StepResult:
     )
 
 
+@functools.cache
+def _channels(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return values in [0, 1] by channel in units of bytes, [3, 1, 1]; made once for all steps."""
+    return torch.tensor(values, dtype=dtype, device=device).view(3, 1, 1) * 255
+
+
 def normalise(images_u8: Tensor, config: TrainConfig) -> Tensor:
     """Return float images with zero mean and unit variance by channel, on the device of the bytes."""
     dtype = torch.float64 if config.precision == "float64" else torch.float32
-    mean, std = (
-        torch.tensor(values, dtype=dtype, device=images_u8.device).view(3, 1, 1) * 255
-        for values in (config.mean, config.std)
-    )
+    mean, std = (_channels(values, dtype, images_u8.device) for values in (config.mean, config.std))
     return images_u8.to(dtype).sub_(mean).div_(std)
 
 

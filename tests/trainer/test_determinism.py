@@ -34,3 +34,14 @@ def test_a_second_and_a_resumed_run_equal_the_first_bit_for_bit(tmp_path, name):
         other = load_checkpoint(tmp_path / run).tensors
         for file, group in first.items():
             assert all(torch.equal(value, other[file][key]) for key, value in group.items())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_bf16_stays_near_float32(tmp_path, name):
+    model = tiny(conmim=ConmimConfig(hidden=32, projection=8))
+    for precision in ("float32", "bf16"):
+        config = tiny_run(method=name, model=model, total_steps=3, precision=precision)
+        train(config, FakeStream(config), run_dir=tmp_path / precision)
+    whole, half = ([line["loss"] for line in numbers(tmp_path / p)] for p in ("float32", "bf16"))
+    assert half == pytest.approx(whole, rel=0.03)
+    assert half != whole

@@ -95,7 +95,7 @@ class Clmae(Mae):
         parts = masker_losses(wide(keep_BN), loss_BN, self.config)
         total = self.curriculum * parts["recon"] + parts["gauss"] + parts["kl"] + parts["diversity"]
         detached = {name: value.detach() for name, value in parts.items()}
-        detached |= {"keep_mean": keep_BN.detach().mean(), "curriculum": total.new_tensor(self.curriculum)}
+        detached |= {"keep_mean": keep_BN.detach().mean(), "curriculum": total.new_full((), self.curriculum)}
         hidden_BN = (1 - keep_BN).detach()
         return Losses(total, loss_BN.detach().mean(dim=1), loss_BN.detach() * hidden_BN, hidden_BN, detached)
 
