@@ -14,7 +14,9 @@ from trainer.config import ClmaeConfig, ConmimConfig, MtoConfig, PassConfig, Swi
 def test_a_config_survives_json():
     config = tiny_run(
         model=tiny(
-            mto=MtoConfig(enabled=True), swin=SwinConfig(depths=(1, 2), heads=(1, 1)), pass_=PassConfig(keep=0.5)
+            mto=MtoConfig(enabled=True),
+            swin=SwinConfig(depths=(1, 2), heads=(1, 1)),
+            pass_selection=PassConfig(keep=0.5),
         ),
         betas=(0.8, 0.9),
         milestones=(0.5, 0.75),
