@@ -138,7 +138,7 @@ def _ratios(case: Case, rows: list[dict[str, Any]], device: torch.device, turns:
     states = {
         "mae": build_state(plain),
         "mto": build_state(replace(plain, model=replace(plain.model, mto=MtoConfig(enabled=True)))),
-        "pass": build_state(replace(plain, model=replace(plain.model, pass_selection=selecting))),
+        "pass": build_state(replace(plain, model=replace(plain.model, pass_=selecting))),
         "clmae": build_state(replace(plain, method="clmae")),
     }
     images = _images(case, states["mae"])

@@ -207,7 +207,7 @@ class ModelConfig:
     """Swin encoder, when encoder is "swin"."""
     mto: MtoConfig = field(default_factory=MtoConfig)
     """Masked Token Optimization, an add-on for every method."""
-    pass_selection: PassConfig = field(default_factory=PassConfig)
+    pass_: PassConfig = field(default_factory=PassConfig)
     """Patch-aware sample selection, for mae and simmim."""
     clmae: ClmaeConfig = field(default_factory=ClmaeConfig)
     """Constants of clmae."""

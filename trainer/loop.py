@@ -75,7 +75,7 @@ def train(
         NonFiniteLossError: a loss is NaN or infinite; the samples are listed in the run directory.
     """
     context = context or current_context()
-    selects = config.model.pass_selection.enabled
+    selects = config.model.pass_.enabled
     require(sweep is not None or not selects, "pass needs a sweep over the data set; got none. Give train() a Sweep.")
     state = build_state(config, context)
     run = Recorder(state, stream, Path(run_dir), on_step if context.rank == 0 else None)
@@ -87,7 +87,7 @@ def train(
         run,
         run.trace() as profiler,
     ):
-        if sweep and selects_after(state.progress, config.model.pass_selection):
+        if sweep and selects_after(state.progress, config.model.pass_):
             sweep(state)  # the run may have stopped while it selected; reports are merged once
         for batch in stream if state.step < config.total_steps else ():
             _check_batch(batch, state)
@@ -102,7 +102,7 @@ def train(
             logged = done % config.log_every == 0 or last
             if logged:
                 run.log_step(batch, result)
-            if sweep and selects_after(state.progress, config.model.pass_selection):
+            if sweep and selects_after(state.progress, config.model.pass_):
                 run.checkpoint()
                 sweep(state)
             if on_evaluate and evaluate_every and (done % evaluate_every == 0 or last):

@@ -23,7 +23,7 @@ class TokenPredictor(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.blocks = make_blocks(config.width, config.pass_selection.predictor_depth, config.heads)
+        self.blocks = make_blocks(config.width, config.pass_.predictor_depth, config.heads)
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.pred = nn.Linear(config.width, 1)
         self.apply(init_xavier)

@@ -60,7 +60,7 @@ class Progress:
 def progress_at(config: TrainConfig, step: int) -> Progress:
     """Return the progress of a run at a step."""
     epoch_steps = config.epoch_steps or max(config.total_steps // 100, 1)
-    selection = config.model.pass_selection
+    selection = config.model.pass_
     return Progress(
         step=step,
         total_steps=config.total_steps,

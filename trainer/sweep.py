@@ -73,7 +73,7 @@ class Sweep:
 
     def __call__(self, state: TrainState) -> SweepResult:
         """Score this rank's samples with the model as it is, and report them."""
-        settings, context = state.config.model.pass_selection, state.context
+        settings, context = state.config.model.pass_, state.context
         wanted = rank_samples(self._num_samples, context)
         seen = np.zeros(self._num_samples, bool)
         state.method.eval()
@@ -113,7 +113,7 @@ class Sweep:
 @torch.no_grad()
 def score_batch(state: TrainState, images_u8: Tensor, sample_ids: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return the scores of uint8 images, float32[B], by the configured rule."""
-    method, settings = state.method, state.config.model.pass_selection
+    method, settings = state.method, state.config.model.pass_
     images = normalise(images_u8.to(state.device, non_blocking=True), state.config)
     with autocast(state.device, state.config.precision):
         if settings.score == "pass":

@@ -16,7 +16,7 @@ def test_a_config_survives_json():
         model=tiny(
             mto=MtoConfig(enabled=True),
             swin=SwinConfig(depths=(1, 2), heads=(1, 1)),
-            pass_selection=PassConfig(keep=0.5),
+            pass_=PassConfig(keep=0.5),
         ),
         betas=(0.8, 0.9),
         milestones=(0.5, 0.75),

@@ -53,7 +53,7 @@ def test_a_budget_below_the_full_epochs_has_no_share():
 
 def test_selections_follow_the_short_epochs_and_the_rate_follows_the_epoch():
     config = TrainConfig(
-        model=ModelConfig(pass_selection=PAPER),
+        model=ModelConfig(pass_=PAPER),
         total_steps=22_980,
         global_batch=4096,
         epoch_steps=312,
@@ -96,7 +96,7 @@ def test_ties_go_to_the_lower_patch_and_blocks_stay_whole():
 
 def selecting(method: str, **fields):
     shape = {"image_size": 64, "patch_size": 16, "mask_ratio": 0.6} if method == "simmim" else {}
-    return build_method(method, tiny(pass_selection=replace(SMALL, **fields), **shape)), torch.rand(4, 3, 64, 64)
+    return build_method(method, tiny(pass_=replace(SMALL, **fields), **shape)), torch.rand(4, 3, 64, 64)
 
 
 @pytest.mark.parametrize("method", ["mae", "simmim"])
@@ -137,7 +137,7 @@ def sweep_batches(images):
 
 @pytest.mark.parametrize("score", ["pass", "bss"])
 def test_scoring_twice_gives_the_same_scores_for_every_sample_once(score):
-    config = tiny_run(model=tiny(pass_selection=replace(SMALL, score=score)))
+    config = tiny_run(model=tiny(pass_=replace(SMALL, score=score)))
     state = build_state(config)
     images = FakeStream(config).images(range(23)).numpy()
     first, second = FakeSelection(), FakeSelection()
@@ -153,7 +153,7 @@ def test_scoring_twice_gives_the_same_scores_for_every_sample_once(score):
 
 
 def test_duplicates_and_missing_samples_are_counted_once():
-    config = tiny_run(model=tiny(pass_selection=SMALL))
+    config = tiny_run(model=tiny(pass_=SMALL))
     state, selection = build_state(config), FakeSelection()
     images = FakeStream(config).images(range(4)).numpy()
     picked = np.array([2, 0, 2, 1])
@@ -168,7 +168,7 @@ def test_the_ranks_share_the_samples():
 
 
 def test_a_run_sweeps_after_its_full_epochs_and_again_each_period(tmp_path):
-    config = tiny_run(model=tiny(pass_selection=SMALL), total_steps=14, epoch_steps=4)
+    config = tiny_run(model=tiny(pass_=SMALL), total_steps=14, epoch_steps=4)
     selection, rounds = FakeSelection(), []
     images = FakeStream(config).images(range(9)).numpy()
     sweep = Sweep(sweep_batches(images), selection, num_samples=9, after=lambda result: rounds.append(result.step))
@@ -180,10 +180,10 @@ def test_a_run_sweeps_after_its_full_epochs_and_again_each_period(tmp_path):
 
 
 def test_pass_says_what_it_needs(tmp_path):
-    config = tiny_run(model=tiny(pass_selection=SMALL))
+    config = tiny_run(model=tiny(pass_=SMALL))
     with pytest.raises(ValueError, match="pass needs a sweep over the data set"):
         train(config, FakeStream(config), run_dir=tmp_path)
     with pytest.raises(ValueError, match="pass works with mae and simmim; got method 'conmim'"):
-        build_method("conmim", tiny(pass_selection=SMALL))
+        build_method("conmim", tiny(pass_=SMALL))
     with pytest.raises(ValueError, match=r"pass keep \(rho\) must be in \(0, 1\]; got 1\.5"):
         PassConfig(keep=1.5)

@@ -54,7 +54,7 @@ def test_visible_patches_of_a_reconstruction_are_the_image_and_perfect_predictio
 
 
 def test_the_predictors_map_and_the_affinities_are_drawn_when_they_are_on():
-    model = tiny(**SHAPE, mto=MtoConfig(enabled=True), pass_selection=PassConfig(enabled=True, predictor_depth=1))
+    model = tiny(**SHAPE, mto=MtoConfig(enabled=True), pass_=PassConfig(enabled=True, predictor_depth=1))
     for name in ("mae", "simmim"):
         config = tiny_run(method=name, model=model)
         method = build_method(name, model).eval()

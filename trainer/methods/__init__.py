@@ -31,7 +31,7 @@ def build_method(name: str, config: ModelConfig) -> Method:
     """
     build = choose(name, METHODS, "method")
     require(
-        not config.pass_selection.enabled or name in SELECTING,
+        not config.pass_.enabled or name in SELECTING,
         f"pass works with {' and '.join(SELECTING)}; got method {name!r}. Set pass.enabled to false or change the "
         "method.",
     )

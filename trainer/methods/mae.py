@@ -37,16 +37,14 @@ class Mae(Method):
         self.encoder = Encoder(config)
         self.decoder = TokenDecoder(config, depth=config.decoder_depth, values=config.patch_size**2 * 3)
         self.predictor: TokenDecoder | None = None
-        if config.pass_selection.enabled and config.pass_selection.score == "pass":
-            self.predictor = TokenDecoder(config, depth=config.pass_selection.predictor_depth, values=1)
+        if config.pass_.enabled and config.pass_.score == "pass":
+            self.predictor = TokenDecoder(config, depth=config.pass_.predictor_depth, values=1)
         self.sometimes_unused = self.predictor is not None
         self.predictor_trains = self.sometimes_unused
 
     def begin_step(self, progress: Progress) -> None:
         """Turn the mask predictor's loss on in the epochs before a selection."""
-        self.predictor_trains = self.predictor is not None and predictor_trains(
-            progress.epoch, self.config.pass_selection
-        )
+        self.predictor_trains = self.predictor is not None and predictor_trains(progress.epoch, self.config.pass_)
 
     def forward(self, images_BCHW: Tensor, randomness: StepRandomness, phase: str = "model") -> Losses:
         """Return the reconstruction loss of randomly hidden patches."""
@@ -68,7 +66,7 @@ class Mae(Method):
         losses = add_mto(masked_losses(loss_BM, mask), observer)
         if self.predictor is None or not (self.training and self.predictor_trains):
             return losses
-        seen_BTD = latent_BTD.detach() if self.config.pass_selection.detach_encoder else latent_BTD
+        seen_BTD = latent_BTD.detach() if self.config.pass_.detach_encoder else latent_BTD
         predicted_BM1 = self.predictor.predict(self.predictor.run(seen_BTD, mask)[:, first_masked:])
         return add_predictor(losses, predicted_BM1.squeeze(-1), loss_BM, patches_BNP.shape[1])
 

@@ -36,15 +36,13 @@ class Simmim(Method):
         if config.encoder == "swin":
             require_whole_squares(config)
             require(
-                not config.pass_selection.enabled,
+                not config.pass_.enabled,
                 "pass needs a token for each patch; a swin encoder has none. Use encoder='vit'.",
             )
         self.encoder = SwinEncoder(config) if config.encoder == "swin" else RelativeEncoder(config)
         self.stride = self.encoder.stride
         self.head = nn.Linear(self.encoder.out_width, self.stride**2 * 3)
-        self.predictor = (
-            TokenPredictor(config) if config.pass_selection.enabled and config.pass_selection.score == "pass" else None
-        )
+        self.predictor = TokenPredictor(config) if config.pass_.enabled and config.pass_.score == "pass" else None
         self.sometimes_unused = self.predictor is not None
         self.predictor_trains = self.sometimes_unused
         narrow_normal(self.head.weight)
@@ -52,9 +50,7 @@ class Simmim(Method):
 
     def begin_step(self, progress: Progress) -> None:
         """Turn the mask predictor's loss on in the epochs before a selection."""
-        self.predictor_trains = self.predictor is not None and predictor_trains(
-            progress.epoch, self.config.pass_selection
-        )
+        self.predictor_trains = self.predictor is not None and predictor_trains(progress.epoch, self.config.pass_)
 
     def forward(self, images_BCHW: Tensor, randomness: StepRandomness, phase: str = "model") -> Losses:
         """Return the absolute error of the hidden pixels."""
@@ -81,7 +77,7 @@ class Simmim(Method):
         losses = add_mto(losses, observe)
         if self.predictor is None or not (self.training and self.predictor_trains):
             return losses
-        seen_BTD = tokens_BTD.detach() if self.config.pass_selection.detach_encoder else tokens_BTD
+        seen_BTD = tokens_BTD.detach() if self.config.pass_.detach_encoder else tokens_BTD
         predicted_BM = self.predictor(seen_BTD).gather(1, coarse.masked_BM)
         return add_predictor(losses, predicted_BM, loss_BM, tokens_BTD.shape[1] - 1)
 
