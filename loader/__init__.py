@@ -12,6 +12,7 @@ from loader.errors import (
     LoaderLost,
     MissingIndexError,
     StaleIndexError,
+    StorageUnavailable,
     StreamStalled,
     TooManyBadSamplesError,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "Pixels",
     "ShardIndex",
     "StaleIndexError",
+    "StorageUnavailable",
     "StreamConfig",
     "StreamStalled",
     "TooManyBadSamplesError",

@@ -73,6 +73,9 @@ class PixelCache:
                 heapq.heappush(self._lowest, (entry.value, sample_id))
             return entry.pixels
 
+    def __contains__(self, sample_id: int) -> bool:
+        return sample_id in self._entries
+
     def wants(self, num_bytes: int, *, encoded_bytes: int, demand: Demand) -> bool:
         """Return whether an image of `num_bytes` decoded bytes would be kept: decode it whole only then."""
         if num_bytes > self._capacity:

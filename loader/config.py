@@ -65,6 +65,10 @@ class LoaderConfig:
     """`cpu` is libjpeg-turbo; `dali` decodes on `device_id`."""
     device_id: int | None = None
     """GPU for `dali`; None runs DALI on the CPU."""
+    allow_hosts: tuple[str, ...] = ()
+    """Hosts of shards that may have private addresses, and may be reached by plain http."""
+    reads_in_flight: int = 32
+    """Ranged reads that wait for remote storage at the same time. Local shards are read by the decoding threads."""
     hw_decoder_load: float = 0.65
     """Share of a request that the GPU's JPEG engine takes, in [0, 1]; the rest goes to its cores. `dali` on a GPU
     only."""
@@ -80,6 +84,7 @@ class LoaderConfig:
             self.decoder == "cpu" or not self.cache_bytes,
             f"cache_bytes needs the cpu decoder; got {self.cache_bytes} with {self.decoder!r}. Set it to 0.",
         )
+        _require(self.reads_in_flight >= 1, f"reads_in_flight must be at least 1; got {self.reads_in_flight}")
         _require(0 <= self.hw_decoder_load <= 1, f"hw_decoder_load must be in [0, 1]; got {self.hw_decoder_load}")
         _require(self.max_pixels >= 1, f"max_pixels must be at least 1; got {self.max_pixels}")
 

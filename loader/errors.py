@@ -31,6 +31,10 @@ class TooManyBadSamplesError(LoaderError):
     """The share of bad samples passed its limit: the data or its storage is broken."""
 
 
+class StorageUnavailable(LoaderError):
+    """Storage did not deliver within the deadline. No fault of any sample: when it heals, the run can go on."""
+
+
 class LoaderLost(LoaderError):
     """The loader that held a request died or cannot be reached; another loader can make the same pixels."""
 

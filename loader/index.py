@@ -85,9 +85,11 @@ class ShardIndex:
         """
         path = Path(path).absolute()
         try:
-            table = pq.read_table(path, columns=list(COLUMNS), memory_map=True)
-            metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
-            columns = {name: np.asarray(table[name], dtype=kind) for name, kind in COLUMNS.items()}
+            with pq.ParquetFile(path) as file:
+                metadata = json.loads((file.schema_arrow.metadata or {})[_METADATA_KEY])
+                # One column at a time, copied out: Arrow's buffers for all of them would take twice the memory.
+                columns = {name: np.array(file.read([name])[name], dtype=kind) for name, kind in COLUMNS.items()}
+            pa.default_memory_pool().release_unused()
         except FileNotFoundError as error:
             raise MissingIndexError(f"no sample index at {path}. Build one: `{_command(path)}`") from error
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:
@@ -116,9 +118,14 @@ class ShardIndex:
         keys: list[str] = pq.read_table(self.path, columns=["key"])["key"].to_pylist()
         return keys
 
-    def reader(self) -> ShardReader:
+    @property
+    def remote(self) -> bool:
+        """True when any shard is read over a network."""
+        return any(local_path(url) is None for url in self.shard_urls)
+
+    def reader(self, *, allow_hosts: tuple[str, ...] = ()) -> ShardReader:
         """Return a reader of these shards. The caller closes it."""
-        return ShardReader(self.shard_urls, self.shard_bytes, index_path=str(self.path))
+        return ShardReader(self.shard_urls, self.shard_bytes, index_path=str(self.path), allow_hosts=allow_hosts)
 
     def read(self, sample_id: int, reader: ShardReader) -> bytes:
         """Return the encoded bytes of a sample, checked against its CRC-32."""
@@ -187,7 +194,8 @@ def _absolute(url: str, base: Path) -> str:
 
 
 def _relative(url: str, base: Path) -> str:
-    if "://" in url and not url.startswith("file:"):
+    path = local_path(url)
+    if path is None:
         return url
-    path = local_path(url).absolute()
+    path = path.absolute()
     return str(path.relative_to(base.absolute())) if path.is_relative_to(base.absolute()) else str(path)

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from loader.errors import BadSampleError, BadShardError
 from loader.header import read_header
 from loader.index import COLUMNS, IndexRows, ShardIndex, write_index
-from loader.shards import ShardFile, local_path, open_shard
-from loader.tar import TarMember, walk_tar
+from loader.shards import local_path, open_shard
+from loader.storage import ReadAhead
+from loader.tar import ReadAt, TarMember, walk_tar
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +49,20 @@ class ShardRows:
     keys: list[str]
 
 
-def build_index(urls: Sequence[str | Path], out: str | Path, *, progress: Progress | None = None) -> ShardIndex:
+def build_index(
+    urls: Sequence[str | Path],
+    out: str | Path,
+    *,
+    progress: Progress | None = None,
+    allow_hosts: tuple[str, ...] = (),
+) -> ShardIndex:
     """Index tars and write the index to `out`.
 
     Args:
         urls: The shards, in the order that numbers their samples.
         out: Path of the Parquet file; replaced in one step when the index is complete.
         progress: Called with (bytes walked, bytes in all).
+        allow_hosts: Hosts of remote shards that may have private addresses.
 
     Raises:
         BadShardError: If a tar is malformed or holds a member twice.
@@ -63,11 +71,12 @@ def build_index(urls: Sequence[str | Path], out: str | Path, *, progress: Progre
     if not urls:
         raise ValueError("no shards to index; give at least one .tar")
     shards = [str(url) for url in urls]
-    total = sum(local_path(url).stat().st_size for url in shards)
+    total = sum(_length(url, allow_hosts) for url in shards) if progress is not None else 0
     parts: list[ShardRows] = []
     for url in shards:
         done = sum(part.num_bytes for part in parts)
-        parts.append(index_shard(url, None if progress is None else partial(_report, progress, done, total)))
+        report = None if progress is None else partial(_report, progress, done, total)
+        parts.append(index_shard(url, report, allow_hosts=allow_hosts))
     merged = _merge(parts)
     if not merged.keys:
         raise ValueError(
@@ -81,7 +90,9 @@ def build_index(urls: Sequence[str | Path], out: str | Path, *, progress: Progre
     return ShardIndex.load(out)
 
 
-def index_shard(url: str, progress: Callable[[int], None] | None = None) -> ShardRows:
+def index_shard(
+    url: str, progress: Callable[[int], None] | None = None, *, allow_hosts: tuple[str, ...] = ()
+) -> ShardRows:
     """Walk one tar, write its `.idx`, and return its rows. Shards are independent: callers may index them in parallel.
 
     Raises:
@@ -91,8 +102,10 @@ def index_shard(url: str, progress: Callable[[int], None] | None = None) -> Shar
     keys: list[str] = []
     bundles: list[list[TarMember]] = []
     skipped = 0
-    with closing(open_shard(url)) as file:
-        members = walk_tar(file.read_at, file.num_bytes, url=url)
+    path = local_path(url)
+    with closing(open_shard(url, allow_hosts=allow_hosts)) as file:
+        read_at = file.read_at if path is not None else ReadAhead(file.read_at).read_at
+        members = walk_tar(read_at, file.num_bytes, url=url)
         for key, group in groupby(members, lambda member: split_name(member.name)[0]):
             bundle = list(group)
             if not key or key.endswith("/"):
@@ -102,7 +115,7 @@ def index_shard(url: str, progress: Callable[[int], None] | None = None) -> Shar
             if not images:
                 continue
             skipped += len(images) - 1
-            values.append(_row(file, images[0], bundle, url))
+            values.append(_row(read_at, images[0], bundle, url))
             keys.append(key)
             if progress is not None and len(keys) % 64 == 0:
                 progress(images[0].offset)
@@ -110,8 +123,8 @@ def index_shard(url: str, progress: Callable[[int], None] | None = None) -> Shar
     _refuse_duplicates(bundles, url)
     if skipped:
         log.warning("%s: %d samples' further images are not used; the first of each sample is", url, skipped)
-    if "://" not in url or url.startswith("file:"):
-        _write_dali_index(local_path(url).with_suffix(".idx"), bundles)
+    if path is not None:
+        _write_dali_index(path.with_suffix(".idx"), bundles)
     if progress is not None:
         progress(num_bytes)
     return ShardRows(num_bytes, np.array(values, np.int64).reshape(-1, 6), keys)
@@ -128,12 +141,12 @@ def is_image(name: str) -> bool:
     return name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
 
 
-def _row(file: ShardFile, image: TarMember, bundle: list[TarMember], url: str) -> tuple[int, int, int, int, int, int]:
+def _row(read_at: ReadAt, image: TarMember, bundle: list[TarMember], url: str) -> tuple[int, int, int, int, int, int]:
     if image.size > _MAX_IMAGE_BYTES:
         raise BadShardError(f"{url}: {image.name} has {image.size} bytes; at most {_MAX_IMAGE_BYTES} are supported")
-    data = file.read_at(image.offset, image.size)
+    data = read_at(image.offset, image.size)
     width, height = _sides(data, image.name, url)
-    label = next((_label(file, m) for m in bundle if split_name(m.name)[1] == "cls"), -1)
+    label = next((_label(read_at, m) for m in bundle if split_name(m.name)[1] == "cls"), -1)
     return image.offset, image.size, zlib.crc32(data), width, height, label
 
 
@@ -147,8 +160,8 @@ def _sides(data: bytes, name: str, url: str) -> tuple[int, int]:
     return header.width, header.height
 
 
-def _label(file: ShardFile, member: TarMember) -> int:
-    text = file.read_at(member.offset, min(member.size, 32)).strip()
+def _label(read_at: ReadAt, member: TarMember) -> int:
+    text = read_at(member.offset, min(member.size, 32)).strip()
     return int(text) if text.isdigit() and len(text) < 10 else -1
 
 
@@ -182,13 +195,18 @@ def _merge(parts: list[ShardRows]) -> IndexRows:
 
 def _class_names(url: str) -> list[str]:
     """Return the names in `classes.json` beside the first shard, or none."""
-    path = local_path(url).parent / "classes.json"
-    if not path.is_file():
+    shard = local_path(url)
+    if shard is None or not (path := shard.parent / "classes.json").is_file():
         return []
     names = json.loads(path.read_text())
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path} must be a JSON list of class names; fix or remove it")
     return names
+
+
+def _length(url: str, allow_hosts: tuple[str, ...]) -> int:
+    with closing(open_shard(url, allow_hosts=allow_hosts)) as file:
+        return file.num_bytes
 
 
 def _report(progress: Progress, done: int, total: int, in_shard: int) -> None:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from loader.errors import BadSampleError, StaleIndexError
+from loader.storage import HttpShard, check_url, open_bucket
 from loader.tar import BLOCK, is_member_header
 
 MAX_OPEN_SHARDS = 128
@@ -71,30 +72,47 @@ class LocalShard:
         self.close()
 
 
-def local_path(url: str) -> Path:
-    """Return the path that a plain path or a file: URL names.
-
-    Raises:
-        ValueError: If the URL has another scheme.
-    """
-    parts = urlsplit(url)
+def local_path(url: str) -> Path | None:
+    """Return the path that a plain path or a file: URL names, or None for other URLs."""
     if "://" not in url:
         return Path(url)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-        raise ValueError(f"shard must be a path or a file: URL; got {url!r}")
+    parts = urlsplit(url)
+    if parts.scheme != "file":
+        return None
+    if parts.netloc not in ("", "localhost"):
+        raise ValueError(f"file: URLs must name this machine; got {url!r}")
     return Path(url2pathname(parts.path))
 
 
-def open_shard(url: str) -> ShardFile:
-    """Open a shard for ranged reads."""
-    return LocalShard(local_path(url))
+def open_shard(url: str, *, allow_hosts: tuple[str, ...] = ()) -> ShardFile:
+    """Open a shard for ranged reads.
+
+    Args:
+        url: A path, or a file:, https:, s3: or gs: URL.
+        allow_hosts: Hosts that may have private addresses, and may be reached by plain http.
+
+    Raises:
+        ValueError: If the URL is refused.
+        FileNotFoundError: If there is no such shard.
+        StorageUnavailable: If remote storage does not answer.
+    """
+    parts = check_url(url, allow_hosts=allow_hosts)
+    path = local_path(url)
+    if path is not None:
+        return LocalShard(path)
+    if parts.scheme in ("s3", "gs"):
+        return open_bucket(parts)
+    return HttpShard(url, allow_hosts=allow_hosts)
 
 
 class ShardReader:
     """Checked, thread-safe reads from a set of shards, with a bounded number of them open."""
 
-    def __init__(self, urls: list[str], num_bytes: list[int], *, index_path: str) -> None:
+    def __init__(
+        self, urls: list[str], num_bytes: list[int], *, index_path: str, allow_hosts: tuple[str, ...] = ()
+    ) -> None:
         self._urls, self._num_bytes, self._index_path = urls, num_bytes, index_path
+        self._allow_hosts = allow_hosts
         self._open: OrderedDict[int, ShardFile] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -140,7 +158,7 @@ class ShardReader:
 
     def _opened(self, shard: int) -> ShardFile:
         try:
-            file = open_shard(self._urls[shard])
+            file = open_shard(self._urls[shard], allow_hosts=self._allow_hosts)
         except FileNotFoundError as error:
             raise stale(self._urls[shard], "it is missing", self._index_path) from error
         if file.num_bytes != self._num_bytes[shard]:
