@@ -28,7 +28,7 @@ def train(
     """Start a named run.
 
     Args:
-        name: tiny, debug, mae_b_200, mae_b_800, prototypes_mae_b_200, prototypes_mae_b_800.
+        name: debug, tiny, or a recipe such as prototypes_mae_b_200 or pass_mae_cifar_200; a wrong name lists all.
         index: index.parquet of the training images.
         prototypes: prototypes.parquet; beside the index by default, if it is there.
         test_index: index.parquet of held-out labelled images for the nearest-neighbour curve.

@@ -77,3 +77,19 @@ def test_a_batch_that_ranks_cannot_share_names_those_that_they_can() -> None:
 def test_a_name_that_could_leave_the_run_directory_is_refused() -> None:
     with pytest.raises(ValueError, match="name must be letters"):
         RunConfig(name="../x", data=DATA, train=RUNS["debug"](DATA).train)
+
+
+def test_the_pass_recipe_costs_thirty_seven_percent_of_the_full_run() -> None:
+    """METHODS section 7: 22,980 steps of 4,096 images instead of 62,400."""
+    train = RUNS["pass_mae_b_200"](DATA).train
+    assert train.total_steps == 22_980
+    assert RUNS["mae_b_200"](DATA).train.total_steps == 62_400
+    assert (train.model.pass_.enabled, train.model.pass_.keep, train.model.pass_.score) == (True, 0.3, "pass")
+
+
+def test_the_simmim_recipe_scales_its_rates_by_batch() -> None:
+    config = RUNS["simmim_b_800"](DATA)
+    assert config.train.peak_lr == pytest.approx(4e-4)
+    assert config.train.warmup_lr == pytest.approx(2e-6)
+    assert config.data.transform.scale == (0.67, 1.0)
+    assert (config.train.schedule, config.train.milestones, config.train.clip_norm) == ("multistep", (0.875,), 5.0)
