@@ -193,9 +193,10 @@ class RunSource:
         distance = None if self.prototypes is None else Prototypes.load(self.prototypes).distance
         ranges = None
         if self.range_actors:
-            size = self.config.num_samples if distance is None else len(distance)
-            borders = range_borders(size, ranges=self.config.ranges, segment_blocks=self.config.segment_blocks)
-            remote = [RemoteRange(self.prototypes, *border, self.config.segment_blocks) for border in borders]
+            size = self.config.size_of(distance)
+            layout = self.config.layout
+            borders = range_borders(size, **layout)
+            remote = [RemoteRange(self.prototypes, *border, layout["segment_blocks"]) for border in borders]
             ranges = cast("list[Range]", remote)
         runlog = RunLog(self.runlog)
         try:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scoring.config import SelectionConfig
 from scoring.policies import PolicyOptions, parse_policy
@@ -25,6 +26,7 @@ from scoring.runlog import RunLog
 from scoring.sampling import random_uniforms
 from scoring.scores import ScoreReport
 from scoring.selection import Selection
+from scoring.snapshots import SnapshotStore
 from scoring.table import SampleTable, local_ranges
 from scoring.temperature import HISTOGRAM_BINS
 
@@ -39,7 +41,11 @@ REPORT_SCORES = 4096
 WRITERS = 8
 TRAINERS = 256
 SCORES_S = 3.0
-"""Seconds for which scores are pushed."""
+"""Seconds for which scores are pushed, once as fast as they are taken and once at PACED_RATE."""
+PACED_RATE = 500_000
+"""Scores per second at which the latency of an acknowledgement is measured."""
+WINDOW_EVERY_S = 0.5
+"""Pause between windows meanwhile; 16 steps of a real trainer take longer."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -83,8 +89,10 @@ def bench_selection(
 
     Returns:
         Plain JSON values: "by_n" (by table size: draw_window_ms, reweigh_ms, solve_ms, resident_bytes_per_sample, the
-        same with _best, and "arithmetic" where extrapolated), "scores_per_s", "ack_p99_ms", "recover_ms",
-        "window_durable_ms", "window_p99_ms_256_trainers" (threads of one process), "cpus", "load_average".
+        same with _best, and "arithmetic" where extrapolated), "scores_per_s" (at most), "ack_p99_ms" (at PACED_RATE),
+        "ack_p99_flooded_ms", "window_durable_ms" (with its commit), "window_p99_ms_256_trainers" (threads of one
+        process; through Ray see `scoring.actors.bench_requests`), "recover_ms" (from a snapshot),
+        "recover_log_only_ms" (without one: every score again), "cpus", "load_average".
     """
     report: dict[str, Any] = {"cpus": os.cpu_count(), "load_average": os.getloadavg()[0], "draws": DRAWS, "by_n": {}}
     for done, size in enumerate(sizes):
@@ -129,54 +137,69 @@ def bench_service(*, num_samples: int = SERVICE_SIZE, seconds: float = SCORES_S)
         path = Path(directory) / "run.sqlite"
         log = RunLog(path)
         selection = Selection(distance, config, runlog=log)
-        acks, windows, total, elapsed = _push_scores(selection, seconds)
+        flood, _ = _push_scores(selection, seconds, report_every_s=0.0, window_every_s=0.0)
+        acks, windows = _push_scores(
+            selection, seconds, report_every_s=REPORT_SCORES * WRITERS / PACED_RATE, window_every_s=WINDOW_EVERY_S
+        )
         asked = _ask_all_at_once(selection)
         selection.snapshot()
-        log.close()
-        recover = Timings()
-        log = RunLog(path)
-        recover.measure(Selection, distance, config, runlog=log)
-        log.close()
+        selection.close()
+        recover = _recover(path, distance, config)
+        for snapshot in SnapshotStore(path).paths():
+            snapshot.unlink()
+        recover_log_only = _recover(path, distance, config)
     return {
-        "scores_per_s": round(total / elapsed),
+        "scores_per_s": round(len(flood.seconds) * REPORT_SCORES / seconds),
         "ack_p99_ms": acks.quantile_ms(0.99),
         "ack_median_ms": acks.median_ms,
+        "ack_p99_flooded_ms": flood.quantile_ms(0.99),
         "window_durable_ms": windows.median_ms,
-        "windows_drawn_meanwhile": len(windows.seconds),
+        "window_durable_best_ms": windows.best_ms,
         "window_p99_ms_256_trainers": asked.quantile_ms(0.99),
         "recover_ms": recover.median_ms,
+        "recover_log_only_ms": recover_log_only.median_ms,
     }
 
 
-def _push_scores(selection: Selection, seconds: float) -> tuple[Timings, Timings, int, float]:
-    """Writers report as fast as they are acknowledged, while windows are drawn under a changing law."""
+def _recover(path: Path, distance: NDArray[np.float32], config: SelectionConfig) -> Timings:
+    """Open a run as a restarted service does."""
+    recover, log = Timings(), RunLog(path)
+    recover.measure(Selection, distance, config, runlog=log).close()
+    return recover
+
+
+def _push_scores(
+    selection: Selection, seconds: float, *, report_every_s: float, window_every_s: float
+) -> tuple[Timings, Timings]:
+    """Writers report, as fast as they are acknowledged or at a pace, while windows are drawn under a changing law."""
     acks, windows, stop = [Timings() for _ in range(WRITERS)], Timings(), threading.Event()
+    first = selection.next_window << 20  # reports of an earlier call have lower numbers
 
     def write(rank: int) -> None:
-        rng, sequence = np.random.default_rng(rank), 0
+        rng, sequence = np.random.default_rng(rank), first
+        stop.wait(report_every_s * rank / WRITERS)
         ids, values = rng.integers(0, selection.num_samples, REPORT_SCORES), rng.random(REPORT_SCORES, dtype=np.float32)
         while not stop.is_set():
             report = {"kind": "loss", "step": sequence, "producer": f"rank-{rank}", "sequence": sequence}
             acks[rank].measure(selection.report_scores, ids, values, **report)
             sequence += 1
+            stop.wait(max(0.0, report_every_s - acks[rank].seconds[-1]))
 
     def draw() -> None:
         while not stop.is_set():
             size = 0.2 + selection.next_window % 100 / 300
             windows.measure(selection.window, selection.next_window, effective_size=size)
+            stop.wait(window_every_s)
 
     threads = [threading.Thread(target=write, args=(rank,)) for rank in range(WRITERS)]
     threads.append(threading.Thread(target=draw))
-    start = time.perf_counter()
     for thread in threads:
         thread.start()
     time.sleep(seconds)
     stop.set()
     for thread in threads:
         thread.join()
-    elapsed = time.perf_counter() - start
-    together = Timings(seconds=[value for rank in acks for value in rank.seconds])
-    return together, windows, len(together.seconds) * REPORT_SCORES, elapsed
+    return Timings(seconds=[value for rank in acks for value in rank.seconds]), windows
 
 
 def _ask_all_at_once(selection: Selection) -> Timings:

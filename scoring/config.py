@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from scoring.policies import PolicyOptions, parse_policy
 from scoring.sampling import BLOCK, SEGMENT_BLOCKS
@@ -66,11 +70,6 @@ class SelectionConfig:
         parse_policy(self.policy, self.user_policies)
 
     @property
-    def segment_blocks(self) -> int:
-        """Blocks of a segment."""
-        return self.segment_samples // BLOCK
-
-    @property
     def window_draws(self) -> int:
         """Draws of one window, spares not counted."""
         return self.global_batch * self.window_steps
@@ -80,6 +79,32 @@ class SelectionConfig:
         """Spare draws of one window."""
         return max(1, round(self.spare_fraction * self.window_draws))
 
-    def identity(self) -> dict[str, Any]:
-        """The fields that decide what is drawn, as plain values: they must not change while a run lives."""
-        return {name: value for name, value in asdict(self).items() if name not in OPERATIONAL}
+    @property
+    def layout(self) -> dict[str, int]:
+        """How the sample table is cut."""
+        return {"ranges": self.ranges, "segment_blocks": self.segment_samples // BLOCK}
+
+    def size_of(self, distance: NDArray[np.float32] | None) -> int:
+        """Samples of the data set whose distances these are.
+
+        Raises:
+            ValueError: if neither the distances nor `num_samples` tell, or if they contradict each other.
+        """
+        if distance is None:
+            if not self.num_samples:
+                raise ValueError("num_samples must be given when there are no distances; got 0.")
+            return self.num_samples
+        if self.num_samples not in (0, len(distance)):
+            raise ValueError(
+                f"distance must have one value for each of the {self.num_samples} samples; got {len(distance)}. "
+                "Run `tempera score` on this index."
+            )
+        return len(distance)
+
+    def identity(self, distance: NDArray[np.float32] | None) -> dict[str, Any]:
+        """What decides the draws of a run, as plain values: it must not change while the run lives."""
+        digest = "none"
+        if distance is not None:
+            digest = hashlib.blake2b(np.ascontiguousarray(distance).data, digest_size=16).hexdigest()
+        fields = {name: value for name, value in asdict(self).items() if name not in OPERATIONAL}
+        return {**fields, "num_samples": self.size_of(distance), "distance": digest}

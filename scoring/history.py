@@ -27,6 +27,11 @@ class History:
         self.table = table
         self.position = Position(next_window=0, scores_through=0, rounds_through=0)
 
+    def fits(self, ranges: Sequence[Packed]) -> bool:
+        """Whether a snapshot is of the same id ranges; the log alone serves where the table is cut otherwise now."""
+        cut = [(part.first_id, part.num_samples) for part in self.table.ranges]
+        return cut == [(facts["first_id"], facts["num_samples"]) for _, facts in ranges]
+
     def restore(self, position: Position, ranges: Sequence[Packed]) -> None:
         """Begin at a snapshot instead of at the start."""
         for part, (arrays, facts) in zip(self.table.ranges, ranges, strict=True):

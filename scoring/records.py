@@ -127,10 +127,10 @@ class ControlReply:
     """First window that is drawn under it."""
     step: int
     """First optimizer step of that window."""
-    effective_size: float
-    """Effective size in force then, unless the trainer's schedule says another."""
-    temperature: float
-    """Temperature in force then."""
+    effective_size: float | None
+    """Effective size in force then, unless the schedule says another; None where only weights yet to come tell."""
+    temperature: float | None
+    """Temperature in force then; None for infinity, as without one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -103,7 +103,7 @@ def _redrawn(
 ) -> Iterator[tuple[Window, float]]:
     """Each window drawn again, with the temperature that the controls in the log give for it."""
     num_samples = config.num_samples if distance is None else len(distance)
-    parts = local_ranges(distance, num_samples, ranges=config.ranges, segment_blocks=config.segment_blocks)
+    parts = local_ranges(distance, num_samples, **config.layout)
     history = History(SampleTable(parts, options=config.options))
     resolver, entries = Resolver(history.table, config), log.entries()
     controls, folded, weighed = ControlState.initial(config), 0, None

@@ -14,7 +14,6 @@ Nothing but the data, the configuration and the log decides a window, so a proce
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -74,10 +73,11 @@ class Selection:
             CorruptLog: if the log is damaged beyond what it can be recovered from.
         """
         narrow = None if distance is None else checked_distance(distance).astype(np.float32, copy=False)
-        self.config, self.num_samples = config, _num_samples(narrow, config)
-        self.table = SampleTable(ranges or _ranges_here(narrow, self.num_samples, config), options=config.options)
+        self.config, self.num_samples = config, config.size_of(narrow)
+        parts: Sequence[Range] = ranges or local_ranges(narrow, self.num_samples, **config.layout)
+        self.table = SampleTable(parts, options=config.options)
         self._log = runlog or RunLog()
-        self._log.begin(_identity(narrow, self.num_samples, config))
+        self._log.begin(config.identity(narrow))
         self._snapshots = None if self._log.path is None else SnapshotStore(self._log.path)
         self._shelf = WindowShelf(self._log, redraw=lambda index: redraw(self._log, config, narrow, index))
         self._intake, self._history = ScoreIntake(self._log), History(self.table)
@@ -91,7 +91,7 @@ class Selection:
     def _recover(self) -> None:
         """Newest snapshot, then the scores, rounds and windows after it, then the controls."""
         newest = self._snapshots.load() if self._snapshots else None
-        if newest is not None:
+        if newest is not None and self._history.fits(newest[1]):
             self._history.restore(*newest)
         self._history.follow(self._log)
         for index in range(self._history.position.next_window, self._shelf.next_window):
@@ -203,6 +203,7 @@ class Selection:
         columns: AbstractContextManager[Any] = self._drawing if control.kind in ("policy", "round") else nullcontext()
         with columns:
             size = self._size_of_policy(control) if control.kind == "policy" else None
+            border = self._border_of_round(control) if control.kind == "round" else None
             with self._state:
                 earlier = self._log.entry_of(control.request)
                 if earlier is not None:
@@ -212,8 +213,8 @@ class Selection:
                     raise VersionConflict(control.expected_version or 0, latest.version)
                 value = checked_control(control, latest, self._resolver)
                 self._shelf.flush()
-                if control.kind == "round":
-                    return self._close_round(control, str(value))
+                if border is not None:
+                    return self._close_round(control, border)
                 controls = latest.after(control.kind, value)
                 resolved = self._resolver.resolve(controls)
                 known = resolved.effective_size if size is None else size
@@ -232,14 +233,22 @@ class Selection:
         self._history.merge(self._intake.take())
         return self._weigh(resolved).effective_size
 
-    def _close_round(self, control: Control, kind: str) -> ControlReply:
-        """Take exactly floor(rho * N) by score, of the scores that are in the log now."""
+    def _border_of_round(self, control: Control) -> dict[str, Any]:
+        """What parts exactly floor(rho * N) samples from the rest, by the scores that are in the log now."""
+        with self._state:
+            kind = str(checked_control(control, self._steering.latest(), self._resolver))
+            done = self._log.entry_of(control.request)
+        if done is not None:
+            return {}
         self._history.merge(self._intake.take())
         kept, threshold, last_id = self.table.find_round(kind, self.config.options.rho)
         through = self._history.position.scores_through
-        border = {"threshold": threshold, "last_id": last_id, "kept": kept, "scores_through": through}
-        controls = self._steering.latest().after("round", kind)
-        entry = self._steering.entry(control, kind, controls, detail=json.dumps(border))
+        return {"threshold": threshold, "last_id": last_id, "kept": kept, "scores_through": through}
+
+    def _close_round(self, control: Control, border: dict[str, Any]) -> ControlReply:
+        """Keep what lies above the border from the next window on."""
+        controls = self._steering.latest().after(control.kind, control.value)
+        entry = self._steering.entry(control, control.value, controls, detail=json.dumps(border))
         self._log.append(entry)
         self._history.close_round(entry)
         self._resolver.forget_subsets()
@@ -372,28 +381,3 @@ class Selection:
     def log(self, limit: int | None = None) -> list[LogEntry]:
         """The last `limit` entries of the history (all by default), oldest first."""
         return self._log.entries(limit=limit)
-
-
-def _ranges_here(distance: NDArray[np.float32] | None, num_samples: int, config: SelectionConfig) -> Sequence[Range]:
-    return local_ranges(distance, num_samples, ranges=config.ranges, segment_blocks=config.segment_blocks)
-
-
-def _num_samples(distance: NDArray[np.float32] | None, config: SelectionConfig) -> int:
-    if distance is None:
-        if not config.num_samples:
-            raise ValueError("num_samples must be given when there are no distances; got 0.")
-        return config.num_samples
-    if config.num_samples not in (0, len(distance)):
-        raise ValueError(
-            f"distance must have one value for each of the {config.num_samples} samples; got {len(distance)}. "
-            "Run `tempera score` on this index."
-        )
-    return len(distance)
-
-
-def _identity(distance: NDArray[np.float32] | None, num_samples: int, config: SelectionConfig) -> dict[str, Any]:
-    """What must not change while a run lives."""
-    digest = "none"
-    if distance is not None:
-        digest = hashlib.blake2b(np.ascontiguousarray(distance).data, digest_size=16).hexdigest()
-    return {**config.identity(), "num_samples": num_samples, "distance": digest}

@@ -141,10 +141,11 @@ def with_law(entry: LogEntry, temperature: float, effective_size: float | None) 
 
 def reply_to(entry: LogEntry) -> ControlReply:
     """What the author of a control is told."""
+    temperature = entry.temperature
     return ControlReply(
         version=entry.version,
         window=entry.window,
         step=entry.step,
-        effective_size=math.nan if entry.effective_size is None else entry.effective_size,
-        temperature=math.inf if entry.temperature is None else entry.temperature,
+        effective_size=entry.effective_size,
+        temperature=None if temperature is None or math.isinf(temperature) else temperature,
     )

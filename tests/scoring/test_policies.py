@@ -107,7 +107,9 @@ def test_round_keeps_exactly_the_best_share_ties_by_id(kind):
     report(chosen, values, kind)
     np.testing.assert_allclose(law_of(chosen), 1 / N)
     reply = chosen.control(Control(kind="round", value=kind, author="trainer"))
-    assert reply.window == 0
+    assert (reply.window, reply.version, reply.temperature) == (0, 1, None)
+    assert chosen.control(Control(kind="round", value=kind, author="trainer", request="r")).version == 2
+    assert chosen.control(Control(kind="round", value=kind, author="trainer", request="r")).version == 2
     expected = np.sort(np.lexsort((np.arange(N), -values))[:150])
     np.testing.assert_array_equal(np.flatnonzero(law_of(chosen)), expected)
     window = chosen.window(0)

@@ -297,6 +297,7 @@ def test_bad_scores_are_refused_one_by_one_and_counted():
         ({"producer": ""}, "producer named"),
         ({"ids": [0.5]}, "ids must be integers"),
         ({"ids": [1, 2]}, "two lists of one length"),
+        ({"fingerprint": "bb"}, r"fingerprint must be the run's own \(\); got bb"),
     ],
 )
 def test_bad_score_report_is_refused_whole(change, message):
