@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trainer.config import ModelConfig
-from trainer.randomness import StepRandomness
+from trainer.randomness import Randomness
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +64,13 @@ def from_mask(mask_BN: Tensor, num_masked: int) -> Mask:
     return split_order(mask_BN.argsort(dim=1, stable=True), mask_BN.shape[1] - num_masked)
 
 
-def random_mask(config: ModelConfig, batch: int, randomness: StepRandomness, *, like: Tensor) -> Mask:
+def random_mask(config: ModelConfig, batch: int, randomness: Randomness, *, like: Tensor) -> Mask:
     """Hide N - int(N * (1 - ratio)) patches chosen uniformly (MAE's random masking)."""
     noise_BN = randomness.uniform("mask", batch, config.num_patches, like=like)
     return split_order(noise_BN.argsort(dim=1, stable=True), config.num_visible)
 
 
-def simmim_mask(config: ModelConfig, batch: int, randomness: StepRandomness, *, like: Tensor) -> Mask:
+def simmim_mask(config: ModelConfig, batch: int, randomness: Randomness, *, like: Tensor) -> Mask:
     """Hide ceil(blocks * ratio) blocks of 32 x 32 pixels chosen uniformly (SimMIM, arXiv:2111.09886, section 3.2)."""
     blocks, scale = simmim_blocks(config)
     hidden = math.ceil(blocks**2 * config.mask_ratio)
@@ -96,7 +96,7 @@ def simmim_blocks(config: ModelConfig) -> tuple[int, int]:
     return config.image_size // pixels, pixels // config.patch_size
 
 
-def block_mask(config: ModelConfig, batch: int, randomness: StepRandomness, *, like: Tensor) -> Mask:
+def block_mask(config: ModelConfig, batch: int, randomness: Randomness, *, like: Tensor) -> Mask:
     """Hide rectangles until the share is reached, then single patches at random (BEiT's generator as BootMAE uses it).
 
     Rectangles cover up to 120/196 of the patches; single patches drawn uniformly from the rest make up the count.

@@ -6,11 +6,14 @@ must be safetensors; those published as pickles are converted once, elsewhere: n
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from trainer.config import choose
+from trainer.config import ModelConfig, choose, require
+from trainer.methods import Method, build_method
 
 State = dict[str, Tensor]
 
@@ -22,6 +25,33 @@ def from_official(method: str, state: Mapping[str, Tensor]) -> State:
         ValueError: the method is unknown; the message gives the nearest name.
     """
     return choose(method, MAPS, "method")(dict(state))
+
+
+def load_official(method: str, path: str | Path, config: ModelConfig) -> Method:
+    """Build a method with the weights of an official checkpoint that was converted to safetensors.
+
+    Args:
+        method: name in `trainer.METHODS`.
+        path: safetensors file with the official names.
+        config: shape of the network, e.g. `model_size("vit_b")`.
+
+    Raises:
+        ValueError: names or shapes do not fit; the first that do not are named.
+    """
+    module = build_method(method, config)
+    found, wanted = from_official(method, load_file(path)), module.state_dict()
+    wrong = sorted(
+        {name for name in wanted if name not in found or found[name].shape != wanted[name].shape}
+        | (found.keys() - wanted.keys())
+    )
+    require(
+        not wrong,
+        f"an official {method} checkpoint must have the config's names and shapes; {path} differs in {len(wrong)}, "
+        "first "
+        f"{', '.join(wrong[:3])}. Choose the size that it was trained with.",
+    )
+    module.load_state_dict(found)
+    return module
 
 
 def _mae(state: State) -> State:

@@ -34,13 +34,8 @@ class StepRandomness:
         Without `like`, float32 on the CPU. float64 carries 53 random bits, every other dtype 24 bits in float32.
         """
         device = like.device if like is not None else torch.device("cpu")
-        dtype = like.dtype if like is not None else torch.float32
         row = torch.arange(self.first_row, self.first_row + rows, device=device)
-        counter = row[:, None] * columns + torch.arange(columns, device=device)
-        bits = _mix_tensor(counter * _signed(_GAMMA) + _signed(self.key(purpose)))
-        if dtype == torch.float64:
-            return _shift(bits, 11).to(torch.float64) * 2.0**-53
-        return _shift(bits, 40).to(torch.float32) * 2.0**-24
+        return _uniform(self.key(purpose), row, columns, like)
 
     def integer(self, purpose: str, high: int) -> int:
         """Return one integer in [0, high) that is the same on every rank."""
@@ -60,6 +55,46 @@ class StepRandomness:
         for part in (self.seed, self.step, crc32(purpose.encode())):
             key = _mix_int((key + part * _GAMMA + _GAMMA) & _MASK)
         return key
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleRandomness:
+    """Source of random numbers that belong to samples, not to steps: a sweep gives each the same ones every time."""
+
+    seed: int
+    """Seed of the run."""
+    sample_ids: np.ndarray
+    """int64[B], the sample of each row of the caller's tensor."""
+
+    def uniform(self, purpose: str, rows: int, columns: int, *, like: Tensor | None = None) -> Tensor:
+        """Return uniforms in [0, 1), shape [rows, columns], as `StepRandomness.uniform` does."""
+        row = torch.as_tensor(self.sample_ids, device=like.device if like is not None else None)
+        assert len(row) == rows, "there must be one sample id a row"
+        return _uniform(self._source.key(purpose), row, columns, like)
+
+    def integer(self, purpose: str, high: int) -> int:
+        """Return one integer in [0, high), the same for all samples."""
+        return self._source.integer(purpose, high)
+
+    def generator(self, purpose: str, row: int) -> np.random.Generator:
+        """Return a numpy generator for the sample of one row."""
+        return self._source.generator(purpose, int(self.sample_ids[row]))
+
+    @property
+    def _source(self) -> StepRandomness:
+        return StepRandomness(seed=self.seed, step=0)
+
+
+Randomness = StepRandomness | SampleRandomness
+
+
+def _uniform(key: int, row: Tensor, columns: int, like: Tensor | None) -> Tensor:
+    """Return the hash of (key, row, column) as uniforms in [0, 1)."""
+    counter = row[:, None] * columns + torch.arange(columns, device=row.device)
+    bits = _mix_tensor(counter * _signed(_GAMMA) + _signed(key))
+    if like is not None and like.dtype == torch.float64:
+        return _shift(bits, 11).to(torch.float64) * 2.0**-53
+    return _shift(bits, 40).to(torch.float32) * 2.0**-24
 
 
 def _mix_int(value: int) -> int:

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from scoring import masked_mean_score, patch_weighted_score
 from trainer.context import Context
-from trainer.methods.base import Method
 from trainer.precision import autocast
-from trainer.randomness import StepRandomness
+from trainer.randomness import SampleRandomness
 from trainer.step import TrainState, normalise
 from trainer.windows import ScoreSink
 
@@ -121,7 +120,8 @@ def score_batch(state: TrainState, images_u8: Tensor, sample_ids: NDArray[np.int
             losses = method.reconstruct(images, method.difficulty_mask(predicted_BN))
             score_B = patch_weighted_score(losses.patch_loss_BN, predicted_BN, losses.mask_BN, settings.temperature)
         else:
-            losses = method.reconstruct(images, _mask_by_sample(method, sample_ids, images, state.config.seed))
+            randomness = SampleRandomness(seed=state.config.seed, sample_ids=sample_ids)
+            losses = method.reconstruct(images, method.draw_mask(len(images), randomness, like=images))
             score_B = masked_mean_score(losses.patch_loss_BN, losses.mask_BN)
     return score_B.float().cpu().numpy()
 
@@ -129,16 +129,6 @@ def score_batch(state: TrainState, images_u8: Tensor, sample_ids: NDArray[np.int
 def rank_samples(num_samples: int, context: Context) -> NDArray[np.int64]:
     """Return the sample ids that a rank scores: together the ranks have each once."""
     return np.arange(context.rank, num_samples, context.world_size)
-
-
-def _mask_by_sample(method: Method, sample_ids: NDArray[np.int64], images: Tensor, seed: int) -> Any:
-    """Return random masks that depend on the sample alone, so that scoring twice gives the same ranking."""
-    masks = [
-        method.draw_mask(1, StepRandomness(seed=seed, step=0, first_row=int(sample_id)), like=images)
-        for sample_id in sample_ids
-    ]
-    kind = type(masks[0])
-    return kind(torch.cat([mask.visible_BV for mask in masks]), torch.cat([mask.masked_BM for mask in masks]))
 
 
 def _first_time(ids: NDArray[np.int64], seen: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -146,3 +146,11 @@ def test_without_the_ratio_loss_everything_is_hidden_at_first_and_with_it_the_ra
     _, held = run_masker()
     assert abs(held.mean().item() - 0.25) < 0.08
     assert abs(free.mean().item() - 0.25) > 0.2
+
+
+def test_without_the_diversity_loss_the_masks_of_different_images_become_the_same():
+    def spread(**weights):
+        _, keep = run_masker(**weights)
+        return torch.nn.functional.pdist(keep).mean().item()
+
+    assert spread(weight_diversity=0) < 0.5 * spread(weight_diversity=20)

@@ -15,7 +15,7 @@ from trainer.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
 from trainer.masking import MASKINGS, Mask
 from trainer.mto import MtoObserver, Split
 from trainer.progress import Progress
-from trainer.randomness import StepRandomness
+from trainer.randomness import Randomness, StepRandomness
 
 
 class Losses(NamedTuple):
@@ -84,7 +84,7 @@ class Method(nn.Module):
         """Return the mask that hides what is predicted to be hard."""
         raise NotImplementedError
 
-    def draw_mask(self, batch: int, randomness: StepRandomness, *, like: Tensor) -> Mask:
+    def draw_mask(self, batch: int, randomness: Randomness, *, like: Tensor) -> Mask:
         """Return the mask of a batch by the configured masking."""
         name = self.default_masking if self.config.masking == "auto" else self.config.masking
         return MASKINGS[name](self.config, batch, randomness, like=like)

@@ -23,7 +23,7 @@ from trainer.methods.base import Losses, Method, add_mto
 from trainer.mto import MtoObserver
 from trainer.precision import wide, without_autocast
 from trainer.progress import Progress
-from trainer.randomness import StepRandomness
+from trainer.randomness import Randomness, StepRandomness
 from trainer.vit import LAYER_NORM_EPS, Encoder, init_xavier, patchify, sincos_positions
 
 PIXEL_VARIANCE_EPS = 1e-5  # official BootMAE, added to the variance of a patch's channel
@@ -62,7 +62,7 @@ class Bootmae(Method):
         mask = self.draw_mask(len(images_BCHW), randomness, like=images_BCHW)
         return self.reconstruct(images_BCHW, mask)
 
-    def draw_mask(self, batch: int, randomness: StepRandomness, *, like: Tensor) -> Mask:
+    def draw_mask(self, batch: int, randomness: Randomness, *, like: Tensor) -> Mask:
         """Return the mask of a batch; block-wise orders are rolled a little, once for the whole batch."""
         mask = super().draw_mask(batch, randomness, like=like)
         if self.config.masking not in ("auto", "block"):
