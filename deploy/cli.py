@@ -55,6 +55,7 @@ def build_app() -> SubcommandApp:
         "release": control.release,
         "scale": control.scale,
         "log": control.log,
+        "stop": control.stop,
         "replay": history.replay,
         "inspect": history.inspect,
         "eval": {"knn": evaluate.knn},

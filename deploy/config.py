@@ -6,6 +6,7 @@ else.
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -93,10 +94,25 @@ class RunConfig:
     """Loader workers."""
     trainers: TrainersConfig = field(default_factory=TrainersConfig)
     """Trainer workers."""
+    extensions: tuple[str, ...] = ()
+    """Modules of one's own that register methods; imported in every process of the run, so they must be importable."""
     evaluate_every: int = 0
     """Steps between nearest-neighbour evaluations, which need labelled images; 0 means never."""
 
+    def load_extensions(self) -> None:
+        """Import the run's own modules.
+
+        Raises:
+            ValueError: one cannot be imported.
+        """
+        for module in self.extensions:
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise ValueError(f"extensions must be importable modules; {module!r} is not: {error}.") from error
+
     def __post_init__(self) -> None:
+        self.load_extensions()
         if not self.name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"name must be letters, digits, '-' and '_'; got {self.name!r}.")
         if self.train.global_batch % self.trainers.workers:

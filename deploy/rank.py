@@ -68,6 +68,7 @@ class Rank:
     def stream(self, context: Context) -> BatchStream:
         """The rank's batches."""
         config = self.config
+        config.load_extensions()  # a rank gets the configuration by value: nothing was imported in its process yet
         selection = self.reach_selection()
         schedule = effective_size_schedule(config)
         windows = ScheduledWindows(selection, schedule, config.train.window_steps, config.train.total_steps)

@@ -9,7 +9,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from deploy.console import Answer, table
-from deploy.rundir import find_run
+from deploy.rundir import RunError, find_run
 
 
 def set_effective_size(
@@ -77,6 +77,19 @@ def scale(loaders: Positional[int], *, run: Path | None = None, reason: str = ""
 
     reply = RunClient.attach(find_run(run)).scale(loaders, author=_author(), reason=reason)
     return Answer(data=reply, view=f"loaders: {reply['previous']} -> {reply['size']}")
+
+
+def stop(*, run: Path | None = None) -> Answer:
+    """Ask a live run to write a checkpoint and end; `tempera resume` continues it.
+
+    Args:
+        run: the run's directory; by default the one that is alive under runs/.
+    """
+    found = find_run(run)
+    if found.endpoint() is None:
+        raise RunError(f"{found.path} is not running; there is nothing to stop.")
+    found.stop_request.touch()
+    return Answer(data={"run": str(found.path)}, view=f"{found.path} was asked to stop; it writes a checkpoint first.")
 
 
 def log(*, run: Path | None = None, limit: int = 40) -> Answer:

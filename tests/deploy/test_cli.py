@@ -134,6 +134,7 @@ def test_controls_of_a_run_that_is_not_alive_say_how_to_continue_it(
     (tmp_path / "config.json").write_text("{}")
     assert "tempera resume" in refusal(capsys, "set", "effective-size", "0.3", "--run", tmp_path)
     assert "tempera resume" in refusal(capsys, "scale", "3", "--run", tmp_path)
+    assert "nothing to stop" in refusal(capsys, "stop", "--run", tmp_path)
 
 
 def test_doctor_finds_this_machine_fit_and_a_missing_index_unfit(

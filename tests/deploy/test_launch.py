@@ -79,6 +79,16 @@ def test_a_finished_run_is_replayed_inspected_and_exported(
     assert 0.1 < json.loads(capsys.readouterr().out.splitlines()[-1])["nn_mean"] <= 1
 
 
+def test_a_method_of_ones_own_is_loaded_by_name(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="extensions must be importable modules; 'example_method'"):
+        override(config, ('extensions=["example_method"]',))
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "trainer"))
+    own = override(config, ('extensions=["example_method"]', "train.method=mean_colour"))
+    assert launch_in_process(own, RunDir(tmp_path / "run")).reason == "finished"
+
+
 def test_nearest_neighbours_are_measured_while_it_trains(tmp_path: Path, config: RunConfig) -> None:
     run = RunDir(tmp_path / "run")
     launch_in_process(override(config, ("evaluate_every=8",)), run)
