@@ -82,8 +82,8 @@ def test_a_finished_run_is_replayed_inspected_and_exported(
 def test_a_method_of_ones_own_is_loaded_by_name(
     tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match="extensions must be importable modules; 'example_method'"):
-        override(config, ('extensions=["example_method"]',))
+    with pytest.raises(ValueError, match="extensions must be importable modules; 'no_such_module'"):
+        override(config, ('extensions=["no_such_module"]',))
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "trainer"))
     own = override(config, ('extensions=["example_method"]', "train.method=mean_colour"))
     assert launch_in_process(own, RunDir(tmp_path / "run")).reason == "finished"
