@@ -19,6 +19,7 @@ from loader.errors import (
 from loader.index import ShardIndex
 from loader.index_builder import build_index
 from loader.pool import LoaderPool, LocalLoaders
+from loader.scaling import ScalePolicy
 from loader.shard_writer import ImageSample, ImageSource, build_shards, class_folders, digits
 from loader.stream import BatchStream
 from loader.windows import FixedWindows, Window, WindowSource
@@ -42,6 +43,7 @@ __all__ = [
     "LocalLoaders",
     "MissingIndexError",
     "Pixels",
+    "ScalePolicy",
     "ShardIndex",
     "StaleIndexError",
     "StorageUnavailable",

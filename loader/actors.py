@@ -27,7 +27,9 @@ from loader.errors import LoaderLost
 from loader.fleet import Fleet, FleetEvent, ScaleReply, State
 from loader.memory import keep_freed_memory
 from loader.pool import Handle
-from loader.ring import Ring, RingAddress, RingUser, Slot
+from loader.ring import RingAddress, RingUser, Slot
+from loader.scaling import ScalePolicy
+from loader.slots import SlotKeeper, is_alive
 from loader.worker import LoaderWorker
 
 log = logging.getLogger(__name__)
@@ -128,17 +130,23 @@ class RayProcess:
 class LoaderFleet:
     """The named actor that owns the loaders. Restarted by Ray if it dies; then it starts its loaders anew."""
 
-    def __init__(self, config: LoaderConfig, size: int, loader_options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, config: LoaderConfig, size: int, loader_options: Mapping[str, Any], policy: ScalePolicy | None
+    ) -> None:
         # ray.remote is applied late, and untyped: its annotations do not know these options.
         wrap: Any = ray.remote
         actor = wrap(max_restarts=0, concurrency_groups=_LOADER_GROUPS, **loader_options)(LoaderActor)
-        self._fleet = Fleet(lambda _: RayProcess(actor.remote(config)), size=size, clock=time.time)
+        self._fleet = Fleet(lambda _: RayProcess(actor.remote(config)), size=size, clock=time.time, policy=policy)
         self._stopped = threading.Event()
         threading.Thread(target=self._supervise, name="fleet", daemon=True).start()
 
     def scale(self, size: int, *, author: str, reason: str = "") -> ScaleReply:
         """Wish for another number of loaders; returns at once."""
         return self._fleet.scale(size, author=author, reason=reason)
+
+    def observe(self, wait_share: float) -> ScaleReply | None:
+        """Take in how long a trainer waited, and scale if the policy says so."""
+        return self._fleet.observe(wait_share)
 
     def members(self) -> dict[str, ActorHandle[Any]]:
         """Return the loaders that are ready, by name."""
@@ -169,6 +177,7 @@ def start_fleet(
     name: str = FLEET_NAME,
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
+    policy: ScalePolicy | None = None,
     ready_timeout_s: float = _START_TIMEOUT_S,
 ) -> FleetClient:
     """Start a fleet and wait until its loaders are ready.
@@ -179,6 +188,7 @@ def start_fleet(
         name: Name of the fleet's actor in the current namespace.
         num_cpus: CPUs that Ray reserves for each loader; 0 reserves none.
         num_gpus: GPUs, or fractions of one, for each loader.
+        policy: Lets the fleet scale by itself on what `FleetClient.observe` tells it; None leaves the size to people.
         ready_timeout_s: How long to wait.
 
     Raises:
@@ -188,7 +198,7 @@ def start_fleet(
     # The handle keeps the actor alive; a name alone would not.
     wrap: Any = ray.remote
     actor = wrap(max_restarts=-1, max_concurrency=8, num_cpus=0)(LoaderFleet)
-    fleet = FleetClient(actor.options(name=name).remote(config, size, options))
+    fleet = FleetClient(actor.options(name=name).remote(config, size, options, policy))
     deadline = time.monotonic() + ready_timeout_s
     while len(fleet.members()) < size:
         loaders = fleet.status()["loaders"]
@@ -234,6 +244,11 @@ class FleetClient:
     def scale(self, size: int, *, author: str, reason: str = "") -> ScaleReply:
         """Wish for another number of loaders; returns at once."""
         reply: ScaleReply = self._call("scale", size, author=author, reason=reason)
+        return reply
+
+    def observe(self, wait_share: float) -> ScaleReply | None:
+        """Tell the share of its time that a trainer waited since it last told. Returns a change, if that made one."""
+        reply: ScaleReply | None = self._call("observe", wait_share)
         return reply
 
     def members(self) -> dict[str, ActorHandle[Any]]:
@@ -293,10 +308,9 @@ class RayLoaders:
         self._gone: set[ActorHandle[Any]] = set()
         self._question: ray.ObjectRef[Any] | None = None
         self._asked_s = time.monotonic()
-        self._ring = _open_ring(ring_bytes)
+        self._slots = SlotKeeper(ring_bytes)
         self._pids: dict[ActorHandle[Any], int] = {}
         self._attaching: dict[ActorHandle[Any], ray.ObjectRef[Any]] = {}
-        self._limbo: list[_Request] = []
 
     def members(self) -> tuple[str, ...]:
         """Return the loaders that are thought to be alive."""
@@ -333,25 +347,27 @@ class RayLoaders:
             self._drop(request)
             raise LoaderLost(f"{request.member} was lost: {_reason(error)}") from error
         request.answered = True
-        if request.slot is None or self._ring is None:
+        if request.slot is None:
             return pixels
         size = request.spec.transform.size
-        return replace(pixels, images=self._ring.images(request.slot, len(request.spec), size))
+        return replace(pixels, images=self._slots.images(request.slot, len(request.spec), size))
 
     def release(self, handle: Any) -> None:
         """Free the slot of a request that is not looked at any more; if unanswered, once its loader cannot write."""
         request: _Request = handle
-        if request.slot is None or self._ring is None:
+        slot, request.slot = request.slot, None
+        if slot is None:
             return
         if request.answered:
-            self._ring.free(request.slot)
-            request.slot = None
+            self._slots.free(slot)
+        elif request.lost:
+            pid = self._pids[request.actor]
+            self._slots.free_once(slot, lambda: not is_alive(pid))
         else:
-            self._limbo.append(request)
+            self._slots.free_once(slot, lambda: _is_done(request.reference))
 
     def refresh(self) -> None:
         """Learn who is alive, without waiting: send a question, or take in its answer."""
-        self._reap()
         if self._question is None:
             if time.monotonic() - self._asked_s >= _REFRESH_S:
                 self._question, self._asked_s = self._fleet.actor.members.remote(), time.monotonic()
@@ -368,10 +384,10 @@ class RayLoaders:
 
     def _slot(self, actor: ActorHandle[Any], spec: BatchSpec) -> Slot | None:
         """Return a slot if the loader has mapped the ring and there is room."""
-        if self._ring is None or not self._reaches_ring(actor, self._ring.address):
+        address = self._slots.address
+        if address is None or not self._reaches_ring(actor, address):
             return None
-        self._reap()
-        return self._ring.allocate(3 * spec.transform.size**2 * len(spec))
+        return self._slots.allocate(3 * spec.transform.size**2 * len(spec))
 
     def _reaches_ring(self, actor: ActorHandle[Any], address: RingAddress) -> bool:
         """Return whether a loader is known to have mapped the ring; ask it once, in the background."""
@@ -386,15 +402,6 @@ class RayLoaders:
                 self._pids[actor] = 0
         return self._pids.get(actor, 0) > 0
 
-    def _reap(self) -> None:
-        """Free the slots of abandoned requests whose loaders cannot write there any more."""
-        for request in list(self._limbo):
-            safe = not _is_alive(self._pids[request.actor]) if request.lost else _is_done(request.reference)
-            if safe and request.slot is not None and self._ring is not None:
-                self._limbo.remove(request)
-                self._ring.free(request.slot)
-                request.slot = None
-
     def _drop(self, request: _Request) -> None:
         """Pass the dead loader over until the fleet names its replacement, which is another actor."""
         self._gone.add(request.actor)
@@ -402,26 +409,8 @@ class RayLoaders:
             del self._members[request.member]
 
 
-def _open_ring(num_bytes: int) -> Ring | None:
-    if not num_bytes:
-        return None
-    try:
-        return Ring(num_bytes)
-    except (OSError, AttributeError) as error:
-        log.warning("no shared memory (%s): all pixels go through the object store, which is slower", error)
-        return None
-
-
 def _is_done(reference: ray.ObjectRef[Any]) -> bool:
     return bool(ray.wait([reference], timeout=0)[0])
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _reason(error: RayError) -> str:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
+from loader.scaling import Autoscaler, ScalePolicy
+
 State = Literal["starting", "ready", "lost"]
 EventKind = Literal["scale", "loader_started", "loader_lost", "loader_removed"]
 
@@ -98,10 +100,20 @@ class Fleet:
         launch: Starts a loader of the given name and returns at once.
         size: Loaders wished for, from 1.
         clock: Seconds since the epoch.
+        policy: Scales by itself when told how long trainers wait; None leaves the size to `scale`.
     """
 
-    def __init__(self, launch: Callable[[str], Process], *, size: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        launch: Callable[[str], Process],
+        *,
+        size: int,
+        clock: Callable[[], float],
+        policy: ScalePolicy | None = None,
+    ) -> None:
         self._launch, self._clock = launch, clock
+        self._scaler = Autoscaler(policy) if policy is not None else None
+        self._worked: dict[str, tuple[float, float]] = {}
         self._slots: dict[str, _Slot] = {}
         self._events: deque[FleetEvent] = deque(maxlen=10_000)
         self._sequence = 0
@@ -119,6 +131,16 @@ class Fleet:
             self._author, self._reason = author, reason
             self._event("scale", author, f"{previous} -> {size} loaders" + (f": {reason}" if reason else ""))
             return ScaleReply(previous=previous, size=size, author=author, reason=reason)
+
+    def observe(self, wait_share: float) -> ScaleReply | None:
+        """Take in the share of its time that a trainer waited since it last told, and scale if the policy says so."""
+        if self._scaler is None:
+            return None
+        with self._lock:
+            decision = self._scaler.observe(
+                size=self._size, wait_share=wait_share, busy_share=self._busy_share(), now_s=self._clock()
+            )
+            return None if decision is None else self.scale(decision.size, author="fleet", reason=decision.reason)
 
     def tick(self) -> None:
         """Look at every loader once and do what its state asks for."""
@@ -160,6 +182,20 @@ class Fleet:
                     slot.process.kill()
             self._slots.clear()
             self._size = 0
+
+    def _busy_share(self) -> float:
+        """Return the share of their time that loaders worked since this was last asked; 1 when unknown."""
+        shares = []
+        before, self._worked = self._worked, {}
+        for name, slot in self._slots.items():
+            info = slot.process.info() if slot.process is not None else {}
+            if "uptime_s" not in info:
+                continue
+            worked_s, uptime_s = self._worked[name] = (info["decode_s"], info["uptime_s"])
+            worked_before_s, uptime_before_s = before.get(name, (0.0, 0.0))
+            if uptime_s > uptime_before_s:
+                shares.append((worked_s - worked_before_s) / (uptime_s - uptime_before_s))
+        return min(1.0, sum(shares) / len(shares)) if shares else 1.0
 
     def _attend(self, name: str, slot: _Slot) -> None:
         now = self._clock()

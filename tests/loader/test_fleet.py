@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from loader.fleet import Fleet
+from loader.scaling import ScalePolicy
 
 
 @dataclass
@@ -12,6 +13,8 @@ class FakeProcess:
     name: str
     state: str = "starting"
     ended: list[str] = field(default_factory=list)
+    worked_s: float = 0.0
+    uptime_s: float = 0.0
 
     @property
     def handle(self) -> str:
@@ -21,7 +24,7 @@ class FakeProcess:
         return self.state
 
     def info(self) -> dict[str, object]:
-        return {"pid": id(self)}
+        return {"pid": id(self), "decode_s": self.worked_s, "uptime_s": self.uptime_s}
 
     def why(self) -> str:
         return "killed by signal 9"
@@ -36,9 +39,9 @@ class FakeProcess:
 class World:
     """A fleet with a clock that is turned by hand."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, policy: ScalePolicy | None = None) -> None:
         self.now, self.launched = 0.0, []
-        self.fleet = Fleet(self._launch, size=size, clock=lambda: self.now)
+        self.fleet = Fleet(self._launch, size=size, clock=lambda: self.now, policy=policy)
 
     def _launch(self, name: str) -> FakeProcess:
         self.launched.append(FakeProcess(name))
@@ -134,6 +137,31 @@ def test_events_are_polled_by_sequence_number(world):
     assert [event.sequence for event in first] == [1, 2]
     world.fleet.scale(3, author="person")
     assert [event.kind for event in world.fleet.events(after=first[-1].sequence)] == ["scale"]
+
+
+def test_a_fleet_with_a_policy_grows_and_shrinks_by_itself_and_says_why():
+    world = World(2, ScalePolicy(max_size=4, patience=2, cooldown_s=5))
+    world.fleet.tick()
+    for _ in range(2):
+        world.advance()
+        reply = world.fleet.observe(0.2)
+    assert (reply.previous, reply.size, reply.author) == (2, 3, "fleet")
+    assert "wait for 20%" in world.fleet.status()["reason"]
+    world.all_ready()
+    for _ in range(10):
+        for process in world.alive().values():
+            process.uptime_s += 1
+            process.worked_s += 0.1
+        world.advance()
+        world.fleet.observe(0.0)
+    assert world.fleet.status()["size"] == 1
+    assert "work for 10%" in world.fleet.status()["reason"]
+
+
+def test_a_fleet_without_a_policy_keeps_its_size(world):
+    for _ in range(20):
+        assert world.fleet.observe(0.9) is None
+    assert world.fleet.status()["size"] == 2
 
 
 def test_closing_kills_everything(world):

@@ -84,20 +84,16 @@ def test_a_ring_is_used_and_all_its_memory_comes_back(fleet, random_windows):
     from loader.actors import RayLoaders
 
     pool = RayLoaders(fleet)
-    capacity = pool._ring.free_bytes
+    capacity = pool._slots.free_bytes
     used = []
     for _ in range(3):
         for batch in BatchStream(random_windows(1797, CONFIG), pool, CONFIG):
-            used.append(capacity - pool._ring.free_bytes)
+            used.append(capacity - pool._slots.free_bytes)
             if batch.step == 10:
                 break
     assert max(used) > 0
 
-    def all_free() -> bool:
-        pool.refresh()
-        return pool._ring.free_bytes == capacity
-
-    wait_until(all_free, 10)
+    wait_until(lambda: pool._slots.free_bytes == capacity, 10)
 
 
 def test_status_names_the_processes(fleet):

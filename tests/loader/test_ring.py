@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loader.ring import Ring, RingAddress, RingUser, Slot
+from loader.slots import SlotKeeper
 
 SIZE = 16
 IMAGE_BYTES = 3 * SIZE * SIZE
@@ -104,3 +105,19 @@ def test_nothing_is_left_of_a_ring_whose_owner_was_killed():
     assert len(user) == 0
     assert ring_mappings() == before
     assert set(os.listdir("/dev/shm")) == named_before
+
+
+def test_a_slot_given_up_is_kept_aside_until_it_is_safe():
+    keeper, safe = SlotKeeper(1 << 16), []
+    capacity = keeper.free_bytes
+    slot = keeper.allocate(capacity)
+    keeper.free_once(slot, lambda: bool(safe))
+    assert keeper.free_bytes == 0
+    assert keeper.allocate(1) is None
+    safe.append(True)
+    assert keeper.free_bytes == capacity
+
+
+def test_without_a_ring_there_are_no_slots():
+    keeper = SlotKeeper(0)
+    assert (keeper.address, keeper.allocate(1), keeper.free_bytes) == (None, None, 0)
