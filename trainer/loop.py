@@ -32,6 +32,8 @@ from trainer.step import TrainState, train_step
 from trainer.vit import transformer_blocks
 from trainer.windows import ScoreReporter, ScoreSink
 
+_STOP_STEPS = 10  # steps between the ranks' agreements on stopping: seconds, of the half minute that a notice gives
+
 
 def train(
     config: TrainConfig,
@@ -59,7 +61,7 @@ def train(
         evaluate_every: steps between calls of on_evaluate on rank 0; it is also called after the last step. 0 means
             never.
         on_evaluate: called with (steps done, method in eval mode); what it returns is written to metrics.jsonl.
-        should_stop: asked after every step on a single process, at logged steps on several; True ends the run with a
+        should_stop: asked after every step on a single process, every ten steps on several; True ends the run with a
             checkpoint.
         sweep: called on every rank after the epochs that a selection follows, e.g. a `trainer.sweep.Sweep`; needed
             with pass.
@@ -108,7 +110,8 @@ def train(
             if on_evaluate and evaluate_every and (done % evaluate_every == 0 or last):
                 run.evaluate(on_evaluate)
             stopping = terminated.is_set() or bool(should_stop and should_stop())
-            if (logged or context.world_size == 1) and context.any(stopping, state.device) and not last:
+            asked = context.world_size == 1 or done % _STOP_STEPS == 0
+            if asked and context.any(stopping, state.device) and not last:
                 scores.flush(done)
                 return run.finish("stopped")
             if last:
@@ -136,7 +139,7 @@ def build_state(config: TrainConfig, context: Context | None = None) -> TrainSta
         method.double()
     if config.compile_blocks == "on" or (config.compile_blocks == "auto" and device.type == "cuda"):
         for block in transformer_blocks(method):
-            block.compile()  # in place: names and the state dict stay
+            block.compile(dynamic=False)  # in place: names and the state dict stay; one kernel for each shape
     method.pixel_mean, method.pixel_std = config.mean, config.std
     model = share_over_ranks(method, config, context, device)
     averages = (

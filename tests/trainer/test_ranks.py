@@ -18,7 +18,7 @@ RUNS = {
     "mae": tiny_run(total_steps=4, accumulation_steps=2, clip_norm=1.0),
     "bootmae": tiny_run(total_steps=4, method="bootmae"),
     "clmae": tiny_run(total_steps=4, method="clmae", model=tiny(clmae=ClmaeConfig(weight_diversity=0))),
-    "fsdp": tiny_run(total_steps=4, sharding="fsdp", ema_decay=0.9),
+    "fsdp": tiny_run(total_steps=12, sharding="fsdp", ema_decay=0.9),
     "fsdp_bootmae": tiny_run(total_steps=4, method="bootmae", sharding="fsdp"),
 }
 
@@ -32,7 +32,7 @@ def rank_main(rank: int, directory: str) -> None:
         selection, evaluated = FakeSelection(), []
         stream = FakeStream(config, rank=rank, world_size=2)
         if name == "fsdp":
-            train(config, stream, run_dir=Path(directory) / name, should_stop=lambda at=stream: at.next_step == 2)
+            train(config, stream, run_dir=Path(directory) / name, should_stop=lambda at=stream: at.next_step == 10)
         train(
             config,
             FakeStream(config, rank=rank, world_size=2),
@@ -73,9 +73,11 @@ def test_each_rank_reports_its_own_rows_and_only_the_first_evaluates(two_ranks, 
     first, second = (json.loads((two_ranks / f"{name}-{rank}.json").read_text()) for rank in (0, 1))
     stream = FakeStream(RUNS[name])
     for rank, found in enumerate((first, second)):
-        begin = 2 if name == "fsdp" else 0  # it was stopped and resumed there
+        begin = 10 if name == "fsdp" else 0  # it was stopped and resumed there
         wanted = [
-            i for step in range(begin, 4) for i in stream.batch(step).sample_ids[4 * rank : 4 * rank + 4].tolist()
+            i
+            for step in range(begin, RUNS[name].total_steps)
+            for i in stream.batch(step).sample_ids[4 * rank : 4 * rank + 4].tolist()
         ]
         assert [i for _, ids in found["reports"] for i in ids] == wanted
         assert {producer for producer, _ in found["reports"]} == {f"trainer-{rank}"}
@@ -84,12 +86,12 @@ def test_each_rank_reports_its_own_rows_and_only_the_first_evaluates(two_ranks, 
 
 
 def test_the_checkpoint_of_a_sharded_run_loads_on_one_process(two_ranks, tmp_path):
-    path = two_ranks / "fsdp" / "checkpoints" / "step-00000004"
+    path = two_ranks / "fsdp" / "checkpoints" / "step-00000012"
     target = tmp_path / "checkpoints" / path.name
     target.mkdir(parents=True)
     for file in path.iterdir():
         (target / file.name).write_bytes(file.read_bytes())
     config = replace(RUNS["fsdp"], sharding="ddp")
-    assert train(config, FakeStream(config), run_dir=tmp_path).step == 4
+    assert train(config, FakeStream(config), run_dir=tmp_path).step == 12
     _, method = load_method(tmp_path, averaged=True)
     assert method.encoder.features(torch.rand(1, 3, 16, 16)).isfinite().all()
