@@ -33,7 +33,7 @@ from scoring.prototypes import Prototypes, load_distances
 from scoring.records import Control, ControlReply, Event, LogEntry, ScoreAck, Window
 from scoring.runlog import RunLog
 from scoring.selection import Selection
-from scoring.table import Range, range_borders
+from scoring.table import range_borders
 
 SERVICE_NAME = "selection"
 SERVICE_THREADS = 16
@@ -149,7 +149,7 @@ class RangeService:
 
 
 class RemoteRange:
-    """An id range in an actor of its own, with the methods of `Columns` (see `scoring.table.Range`)."""
+    """An id range in an actor of its own, with the methods of `Columns`."""
 
     def __init__(self, prototypes: str | None, first: int, last: int, segment_blocks: int) -> None:
         self.first_id, self.num_samples = first, last - first
@@ -197,7 +197,7 @@ class RunSource:
             layout = self.config.layout
             borders = range_borders(size, **layout)
             remote = [RemoteRange(self.prototypes, *border, layout["segment_blocks"]) for border in borders]
-            ranges = cast("list[Range]", remote)
+            ranges = cast("list[Columns]", remote)
         runlog = RunLog(self.runlog)
         try:
             return Selection(distance, self.config, runlog=runlog, ranges=ranges)

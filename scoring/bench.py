@@ -179,17 +179,19 @@ def _push_scores(
         rng, sequence = np.random.default_rng(rank), first
         stop.wait(report_every_s * rank / WRITERS)
         ids, values = rng.integers(0, selection.num_samples, REPORT_SCORES), rng.random(REPORT_SCORES, dtype=np.float32)
-        while not stop.is_set():
+        while True:
             report = {"kind": "loss", "step": sequence, "producer": f"rank-{rank}", "sequence": sequence}
             acks[rank].measure(selection.report_scores, ids, values, **report)
             sequence += 1
-            stop.wait(max(0.0, report_every_s - acks[rank].seconds[-1]))
+            if stop.wait(max(0.0, report_every_s - acks[rank].seconds[-1])):
+                return
 
     def draw() -> None:
-        while not stop.is_set():
+        while True:
             size = 0.2 + selection.next_window % 100 / 300
             windows.measure(selection.window, selection.next_window, effective_size=size)
-            stop.wait(window_every_s)
+            if stop.wait(window_every_s):
+                return
 
     threads = [threading.Thread(target=write, args=(rank,)) for rank in range(WRITERS)]
     threads.append(threading.Thread(target=draw))

@@ -44,9 +44,11 @@ def _shuffled(epoch: int, num_samples: int, seed: int) -> Int64:
 
 
 def feistel(positions: NDArray[np.uint64], keys: NDArray[np.uint64], num_samples: int) -> Int64:
-    """A bijection of [0, num_samples) under the keys: balanced Feistel rounds over an even number of bits, repeated for
-    the positions that land outside (the cycle of each leads back inside).
-    """  # noqa: D205
+    """A bijection of [0, num_samples) under the keys.
+
+    Balanced Feistel rounds over an even number of bits, repeated for the positions that land outside: the cycle of each
+    leads back inside.
+    """
     half = np.uint64(max(1, -(-(num_samples - 1).bit_length() // 2)))
     mapped = _rounds(positions, keys, half)
     outside = np.flatnonzero(mapped >= num_samples)

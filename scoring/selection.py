@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scoring.columns import Columns
 from scoring.config import SelectionConfig
 from scoring.controls import Resolved, Resolver, checked_control
 from scoring.drawing import Law, Weighed, draw_window
@@ -40,7 +41,7 @@ from scoring.scores import ScoreReport, checked_report
 from scoring.shelf import WindowShelf
 from scoring.snapshots import SnapshotStore
 from scoring.steering import Steering, reply_to, with_law
-from scoring.table import Range, SampleTable, local_ranges
+from scoring.table import SampleTable, local_ranges
 from scoring.temperature import checked_distance
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Selection:
         *,
         runlog: RunLog | None = None,
         clock: Callable[[], float] = time.time,
-        ranges: Sequence[Range] | None = None,
+        ranges: Sequence[Columns] | None = None,
     ) -> None:
         """Open or recover a run.
 
@@ -74,7 +75,7 @@ class Selection:
         """
         narrow = None if distance is None else checked_distance(distance).astype(np.float32, copy=False)
         self.config, self.num_samples = config, config.size_of(narrow)
-        parts: Sequence[Range] = ranges or local_ranges(narrow, self.num_samples, **config.layout)
+        parts = ranges or local_ranges(narrow, self.num_samples, **config.layout)
         self.table = SampleTable(parts, options=config.options)
         self._log = runlog or RunLog()
         self._log.begin(config.identity(narrow))

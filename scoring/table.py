@@ -7,11 +7,11 @@ end. So how many ranges there are is a matter of memory, not of what is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,43 +27,14 @@ Result = TypeVar("Result")
 HIGHEST_SCORE_BITS = int(np.array(np.finfo(np.float32).max).view(np.uint32))
 
 
-class Range(Protocol):
-    """What a table asks of an id range: `Columns`, or a proxy where the range lives elsewhere. See `Columns`."""
-
-    first_id: int
-    num_samples: int
-
-    def distance_range(self) -> tuple[float, float] | None: ...  # noqa: D102
-    def distances(self) -> NDArray[np.float32] | None: ...  # noqa: D102
-    def distance_bins(  # noqa: D102
-        self, low: float, high: float, *, exact: bool, subsets: Sequence[str] = ()
-    ) -> tuple[Float64, Float64]: ...
-    def build(self, number: int, plan: PolicyPlan, temperature: float, facts: TableFacts) -> list[float]: ...  # noqa: D102
-    def draw(self, number: int, requests: list[tuple[int, Float64]]) -> tuple[Int64, Float64]: ...  # noqa: D102
-    def expected_distinct(self, number: int, total: float, num_draws: int) -> float: ...  # noqa: D102
-    def segment_weights(self, number: int, segment: int) -> Float64: ...  # noqa: D102
-    def rows(self, first: int, last: int) -> dict[str, NDArray[Any]]: ...  # noqa: D102
-    def count(self, ids: Int64) -> None: ...  # noqa: D102
-    def times_drawn(self) -> NDArray[np.uint32]: ...  # noqa: D102
-    def draw_histogram(self) -> Int64: ...  # noqa: D102
-    def merge(self, reports: Iterable[ScoreReport]) -> None: ...  # noqa: D102
-    def scores(self, kind: str) -> NDArray[np.float32]: ...  # noqa: D102
-    def score_sums(self) -> dict[str, tuple[int, float]]: ...  # noqa: D102
-    def scored(self) -> dict[str, int]: ...  # noqa: D102
-    def count_at_least(self, kind: str, score: float) -> int: ...  # noqa: D102
-    def nth_at(self, kind: str, score: float, number: int) -> int: ...  # noqa: D102
-    def close_round(self, kind: str, threshold: float, last_id: int) -> None: ...  # noqa: D102
-    def selected(self, kind: str) -> NDArray[np.bool_]: ...  # noqa: D102
-    def bytes_kept(self) -> int: ...  # noqa: D102
-    def pack(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]: ...  # noqa: D102
-    def unpack(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None: ...  # noqa: D102
-
-
 class SampleTable:
     """The columns of a run, whole."""
 
-    def __init__(self, ranges: Sequence[Range], *, options: PolicyOptions) -> None:
-        """Join ranges that follow each other without gaps and end at segment borders."""
+    def __init__(self, ranges: Sequence[Columns], *, options: PolicyOptions) -> None:
+        """Join ranges that follow each other without gaps and end at segment borders.
+
+        A range is `Columns`, or something with its methods where it lives in another process.
+        """
         self.ranges = list(ranges)
         self._starts = np.array([part.first_id for part in self.ranges])
         self.num_samples = sum(part.num_samples for part in self.ranges)
@@ -76,7 +47,7 @@ class SampleTable:
             span = min(low for low, _ in spans), max(high for _, high in spans)
             self._facts = replace(self._facts, distance_range=span)
 
-    def each(self, ask: Callable[[Range], Result]) -> list[Result]:
+    def each(self, ask: Callable[[Columns], Result]) -> list[Result]:
         """The answers of all ranges in id order."""
         return [ask(part) for part in self.ranges] if self._pool is None else list(self._pool.map(ask, self.ranges))
 
@@ -103,7 +74,7 @@ class SampleTable:
         number = next(self._numbers)
         return WeightTable(self, number, self.each(lambda part: part.build(number, plan, temperature, facts)))
 
-    def by_range(self, ids: Int64) -> list[tuple[Range, slice | Int64]]:
+    def by_range(self, ids: Int64) -> list[tuple[Columns, slice | Int64]]:
         """Where these ids live: (range, positions among the ids), ranges without any left out."""
         if len(self.ranges) == 1:
             return [(self.ranges[0], slice(None))]
@@ -238,7 +209,7 @@ class WeightTable:
             home = int(self._home[segment])
             requests.setdefault(home, []).append((segment - int(self._first[home]), points))
 
-        def ask(part: Range) -> tuple[Int64, Float64]:
+        def ask(part: Columns) -> tuple[Int64, Float64]:
             asked = requests.get(self._table.ranges.index(part), [])
             return part.draw(self._number, asked) if asked else (np.empty(0, np.int64), np.empty(0))
 
