@@ -119,6 +119,11 @@ def train(
             if config.checkpoint_every and done % config.checkpoint_every == 0:
                 scores.flush(done)
                 run.checkpoint()
+        require(
+            state.step == config.total_steps,
+            f"the stream must give total_steps ({config.total_steps}) batches; it ended at step {state.step}. Give "
+            "both one total.",
+        )
         return run.finish("finished")
 
 

@@ -6,7 +6,8 @@ from dataclasses import fields, is_dataclass
 import pytest
 from trainer_fakes import tiny, tiny_run
 
-import trainer.config as module
+import trainer.config
+import trainer.method_config
 from trainer import METHODS, ModelConfig, TrainConfig, build_method, from_dict, model_size, to_dict
 from trainer.config import ClmaeConfig, ConmimConfig, MtoConfig, PassConfig, SwinConfig
 
@@ -73,7 +74,8 @@ def test_every_method_has_a_tiny_size(name):
     build_method(name, model_size("tiny"))
 
 
-def test_every_field_has_a_docstring():
+@pytest.mark.parametrize("module", [trainer.config, trainer.method_config], ids=["config", "method_config"])
+def test_every_field_has_a_docstring(module):
 
     tree = ast.parse(inspect.getsource(module))
     for node in tree.body:

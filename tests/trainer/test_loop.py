@@ -218,6 +218,12 @@ def test_bad_runs_say_what_is_wrong(tmp_path):
         run(config, tmp_path, FakeStream(tiny_run(model=tiny(image_size=32))))
 
 
+def test_a_stream_that_ends_early_is_an_error(tmp_path):
+    short = FakeStream(tiny_run(total_steps=5))
+    with pytest.raises(ValueError, match=r"must give total_steps \(8\) batches; it ended at step 5"):
+        run(tiny_run(), tmp_path, short)
+
+
 def test_another_run_in_the_directory_is_refused(tmp_path):
     run(tiny_run(), tmp_path)
     with pytest.raises(ValueError, match="a new run needs an empty run directory"):
