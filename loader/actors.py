@@ -4,6 +4,9 @@ The only file of this package that imports ray. Logic lives in `worker`, `fleet`
 processes, moves specs and pixels, and turns Ray's failures into LoaderLost. Every wait has a timeout.
 """
 
+# What comes back from Ray has no types; the signatures here give them.
+# mypy: disable-error-code="no-any-return"
+
 from __future__ import annotations
 
 import logging
@@ -11,9 +14,9 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import ray
@@ -24,7 +27,7 @@ from ray.exceptions import RayError, RayTaskError
 from loader.batch import BatchSpec, Pixels
 from loader.config import LoaderConfig
 from loader.errors import LoaderLost
-from loader.fleet import Fleet, FleetEvent, ScaleReply, State
+from loader.fleet import Fleet, FleetEvent, ScaleReply, State, wait_until_ready
 from loader.memory import keep_freed_memory
 from loader.pool import Handle
 from loader.ring import RingAddress, RingUser, Slot
@@ -34,11 +37,10 @@ from loader.worker import LoaderWorker
 
 log = logging.getLogger(__name__)
 
+FleetMethod = Literal["scale", "observe", "members", "status", "events"]
 FLEET_NAME: Final = "loader-fleet"
 _TICK_S: Final = 0.25
 _START_TIMEOUT_S: Final = 120.0
-_HOPELESS_RESTARTS: Final = 1
-"""With no loader ready and every one dead so often, waiting longer helps nobody."""
 _SILENCE_S: Final = 10.0
 """A loader that does not answer its check for so long is replaced: it hangs, or its node froze."""
 _CALL_TIMEOUT_S: Final = 10.0
@@ -140,25 +142,9 @@ class LoaderFleet:
         self._stopped = threading.Event()
         threading.Thread(target=self._supervise, name="fleet", daemon=True).start()
 
-    def scale(self, size: int, *, author: str, reason: str = "") -> ScaleReply:
-        """Wish for another number of loaders; returns at once."""
-        return self._fleet.scale(size, author=author, reason=reason)
-
-    def observe(self, wait_share: float) -> ScaleReply | None:
-        """Take in how long a trainer waited, and scale if the policy says so."""
-        return self._fleet.observe(wait_share)
-
-    def members(self) -> dict[str, ActorHandle[Any]]:
-        """Return the loaders that are ready, by name."""
-        return self._fleet.members()
-
-    def status(self) -> dict[str, Any]:
-        """Return size, author, reason, and for each loader name, state, pid, node, restarts, reason and stats."""
-        return self._fleet.status()
-
-    def events(self, after: int = 0) -> list[FleetEvent]:
-        """Return what happened since the event of that sequence number."""
-        return self._fleet.events(after)
+    def call(self, method: FleetMethod, *args: object, **options: object) -> Any:
+        """Call a method of the fleet; `FleetClient` has them all, with types."""
+        return getattr(self._fleet, method)(*args, **options)
 
     def close(self) -> None:
         """End every loader and stop replacing them."""
@@ -199,15 +185,11 @@ def start_fleet(
     wrap: Any = ray.remote
     actor = wrap(max_restarts=-1, max_concurrency=8, num_cpus=0)(LoaderFleet)
     fleet = FleetClient(actor.options(name=name).remote(config, size, options, policy))
-    deadline = time.monotonic() + ready_timeout_s
-    while len(fleet.members()) < size:
-        loaders = fleet.status()["loaders"]
-        hopeless = bool(loaders) and all(loader["restarts"] >= _HOPELESS_RESTARTS for loader in loaders)
-        if hopeless or time.monotonic() > deadline:
-            reasons = "; ".join(sorted({loader["reason"] or loader["state"] for loader in loaders}))
-            fleet.close()
-            raise LoaderLost(f"{size} loaders cannot start: {reasons}")
-        time.sleep(0.1)
+    try:
+        wait_until_ready(fleet.status, size=size, timeout_s=ready_timeout_s)
+    except LoaderLost:
+        fleet.close()
+        raise
     return fleet
 
 
@@ -243,37 +225,33 @@ class FleetClient:
 
     def scale(self, size: int, *, author: str, reason: str = "") -> ScaleReply:
         """Wish for another number of loaders; returns at once."""
-        reply: ScaleReply = self._call("scale", size, author=author, reason=reason)
-        return reply
+        return self._call("scale", size, author=author, reason=reason)
 
     def observe(self, wait_share: float) -> ScaleReply | None:
         """Tell the share of its time that a trainer waited since it last told. Returns a change, if that made one."""
-        reply: ScaleReply | None = self._call("observe", wait_share)
-        return reply
+        return self._call("observe", wait_share)
 
     def members(self) -> dict[str, ActorHandle[Any]]:
         """Return the loaders that are ready, by name."""
-        members: dict[str, ActorHandle[Any]] = self._call("members")
-        return members
+        return self._call("members")
 
     def status(self) -> dict[str, Any]:
         """Return size, author, reason, and for each loader name, state, pid, node, restarts, reason and stats."""
-        status: dict[str, Any] = self._call("status")
-        return status
+        return self._call("status")
 
     def events(self, after: int = 0) -> list[FleetEvent]:
         """Return what happened since the event of that sequence number."""
-        events: list[FleetEvent] = self._call("events", after)
-        return events
+        return self._call("events", after)
 
     def close(self) -> None:
         """End every loader, then the fleet."""
-        self._call("close")
+        with suppress(RayError):
+            ray.get(self.actor.close.remote(), timeout=_CALL_TIMEOUT_S)
         ray.kill(self.actor)
 
-    def _call(self, method: str, *args: object, **kwargs: object) -> Any:
+    def _call(self, method: FleetMethod, *args: object, **options: object) -> Any:
         try:
-            return ray.get(getattr(self.actor, method).remote(*args, **kwargs), timeout=_CALL_TIMEOUT_S)
+            return ray.get(self.actor.call.remote(method, *args, **options), timeout=_CALL_TIMEOUT_S)
         except RayTaskError as error:
             raise error.cause from error
         except RayError as error:
@@ -370,7 +348,7 @@ class RayLoaders:
         """Learn who is alive, without waiting: send a question, or take in its answer."""
         if self._question is None:
             if time.monotonic() - self._asked_s >= _REFRESH_S:
-                self._question, self._asked_s = self._fleet.actor.members.remote(), time.monotonic()
+                self._question, self._asked_s = self._fleet.actor.call.remote("members"), time.monotonic()
             return
         if not _is_done(self._question):
             return

@@ -8,11 +8,13 @@ with growing pauses. Everything that happens is an event that the driver can pol
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
+from loader.errors import LoaderLost
 from loader.scaling import Autoscaler, ScalePolicy
 
 State = Literal["starting", "ready", "lost"]
@@ -244,6 +246,25 @@ class Fleet:
                 value=float(self._size),
             )
         )
+
+
+def wait_until_ready(status: Callable[[], dict[str, Any]], *, size: int, timeout_s: float) -> None:
+    """Wait until a fleet has that many loaders ready.
+
+    Raises:
+        LoaderLost: If that takes too long, or every loader has died before one was ready; the message says why.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        loaders = status()["loaders"]
+        num_ready = sum(loader["state"] == "ready" for loader in loaders)
+        if num_ready >= size:
+            return
+        hopeless = bool(loaders) and not num_ready and all(loader["restarts"] for loader in loaders)
+        if hopeless or time.monotonic() > deadline:
+            reasons = "; ".join(sorted({loader["reason"] or loader["state"] for loader in loaders}))
+            raise LoaderLost(f"{size} loaders cannot start: {reasons}")
+        time.sleep(0.1)
 
 
 def _checked(size: int) -> int:
