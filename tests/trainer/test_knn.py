@@ -32,6 +32,13 @@ def test_votes_win_over_similarity_and_ties_go_to_the_nearer():
     assert nearest_neighbour_accuracy(train, labels, query, np.array([1]), k=3) == 1.0
 
 
+def test_weighted_votes_equal_sklearn_with_the_same_weights():
+    (train, labels), (test, wanted) = clouds(0, 150), clouds(10, 60)
+    reference = KNeighborsClassifier(20, metric="cosine", weights=lambda distance: np.exp(-distance / 0.07))
+    score = nearest_neighbour_accuracy(train, labels, test, wanted, k=20, temperature=0.07)
+    assert score == pytest.approx(reference.fit(train, labels).score(test, wanted))
+
+
 def test_a_sample_is_not_its_own_neighbour():
     features, labels = clouds(0, 80, spread=3.0)
     assert nearest_neighbour_accuracy(features, labels, features, labels) == 1.0

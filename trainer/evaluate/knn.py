@@ -67,15 +67,25 @@ def nearest_neighbour_accuracy(
     test_labels: NDArray[np.integer[Any]],
     *,
     k: int = 1,
+    temperature: float | None = None,
     exclude_self: bool = False,
     device: str = "cpu",
 ) -> float:
     """Return the share of test rows whose k nearest training rows by cosine vote for the right label, in [0, 1].
 
-    Ties go to the label whose neighbours are nearer in sum; `exclude_self` is for a test set that is the training set.
+    Args:
+        train_features: float32[S, D].
+        train_labels: int[S], 0 or more.
+        test_features: float32[Q, D].
+        test_labels: int[Q], 0 or more.
+        k: neighbours that vote.
+        temperature: weigh a vote by exp(similarity / temperature), as DINO does with k=20 and .07; without it votes
+            count the same, and a tie goes to the label whose neighbours are nearer in sum.
+        exclude_self: the test set is the training set; a row is not its own neighbour.
+        device: where to compute.
 
     Raises:
-        ValueError: labels are missing (negative), or sizes do not fit.
+        ValueError: labels are missing (negative), sizes do not fit, or k is out of range.
     """
     for name, features, labels in (("train", train_features, train_labels), ("test", test_features, test_labels)):
         require(
@@ -96,11 +106,18 @@ def nearest_neighbour_accuracy(
         queries_QD = _unit(test_features[start : start + _QUERY_ROWS], device)
         similarity_QK, index_QK = _nearest(queries_QD, stored_SD, k, own=start if exclude_self else None)
         votes = torch.zeros(len(queries_QD), int(stored_labels.max()) + 1, dtype=torch.float64, device=device)
-        weight_QK = 1.0 + (similarity_QK.double() + 1.0) / (4.0 * k)  # below one vote in sum: it only breaks ties
+        weight_QK = _vote(similarity_QK.double(), k, temperature)
         votes.scatter_add_(1, stored_labels[index_QK], weight_QK)
         wanted = torch.as_tensor(np.asarray(test_labels[start : start + _QUERY_ROWS], np.int64), device=device)
         correct += int((votes.argmax(dim=1) == wanted).sum())
     return correct / len(test_labels)
+
+
+def _vote(similarity_QK: Tensor, k: int, temperature: float | None) -> Tensor:
+    """Return the weight of each neighbour's vote."""
+    if temperature is not None:
+        return ((similarity_QK - 1) / temperature).exp()
+    return 1.0 + (similarity_QK + 1.0) / (4.0 * k)  # the addition stays below one vote in sum: it only breaks ties
 
 
 def _nearest(queries_QD: Tensor, stored_SD: Tensor, k: int, *, own: int | None) -> tuple[Tensor, Tensor]:
