@@ -75,12 +75,16 @@ def bench_loader(
         index = _index(Path(images), Path(scratch))
         with index.reader() as reader:
             encoded = [index.read(row, reader) for row in range(len(index))]
-        say("raw decode")
-        report: dict[str, Any] = {"raw_decode": _raw_decode(encoded, seconds)}
         if device == "cuda":
-            return report | {"gpu": [_gpu(index, point, seconds, say) for point in _gpu_sweep()]}
-        say("in process")
-        report["in_process"] = _in_process(LoaderConfig(index=str(index.path), threads=THREADS), seconds)
+            say("raw decode")
+            with _raw_decode(encoded) as raw:
+                limit = rate(raw, seconds)
+            return {"raw_decode": limit, "gpu": [_gpu(index, point, seconds, say) for point in _gpu_sweep()]}
+        report: dict[str, Any] = {}
+        say("raw decode and in process")
+        config = LoaderConfig(index=str(index.path), threads=THREADS)
+        with _raw_decode(encoded) as raw, _in_process(config) as ours:
+            report |= rates({"raw_decode": raw, "in_process": ours}, seconds)
         report |= _services(index, seconds, say)
         report["peers"] = _peers(encoded, seconds, say) if peers else {}
     return report
@@ -121,6 +125,21 @@ def rate(batches: Iterable[int], seconds: float, *, warm_up: float = 0.3) -> flo
     raise ValueError(f"the measurement ended before {seconds:g} s: too few images")
 
 
+def rates(sources: dict[str, Iterator[int]], seconds: float, *, slice_s: float = 0.25) -> dict[str, float]:
+    """Return items per second of several iterators that take turns: what else the machine does falls on all of them."""
+    counted, spent = dict.fromkeys(sources, 0), dict.fromkeys(sources, 0.0)
+    for source in sources.values():
+        next(source)
+    while min(spent.values()) < seconds:
+        for name, source in sources.items():
+            start = now = time.perf_counter()
+            while now - start < slice_s:
+                counted[name] += next(source)
+                now = time.perf_counter()
+            spent[name] += now - start
+    return {name: counted[name] / spent[name] for name in sources}
+
+
 def _index(images: Path, scratch: Path) -> ShardIndex:
     """Index the images, after writing them into shards if they are files."""
     tars = [images] if images.suffix == ".tar" else sorted(images.glob("*.tar"))
@@ -129,7 +148,8 @@ def _index(images: Path, scratch: Path) -> ShardIndex:
     return build_index(tars, scratch / "index.parquet")
 
 
-def _raw_decode(encoded: list[bytes], seconds: float) -> float:
+@contextmanager
+def _raw_decode(encoded: list[bytes]) -> Iterator[Iterator[int]]:
     """The limit without a cache: libjpeg-turbo alone, on as many threads."""
     with ThreadPoolExecutor(THREADS) as threads:
 
@@ -139,11 +159,12 @@ def _raw_decode(encoded: list[bytes], seconds: float) -> float:
             return len(images)
 
         chunks = [encoded[at : at + 4] for at in range(0, len(encoded), 4)]
-        rounds = (sum(threads.map(chunk, chunks)) for _ in itertools.count())
-        return rate(rounds, seconds)
+        yield (sum(threads.map(chunk, chunks)) for _ in itertools.count())
 
 
-def _in_process(config: LoaderConfig, seconds: float) -> float:
+@contextmanager
+def _in_process(config: LoaderConfig) -> Iterator[Iterator[int]]:
+    """Our decoder, its cache of sound images warm."""
     with LoaderWorker(config) as worker:
         rng = np.random.default_rng(0)
         size = 4 * _BATCH
@@ -157,8 +178,9 @@ def _in_process(config: LoaderConfig, seconds: float) -> float:
             )
             return len(worker.load(spec).images)
 
-        load(0)
-        return rate((load(number) for number in itertools.count(1)), seconds)
+        everything = np.arange(len(worker.index))
+        worker.load(BatchSpec(sample_ids=everything, draws=everything, seed=0, transform=_TRANSFORM))
+        yield (load(number) for number in itertools.count())
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +256,8 @@ def _gpu(index: ShardIndex, point: tuple[int, float], seconds: float, say: Progr
         index=str(index.path), threads=threads, decoder="dali", device_id=0, hw_decoder_load=hw_decoder_load
     )
     began_s, cpu_s = time.perf_counter(), time.process_time()
-    images_per_s = _in_process(config, seconds)
+    with _in_process(config) as batches:
+        images_per_s = rate(batches, seconds)
     host_cpus = (time.process_time() - cpu_s) / (time.perf_counter() - began_s)
     return {
         "threads": threads,

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import numpy as np
 import pytest
 
-from loader.bench import bench_loader, probabilities, rate
+from loader.bench import bench_loader, probabilities, rate, rates
 from loader.bench_peers import PEERS
 from loader.memory import keep_freed_memory
 
@@ -24,6 +25,21 @@ def test_a_rate_leaves_out_the_warm_up(monkeypatch):
     monkeypatch.setattr("loader.bench.time.perf_counter", lambda: next(clock))
     slow_then_fast = itertools.chain([1] * 3, itertools.repeat(5))
     assert rate(slow_then_fast, 1.0) == pytest.approx(50, rel=0.1)
+
+
+def test_sources_take_turns_and_are_counted_apart():
+    order: list[str] = []
+
+    def source(name: str, count: int, sleep_s: float):
+        while True:
+            time.sleep(sleep_s)
+            order.append(name)
+            yield count
+
+    found = rates({"a": source("a", 1, 0.01), "b": source("b", 10, 0.01)}, 0.3, slice_s=0.05)
+    assert found["b"] / found["a"] == pytest.approx(10, rel=0.5)
+    turns = [name for name, _ in itertools.groupby(order)]
+    assert len(turns) >= 8
 
 
 def test_a_measurement_that_ends_early_is_an_error():
