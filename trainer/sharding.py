@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,8 +17,6 @@ from trainer.config import TrainConfig, require
 from trainer.context import Context
 from trainer.methods import Method, build_method
 from trainer.vit import transformer_blocks
-
-_CALLED_DIRECTLY = ("reconstruct", "difficulty")  # entry points besides forward: the sweep calls them
 
 
 def share_over_ranks(method: Method, config: TrainConfig, context: Context, device: torch.device) -> nn.Module:
@@ -39,8 +37,6 @@ def share_over_ranks(method: Method, config: TrainConfig, context: Context, devi
         for block in transformer_blocks(method):
             fully_shard(block, mesh=mesh)
         fully_shard(method, mesh=mesh)
-        for name in _CALLED_DIRECTLY:
-            register_fsdp_forward_method(method, name)
         return method
     if len(method.phases) > 1:
         return method

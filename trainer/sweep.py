@@ -11,7 +11,7 @@ Shapes: B batch, N patches.
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from scoring import masked_mean_score, patch_weighted_score
 from trainer.context import Context
 from trainer.precision import autocast
 from trainer.randomness import SampleRandomness
+from trainer.sharding import unsharded
 from trainer.step import TrainState, normalise
 from trainer.windows import ScoreSink
 
@@ -75,14 +76,16 @@ class Sweep:
         settings, context = state.config.model.pass_, state.context
         wanted = rank_samples(self._num_samples, context)
         seen = np.zeros(self._num_samples, bool)
-        state.method.eval()
+        method = unsharded(state.method, state.config, state.device)  # ranks need not have equally many batches
+        state = replace(state, method=method)
+        method.eval()
         ids_parts, score_parts = [], []
         for ids, images in self._batches(wanted):
             fresh = _first_time(np.asarray(ids, np.int64), seen)
             scores = score_batch(state, torch.as_tensor(np.asarray(images))[fresh], np.asarray(ids, np.int64)[fresh])
             ids_parts.append(np.asarray(ids, np.int64)[fresh])
             score_parts.append(scores)
-        state.method.train()
+        method.train()
         ids, scores = _joined(ids_parts, score_parts)
         self._report(ids, scores, kind=settings.score, state=state)
         result = SweepResult(

@@ -12,15 +12,25 @@ import torch.multiprocessing as mp
 from trainer_fakes import FakeSelection, FakeStream, tiny, tiny_run
 
 from trainer import Distributed, load_checkpoint, load_method, read_metrics, train
-from trainer.config import ClmaeConfig
+from trainer.config import ClmaeConfig, PassConfig
+from trainer.sweep import Sweep
 
+SELECTING = PassConfig(enabled=True, predictor_depth=1, full_epochs=2, period=2, predictor_epochs=1, keep=1.0)
 RUNS = {
     "mae": tiny_run(total_steps=4, accumulation_steps=2, clip_norm=1.0),
     "bootmae": tiny_run(total_steps=4, method="bootmae"),
     "clmae": tiny_run(total_steps=4, method="clmae", model=tiny(clmae=ClmaeConfig(weight_diversity=0))),
     "fsdp": tiny_run(total_steps=12, sharding="fsdp", ema_decay=0.9),
+    "fsdp_pass": tiny_run(total_steps=4, epoch_steps=1, sharding="fsdp", model=tiny(pass_=SELECTING)),
     "fsdp_bootmae": tiny_run(total_steps=4, method="bootmae", sharding="fsdp"),
 }
+
+
+def sweep_of(config, selection):
+    """A sweep over nine samples in batches of two, so that the ranks have unequally many; None without a selection."""
+    images = FakeStream(config).images(range(9)).numpy()
+    batches = lambda ids: ((ids[i : i + 2], images[ids[i : i + 2]]) for i in range(0, len(ids), 2))  # noqa: E731
+    return Sweep(batches, selection, num_samples=9) if config.model.pass_.enabled else None
 
 
 def rank_main(rank: int, directory: str) -> None:
@@ -39,6 +49,7 @@ def rank_main(rank: int, directory: str) -> None:
             run_dir=Path(directory) / name,
             selection=selection,
             context=context,
+            sweep=sweep_of(config, selection),
             evaluate_every=2,
             on_evaluate=lambda step, method, seen=evaluated: seen.append(method.encoder.norm.weight.sum().item()),
         )
@@ -57,7 +68,7 @@ def two_ranks(tmp_path_factory):
 @pytest.mark.parametrize("name", RUNS)
 def test_two_ranks_agree_with_one(two_ranks, tmp_path, name):
     config = replace(RUNS[name], sharding="ddp")
-    train(config, FakeStream(config), run_dir=tmp_path)
+    train(config, FakeStream(config), run_dir=tmp_path, sweep=sweep_of(config, FakeSelection()))
     one, two = (read_metrics(path / "metrics.jsonl") for path in (tmp_path, two_ranks / name))
     one, two = ([line for line in lines if "loss" in line] for lines in (one, two))
     assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=2e-4)
@@ -79,8 +90,9 @@ def test_each_rank_reports_its_own_rows_and_only_the_first_evaluates(two_ranks, 
             for step in range(begin, RUNS[name].total_steps)
             for i in stream.batch(step).sample_ids[4 * rank : 4 * rank + 4].tolist()
         ]
-        assert [i for _, ids in found["reports"] for i in ids] == wanted
-        assert {producer for producer, _ in found["reports"]} == {f"trainer-{rank}"}
+        assert [i for producer, ids in found["reports"] for i in ids if producer == f"trainer-{rank}"] == wanted
+        swept = [i for producer, ids in found["reports"] for i in ids if producer == f"sweep-{rank}-0"]
+        assert swept == (list(range(rank, 9, 2)) if name == "fsdp_pass" else [])
     assert len(first["evaluated"]) == (1 if name == "fsdp" else 2)
     assert second["evaluated"] == []
 
