@@ -136,13 +136,13 @@ class Columns:
         weights = np.concatenate(list(self._tables[number][segment].weights()))
         return weights[: self.num_samples - segment * self.segment_blocks * BLOCK]
 
-    def expected_distinct(self, number: int, total: float, num_draws: int) -> float:
-        """Expected distinct samples of this range among draws from the whole table, whose weights sum to `total`."""
+    def expected_distinct(self, number: int, total: float, num_draws: int) -> list[float]:
+        """Expected distinct samples of each segment among draws from the whole table, whose weights sum to `total`."""
 
         def of_blocks(weights: Float64) -> float:
             return expected_distinct(weights / total, np.ones(1), num_draws)
 
-        return sum(self._side_by_side(lambda s: sum(map(of_blocks, s.weights())), self._tables[number]))
+        return self._side_by_side(lambda s: sum(map(of_blocks, s.weights())), self._tables[number])
 
     def _side_by_side(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """The work on all items, by several threads: numpy lets go of the interpreter where it counts."""
@@ -196,10 +196,11 @@ class Columns:
             np.full(self.num_samples, np.nan, np.float32) if table is None else table.values[: self.num_samples].copy()
         )
 
-    def score_sums(self) -> dict[str, tuple[int, float]]:
-        """By kind, how many samples have a score, and the sum of the scores."""
+    def score_sums(self) -> dict[str, list[float]]:
+        """By kind, the sum of the scores of each segment."""
+        rows = range(0, self.padded, self.segment_blocks * BLOCK)
         return {
-            kind: (table.scored, float(np.nansum(table.values, dtype=np.float64)))
+            kind: [float(np.nansum(table.values[r : r + rows.step], dtype=np.float64)) for r in rows]
             for kind, table in self.score_tables.items()
         }
 

@@ -85,6 +85,7 @@ class Selection:
         self._resolver = Resolver(self.table, config)
         self._steering = Steering(config, self._resolver, take_sequence=self._log.take_sequence, clock=clock)
         self._weighed: Weighed | None = None
+        self._sizes: dict[str, float] = {}
         self._drawing, self._state = threading.RLock(), threading.RLock()
         self._recover()
         self._scored = self.table.scored()
@@ -102,7 +103,17 @@ class Selection:
                 f"the log must hold every window of its snapshot ({self._history.position.next_window}); it ends at "
                 f"{self._shelf.next_window}. Restore run.sqlite from a copy, or remove its snapshots."
             )
-        self._steering.recover(self._log.entries(), self._shelf.next_window)
+        entries, last = self._log.entries(), self._shelf.last
+        self._steering.recover(entries, self._shelf.next_window)
+        self._sizes = {last.policy: last.effective_size} if last else {}
+        for entry in entries:
+            if entry.window >= self._shelf.next_window:
+                self._note_size(entry)
+
+    def _note_size(self, entry: LogEntry) -> None:
+        """Remember the effective size of a policy that was set, for only weights may tell it."""
+        if entry.kind == "policy" and entry.effective_size is not None:
+            self._sizes[str(entry.value)] = entry.effective_size
 
     # -- windows ------------------------------------------------------------------------------------------------------
 
@@ -153,6 +164,7 @@ class Selection:
                 self._shelf.write(facts, window, entries)
                 self._shelf.keep(facts, window)
                 self._steering.advance(controls, resolved)
+                self._sizes = {facts.policy: facts.effective_size}
             self._history.count(index, window.sample_ids)
         finally:
             with self._state:
@@ -222,6 +234,7 @@ class Selection:
                 entry = with_law(self._steering.entry(control, value, controls), resolved.temperature, known)
                 self._log.append(entry)
                 self._steering.land(entry, controls, resolved)
+                self._note_size(entry)
                 return reply_to(entry)
 
     def _size_of_policy(self, control: Control) -> float | None:
@@ -336,11 +349,8 @@ class Selection:
                 self._drawing.release()
         with self._state:
             controls, resolved = self._steering.latest(), self._steering.latest_resolved()
-            size, weighed, last = resolved.effective_size, self._weighed, self._shelf.last
-            if size is None and last is not None and last.policy == resolved.plan.name:
-                size = last.effective_size
-            elif size is None and weighed is not None and weighed.plan.name == resolved.plan.name:
-                size = weighed.effective_size
+            size, last = resolved.effective_size, self._shelf.last
+            size = self._sizes.get(resolved.plan.name) if size is None else size
             return {
                 "policy": controls.policy,
                 "temperature": resolved.temperature if math.isfinite(resolved.temperature) else None,

@@ -7,6 +7,7 @@ end. So how many ranges there are is a matter of memory, not of what is drawn.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -165,12 +166,13 @@ class SampleTable:
 
     def _mean_scores(self) -> dict[str, float]:
         """Mean score by kind, over the samples that have one; kinds whose scores are all zero are left out."""
-        totals: dict[str, tuple[int, float]] = {}
-        for part in self.each(lambda part: part.score_sums()):
-            for kind, (number, total) in part.items():
-                before = totals.get(kind, (0, 0.0))
-                totals[kind] = before[0] + number, before[1] + total
-        return {kind: total / number for kind, (number, total) in totals.items() if total > 0.0}
+        parts, means = self.each(lambda part: part.score_sums()), {}
+        for kind, number in self.scored().items():
+            # The exact sum, so that the mean does not depend on how segments are spread over ranges.
+            total = math.fsum(segment for part in parts for segment in part.get(kind, ()))
+            if total > 0.0:
+                means[kind] = total / number
+        return means
 
 
 class WeightTable:
@@ -191,7 +193,8 @@ class WeightTable:
     def effective_size(self) -> float:
         """Expected share of distinct samples in N draws from this table, summed over every sample."""
         size, number, total = self._table.num_samples, self._number, self.total
-        return sum(self._table.each(lambda part: part.expected_distinct(number, total, size))) / size
+        parts = self._table.each(lambda part: part.expected_distinct(number, total, size))
+        return math.fsum(segment for part in parts for segment in part) / size
 
     def probabilities(self) -> Iterator[tuple[int, Float64]]:
         """Probability of every sample in one draw, a segment at a time: (id of the first, their probabilities)."""
