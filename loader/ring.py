@@ -2,7 +2,7 @@
 
 The trainer owns a ring of anonymous memory (memfd). Loaders map it through the owner's /proc entry, so it has no
 name in the file system and nothing can be left behind: the kernel frees it when the last process that maps it is
-gone, kill -9 or not. Loaders let go of a ring as soon as its owner has died.
+gone, kill -9 or not. Loaders let go of a ring as soon as its owner has died or closed it.
 
 A slot belongs to one request until its loader has answered or is dead. Late writes therefore never reach a slot in
 new use.
@@ -60,6 +60,7 @@ class Ring:
             OSError: If the system has no anonymous shared memory.
         """
         size = _PAGE + -(-num_bytes // _PAGE) * _PAGE
+        self._fd = -1
         self._fd = os.memfd_create("tempera-ring", os.MFD_CLOEXEC)
         os.ftruncate(self._fd, size)
         self._memory = mmap.mmap(self._fd, size)
@@ -103,12 +104,39 @@ class Ring:
             os.close(self._fd)
             self._fd = -1
 
+    def __del__(self) -> None:
+        # Loaders watch the descriptor: while it is open they keep the memory mapped.
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Mapping:
+    """A mapped ring, and how to see that its owner has let go of it."""
+
+    memory: mmap.mmap
+    path: str
+    """The owner's descriptor, below /proc."""
+    inode: int
+    """Of the ring's memory."""
+    process: int
+    """Descriptor of the owner's process."""
+
+    def is_owned(self) -> bool:
+        """Return whether the owner lives and has the ring open."""
+        # The descriptor of a process becomes readable when the process ends.
+        if select.select([self.process], [], [], 0)[0]:
+            return False
+        try:
+            return os.stat(self.path).st_ino == self.inode
+        except OSError:
+            return False
+
 
 class RingUser:
     """The loader's side: maps rings of living owners. Thread-safe."""
 
     def __init__(self) -> None:
-        self._rings: dict[bytes, tuple[mmap.mmap, int]] = {}
+        self._rings: dict[bytes, _Mapping] = {}
         self._lock = threading.Lock()
 
     def attach(self, address: RingAddress) -> bool:
@@ -117,15 +145,10 @@ class RingUser:
         with self._lock:
             if address.nonce in self._rings:
                 return True
-            try:
-                alive = os.pidfd_open(address.pid)
-            except OSError:
+            mapping = _map(address)
+            if mapping is None:
                 return False
-            memory = _map(address)
-            if memory is None:
-                os.close(alive)
-                return False
-            self._rings[address.nonce] = (memory, alive)
+            self._rings[address.nonce] = mapping
             return True
 
     def images(self, slot: Slot, num_images: int, size: int) -> torch.Tensor:
@@ -136,37 +159,41 @@ class RingUser:
             KeyError: If the ring is not attached.
         """
         with self._lock:
-            memory = self._rings[slot.nonce][0]
+            memory = self._rings[slot.nonce].memory
         return _images(memory, slot, num_images, size)
 
     def drop_orphans(self) -> None:
-        """Let go of rings whose owners have died."""
+        """Let go of rings whose owners have died or let go of them."""
         with self._lock:
-            for nonce, (_, alive) in list(self._rings.items()):
-                # The descriptor of a process becomes readable when the process ends.
-                if select.select([alive], [], [], 0)[0]:
-                    os.close(alive)
+            for nonce, mapping in list(self._rings.items()):
+                if not mapping.is_owned():
+                    os.close(mapping.process)
                     del self._rings[nonce]
 
     def __len__(self) -> int:
         return len(self._rings)
 
 
-def _map(address: RingAddress) -> mmap.mmap | None:
+def _map(address: RingAddress) -> _Mapping | None:
+    path = f"/proc/{address.pid}/fd/{address.fd}"
     try:
-        fd = os.open(f"/proc/{address.pid}/fd/{address.fd}", os.O_RDWR | os.O_CLOEXEC)
+        process = os.pidfd_open(address.pid)
     except OSError:
         return None
     try:
-        # A plain file of another process must never be mapped, let alone written to.
-        if not os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:tempera-ring"):
-            return None
-        memory = mmap.mmap(fd, os.fstat(fd).st_size)
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            # A plain file of another process must never be mapped, let alone written to.
+            if os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:tempera-ring"):
+                memory = mmap.mmap(fd, os.fstat(fd).st_size)
+                if memory[:_NONCE_BYTES] == address.nonce:
+                    return _Mapping(memory, path, os.fstat(fd).st_ino, process)
+        finally:
+            os.close(fd)
     except (OSError, ValueError):
-        return None
-    finally:
-        os.close(fd)
-    return memory if memory[:_NONCE_BYTES] == address.nonce else None
+        pass
+    os.close(process)
+    return None
 
 
 def _images(memory: mmap.mmap, slot: Slot, num_images: int, size: int) -> torch.Tensor:

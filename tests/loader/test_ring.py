@@ -75,6 +75,17 @@ def test_only_the_ring_itself_is_attached(tmp_path):
     assert len(user) == 0
 
 
+def test_a_loader_lets_go_of_a_ring_that_its_owner_has_dropped():
+    ring, user = Ring(1 << 16), RingUser()
+    assert user.attach(ring.address)
+    user.drop_orphans()
+    assert len(user) == 1
+    del ring
+    user.drop_orphans()
+    assert len(user) == 0
+    assert ring_mappings() == 0
+
+
 OWNER = """
 import sys, time
 from loader.ring import Ring
