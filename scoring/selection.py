@@ -252,8 +252,14 @@ class Selection:
         with self._state:
             kind = str(checked_control(control, self._steering.latest(), self._resolver))
             done = self._log.entry_of(control.request)
+            waits = self._steering.waits
         if done is not None:
             return {}
+        if waits:
+            raise ValueError(
+                f"a round must follow a drawn window; window {self.next_window} failed, and changes wait for the one "
+                "after it. Ask for that window again, then close the round."
+            )
         self._history.merge(self._intake.take())
         kept, threshold, last_id = self.table.find_round(kind, self.config.options.rho)
         through = self._history.position.scores_through

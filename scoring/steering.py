@@ -44,6 +44,11 @@ class Steering:
         """Everything that has been asked for, also what lands later."""
         return self.state.after_all(self._ahead)
 
+    @property
+    def waits(self) -> bool:
+        """Whether a change waits for a window after the next: one came during a draw that failed."""
+        return bool(self._ahead)
+
     def latest_resolved(self) -> Resolved:
         """The law of `latest`."""
         return self.resolved if not self._ahead else self._resolver.resolve(self.latest())
