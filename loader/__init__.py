@@ -20,7 +20,8 @@ from loader.index import ShardIndex
 from loader.index_builder import build_index
 from loader.pool import LoaderPool, LocalLoaders
 from loader.scaling import ScalePolicy
-from loader.shard_writer import ImageSample, ImageSource, build_shards, class_folders, digits
+from loader.shard_writer import build_shards
+from loader.sources import ImageSample, ImageSource, class_folders, digits, parquet_images
 from loader.stream import BatchStream
 from loader.windows import FixedWindows, Window, WindowSource
 from loader.worker import LoaderWorker
@@ -57,4 +58,5 @@ __all__ = [
     "build_shards",
     "class_folders",
     "digits",
+    "parquet_images",
 ]

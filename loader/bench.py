@@ -28,7 +28,8 @@ from loader.index import ShardIndex
 from loader.index_builder import build_index
 from loader.memory import keep_freed_memory
 from loader.pool import LoaderPool
-from loader.shard_writer import build_shards, class_folders
+from loader.shard_writer import build_shards
+from loader.sources import class_folders
 from loader.stream import BatchStream
 from loader.windows import FixedWindow
 from loader.worker import LoaderWorker

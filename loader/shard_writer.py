@@ -7,48 +7,16 @@ are written under temporary names and renamed when all are whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-import numpy as np
-import simplejpeg
-import torch
-from numpy.typing import NDArray
-from torch.nn.functional import interpolate
-
-from loader.errors import BadSampleError
 from loader.header import read_header
-from loader.index_builder import IMAGE_EXTENSIONS, is_image
+from loader.sources import ImageSample, ImageSource
 
 Progress = Callable[[int, int], None]
 CLASSES_FILE: Final = "classes.json"
-
-
-@dataclass(frozen=True, slots=True)
-class ImageSample:
-    """One image on its way into a shard."""
-
-    key: str
-    """Unique name; directories allowed, dots not."""
-    data: bytes
-    """The encoded image."""
-    label: int = -1
-    """Class; -1 writes no `.cls`."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageSource:
-    """Images to build shards from."""
-
-    samples: Iterable[ImageSample]
-    """In the order that numbers them."""
-    class_names: tuple[str, ...] = ()
-    """Name of each label; empty when unknown."""
-    num_samples: int | None = None
-    """How many, for progress; None when unknown."""
 
 
 def build_shards(
@@ -86,29 +54,6 @@ def build_shards(
     if source.class_names:
         (out / CLASSES_FILE).write_text(json.dumps(list(source.class_names), indent=0) + "\n")
     return paths
-
-
-def class_folders(root: str | Path) -> ImageSource:
-    """Read images from `root/<class>/*`, or from a flat `root/*` without labels, sorted by path.
-
-    Raises:
-        ValueError: If there are no images.
-    """
-    root = Path(root)
-    files = sorted(path for path in root.rglob("*") if path.is_file() and is_image(path.name))
-    if not files:
-        raise ValueError(f"no images under {root}; looked for files ending in {', '.join(IMAGE_EXTENSIONS)}")
-    names = sorted({path.relative_to(root).parts[0] for path in files if path.parent != root})
-    labels = {name: number for number, name in enumerate(names)}
-    return ImageSource(_folder_samples(root, files, labels), tuple(names), len(files))
-
-
-def digits(*, side: int = 32, quality: int = 95) -> ImageSource:
-    """Return scikit-learn's 1,797 handwritten digits (8 x 8, real scans) as gray JPEGs enlarged to `side` pixels."""
-    from sklearn.datasets import load_digits  # noqa: PLC0415 - takes seconds to import; loaders never need it
-
-    data = load_digits()
-    return ImageSource(_digit_samples(data.images, data.target, side, quality), tuple("0123456789"), len(data.images))
 
 
 def _write_tars(
@@ -167,27 +112,3 @@ def _members(sample: ImageSample) -> dict[str, str | bytes]:
     extension = {"jpeg": "jpg"}.get(kind := read_header(sample.data, max_pixels=2**40).format, kind)
     label = {"cls": str(sample.label).encode()} if sample.label >= 0 else {}
     return {"__key__": sample.key, extension: sample.data, **label}
-
-
-def _folder_samples(root: Path, files: list[Path], labels: dict[str, int]) -> Iterator[ImageSample]:
-    for path in files:
-        relative = path.relative_to(root)
-        label = labels[relative.parts[0]] if len(relative.parts) > 1 else -1
-        data = path.read_bytes()
-        try:
-            read_header(data, max_pixels=2**40)
-        except BadSampleError as error:
-            error.add_note(f"file={path}")
-            raise
-        yield ImageSample(str(relative.with_suffix("")).replace(".", "_"), data, label)
-
-
-def _digit_samples(
-    images: NDArray[np.float64], labels: NDArray[np.int64], side: int, quality: int
-) -> Iterator[ImageSample]:
-    gray = torch.from_numpy(images).float()[:, None] * (255 / 16)  # scikit-learn stores 0..16
-    enlarged = interpolate(gray, size=(side, side), mode="bicubic", align_corners=False)
-    pixels = enlarged.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-    for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
-        data = simplejpeg.encode_jpeg(image, quality=quality, colorspace="GRAY", colorsubsampling="Gray")
-        yield ImageSample(f"{number:06d}", data, int(label))

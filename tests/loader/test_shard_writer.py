@@ -4,10 +4,12 @@ import hashlib
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from loader import BadSampleError, ImageSample, build_index, build_shards, class_folders, digits
+from loader import BadSampleError, ImageSample, build_index, build_shards, class_folders, digits, parquet_images
 
 
 def hashes(paths: list[str]) -> list[str]:
@@ -89,3 +91,40 @@ def test_wrong_sources_and_places_are_refused(tmp_path, photos):
     build_shards([ImageSample("a", photos[0])], tmp_path / "full")
     with pytest.raises(ValueError, match="already holds shards"):
         build_shards([ImageSample("a", photos[0])], tmp_path / "full")
+
+
+def write_parquet(path: Path, columns: dict[str, object], *, names: list[str] | None = None) -> Path:
+    table = pa.table(columns)
+    if names is not None:
+        features = {"label": {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path)
+    return path
+
+
+def test_parquet_of_the_hub_gives_images_labels_and_class_names(tmp_path, photos):
+    images = [{"bytes": data, "path": None} for data in photos[:5]]
+    columns = {"image": images, "label": [1, 0, 1, 0, 1]}
+    paths = [write_parquet(tmp_path / f"{i}.parquet", columns, names=["cat", "dog"]) for i in range(2)]
+    source = parquet_images(paths)
+    assert (source.num_samples, source.class_names) == (10, ("cat", "dog"))
+    index = build_index(build_shards(source, tmp_path / "out"), tmp_path / "i.parquet")
+    assert index.label.tolist() == [1, 0, 1, 0, 1] * 2
+    with index.reader() as reader:
+        assert [index.read(row, reader) for row in range(10)] == photos[:5] * 2
+
+
+def test_parquet_with_plain_bytes_and_no_labels(tmp_path, photos):
+    source = parquet_images([write_parquet(tmp_path / "x.parquet", {"jpg": photos[:3]})], image="jpg")
+    assert [(sample.data, sample.label) for sample in source.samples] == [(data, -1) for data in photos[:3]]
+
+
+def test_parquet_without_images_is_refused(tmp_path):
+    path = write_parquet(tmp_path / "x.parquet", {"text": ["a"], "image": [3]})
+    with pytest.raises(ValueError, match="must have a column 'image' of image bytes"):
+        parquet_images([path])
+    with pytest.raises(ValueError, match="no Parquet files"):
+        parquet_images([])
+    empty = write_parquet(tmp_path / "y.parquet", {"image": pa.array([None], pa.binary())})
+    with pytest.raises(BadSampleError, match="no image in row 0"):
+        list(parquet_images([empty]).samples)
