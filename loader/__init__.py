@@ -21,7 +21,7 @@ from loader.index_builder import build_index
 from loader.pool import LoaderPool, LocalLoaders
 from loader.scaling import ScalePolicy
 from loader.shard_writer import build_shards
-from loader.sources import ImageSample, ImageSource, class_folders, digits, parquet_images
+from loader.sources import ImageSample, ImageSource, class_folders, digits, parquet_images, shrink
 from loader.stream import BatchStream
 from loader.windows import FixedWindows, Window, WindowSource
 from loader.worker import LoaderWorker
@@ -59,4 +59,5 @@ __all__ = [
     "class_folders",
     "digits",
     "parquet_images",
+    "shrink",
 ]

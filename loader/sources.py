@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
+from loader.decode_cpu import decode
 from loader.errors import BadSampleError
 from loader.header import read_header
 from loader.index_builder import IMAGE_EXTENSIONS, is_image
+
+_MAX_PIXELS: Final = 200_000_000
+"""Largest image that is decoded to be made smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,35 @@ def parquet_images(paths: Sequence[str | Path], *, image: str = "image", label: 
     num_samples = sum(pq.read_metadata(path).num_rows for path in files)
     samples = _parquet_samples(files, image, label if has_label else None)
     return ImageSource(samples, _hub_class_names(schema, label) if has_label else (), num_samples)
+
+
+def shrink(source: ImageSource, *, short_side: int, quality: int = 90) -> ImageSource:
+    """Re-encode as JPEG every image whose short side is longer than `short_side`; leave the others as they are.
+
+    Args:
+        source: The images.
+        short_side: Length of the short side afterwards, in pixels.
+        quality: JPEG quality, 1..100.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+    if short_side < 1 or not 1 <= quality <= 100:
+        raise ValueError(f"short_side must be at least 1 and quality in 1..100; got {short_side} and {quality}")
+    samples = (replace(sample, data=_shrunk(sample.data, short_side, quality)) for sample in source.samples)
+    return replace(source, samples=samples)
+
+
+def _shrunk(data: bytes, short_side: int, quality: int) -> bytes:
+    header = read_header(data, max_pixels=_MAX_PIXELS)
+    if min(header.width, header.height) <= short_side:
+        return data
+    scale = short_side / min(header.width, header.height)
+    size = (round(scale * header.height), round(scale * header.width))
+    pixels = torch.from_numpy(decode(data, header)).permute(2, 0, 1)[None]
+    resized = interpolate(pixels, size=size, mode="bicubic", antialias=True)[0].permute(1, 2, 0).contiguous().numpy()
+    encoded: bytes = simplejpeg.encode_jpeg(resized, quality=quality, colorsubsampling="420")
+    return encoded
 
 
 def _folder_samples(root: Path, files: list[Path], labels: dict[str, int]) -> Iterator[ImageSample]:

@@ -9,7 +9,18 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from loader import BadSampleError, ImageSample, build_index, build_shards, class_folders, digits, parquet_images
+from loader import (
+    BadSampleError,
+    ImageSample,
+    ImageSource,
+    build_index,
+    build_shards,
+    class_folders,
+    digits,
+    parquet_images,
+    shrink,
+)
+from loader.header import read_header
 
 
 def hashes(paths: list[str]) -> list[str]:
@@ -128,3 +139,18 @@ def test_parquet_without_images_is_refused(tmp_path):
     empty = write_parquet(tmp_path / "y.parquet", {"image": pa.array([None], pa.binary())})
     with pytest.raises(BadSampleError, match="no image in row 0"):
         list(parquet_images([empty]).samples)
+
+
+def test_shrinking_bounds_the_short_side_and_leaves_small_images_alone(photos):
+    samples = [ImageSample(f"p{i}", data, i) for i, data in enumerate(photos)]
+    shrunk = list(shrink(ImageSource(samples, ("a",), 24), short_side=120).samples)
+    assert [(s.key, s.label) for s in shrunk] == [(s.key, s.label) for s in samples]
+    for before, after in zip(samples, shrunk, strict=True):
+        old, new = (read_header(s.data, max_pixels=10**8) for s in (before, after))
+        if min(old.width, old.height) <= 120:
+            assert after.data == before.data
+        else:
+            assert min(new.width, new.height) == 120
+            assert new.width / new.height == pytest.approx(old.width / old.height, rel=0.02)
+    with pytest.raises(ValueError, match=r"quality in 1\.\.100"):
+        shrink(ImageSource(samples), short_side=10, quality=0)
