@@ -168,7 +168,7 @@ def _in_process(config: LoaderConfig) -> Iterator[Iterator[int]]:
     """Our decoder, its cache of sound images warm."""
     with LoaderWorker(config) as worker:
         rng = np.random.default_rng(0)
-        size = 4 * _BATCH
+        size = 2 * _BATCH  # as large as the requests of a stream
 
         def load(number: int) -> int:
             spec = BatchSpec(
