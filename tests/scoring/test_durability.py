@@ -26,6 +26,7 @@ class Faults:
 
     def __init__(self, at=None, how="before"):
         self.at, self.how, self.count, self.names = at, how, 0, []
+        self.log = None  # the dead process's log: were it collected, SQLite would close it and tidy up
 
     def pass_through(self, name, act, torn=lambda: None):
         self.count += 1
@@ -97,7 +98,8 @@ def scenario(path, faults, monkeypatch):
         acknowledged = []
         rng = np.random.default_rng(0)
         try:
-            selection = Selection(None, _config(snapshot_windows=1, kept_windows=1), runlog=RunLog(path))
+            faults.log = RunLog(path)
+            selection = Selection(None, _config(snapshot_windows=1, kept_windows=1), runlog=faults.log)
             for index in range(2):
                 window = selection.window(index, effective_size=0.3 + index / 100)
                 acknowledged.append(("window", index, window.digest))
@@ -123,7 +125,7 @@ def scenario(path, faults, monkeypatch):
 
 
 def _config(**changes):
-    from dataclasses import replace  # noqa: PLC0415
+    from dataclasses import replace
 
     return replace(CONFIG, num_samples=N, **changes)
 
@@ -180,6 +182,7 @@ def test_every_crash_point_recovers_what_was_acknowledged(tmp_path, monkeypatch,
             assert faults.count == at, "the fault fired"
             assert len(acknowledged) < len(whole)
             copy = died(path, tmp_path / f"{at}-{how}-after")
+            faults.log.close()
             log, _ = check(acknowledged, copy)
             log.close()
             shutil.rmtree(path.parent)

@@ -87,7 +87,7 @@ def test_table_keeps_sixteen_bytes_a_sample_and_the_block_sums():
     part = Columns(np.zeros(num_samples, np.float32), num_samples=num_samples)
     table = SampleTable([part], options=PolicyOptions())
     table.weights(parse_policy("prototypical"), 0.1)
-    from scoring.scores import ScoreReport  # noqa: PLC0415
+    from scoring.scores import ScoreReport
 
     ids = np.arange(10)
     report = ScoreReport(ids=ids, values=np.ones(10, np.float32), kind="loss", step=0, producer="a", sequence=0)

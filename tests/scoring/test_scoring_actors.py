@@ -29,7 +29,7 @@ def cluster(tmp_path_factory):
         patch.setenv("HOME", str(home))
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-        import ray  # noqa: PLC0415
+        import ray
 
         already = ray.is_initialized()
         if not already:
@@ -47,7 +47,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture
 def run(cluster, tmp_path):
-    from scoring import actors  # noqa: PLC0415
+    from scoring import actors
 
     distance = np.random.default_rng(0).beta(3.4, 2.38, 500).astype(np.float32)
     Prototypes(
@@ -112,7 +112,7 @@ def test_killed_service_returns_with_everything_it_acknowledged(run):
 
 @pytest.mark.ray
 def test_wrong_run_is_a_typed_error(run, tmp_path):
-    from scoring import RunLog  # noqa: PLC0415
+    from scoring import RunLog
 
     log = RunLog(tmp_path / "run.sqlite")
     Selection(
@@ -163,7 +163,7 @@ def test_table_is_exported_by_the_service(run, tmp_path):
 
 @pytest.mark.ray
 def test_many_trainers_are_served_at_once(run):
-    from scoring.actors import bench_requests  # noqa: PLC0415
+    from scoring.actors import bench_requests
 
     figures = bench_requests(run(), trainers=32, repeats=2)
     assert 0 < figures["window_p99_ms_32_trainers_ray"] < 10_000
