@@ -82,10 +82,8 @@ def launch_in_process(config: RunConfig, run: RunDir, *, should_stop: Callable[[
     selection_part = _prepare(config, run)
     with closing(RunLog(run.log)) as runlog, closing(LocalLoaders(_local_workers(config))) as loaders:
         selection = Selection(prototype_distances(config), selection_part, runlog=runlog)
-        rank, context = (
-            Rank(config=config, reach_selection=lambda: selection, reach_loaders=lambda: loaders),
-            SingleProcess(),
-        )
+        context = SingleProcess()
+        rank = Rank(config=config, report=run.report, reach_selection=lambda: selection, reach_loaders=lambda: loaders)
         return train(
             config.train,
             rank.stream(context),
@@ -93,7 +91,7 @@ def launch_in_process(config: RunConfig, run: RunDir, *, should_stop: Callable[[
             selection=selection,
             context=context,
             evaluate_every=config.evaluate_every,
-            on_evaluate=rank.probe(context),
+            on_evaluate=rank.evaluation(context),
             should_stop=should_stop,
             sweep=rank.sweep(context),
         )
@@ -143,6 +141,7 @@ def _train_on_ray(config: RunConfig, run: RunDir, endpoint: Endpoint) -> TrainRe
 
     rank = Rank(
         config=config,
+        report=run.report.resolve(),
         reach_selection=partial(_reach_selection, endpoint),
         reach_loaders=partial(_reach_loaders, endpoint),
     )
@@ -152,7 +151,7 @@ def _train_on_ray(config: RunConfig, run: RunDir, endpoint: Endpoint) -> TrainRe
         make_stream=rank.stream,
         make_selection=rank.selection,
         evaluate_every=config.evaluate_every,
-        make_on_evaluate=rank.probe if config.evaluate_every else None,
+        make_on_evaluate=rank.evaluation if config.evaluate_every else None,
         make_sweep=rank.sweep,
         should_stop=run.stop_request.exists,
     )

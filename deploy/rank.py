@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.config import RunConfig
-from deploy.probe import NearestNeighbourProbe
+from deploy.evaluation import Evaluation
 from deploy.scoring_job import SWEEP_IMAGES, evaluation_transform
 from loader import BadSample, BatchStream, FixedWindows, LoaderPool, ShardIndex, StreamConfig, Transform
 from scoring import SCHEDULES, Control, Event, PolicyOptions, SelectionConfig
@@ -56,6 +56,8 @@ class Rank:
 
     config: RunConfig
     """The whole run."""
+    report: Path
+    """The run's report folder, reached by the first rank."""
     reach_selection: Callable[[], SelectionPort]
     """Reaches the selection from the rank's process."""
     reach_loaders: Callable[[], LoaderPool]
@@ -101,11 +103,9 @@ class Rank:
         num_samples = len(ShardIndex.load(config.data.index))
         return Sweep(batches, selection, num_samples=num_samples, after=close_round)
 
-    def probe(self, context: Context) -> NearestNeighbourProbe:
-        """Evaluates the encoder on the run's own images."""
-        data = self.config.data
-        test_index = None if data.test_index is None else Path(data.test_index)
-        return NearestNeighbourProbe(Path(data.index), test_index, size=self.config.train.model.image_size)
+    def evaluation(self, context: Context) -> Evaluation:
+        """Looks at the encoder while it trains, on the run's own images."""
+        return Evaluation(self.config, self.report)
 
 
 def each_once(

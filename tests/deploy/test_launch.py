@@ -95,6 +95,8 @@ def test_nearest_neighbours_are_measured_while_it_trains(tmp_path: Path, config:
     measured = [line for line in run.metric_lines() if "nn_cls" in line]
     assert [line["step"] for line in measured] == [8, 16]
     assert all(0.1 < line["nn_mean"] <= 1 for line in measured)
+    pictures = sorted(path.name for path in run.report.glob("step-*.png"))
+    assert pictures == ["step-00000008-reconstructions.png", "step-00000016-reconstructions.png"]
 
 
 def test_patch_aware_selection_keeps_the_top_share_after_its_round(tmp_path: Path, config: RunConfig) -> None:

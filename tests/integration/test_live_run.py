@@ -89,10 +89,13 @@ def live(
 
 
 def test_scaling_killing_and_resuming_change_no_loss(tmp_path: Path, digits: DataConfig) -> None:
-    """The same run without Ray, loaders, kills and resume has the same losses, bit for bit: batches are values."""
+    """A loader and the selection service die, loaders are added, the run is stopped and resumed: the losses are those
+    of the same run in one process without Ray, bit for bit, because batches are values and the run is a log.
+    """
     with alive(tmp_path, digits, SHORT) as (run, process):
-        loaders = tempera("status", "--run", run.path)["loaders"]
-        os.kill(next(loader["pid"] for loader in loaders if loader["state"] == "ready"), signal.SIGKILL)
+        status = tempera("status", "--run", run.path)
+        os.kill(next(loader["pid"] for loader in status["loaders"] if loader["state"] == "ready"), signal.SIGKILL)
+        os.kill(status["selection"]["pid"], signal.SIGKILL)
         assert tempera("scale", 3, "--run", run.path)["size"] == 3
         process.terminate()
         _, heard = process.communicate(timeout=PATIENCE_S)
