@@ -22,7 +22,7 @@ import numpy as np
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from loader.batch import BatchSpec, Pixels
 from loader.config import LoaderConfig
@@ -44,6 +44,8 @@ _START_TIMEOUT_S: Final = 120.0
 _SILENCE_S: Final = 10.0
 """A loader that does not answer its check for so long is replaced: it hangs, or its node froze."""
 _CALL_TIMEOUT_S: Final = 10.0
+_JOIN_TIMEOUT_S: Final = 60.0
+"""First question of a new stream: the fleet may share a crowded processor with the loaders that it starts."""
 _REFRESH_S: Final = 0.5
 _IN_SLOT: Final = np.zeros((0, 3, 0, 0), np.uint8)
 _LOADER_GROUPS: Final = {"load": 2, "control": 1}
@@ -184,9 +186,13 @@ def start_fleet(
     # The handle keeps the actor alive; a name alone would not.
     wrap: Any = ray.remote
     actor = wrap(max_restarts=-1, max_concurrency=8, num_cpus=0)(LoaderFleet)
-    fleet = FleetClient(actor.options(name=name).remote(config, size, options, policy))
+    actor_handle = actor.options(name=name).remote(config, size, options, policy)
+    fleet = FleetClient(actor_handle)
     try:
+        ray.get(actor_handle.call.remote("status"), timeout=ready_timeout_s)  # its process is up
         wait_until_ready(fleet.status, size=size, timeout_s=ready_timeout_s)
+    except GetTimeoutError as error:
+        raise LoaderLost(f"the loader fleet did not start within {ready_timeout_s:.0f} s") from error
     except LoaderLost:
         fleet.close()
         raise
@@ -231,9 +237,9 @@ class FleetClient:
         """Tell the share of its time that a trainer waited since it last told. Returns a change, if that made one."""
         return self._call("observe", wait_share)
 
-    def members(self) -> dict[str, ActorHandle[Any]]:
+    def members(self, *, timeout_s: float = _CALL_TIMEOUT_S) -> dict[str, ActorHandle[Any]]:
         """Return the loaders that are ready, by name."""
-        return self._call("members")
+        return self._call("members", timeout_s=timeout_s)
 
     def status(self) -> dict[str, Any]:
         """Return size, author, reason, and for each loader name, state, pid, node, restarts, reason and stats."""
@@ -249,9 +255,9 @@ class FleetClient:
             ray.get(self.actor.close.remote(), timeout=_CALL_TIMEOUT_S)
         ray.kill(self.actor)
 
-    def _call(self, method: FleetMethod, *args: object, **options: object) -> Any:
+    def _call(self, method: FleetMethod, *args: object, timeout_s: float = _CALL_TIMEOUT_S, **options: object) -> Any:
         try:
-            return ray.get(self.actor.call.remote(method, *args, **options), timeout=_CALL_TIMEOUT_S)
+            return ray.get(self.actor.call.remote(method, *args, **options), timeout=timeout_s)
         except RayTaskError as error:
             raise error.cause from error
         except RayError as error:
@@ -282,7 +288,7 @@ class RayLoaders:
 
     def __init__(self, fleet: FleetClient, *, ring_bytes: int = 256 << 20) -> None:
         self._fleet = fleet
-        self._members: dict[str, ActorHandle[Any]] = fleet.members()
+        self._members: dict[str, ActorHandle[Any]] = fleet.members(timeout_s=_JOIN_TIMEOUT_S)
         self._gone: set[ActorHandle[Any]] = set()
         self._question: ray.ObjectRef[Any] | None = None
         self._asked_s = time.monotonic()

@@ -6,9 +6,6 @@ hand, and each target is checked like the first. Faults of the network are retri
 StorageUnavailable: never a bad sample.
 """
 
-# obstore is optional.
-# mypy: disable-error-code="import-not-found"
-
 from __future__ import annotations
 
 import http.client
