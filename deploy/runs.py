@@ -38,10 +38,10 @@ def tiny(data: DataConfig) -> RunConfig:
     """A small MAE on images of 32 pixels, for machines without a GPU: the demo's run."""
     train = TrainConfig(
         model=model_size("tiny", width=96, depth=3, heads=3),
-        total_steps=330,
+        total_steps=480,
         global_batch=128,
         base_lr=3e-3,
-        warmup_steps=28,
+        warmup_steps=40,
         window_steps=8,
         log_every=4,
         checkpoint_every=80,
