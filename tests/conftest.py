@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+import secrets
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# Before torch and Ray are imported anywhere: two cores, and a cluster that nobody else can join.
+# Before torch and Ray are imported anywhere: two cores, and clusters that nobody else can join. Ray reads its token
+# once a process, so all the clusters of a session share one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+TOKEN = Path(tempfile.mkdtemp(prefix="tempera-tests-")) / "token"
+TOKEN.touch(mode=0o600)
+TOKEN.write_text(secrets.token_hex(32))
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN_PATH"] = str(TOKEN)
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from deploy.overrides import override
 from deploy.rundir import RunDir, RunError
 from deploy.runs import debug
 from scoring import RunLog
+from trainer import METHODS
 
 
 @pytest.fixture
@@ -86,7 +88,11 @@ def test_a_method_of_ones_own_is_loaded_by_name(
         override(config, ('extensions=["no_such_module"]',))
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "trainer"))
     own = override(config, ('extensions=["example_method"]', "train.method=mean_colour"))
-    assert launch_in_process(own, RunDir(tmp_path / "run")).reason == "finished"
+    try:
+        assert launch_in_process(own, RunDir(tmp_path / "run")).reason == "finished"
+    finally:
+        METHODS.pop("mean_colour")
+        sys.modules.pop("example_method")
 
 
 def test_nearest_neighbours_are_measured_while_it_trains(tmp_path: Path, config: RunConfig) -> None:

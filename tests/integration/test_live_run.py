@@ -23,7 +23,7 @@ from deploy.runs import debug
 
 TEMPERA = (sys.executable, "-m", "deploy.cli")
 SETTINGS = ("train.checkpoint_every=24", "train.log_every=1", "fleet.loaders=2")
-SHORT = (*SETTINGS, "train.total_steps=400")
+SHORT = (*SETTINGS, "train.total_steps=300")
 ENDLESS = (*SETTINGS, "train.total_steps=100000")
 PATIENCE_S = 400.0
 
@@ -100,7 +100,7 @@ def test_scaling_killing_and_resuming_change_no_loss(tmp_path: Path, digits: Dat
         process.terminate()
         _, heard = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, heard
-    assert len(losses(run)) < 400, "the run ended before it could be stopped"
+    assert len(losses(run)) < 300, "the run ended before it could be stopped"
     tempera("resume", run.path)
     kinds = {entry["kind"] for entry in tempera("log", "--run", run.path, "--limit", 200)["entries"]}
     assert {"loader_lost", "scale", "schedule"} <= kinds

@@ -20,29 +20,12 @@ from scoring import (
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    home = tmp_path_factory.mktemp("home")
-    token = home / "token"
-    token.write_text("0123456789abcdef" * 4)
-    token.chmod(0o600)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(home))
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-        import ray
+def cluster():
+    import ray
 
-        already = ray.is_initialized()
-        if not already:
-            ray.init(
-                address="local",
-                num_cpus=2,
-                include_dashboard=False,
-                object_store_memory=100_000_000,
-                log_to_driver=False,
-            )
-        yield
-        if not already:
-            ray.shutdown()
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture

@@ -11,12 +11,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture
-def local_ray(tmp_path_factory, monkeypatch):
-    home = tmp_path_factory.mktemp("home")
-    (home / "token").write_text("0123456789abcdef" * 4)
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "token"))
+def local_ray(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]))
     import ray
 
