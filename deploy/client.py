@@ -7,6 +7,7 @@ Every call has a deadline.
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from deploy.cluster import join
@@ -95,6 +96,16 @@ class RunClient:
         """The loader workers: name, state, pid, node, restarts, images, images_per_s."""
         members: list[dict[str, Any]] = self._fleet.status()["loaders"]
         return members
+
+    def inspect(self, *, top: int, export: Path | None) -> dict[str, Any]:
+        """The sample table at a glance, and all of it as Parquet.
+
+        Args:
+            top: how many of the most probable samples to list.
+            export: file for the whole table, on a disk that the service reaches; or None.
+        """
+        summary: dict[str, Any] = self._selection.summary(top=top)
+        return summary if export is None else summary | {"exported_rows": self._selection.export(export.resolve())}
 
     def times_drawn(self) -> Any:
         """How often each sample was drawn, uint32[N]."""

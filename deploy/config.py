@@ -14,8 +14,9 @@ from typing import Literal
 
 from deploy.rundir import write_json
 from loader import Transform
+from scoring import SCHEDULES
 from trainer import TrainConfig
-from trainer.config import from_dict
+from trainer.config import choose, from_dict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +39,8 @@ class CurriculumConfig:
 
     policy: str = "prototypical"
     """A name in scoring.POLICIES."""
+    user_policies: tuple[str, ...] = ()
+    """Policies of one's own, as package.module:function, that `policy` may then name."""
     schedule: str = "cosine"
     """A name in scoring.SCHEDULES: effective dataset size by progress."""
     start: float = 0.20
@@ -113,6 +116,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         self.load_extensions()
+        choose(self.curriculum.schedule, SCHEDULES, "curriculum.schedule")
         if not self.name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"name must be letters, digits, '-' and '_'; got {self.name!r}.")
         if self.train.global_batch % self.trainers.workers:

@@ -148,6 +148,7 @@ def selection_config(config: RunConfig, *, num_samples: int, fingerprint: str) -
         effective_size=config.curriculum.start,
         spare_fraction=config.curriculum.spare_fraction,
         fingerprint=fingerprint,
+        user_policies=config.curriculum.user_policies,
         options=PolicyOptions(rho=config.train.model.pass_.keep),
     )
 

@@ -36,25 +36,35 @@ def replay(path: Positional[Path]) -> Answer:
 
 
 def inspect(*, run: Path | None = None, top: int = 10, export: Path | None = None) -> Answer:
-    """Show who is drawn most and how concentrated the draw is, after a run has stopped.
+    """Show who is drawn most and how concentrated the draw is; the run may be alive.
 
     Args:
-        run: the run's directory; the newest under runs/ by default.
+        run: the run's directory; by default the one that is alive under runs/, or the newest.
         top: how many of the most probable samples to list.
         export: Parquet file for the whole table.
     """
-    from scoring import Selection
-    from scoring.inspect import export_table, table_summary
-
-    with _opened(find_run(run)) as (log, config, distance):
-        selection = Selection(distance, config, runlog=log)
-        data = table_summary(selection, top=top)
-        if export is not None:
-            data["exported_rows"] = export_table(selection, export)
+    found = find_run(run)
+    data = _inspect_alive(found, top, export) if found.endpoint() else _inspect_finished(found, top, export)
     facts = ("sample_id", "probability", "times_drawn", "distance")
     rows = [tuple(sample[name] for name in facts) for sample in data["top"]]
     title = f"effective sample size {data['effective_sample_size']:.1f}, entropy {data['entropy']:.3f} nats"
     return Answer(data=data, view=table(title, facts, rows))
+
+
+def _inspect_alive(run: RunDir, top: int, export: Path | None) -> dict[str, Any]:
+    from deploy.client import RunClient
+
+    return RunClient.attach(run).inspect(top=top, export=export)
+
+
+def _inspect_finished(run: RunDir, top: int, export: Path | None) -> dict[str, Any]:
+    from scoring import Selection
+    from scoring.inspect import export_table, table_summary
+
+    with _opened(run) as (log, config, distance):
+        selection = Selection(distance, config, runlog=log)
+        data = table_summary(selection, top=top)
+        return data if export is None else data | {"exported_rows": export_table(selection, export)}
 
 
 @contextmanager

@@ -61,6 +61,7 @@ def test_override_changes_nested_fields_and_nothing_else() -> None:
         ("trian.total_steps=3", "Did you mean 'train'"),
         ("train.total_steps", "must be field=value"),
         ("name.x=3", "it is a single value"),
+        ("curriculum.schedule=cosin", "Did you mean 'cosine'"),
         ("train.total_steps=0", "total_steps must be 1 or more; got 0"),
     ],
 )

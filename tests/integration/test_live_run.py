@@ -137,6 +137,9 @@ def test_watch_shows_what_status_says(live: tuple[RunDir, subprocess.Popen[str]]
     ).stdout
     for part in ("debug", "effective size", "temperature", "loader-0", "run log"):
         assert part in shown
+    facts = tempera("inspect", "--run", run.path, "--top", 3)
+    assert len(facts["top"]) == 3
+    assert 1 < facts["effective_sample_size"] < 1437
 
 
 def test_the_run_is_closed_to_who_has_not_its_token(live: tuple[RunDir, subprocess.Popen[str]], tmp_path: Path) -> None:
