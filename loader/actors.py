@@ -22,7 +22,7 @@ import numpy as np
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from loader.batch import BatchSpec, Pixels
 from loader.config import LoaderConfig
@@ -186,13 +186,10 @@ def start_fleet(
     # The handle keeps the actor alive; a name alone would not.
     wrap: Any = ray.remote
     actor = wrap(max_restarts=-1, max_concurrency=8, num_cpus=0)(LoaderFleet)
-    actor_handle = actor.options(name=name).remote(config, size, options, policy)
-    fleet = FleetClient(actor_handle)
+    fleet = FleetClient(actor.options(name=name).remote(config, size, options, policy))
     try:
-        ray.get(actor_handle.call.remote("status"), timeout=ready_timeout_s)  # its process is up
+        fleet.members(timeout_s=ready_timeout_s)  # its process is up
         wait_until_ready(fleet.status, size=size, timeout_s=ready_timeout_s)
-    except GetTimeoutError as error:
-        raise LoaderLost(f"the loader fleet did not start within {ready_timeout_s:.0f} s") from error
     except LoaderLost:
         fleet.close()
         raise
