@@ -1,7 +1,6 @@
 """Loaders on Ray: one actor a loader, one named actor that keeps them alive, and the pool that streams use.
 
-The only file of this package that imports ray. Logic lives in `worker`, `fleet` and `assembly`; this file starts
-processes, moves specs and pixels, and turns Ray's failures into LoaderLost. Every wait has a timeout.
+The only file here that imports ray; logic lives in `worker`, `fleet` and `assembly`. Every wait has a timeout.
 """
 
 # What comes back from Ray has no types; the signatures here give them.
@@ -44,8 +43,7 @@ _START_TIMEOUT_S: Final = 120.0
 _SILENCE_S: Final = 10.0
 """A loader that does not answer its check for so long is replaced: it hangs, or its node froze."""
 _CALL_TIMEOUT_S: Final = 10.0
-_JOIN_TIMEOUT_S: Final = 60.0
-"""First question of a new stream: the fleet may share a crowded processor with the loaders that it starts."""
+_JOIN_TIMEOUT_S: Final = 60.0  # of a new stream's first question: the fleet may start loaders on a crowded processor
 _REFRESH_S: Final = 0.5
 _IN_SLOT: Final = np.zeros((0, 3, 0, 0), np.uint8)
 _LOADER_GROUPS: Final = {"load": 2, "control": 1}
