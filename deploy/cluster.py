@@ -64,13 +64,7 @@ def cluster(directory: Path, *, num_cpus: int) -> Iterator[Endpoint]:
     token_path = os.environ.get("RAY_AUTH_TOKEN_PATH", str(Path.home() / ".ray" / "auth_token"))
     context: Any = ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
     try:
-        yield Endpoint(
-            address=context.address_info["gcs_address"],
-            namespace=NAMESPACE,
-            token_path=token_path,
-            pid=os.getpid(),
-            dashboard=context.address_info.get("webui_url") or "",
-        )
+        yield _endpoint(context, token_path)
     finally:
         ray.shutdown()
 
@@ -103,18 +97,23 @@ def local_cluster(directory: Path, *, num_cpus: int) -> Iterator[Endpoint]:
         log_to_driver=False,
         logging_level=logging.WARNING,
     )
-    endpoint = Endpoint(
-        address=context.address_info["gcs_address"],
-        namespace=NAMESPACE,
-        token_path=str(token_path.resolve()),
-        pid=os.getpid(),
-        dashboard=context.address_info.get("webui_url") or "",
-    )
+    endpoint = _endpoint(context, str(token_path.resolve()))
     try:
         with (directory / "ray.log").open("a") as file, redirect_stdout(file):
             yield endpoint
     finally:
         ray.shutdown()
+
+
+def _endpoint(context: Any, token_path: str) -> Endpoint:
+    """How others reach the cluster that `ray.init` has returned the context of."""
+    return Endpoint(
+        address=context.address_info["gcs_address"],
+        namespace=NAMESPACE,
+        token_path=token_path,
+        pid=os.getpid(),
+        dashboard=context.address_info.get("webui_url") or "",
+    )
 
 
 def join(endpoint: Endpoint) -> None:
