@@ -19,7 +19,7 @@ demo: $(INSTALLED)
 	$(BIN)/tempera demo
 
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 check: $(INSTALLED) lint types imports test
 

@@ -24,6 +24,11 @@ import pytest
 from deploy.config import DataConfig
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Live runs first: two workers take files in order, and the longest must not be the last."""
+    items.sort(key=lambda item: "integration" not in item.path.parts)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def temporary_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Ray and others write below HOME; tests leave the person's alone."""
