@@ -28,12 +28,12 @@ from ray.exceptions import RayError, RayTaskError
 from scoring.columns import Columns
 from scoring.config import SelectionConfig
 from scoring.errors import RangeLost, RunMismatch, SelectionUnavailable
-from scoring.inspect import export_table, table_summary
 from scoring.prototypes import Prototypes, load_distances
 from scoring.records import Control, ControlReply, Event, LogEntry, ScoreAck, Window
 from scoring.runlog import RunLog
 from scoring.selection import Selection
 from scoring.table import range_borders
+from scoring.views import VIEWS
 
 SERVICE_NAME = "selection"
 SERVICE_THREADS = 16
@@ -105,13 +105,9 @@ class SelectionService:
         """Processor seconds that the service has used."""
         return time.process_time()
 
-    def summary(self, top: int) -> dict[str, Any]:
-        """See `scoring.inspect.table_summary`."""
-        return self._on_selection(lambda selection: table_summary(selection, top=top))
-
-    def export(self, path: str) -> int:
-        """See `scoring.inspect.export_table`; the path is on the service's node."""
-        return self._on_selection(lambda selection: export_table(selection, path))
+    def view(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """A view of `scoring.views` by name."""
+        return self._on_selection(lambda selection: VIEWS[name](selection, **arguments))
 
     def _on_selection(self, ask: Callable[[Selection], Result]) -> Result:
         selection = self._selection(None)
@@ -331,9 +327,9 @@ class SelectionClient:
         """See `Selection.times_drawn`."""
         return cast("NDArray[Any]", self._ask("times_drawn"))
 
-    def log(self, limit: int | None = None) -> list[LogEntry]:
+    def log(self, limit: int | None = None, **bounds: Any) -> list[LogEntry]:
         """See `Selection.log`."""
-        return cast("list[LogEntry]", self._ask("log", limit))
+        return cast("list[LogEntry]", self._ask("log", limit, **bounds))
 
     def require(self, run: RunSource) -> None:
         """Wait until the service has recovered; RunMismatch if it serves another run than this one."""
@@ -343,13 +339,17 @@ class SelectionClient:
         """First id, size and process ("first_id", "num_samples", "pid") of each id range that has its own actor."""
         return cast("list[dict[str, Any]]", self._call("range_actors"))
 
+    def view(self, name: str, **arguments: Any) -> dict[str, Any]:
+        """See `scoring.views`; paths are on the service's node."""
+        return cast("dict[str, Any]", self._call("view", name, arguments))
+
     def summary(self, *, top: int = 10) -> dict[str, Any]:
         """See `scoring.inspect.table_summary`."""
-        return cast("dict[str, Any]", self._call("summary", top))
+        return self.view("summary", top=top)
 
     def export(self, path: str | Path) -> int:
-        """See `scoring.inspect.export_table`; the path is on the service's node."""
-        return cast(int, self._call("export", str(path)))
+        """See `scoring.inspect.export_table`."""
+        return int(self.view("export", path=str(path))["rows"])
 
     def stop(self) -> None:
         """End the service for good; what it acknowledged stays in the log. Nothing happens if it is gone."""

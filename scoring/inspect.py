@@ -96,7 +96,7 @@ def _summary(table: SampleTable, weighed: Weighed, top: int) -> dict[str, Any]:
         "entropy": entropy,
         "top": [_sample(table, sample_id, -negative) for negative, sample_id in best],
         "times_drawn": {**draw_summary(histogram), "histogram": histogram.tolist()},
-        "scores": _score_summary(table),
+        "scores": score_summary(table),
         "bytes_per_sample": table.bytes_kept() / table.num_samples,
     }
 
@@ -115,7 +115,8 @@ def _sample(table: SampleTable, sample_id: int, probability: float) -> dict[str,
     return {"sample_id": sample_id, "probability": probability, **plain}
 
 
-def _score_summary(table: SampleTable) -> dict[str, Any]:
+def score_summary(table: SampleTable) -> dict[str, Any]:
+    """By kind of score: how many are "scored", and their "quantiles"."""
     summary: dict[str, Any] = {}
     for kind, scored in table.scored().items():
         values = table.scores(kind)

@@ -137,10 +137,19 @@ class RunLog:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def entries(self, *, limit: int | None = None) -> list[LogEntry]:
-        """The last `limit` entries (all by default), oldest first."""
+    def entries(
+        self, *, limit: int | None = None, after: int = 0, before: int | None = None, without: Sequence[str] = ()
+    ) -> list[LogEntry]:
+        """The last `limit` entries (all by default) with a sequence in (after, before), oldest first.
+
+        Args:
+            limit: how many.
+            after: sequence of the entry before the first.
+            before: sequence of the entry after the last; None for no bound.
+            without: kinds that are left out.
+        """
         with self._mutex:
-            return _entries(self._connection, limit)
+            return _entries(self._connection, limit, after=after, before=before, without=without)
 
     def entry_of(self, request: str) -> LogEntry | None:
         """The entry that a message with this identity left, if it came before."""
@@ -217,8 +226,15 @@ class RunLog:
             self._lock_file.close()
 
 
-def read_entries(path: str | Path, *, limit: int | None = None) -> list[LogEntry]:
-    """The last entries of a log that another process may be writing, oldest first.
+def read_entries(
+    path: str | Path,
+    *,
+    limit: int | None = None,
+    after: int = 0,
+    before: int | None = None,
+    without: Sequence[str] = (),
+) -> list[LogEntry]:
+    """The last entries of a log that another process may be writing, oldest first; see `RunLog.entries`.
 
     Raises:
         FileNotFoundError: if there is no log.
@@ -226,7 +242,7 @@ def read_entries(path: str | Path, *, limit: int | None = None) -> list[LogEntry
     """
     connection = connect(Path(path), read_only=True)
     try:
-        return _entries(connection, limit)
+        return _entries(connection, limit, after=after, before=before, without=without)
     finally:
         connection.close()
 
@@ -239,9 +255,17 @@ def _insert(
     return connection.execute(f"{verb} INTO {table} VALUES ({', '.join('?' * len(values))})", values)
 
 
-def _entries(connection: sqlite3.Connection, limit: int | None) -> list[LogEntry]:
-    newest_first = f"{SELECT_ENTRY} ORDER BY sequence DESC LIMIT ?"
-    return [entry_of(row) for row in connection.execute(newest_first, (-1 if limit is None else limit,))][::-1]
+def _entries(
+    connection: sqlite3.Connection, limit: int | None, *, after: int, before: int | None, without: Sequence[str]
+) -> list[LogEntry]:
+    left_out = ", ".join("?" * len(without))
+    newest_first = (
+        f"{SELECT_ENTRY} WHERE sequence > ? AND sequence < ? AND kind NOT IN ({left_out}) "
+        "ORDER BY sequence DESC LIMIT ?"
+    )
+    bounds = (after, 2**63 - 1 if before is None else before)
+    rows = connection.execute(newest_first, (*bounds, *without, -1 if limit is None else limit))
+    return [entry_of(row) for row in rows][::-1]
 
 
 def _facts(row: tuple[Any, ...]) -> tuple[WindowFacts, str]:

@@ -395,6 +395,6 @@ class Selection:
         with self._drawing, self._state:
             self._log.close()
 
-    def log(self, limit: int | None = None) -> list[LogEntry]:
-        """The last `limit` entries of the history (all by default), oldest first."""
-        return self._log.entries(limit=limit)
+    def log(self, limit: int | None = None, **bounds: Any) -> list[LogEntry]:
+        """The last `limit` entries of the history (all by default), oldest first; `RunLog.entries` knows the bounds."""
+        return self._log.entries(limit=limit, **bounds)
