@@ -44,6 +44,8 @@ class TrainJob:
     """Makes what scores the whole data set, for pass."""
     should_stop: Callable[[], bool] | None = None
     """Asked by the loop; True ends the run with a checkpoint."""
+    should_pause: Callable[[], bool] | None = None
+    """Asked by the loop; it rests for as long as this is True."""
 
 
 def train_on_ray(
@@ -52,6 +54,7 @@ def train_on_ray(
     num_workers: int | tuple[int, int] = 1,
     use_gpu: bool = False,
     resources_per_worker: dict[str, float] | None = None,
+    node_labels: dict[str, str] | None = None,
     max_failures: int = 0,
     name: str | None = None,
 ) -> TrainResult:
@@ -62,6 +65,7 @@ def train_on_ray(
         num_workers: ranks, or (least, most) for an elastic group.
         use_gpu: one GPU a rank, NCCL; otherwise gloo on the CPU.
         resources_per_worker: Ray resources of a rank, e.g. {"CPU": 0.5}.
+        node_labels: labels of the nodes that ranks may run on; none means any node.
         max_failures: restarts after a failed rank; each continues from the newest checkpoint. -1 restarts without end.
         name: name of the run in Ray's dashboard.
 
@@ -75,6 +79,7 @@ def train_on_ray(
             num_workers=num_workers,  # type: ignore[arg-type]  # a pair is elastic; the type seen here is v1's
             use_gpu=use_gpu,
             resources_per_worker=resources_per_worker,
+            label_selector=node_labels or None,
         ),
         run_config=ray.train.RunConfig(
             name=name,
@@ -103,6 +108,7 @@ def _train_rank(arguments: dict[str, Any]) -> TrainResult:
         evaluate_every=job.evaluate_every,
         on_evaluate=job.make_on_evaluate(context) if job.make_on_evaluate else None,
         should_stop=job.should_stop,
+        should_pause=job.should_pause,
         sweep=job.make_sweep(context) if job.make_sweep else None,
     )
 

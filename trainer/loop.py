@@ -6,7 +6,8 @@
    each window.
 3. Every `log_every` steps read the numbers, check that they are finite, write a line of metrics.jsonl; every
    `checkpoint_every` steps a checkpoint.
-4. SIGTERM, or the caller's `should_stop`: finish the step, write a checkpoint, return.
+4. SIGTERM, or the caller's `should_stop`: finish the step, write a checkpoint, return. The caller's `should_pause`:
+   finish the step, and rest until it says no.
 
 The stream is any iterable of batches with `images`, `sample_ids`, `version`, `step` and `wait_s` that has
 `state_dict` and `load_state_dict`.
@@ -27,6 +28,7 @@ from trainer.methods import build_method
 from trainer.optim import build_optimizers
 from trainer.pass_plan import selects_after
 from trainer.recorder import Batch, OnEvaluate, OnStep, Recorder, Stream, TrainResult
+from trainer.rest import Agreement
 from trainer.sharding import share_over_ranks
 from trainer.step import TrainState, train_step
 from trainer.vit import transformer_blocks
@@ -46,6 +48,7 @@ def train(
     evaluate_every: int = 0,
     on_evaluate: OnEvaluate | None = None,
     should_stop: Callable[[], bool] | None = None,
+    should_pause: Callable[[], bool] | None = None,
     sweep: Callable[[TrainState], Any] | None = None,
     resume: bool = True,
 ) -> TrainResult:
@@ -63,6 +66,7 @@ def train(
         on_evaluate: called with (steps done, method in eval mode); what it returns is written to metrics.jsonl.
         should_stop: asked after every step on a single process, every ten steps on several; True ends the run with a
             checkpoint.
+        should_pause: asked as often; the run rests for as long as it is True on any rank, and changes nothing by it.
         sweep: called on every rank after the epochs that a selection follows, e.g. a `trainer.sweep.Sweep`; needed
             with pass.
         resume: continue from the newest checkpoint of the run directory; without it an old checkpoint there is an
@@ -89,6 +93,12 @@ def train(
         run,
         run.trace() as profiler,
     ):
+        told = Agreement(
+            context,
+            state.device,
+            stop=lambda: terminated.is_set() or bool(should_stop and should_stop()),
+            pause=should_pause,
+        )
         if sweep and selects_after(state.progress, config.model.pass_):
             sweep(state)  # the run may have stopped while it selected; reports are merged once
         for batch in stream if state.step < config.total_steps else ():
@@ -109,9 +119,8 @@ def train(
                 sweep(state)
             if on_evaluate and evaluate_every and (done % evaluate_every == 0 or last):
                 run.evaluate(on_evaluate)
-            stopping = terminated.is_set() or bool(should_stop and should_stop())
             asked = context.world_size == 1 or done % _STOP_STEPS == 0
-            if asked and context.any(stopping, state.device) and not last:
+            if asked and not last and told.stops(run.resting):
                 scores.flush(done)
                 return run.finish("stopped")
             if last:

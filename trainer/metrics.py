@@ -55,6 +55,10 @@ class Meter:
         self._images += images
         self._wait_s += wait_s
 
+    def skip(self, seconds: float) -> None:
+        """Leave so much time out of account: the run rested."""
+        self._start += seconds
+
     def read(self) -> dict[str, float]:
         """Return `images_per_s` (of this rank's count) and `data_wait`, in [0, 1], and start again."""
         elapsed_s = max(self._clock() - self._start, 1e-9)

@@ -6,8 +6,9 @@ waited for here and nowhere else.
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -163,6 +164,21 @@ class Recorder:
             self.metrics.write(self.state.step, values)
             if self.on_step:
                 self.on_step(self.state.step, values)
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Write that the run rests, and that it goes on; the time between counts for no speed."""
+        started = time.perf_counter()
+        self._note_rest(paused=True)
+        try:
+            yield
+        finally:
+            self.meter.skip(time.perf_counter() - started)
+            self._note_rest(paused=False)
+
+    def _note_rest(self, *, paused: bool) -> None:
+        if self.state.context.rank == 0:
+            self.metrics.write(self.state.step, {"paused": paused})
 
     def evaluate(self, on_evaluate: OnEvaluate) -> None:
         """Call the caller's evaluation on rank 0 and write what it returns."""

@@ -27,12 +27,15 @@ def share_over_ranks(method: Method, config: TrainConfig, context: Context, devi
     Raises:
         ValueError: sharding is asked for a method with several phases.
     """
+    phases = " and ".join(method.phases)
+    require(
+        config.sharding == "ddp" or len(method.phases) == 1,
+        f"sharding='fsdp' needs a method that trains all its weights in one pass; {config.method} alternates between "
+        f"{phases}, each with the other frozen, and FSDP fixes what has a gradient when it shards. Use sharding='ddp'.",
+    )
     if context.world_size == 1:
         return method
     if config.sharding == "fsdp":
-        require(
-            len(method.phases) == 1, f"fsdp needs one phase a step; {config.method} has {len(method.phases)}. Use ddp."
-        )
         mesh = init_device_mesh(device.type, (context.world_size,))
         for block in transformer_blocks(method):
             fully_shard(block, mesh=mesh)

@@ -12,16 +12,21 @@ import torch.multiprocessing as mp
 from trainer_fakes import FakeSelection, FakeStream, tiny, tiny_run
 
 from trainer import Distributed, load_checkpoint, load_method, read_metrics, train
-from trainer.config import ClmaeConfig, PassConfig
+from trainer.config import ConmimConfig, PassConfig
+from trainer.loop import build_state
 from trainer.sweep import Sweep
 
 SELECTING = PassConfig(enabled=True, predictor_depth=1, full_epochs=2, period=2, predictor_epochs=1, keep=1.0)
+SMALL_PROJECTOR = ConmimConfig(hidden=16, projection=8)
 RUNS = {
     "mae": tiny_run(total_steps=4, accumulation_steps=2, clip_norm=1.0),
     "bootmae": tiny_run(total_steps=4, method="bootmae"),
-    "clmae": tiny_run(total_steps=4, method="clmae", model=tiny(clmae=ClmaeConfig(weight_diversity=0))),
+    "simmim": tiny_run(total_steps=4, method="simmim"),
+    "conmim": tiny_run(total_steps=4, method="conmim", model=tiny(conmim=SMALL_PROJECTOR)),
+    "clmae": tiny_run(total_steps=4, method="clmae"),
     "fsdp": tiny_run(total_steps=12, sharding="fsdp", ema_decay=0.9),
     "fsdp_pass": tiny_run(total_steps=4, epoch_steps=1, sharding="fsdp", model=tiny(pass_=SELECTING)),
+    "fsdp_conmim": tiny_run(total_steps=4, method="conmim", sharding="fsdp", model=tiny(conmim=SMALL_PROJECTOR)),
     "fsdp_bootmae": tiny_run(total_steps=4, method="bootmae", sharding="fsdp"),
 }
 
@@ -42,7 +47,14 @@ def rank_main(rank: int, directory: str) -> None:
         selection, evaluated = FakeSelection(), []
         stream = FakeStream(config, rank=rank, world_size=2)
         if name == "fsdp":
-            train(config, stream, run_dir=Path(directory) / name, should_stop=lambda at=stream: at.next_step == 10)
+            rests: list[int] = []
+            train(
+                config,
+                stream,
+                run_dir=Path(directory) / name,
+                should_pause=lambda at=stream, told=rests: rank == 1 and at.next_step == 10 and not told.append(10),
+                should_stop=lambda told=rests: len(told) > 2,  # the second rank alone asks for both
+            )
         train(
             config,
             FakeStream(config, rank=rank, world_size=2),
@@ -97,6 +109,11 @@ def test_each_rank_reports_its_own_rows_and_only_the_first_evaluates(two_ranks, 
     assert second["evaluated"] == []
 
 
+def test_both_ranks_rest_and_stop_where_one_is_asked_to(two_ranks):
+    lines = read_metrics(two_ranks / "fsdp" / "metrics.jsonl")
+    assert [(line["step"], line["paused"]) for line in lines if "paused" in line] == [(10, True), (10, False)]
+
+
 def test_the_checkpoint_of_a_sharded_run_loads_on_one_process(two_ranks, tmp_path):
     path = two_ranks / "fsdp" / "checkpoints" / "step-00000012"
     target = tmp_path / "checkpoints" / path.name
@@ -107,3 +124,8 @@ def test_the_checkpoint_of_a_sharded_run_loads_on_one_process(two_ranks, tmp_pat
     assert train(config, FakeStream(config), run_dir=tmp_path).step == 12
     _, method = load_method(tmp_path, averaged=True)
     assert method.encoder.features(torch.rand(1, 3, 16, 16)).isfinite().all()
+
+
+def test_a_method_that_alternates_between_networks_is_not_sharded_and_the_line_says_why():
+    with pytest.raises(ValueError, match=r"clmae alternates between model and masker.*Use sharding='ddp'"):
+        build_state(tiny_run(method="clmae", sharding="fsdp"))

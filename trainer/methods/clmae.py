@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from trainer.collectives import gather_rows
 from trainer.config import ModelConfig
 from trainer.mask_predictor import whole_image
 from trainer.masking import Mask, split_order, take
@@ -92,7 +93,7 @@ class Clmae(Mae):
             latent_BTD = self.encoder.encode(tokens_BND * keep_BN[:, :, None])
             prediction_BNP = self.decoder.predict(self.decoder.run(latent_BTD, everything)[:, 1:])
         loss_BN = patch_errors(prediction_BNP, self.targets(patches_BNP))
-        parts = masker_losses(wide(keep_BN), loss_BN, self.config)
+        parts = masker_losses(gather_rows(wide(keep_BN)), gather_rows(loss_BN), self.config)
         total = self.curriculum * parts["recon"] + parts["gauss"] + parts["kl"] + parts["diversity"]
         detached = {name: value.detach() for name, value in parts.items()}
         detached |= {"keep_mean": keep_BN.detach().mean(), "curriculum": total.new_full((), self.curriculum)}

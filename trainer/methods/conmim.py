@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from trainer.augment import change_colours
 from trainer.averages import cosine_momentum, freeze_copy, move_average
 from trainer.beit import RelativeEncoder, narrow_normal
+from trainer.collectives import GlobalBatchNorm
 from trainer.config import ModelConfig
 from trainer.masking import Mask, split_tokens, take
 from trainer.methods.base import Losses, Method, add_mto
@@ -77,17 +78,17 @@ class Conmim(Method):
 
 
 def make_projector(config: ModelConfig) -> nn.Sequential:
-    """Return three linear layers with batch norms; the last norm has no weights."""
+    """Return three linear layers with norms over the global batch; the last norm has no weights."""
     hidden, out = config.conmim.hidden, config.conmim.projection
     layers = nn.Sequential(
         nn.Linear(config.width, hidden, bias=False),
-        nn.BatchNorm1d(hidden),
+        GlobalBatchNorm(hidden),
         nn.ReLU(inplace=True),
         nn.Linear(hidden, hidden, bias=False),
-        nn.BatchNorm1d(hidden),
+        GlobalBatchNorm(hidden),
         nn.ReLU(inplace=True),
         nn.Linear(hidden, out, bias=False),
-        nn.BatchNorm1d(out, affine=False),
+        GlobalBatchNorm(out, affine=False),
     )
     for layer in layers:
         if isinstance(layer, nn.Linear):

@@ -1,0 +1,66 @@
+"""A run that rests does nothing else: the same losses, no step taken meanwhile, its time in no figure."""
+
+import threading
+import time
+
+import pytest
+from trainer_fakes import FakeStream, tiny_run
+
+from trainer import read_metrics, train
+from trainer.metrics import Meter
+
+REST_S = 0.6
+
+
+def losses(run_dir):
+    return [(line["step"], line["loss"]) for line in read_metrics(run_dir / "metrics.jsonl") if "loss" in line]
+
+
+def test_a_run_rests_before_the_next_step_and_loses_nothing(tmp_path):
+    config = tiny_run(log_every=1)
+    train(config, FakeStream(config), run_dir=tmp_path / "whole")
+    stream, asked = FakeStream(config), threading.Event()
+    seen = []
+
+    def pause():
+        if stream.next_step == 3 and not seen:
+            asked.set()
+            threading.Timer(REST_S, asked.clear).start()
+        if asked.is_set():
+            seen.append(stream.next_step)
+        return asked.is_set()
+
+    train(config, stream, run_dir=tmp_path / "rested", should_pause=pause)
+    assert losses(tmp_path / "rested") == losses(tmp_path / "whole")
+    assert set(seen) == {3}
+    lines = read_metrics(tmp_path / "rested" / "metrics.jsonl")
+    begin, end = (line for line in lines if "paused" in line)
+    assert (begin["step"], begin["paused"], end["step"], end["paused"]) == (3, True, 3, False)
+    assert end["time"] - begin["time"] > 0.9 * REST_S
+    after = next(line for line in lines if line["step"] == 4 and "loss" in line)
+    assert config.global_batch / after["images_per_s"] < REST_S
+
+
+def test_a_resting_run_can_be_stopped(tmp_path):
+    config = tiny_run()
+    stream = FakeStream(config)
+    started = time.monotonic()
+    result = train(
+        config,
+        stream,
+        run_dir=tmp_path,
+        should_pause=lambda: stream.next_step == 2,
+        should_stop=lambda: time.monotonic() > started + REST_S,
+    )
+    assert (result.reason, result.step) == ("stopped", 2)
+    train(config, FakeStream(config), run_dir=tmp_path)
+    train(config, FakeStream(config), run_dir=tmp_path / "whole")
+    assert losses(tmp_path) == losses(tmp_path / "whole")
+
+
+def test_a_meter_leaves_out_the_time_of_a_rest():
+    now = iter([0.0, 10.0, 10.0])
+    meter = Meter(clock=lambda: next(now))
+    meter.add(100, 1.0)
+    meter.skip(8.0)
+    assert meter.read() == {"images_per_s": pytest.approx(50.0), "data_wait": pytest.approx(0.5)}
