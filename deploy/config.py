@@ -65,6 +65,8 @@ class FleetConfig:
     """Decoded pixels each loader may keep."""
     decoder: Literal["cpu", "dali"] = "cpu"
     """cpu is libjpeg-turbo; dali decodes on a GPU where there is one."""
+    node_labels: dict[str, str] = field(default_factory=dict)
+    """Labels of the Ray nodes that loaders may run on, as in {"tempera-role": "loader"}; empty means any node."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +81,8 @@ class TrainersConfig:
     """Logical CPUs that Ray reserves for each rank; a rank on the CPU computes with so many threads."""
     max_failures: int = 3
     """Restarts from the last checkpoint before the run gives up."""
+    node_labels: dict[str, str] = field(default_factory=dict)
+    """Labels of the Ray nodes that ranks may run on, as in {"tempera-role": "trainer"}; empty means any node."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -107,9 +107,9 @@ def _prepare(config: RunConfig, run: RunDir) -> SelectionConfig:
     index = ShardIndex.load(config.data.index)
     index.verify()
     if run.config.is_file():
-        if json.loads(run.config.read_text()) != json.loads(json.dumps(asdict(config))):
-            name = load_config(run.config).name
-            raise RunError(f"{run.path} holds another run ({name}). Resume that one, or take another --out.")
+        held = load_config(run.config)
+        if json.dumps(asdict(held)) != json.dumps(asdict(config)):
+            raise RunError(f"{run.path} holds another run ({held.name}). Resume that one, or take another --out.")
     else:
         run.path.mkdir(parents=True, exist_ok=True)
         save_config(config, run.config)
@@ -126,7 +126,11 @@ def _actors(config: RunConfig, run: RunDir, endpoint: Endpoint, selection_part: 
         selection_part, runlog=run.log, prototypes=config.data.prototypes, name=endpoint.selection
     )
     fleet = start_fleet(
-        _loader_config(config), size=config.fleet.loaders, num_cpus=config.fleet.cpus_per_loader, name=endpoint.fleet
+        _loader_config(config),
+        size=config.fleet.loaders,
+        num_cpus=config.fleet.cpus_per_loader,
+        name=endpoint.fleet,
+        node_labels=config.fleet.node_labels,
     )
     try:
         with Scribe(fleet.events, selection.record):
@@ -160,6 +164,7 @@ def _train_on_ray(config: RunConfig, run: RunDir, endpoint: Endpoint) -> TrainRe
         num_workers=config.trainers.workers,
         use_gpu=config.trainers.use_gpu,
         resources_per_worker={"CPU": config.trainers.cpus_per_worker},
+        node_labels=config.trainers.node_labels,
         max_failures=config.trainers.max_failures,
         name=config.name,
     )

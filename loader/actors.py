@@ -40,14 +40,14 @@ FleetMethod = Literal["scale", "observe", "members", "status", "events"]
 FLEET_NAME: Final = "loader-fleet"
 _TICK_S: Final = 0.25
 _START_TIMEOUT_S: Final = 120.0
-_SILENCE_S: Final = 10.0
-"""A loader that does not answer its check for so long is replaced: it hangs, or its node froze."""
+_SILENCE_S: Final = 10.0  # A loader that is silent for so long is replaced: it hangs, or its node froze.
 _CALL_TIMEOUT_S: Final = 10.0
 _JOIN_TIMEOUT_S: Final = 60.0  # of a new stream's first question: the fleet may start loaders on a crowded processor
 _REFRESH_S: Final = 0.5
 _IN_SLOT: Final = np.zeros((0, 3, 0, 0), np.uint8)
 _LOADER_GROUPS: Final = {"load": 2, "control": 1}
 """Requests a loader works on at a time, by kind: checks must be answered while it decodes."""
+_remote: Any = ray.remote  # Applied late, and untyped: its annotations do not know all options.
 
 
 class LoaderActor:
@@ -135,9 +135,7 @@ class LoaderFleet:
     def __init__(
         self, config: LoaderConfig, size: int, loader_options: Mapping[str, Any], policy: ScalePolicy | None
     ) -> None:
-        # ray.remote is applied late, and untyped: its annotations do not know these options.
-        wrap: Any = ray.remote
-        actor = wrap(max_restarts=0, concurrency_groups=_LOADER_GROUPS, **loader_options)(LoaderActor)
+        actor = _remote(max_restarts=0, concurrency_groups=_LOADER_GROUPS, **loader_options)(LoaderActor)
         self._fleet = Fleet(lambda _: RayProcess(actor.remote(config)), size=size, clock=time.time, policy=policy)
         self._stopped = threading.Event()
         threading.Thread(target=self._supervise, name="fleet", daemon=True).start()
@@ -163,6 +161,7 @@ def start_fleet(
     name: str = FLEET_NAME,
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
+    node_labels: Mapping[str, str] | None = None,
     policy: ScalePolicy | None = None,
     ready_timeout_s: float = _START_TIMEOUT_S,
 ) -> FleetClient:
@@ -174,17 +173,18 @@ def start_fleet(
         name: Name of the fleet's actor in the current namespace.
         num_cpus: CPUs that Ray reserves for each loader; 0 reserves none.
         num_gpus: GPUs, or fractions of one, for each loader.
+        node_labels: Labels of the nodes that loaders may run on; None means any node.
         policy: Lets the fleet scale by itself on what `FleetClient.observe` tells it; None leaves the size to people.
         ready_timeout_s: How long to wait.
 
     Raises:
         LoaderLost: If they are not ready in time; the message says why the last one died.
     """
-    options = {"num_cpus": num_cpus, "num_gpus": num_gpus}
-    # The handle keeps the actor alive; a name alone would not.
-    wrap: Any = ray.remote
-    actor = wrap(max_restarts=-1, max_concurrency=8, num_cpus=0)(LoaderFleet)
-    fleet = FleetClient(actor.options(name=name).remote(config, size, options, policy))
+    options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "label_selector": dict(node_labels or {})}
+    # It stays with this process's node: those of loaders come and go. A name alone would not keep it alive.
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    actor = _remote(name=name, max_restarts=-1, max_concurrency=8, num_cpus=0, label_selector=here)(LoaderFleet)
+    fleet = FleetClient(actor.remote(config, size, options, policy))
     try:
         fleet.members(timeout_s=ready_timeout_s)  # its process is up
         wait_until_ready(fleet.status, size=size, timeout_s=ready_timeout_s)
