@@ -1,9 +1,9 @@
 """Selection under Ray: one named actor a run, and the client through which everybody talks to it.
 
 The service is `Selection` and nothing more: it restarts without limit and recovers from the log. A window is put into
-the object store once and its reference handed out, so a node fetches it once however many ranks ask. The client gives
-every call a deadline and asks again while the service is away; that is safe because windows are idempotent, scores
-carry (producer, sequence), and controls and events carry an identity.
+the object store once and its reference handed out; the processes of a node share one copy, so a node asks once however
+many ranks it has. The client gives every call a deadline and asks again while the service is away; that is safe because
+windows are idempotent, scores carry (producer, sequence), and controls and events carry an identity.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import numpy as np
 import ray
 from numpy.typing import ArrayLike, NDArray
 from ray.exceptions import RayError, RayTaskError
@@ -28,6 +27,7 @@ from ray.exceptions import RayError, RayTaskError
 from scoring.columns import Columns
 from scoring.config import SelectionConfig
 from scoring.errors import RangeLost, RunMismatch, SelectionUnavailable
+from scoring.node_windows import NodeWindows
 from scoring.prototypes import Prototypes, load_distances
 from scoring.records import Control, ControlReply, Event, LogEntry, ScoreAck, Window
 from scoring.runlog import RunLog
@@ -100,10 +100,6 @@ class SelectionService:
         """First id, size and process of each id range that has an actor of its own."""
         parts = self._on_selection(lambda selection: selection.table.ranges)
         return [part.where() for part in parts if isinstance(part, RemoteRange)]
-
-    def cpu_s(self) -> float:
-        """Processor seconds that the service has used."""
-        return time.process_time()
 
     def view(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """A view of `scoring.views` by name."""
@@ -240,38 +236,12 @@ def start_selection(
         max_restarts=-1,
         max_concurrency=SERVICE_THREADS,
         num_cpus=0,
+        label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},  # nodes of loaders come and go
     )
     run = RunSource(prototypes=source, config=config, runlog=str(Path(runlog).absolute()), range_actors=range_actors)
     client = SelectionClient(name=name, namespace=namespace, timeout_s=timeout_s, handle=actor.remote(run))
     client.require(run)
     return client
-
-
-def bench_requests(client: SelectionClient, *, trainers: int = 256, repeats: int = 5) -> dict[str, Any]:
-    """So many trainers ask the service for its newest window at once; this process stands for all of them.
-
-    Returns:
-        "window_p99_ms_256_trainers_ray" (best of the repeats; asking and serving share this machine's cores), and
-        "service_cpu_ms_per_request" (what the service alone spends).
-    """
-    service: Any = ray.get_actor(client.name, namespace=client.namespace)
-    newest = client.window(max(0, client.state()["next_window"] - 1)).index
-    p99_ms: list[float] = []
-    cpu_ms: list[float] = []
-    for _ in range(repeats):
-        seconds: list[float] = []
-        cpu_before = ray.get(service.cpu_s.remote(), timeout=CALL_TIMEOUT_S)
-        start = time.perf_counter()
-        waiting = [service.window.remote(newest, None) for _ in range(trainers)]
-        while waiting:
-            done, waiting = ray.wait(waiting, timeout=CALL_TIMEOUT_S)
-            seconds += [time.perf_counter() - start] * len(done)
-        cpu_ms.append((ray.get(service.cpu_s.remote(), timeout=CALL_TIMEOUT_S) - cpu_before) * 1e3 / trainers)
-        p99_ms.append(float(np.quantile(seconds, 0.99)) * 1e3)
-    return {
-        f"window_p99_ms_{trainers}_trainers_ray": round(min(p99_ms), 3),
-        "service_cpu_ms_per_request": round(min(cpu_ms), 3),
-    }
 
 
 class SelectionClient:
@@ -284,6 +254,7 @@ class SelectionClient:
         namespace: str | None = None,
         timeout_s: float = 60.0,
         handle: Any = None,
+        shares_windows: bool = True,
     ) -> None:
         """Name the service.
 
@@ -292,8 +263,11 @@ class SelectionClient:
             namespace: Ray namespace of the run; None for the caller's own.
             timeout_s: how long a call may take in all, restarts of the service included.
             handle: the actor's handle if it is at hand.
+            shares_windows: take windows from this node's copies; False asks the service for each.
         """
         self.name, self.namespace, self.timeout_s, self._handle = name, namespace, timeout_s, handle
+        self._shares_windows = shares_windows
+        self._node_windows: NodeWindows | None = None
 
     def window(self, index: int, *, effective_size: float | None = None) -> Window:
         """See `Selection.window`."""
@@ -302,7 +276,11 @@ class SelectionClient:
             (reference,) = ray.get(service.window.remote(index, effective_size), timeout=timeout_s)
             return cast(Window, ray.get(reference, timeout=timeout_s))
 
-        return cast(Window, self._retried(fetch))
+        def ask() -> Window:
+            return cast(Window, self._retried(fetch))
+
+        node = self._windows_of_node() if self._shares_windows else None
+        return ask() if node is None else node.get(index, ask)
 
     def report_scores(
         self, ids: ArrayLike, values: ArrayLike, *, kind: str = "bss", step: int, producer: str, sequence: int
@@ -353,13 +331,16 @@ class SelectionClient:
 
     def stop(self) -> None:
         """End the service for good; what it acknowledged stays in the log. Nothing happens if it is gone."""
+        copies = self._windows_of_node()
+        if copies is not None:
+            copies.remove()
         try:
             ray.kill(ray.get_actor(self.name, namespace=self.namespace), no_restart=True)
         except ValueError:
             log.info("the selection service %r is already gone", self.name)
 
-    def __reduce__(self) -> tuple[Callable[..., SelectionClient], tuple[str, str | None, float]]:
-        return _client, (self.name, self.namespace, self.timeout_s)
+    def __reduce__(self) -> tuple[Callable[..., SelectionClient], tuple[str, str | None, float, bool]]:
+        return _client, (self.name, self.namespace, self.timeout_s, self._shares_windows)
 
     def _ask(self, method: str, *arguments: Any, **named: Any) -> Any:
         return self._call("call", method, arguments, named)
@@ -388,11 +369,21 @@ class SelectionClient:
                         f"({type(error).__name__}). See its log, or start the run again with `tempera resume`."
                     ) from error
             time.sleep(RETRY_PAUSE_S)
-            self._handle = None
+            self._handle = self._node_windows = None
+
+    def _windows_of_node(self) -> NodeWindows | None:
+        """This node's copies of the run's windows; None while there is no service."""
+        if self._node_windows is None:
+            try:
+                self._handle = self._handle or ray.get_actor(self.name, namespace=self.namespace)
+            except ValueError:
+                return None
+            self._node_windows = NodeWindows(self._handle._actor_id.hex())  # of the actor, through all its restarts
+        return self._node_windows
 
 
-def _client(name: str, namespace: str | None, timeout_s: float) -> SelectionClient:
-    return SelectionClient(name=name, namespace=namespace, timeout_s=timeout_s)
+def _client(name: str, namespace: str | None, timeout_s: float, shares_windows: bool) -> SelectionClient:
+    return SelectionClient(name=name, namespace=namespace, timeout_s=timeout_s, shares_windows=shares_windows)
 
 
 def _identified(message: Message) -> Message:

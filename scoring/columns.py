@@ -1,7 +1,7 @@
 """Columns: what is known about the samples of one id range, and the weights made from it.
 
 Columns are padded to whole blocks, so that a block is one contiguous row. Kept for a sample: distance (4 bytes), a
-score and the report that holds it (8), how often it was drawn (4); besides, a bit for each subset and an eighth of a
+score and the report that holds it (8), how often it was drawn (2); besides, a bit for each subset and an eighth of a
 byte for the block sums. A range knows nothing of the others: what concerns the whole table comes as `TableFacts`.
 """
 
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from scoring.draw_counts import DrawCounts
 from scoring.policies import PolicyOptions, PolicyPlan
 from scoring.sampling import BLOCK, SEGMENT_BLOCKS, Blocks, Float64, Int64, Segment
 from scoring.scores import SCORE_KINDS, ScoreReport, ScoreTable
@@ -57,8 +58,7 @@ class Columns:
         self.num_blocks = -(-num_samples // BLOCK)
         self.padded = self.num_blocks * BLOCK
         self.distance = None if distance is None else _padded(distance, self.padded)
-        self.times = np.zeros(num_samples, np.uint32)
-        self.histogram = np.array([num_samples])
+        self.counts = DrawCounts(num_samples)
         self.score_tables: dict[str, ScoreTable] = {}
         self.subsets: dict[str, NDArray[np.uint8]] = {}
         self._tables: OrderedDict[int, list[Segment]] = OrderedDict()
@@ -163,21 +163,15 @@ class Columns:
 
     def count(self, ids: Int64) -> None:
         """Count these draws; only their rows are touched."""
-        rows, count = np.unique(ids - self.first_id, return_counts=True)
-        before = self.times[rows].astype(np.int64)
-        after = before + count
-        self.times[rows] = after.astype(np.uint32)
-        size = max(len(self.histogram), int(after.max(initial=0)) + 1)
-        moved = np.bincount(after, minlength=size) - np.bincount(before, minlength=size)
-        self.histogram = np.pad(self.histogram, (0, size - len(self.histogram))) + moved
+        self.counts.add(ids - self.first_id)
 
     def times_drawn(self) -> NDArray[np.uint32]:
         """[num_samples] draws of each sample; a copy."""
-        return self.times.copy()
+        return self.counts.part(0, self.num_samples)
 
     def draw_histogram(self) -> Int64:
         """[k] samples drawn k times."""
-        return np.asarray(self.histogram, dtype=np.int64)
+        return self.counts.histogram
 
     # -- scores -------------------------------------------------------------------------------------------------------
 
@@ -236,7 +230,7 @@ class Columns:
     def rows(self, first: int, last: int) -> dict[str, NDArray[Any]]:
         """Columns of the samples [first, last): times_drawn, and where the run has them distance and score_<kind>."""
         part = slice(first - self.first_id, last - self.first_id)
-        columns: dict[str, NDArray[Any]] = {"times_drawn": self.times[part]}
+        columns: dict[str, NDArray[Any]] = {"times_drawn": self.counts.part(part.start, part.stop)}
         if self.distance is not None:
             columns["distance"] = self.distance[part]
         return columns | {f"score_{kind}": table.values[part] for kind, table in self.score_tables.items()}
@@ -245,14 +239,14 @@ class Columns:
 
     def bytes_kept(self) -> int:
         """Bytes of all columns and tables."""
-        columns = self.times.nbytes + sum(bits.nbytes for bits in self.subsets.values())
+        columns = self.counts.nbytes + sum(bits.nbytes for bits in self.subsets.values())
         columns += 0 if self.distance is None else self.distance.nbytes
         scores = sum(table.nbytes for table in self.score_tables.values())
         return columns + scores + sum(segment.nbytes for part in self._tables.values() for segment in part)
 
     def pack(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Arrays and facts from which `unpack` restores everything but the distances."""
-        arrays: dict[str, NDArray[Any]] = {"times": self.times}
+        arrays = self.counts.pack()
         arrays |= {f"subset.{kind}": bits for kind, bits in self.subsets.items()}
         producers = {}
         for kind, table in self.score_tables.items():
@@ -263,8 +257,7 @@ class Columns:
     def unpack(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
         """Take over what `pack` gave."""
         assert (facts["first_id"], facts["num_samples"]) == (self.first_id, self.num_samples), "same id range"
-        self.times[:] = arrays["times"]
-        self.histogram = np.bincount(self.times)
+        self.counts.unpack(arrays)
         self.subsets = {n.removeprefix("subset."): a.copy() for n, a in arrays.items() if n.startswith("subset.")}
         for kind, producers in facts["producers"].items():
             table = self.score_tables[kind] = ScoreTable(self.padded)

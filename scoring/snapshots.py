@@ -26,12 +26,12 @@ Packed = tuple[dict[str, NDArray[Any]], dict[str, Any]]
 """Arrays and facts of one id range, see `Columns.pack`."""
 
 MAGIC = b"TEMPERA\n"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PREFIX = struct.Struct("<8sIQ")
 CHECKSUM = struct.Struct("<I")
 HEADER_LIMIT = 1 << 26
 KEPT = 2
-DTYPES = ("<u4", "<f4", "<i8", "|u1")
+DTYPES = ("<u2", "<u4", "<f4", "<i8", "|u1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +96,7 @@ class SnapshotStore:
             self._disk.write(file, PREFIX.pack(MAGIC, SCHEMA_VERSION, len(header)) + header)
             self._disk.write(file, CHECKSUM.pack(zlib.crc32(header)))
             for array in arrays:
-                self._disk.write(file, array.data.cast("B"))
+                self._disk.write(file, _bytes_of(array))
             self._disk.sync(file)
         self._disk.rename(aside, target)
         for old in self.paths()[KEPT:]:
@@ -147,13 +147,17 @@ def _header(position: Position, ranges: Sequence[Packed]) -> tuple[bytes, list[N
 
 def _describe(name: str, array: NDArray[Any]) -> Mapping[str, Any]:
     assert array.dtype.str in DTYPES, "columns are little-endian numbers"
-    checksum = zlib.crc32(array.data.cast("B"))
+    checksum = zlib.crc32(_bytes_of(array))
     return {"name": name, "dtype": array.dtype.str, "shape": array.shape, "bytes": array.nbytes, "crc32": checksum}
 
 
 def _read(file: IO[bytes], described: Mapping[str, Any]) -> NDArray[Any]:
     array = np.empty(described["shape"], described["dtype"])
-    view = array.data.cast("B")
+    view = _bytes_of(array)
     if file.readinto(view) != described["bytes"] or zlib.crc32(view) != described["crc32"]:  # type: ignore[attr-defined]
         raise BadSnapshot(f"column {described['name']} must match its checksum; it does not")
     return array
+
+
+def _bytes_of(array: NDArray[Any]) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data

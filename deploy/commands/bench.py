@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from deploy.console import Answer, progress_bar, say, table
 
+SELECTION_FIGURES = ("by_n", "scores_per_s", "ack_p99_ms", "window_p99_ms_256_trainers")
+"""What is promised; details follow."""
+
 
 def loader(*, images: Path, peers: bool = False, device: Literal["cpu", "cuda"] = "cpu") -> Answer:
     """Measure images per second, from raw JPEG decoding to the whole service.
@@ -24,10 +27,14 @@ def loader(*, images: Path, peers: bool = False, device: Literal["cpu", "cuda"] 
 
 def selection() -> Answer:
     """Measure drawing, re-weighing, solving and scores, by number of samples."""
+    from deploy.selection_bench import bench_window_requests
     from scoring.bench import bench_selection
 
     with progress_bar("measuring the selection") as advance:
-        data = bench_selection(progress=advance)
+        measured = bench_selection(progress=advance)
+    say("  measuring 256 trainers under Ray")
+    measured |= bench_window_requests()
+    data = {name: measured[name] for name in SELECTION_FIGURES} | measured
     return Answer(data=data, view=_figures("selection", _flat(data)))
 
 

@@ -13,7 +13,7 @@ def test_bench_reports_what_it_promises(monkeypatch):
         assert {"draw_window_ms", "reweigh_ms", "solve_ms", "resident_bytes_per_sample"} <= set(figures)
         assert all(figures[name] > 0 for name in figures if name != "arithmetic")
     assert "linear in N" in report["by_n"]["5000000"]["arithmetic"]
-    assert {"scores_per_s", "ack_p99_ms", "window_p99_ms_256_trainers", "recover_ms"} <= set(report)
+    assert {"scores_per_s", "ack_p99_ms", "window_p99_ms_256_threads", "recover_ms"} <= set(report)
     assert report["scores_per_s"] > 0
     assert seen == [(1, 3), (2, 3), (3, 3)]
     json.dumps(report, allow_nan=False)

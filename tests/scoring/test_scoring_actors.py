@@ -42,7 +42,7 @@ def run(cluster, tmp_path):
 
     started = []
 
-    def start(*, range_actors=False, **changes):
+    def start(*, range_actors=False, shares_windows=True, **changes):
         config = SelectionConfig(**{"seed": 3, "global_batch": 8, "window_steps": 2, **changes})
         name = f"selection-{tmp_path.name}"
         client = actors.start_selection(
@@ -53,7 +53,7 @@ def run(cluster, tmp_path):
             range_actors=range_actors,
         )
         started.append(client)
-        return client
+        return actors.SelectionClient(name=name, shares_windows=shares_windows)
 
     yield start
     for client in started:
@@ -80,7 +80,7 @@ def test_client_speaks_for_the_selection(run):
 
 @pytest.mark.ray
 def test_killed_service_returns_with_everything_it_acknowledged(run):
-    client = run()
+    client = run(shares_windows=False)
     before = [client.window(index, effective_size=0.3).digest for index in range(3)]
     client.control(Control(kind="effective_size", value=0.5, author="ann"))
     client.report_scores([7], [0.5], step=0, producer="rank-0", sequence=0)
@@ -145,9 +145,9 @@ def test_table_is_exported_by_the_service(run, tmp_path):
 
 
 @pytest.mark.ray
-def test_many_trainers_are_served_at_once(run):
-    from scoring.actors import bench_requests
+def test_many_trainers_are_served_at_once(cluster, tmp_path):
+    from deploy.selection_bench import PROCESSES, measure_requests
 
-    figures = bench_requests(run(), trainers=32, repeats=2)
-    assert 0 < figures["window_p99_ms_32_trainers_ray"] < 10_000
-    assert figures["service_cpu_ms_per_request"] > 0
+    figures = measure_requests(tmp_path, trainers=2 * PROCESSES, rounds=1, num_samples=2000)
+    assert set(figures) == {f"window_p99_ms_8_{kind}{best}" for kind in ("trainers", "nodes") for best in ("", "_best")}
+    assert all(0 < value < 10_000 for value in figures.values())
