@@ -1,0 +1,78 @@
+"""How the API is served, and its limits. No part of a run's configuration: it changes nothing that a run sees."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
+"""What a browser on this machine, or at the near end of a forwarded port, calls the server."""
+BODY_BYTES = 64 * 1024
+"""Largest body of a request."""
+HEADER_BYTES = 16 * 1024
+"""Largest head of a request."""
+HEADER_TIMEOUT_S = 10.0
+"""A connection that has not sent a whole head by then is closed; so is one that is idle for so long."""
+BODY_TIMEOUT_S = 10.0
+"""A body must be here by then."""
+SEND_TIMEOUT_S = 20.0
+"""A reader that takes nothing for so long is cut off."""
+CONNECTIONS = 256
+"""Open connections; one more closes the oldest that is idle."""
+REQUESTS_IN_WORK = 32
+"""Requests that are worked on or wait for it; one more is told to come again."""
+STREAMS = 16
+"""Readers of the event stream."""
+THREADS = 4
+"""Threads that answer requests, so that a flood takes no more of the processor from a trainer in this process."""
+RATE, BURST = 100.0, 300.0
+"""Requests a second in the long run, and at once. A page of thumbnails is about fifty."""
+TOKEN_CHARACTERS = 16
+"""Least length of a token of one's own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ApiOptions:
+    """Where the API listens, and under which names it may be called."""
+
+    port: int = 0
+    """Port on this machine; 0 takes a free one."""
+    bind: str = "127.0.0.1"
+    """Address to listen at."""
+    allow_hosts: tuple[str, ...] = ()
+    """Names, besides the machine's own loopback, that a browser may know the server by: of a proxy before it."""
+    token: str = ""
+    """Token of one's own; empty makes a new one for each start of a run."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 2**16:
+            raise ValueError(f"TEMPERA_API_PORT must be in 0..65535; got {self.port}.")
+        if self.token and (len(self.token) < TOKEN_CHARACTERS or not self.token.isascii() or " " in self.token):
+            raise ValueError(
+                f"TEMPERA_API_TOKEN must be {TOKEN_CHARACTERS} or more ASCII characters without spaces; got "
+                f"{len(self.token)}. Leave it out, and one is made."
+            )
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """Every name that the server answers to, without a port."""
+        return LOOPBACK_NAMES | {name.lower() for name in self.allow_hosts}
+
+    @staticmethod
+    def from_environment(environment: Mapping[str, str] = os.environ) -> ApiOptions:
+        """What TEMPERA_API_PORT, _BIND, _HOSTS (names, comma between) and _TOKEN say.
+
+        Raises:
+            ValueError: naming the variable that is wrong.
+        """
+        port = environment.get("TEMPERA_API_PORT", "0")
+        if not port.isdigit():
+            raise ValueError(f"TEMPERA_API_PORT must be a number; got {port!r}.")
+        names = environment.get("TEMPERA_API_HOSTS", "").split(",")
+        return ApiOptions(
+            port=int(port),
+            bind=environment.get("TEMPERA_API_BIND", "127.0.0.1"),
+            allow_hosts=tuple(name.strip() for name in names if name.strip()),
+            token=environment.get("TEMPERA_API_TOKEN", ""),
+        )
