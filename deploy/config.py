@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -75,6 +76,8 @@ class TrainersConfig:
 
     workers: int = 1
     """Data-parallel ranks."""
+    min_workers: int = 0
+    """Fewest ranks to go on with when nodes are lost or not there yet; 0 keeps the number fixed."""
     use_gpu: bool = False
     """One GPU for each rank."""
     cpus_per_worker: float = 1.0
@@ -83,6 +86,15 @@ class TrainersConfig:
     """Restarts from the last checkpoint before the run gives up."""
     node_labels: dict[str, str] = field(default_factory=dict)
     """Labels of the Ray nodes that ranks may run on, as in {"tempera-role": "trainer"}; empty means any node."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_workers <= self.workers:
+            raise ValueError(f"trainers.min_workers must be in 0..workers ({self.workers}); got {self.min_workers}.")
+
+    @property
+    def range(self) -> int | tuple[int, int]:
+        """What Ray Train is asked for: a number of ranks, or (least, most) for an elastic group."""
+        return (self.min_workers, self.workers) if self.min_workers else self.workers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,6 +117,8 @@ class RunConfig:
     """Modules of one's own that register methods; imported in every process of the run, so they must be importable."""
     evaluate_every: int = 0
     """Steps between nearest-neighbour evaluations, which need labelled images; 0 means never."""
+    pictures: bool = True
+    """Draw what the method does at the start, in the middle and at the end, and write report/report.html."""
 
     def load_extensions(self) -> None:
         """Import the run's own modules.
@@ -123,12 +137,14 @@ class RunConfig:
         choose(self.curriculum.schedule, SCHEDULES, "curriculum.schedule")
         if not self.name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"name must be letters, digits, '-' and '_'; got {self.name!r}.")
-        if self.train.global_batch % self.trainers.workers:
-            below = self.train.global_batch // self.trainers.workers * self.trainers.workers
+        counts = range(self.trainers.min_workers or self.trainers.workers, self.trainers.workers + 1)
+        step = math.lcm(*counts)
+        if self.train.global_batch % step:
+            below = self.train.global_batch // step * step
+            workers = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
             raise ValueError(
-                f"train.global_batch must be divisible by trainers.workers ({self.trainers.workers}); "
-                f"got {self.train.global_batch}. "
-                f"Try {below or self.trainers.workers} or {below + self.trainers.workers}."
+                f"train.global_batch must be divisible by trainers.workers ({workers}); got "
+                f"{self.train.global_batch}. Try {below or step} or {below + step}."
             )
 
 

@@ -17,6 +17,7 @@ from deploy.console import table
 from deploy.logs import knob_history, log_entries, what
 from deploy.rank import effective_size_schedule
 from deploy.report import Section, write_report
+from deploy.run_report import predictions
 from deploy.rundir import RunDir
 from scoring import Prototypes, solve_temperature
 
@@ -102,7 +103,7 @@ def write_demo_report(run: RunDir, figures: DemoFigures, *, config: RunConfig, t
     sections = [
         Section(title="Nearest-neighbour accuracy", columns=COLUMNS, rows=figures.rows()),
         Section(title="What the model saw", pictures=pictures),
-        Section(title="What the model predicts", pictures=_predictions(run.report)),
+        Section(title="What the model predicts", pictures=predictions(run.report)),
         Section(title="Who changed what", columns=("author", "what", "window", "step", "why"), rows=log_rows),
         Section(
             title="Prototypes",
@@ -142,11 +143,6 @@ def _pictures(
         return {path: caption for path, caption in pictures.items() if path != accuracy}
     plots.curves(accuracy, series=curves, x="epoch (draws / images)", y="1-NN accuracy")
     return pictures
-
-
-def _predictions(folder: Path) -> dict[Path, str]:
-    """The trainer's pictures, in order of step."""
-    return {path: path.stem.replace("-", " ") for path in sorted(folder.glob("step-*.png"))}
 
 
 def _by_epoch(curve: tuple[list[float], list[float]], config: RunConfig) -> tuple[list[float], list[float]]:

@@ -92,6 +92,7 @@ def launch_in_process(config: RunConfig, run: RunDir, *, should_stop: Callable[[
             context=context,
             evaluate_every=config.evaluate_every,
             on_evaluate=rank.evaluation(context),
+            on_milestone=rank.looks(context) if config.pictures else None,
             should_stop=should_stop,
             sweep=rank.sweep(context),
         )
@@ -156,12 +157,13 @@ def _train_on_ray(config: RunConfig, run: RunDir, endpoint: Endpoint) -> TrainRe
         make_selection=rank.selection,
         evaluate_every=config.evaluate_every,
         make_on_evaluate=rank.evaluation if config.evaluate_every else None,
+        make_on_milestone=rank.looks if config.pictures else None,
         make_sweep=rank.sweep,
         should_stop=run.stop_request.exists,
     )
     return train_on_ray(
         job,
-        num_workers=config.trainers.workers,
+        num_workers=config.trainers.range,
         use_gpu=config.trainers.use_gpu,
         resources_per_worker={"CPU": config.trainers.cpus_per_worker},
         node_labels=config.trainers.node_labels,

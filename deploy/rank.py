@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.config import RunConfig
-from deploy.evaluation import Evaluation
+from deploy.evaluation import Evaluation, Looks
 from deploy.scoring_job import SWEEP_IMAGES, evaluation_transform
 from loader import BadSample, BatchStream, FixedWindows, LoaderPool, ShardIndex, StreamConfig, Transform
 from scoring import SCHEDULES, Control, Event, PolicyOptions, SelectionConfig
@@ -105,7 +105,11 @@ class Rank:
 
     def evaluation(self, context: Context) -> Evaluation:
         """Looks at the encoder while it trains, on the run's own images."""
-        return Evaluation(self.config, self.report)
+        return Evaluation(self.config)
+
+    def looks(self, context: Context) -> Looks:
+        """Draws what the method does at the start, in the middle and at the end of the run."""
+        return Looks(self.config, self.report)
 
 
 def each_once(

@@ -5,6 +5,7 @@ trainer's own in the run directory, which all nodes share, so a restarted group 
 `ray.train.report` is a barrier and is not called.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,11 @@ from ray.train.torch import TorchTrainer
 from trainer.config import TrainConfig
 from trainer.context import Context, Distributed, SingleProcess
 from trainer.loop import train
-from trainer.recorder import OnEvaluate, OnStep, Stream, TrainResult
+from trainer.recorder import OnEvaluate, OnMilestone, OnStep, Stream, TrainResult
 from trainer.step import TrainState
 from trainer.windows import ScoreSink
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +43,8 @@ class TrainJob:
     """Steps between evaluations; 0 means never."""
     make_on_evaluate: Callable[[Context], OnEvaluate] | None = None
     """Makes the evaluation, on rank 0."""
+    make_on_milestone: Callable[[Context], OnMilestone] | None = None
+    """Makes what looks at the model at the start, in the middle and at the end, on rank 0."""
     make_sweep: Callable[[Context], Callable[[TrainState], Any] | None] | None = None
     """Makes what scores the whole data set, for pass."""
     should_stop: Callable[[], bool] | None = None
@@ -75,7 +80,7 @@ def train_on_ray(
     trainer = TorchTrainer(
         _train_rank,  # type: ignore[arg-type]  # ray's annotations leave out the return value
         train_loop_config={"job": job},
-        scaling_config=ray.train.ScalingConfig(
+        scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]  # label_selector is v2's
             num_workers=num_workers,  # type: ignore[arg-type]  # a pair is elastic; the type seen here is v1's
             use_gpu=use_gpu,
             resources_per_worker=resources_per_worker,
@@ -107,10 +112,32 @@ def _train_rank(arguments: dict[str, Any]) -> TrainResult:
         on_step=job.make_on_step(context) if first and job.make_on_step else None,
         evaluate_every=job.evaluate_every,
         on_evaluate=job.make_on_evaluate(context) if job.make_on_evaluate else None,
+        on_milestone=job.make_on_milestone(context) if job.make_on_milestone else None,
         should_stop=job.should_stop,
         should_pause=job.should_pause,
+        should_save=PreemptionNotice(),
         sweep=job.make_sweep(context) if job.make_sweep else None,
     )
+
+
+class PreemptionNotice:
+    """Says once for each notice that nodes of the group will be taken away, so that a checkpoint is written.
+
+    Training goes on until a node is gone; Ray Train then restarts the group, on the nodes that are left when it is
+    elastic, and does not count it as a failure. Every rank must ask equally often.
+    """
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def __call__(self) -> bool:
+        """Tell whether there is a notice that was not told before."""
+        info = ray.train.get_preemption_info()
+        news = set(info.preempted_node_ids) - self._known if info is not None else set()
+        self._known |= news
+        if news:
+            log.warning("nodes %s will be taken away; writing a checkpoint", ", ".join(sorted(news)))
+        return bool(news)
 
 
 def _ray_context() -> Context:

@@ -27,7 +27,7 @@ from trainer.context import Context, current_context, pick_device, rank_batch
 from trainer.methods import build_method
 from trainer.optim import build_optimizers
 from trainer.pass_plan import selects_after
-from trainer.recorder import Batch, OnEvaluate, OnStep, Recorder, Stream, TrainResult
+from trainer.recorder import Batch, OnEvaluate, OnMilestone, OnStep, Recorder, Stream, TrainResult
 from trainer.rest import Agreement
 from trainer.sharding import share_over_ranks
 from trainer.step import TrainState, train_step
@@ -47,8 +47,10 @@ def train(
     on_step: OnStep | None = None,
     evaluate_every: int = 0,
     on_evaluate: OnEvaluate | None = None,
+    on_milestone: OnMilestone | None = None,
     should_stop: Callable[[], bool] | None = None,
     should_pause: Callable[[], bool] | None = None,
+    should_save: Callable[[], bool] | None = None,
     sweep: Callable[[TrainState], Any] | None = None,
     resume: bool = True,
 ) -> TrainResult:
@@ -64,9 +66,12 @@ def train(
         evaluate_every: steps between calls of on_evaluate on rank 0; it is also called after the last step. 0 means
             never.
         on_evaluate: called with (steps done, method in eval mode); what it returns is written to metrics.jsonl.
+        on_milestone: called like on_evaluate at the start, in the middle and at the end of the run.
         should_stop: asked after every step on a single process, every ten steps on several; True ends the run with a
             checkpoint.
         should_pause: asked as often; the run rests for as long as it is True on any rank, and changes nothing by it.
+        should_save: asked every ten steps, on every rank; True on any writes a checkpoint and training goes on: a notice that
+            a machine will go away.
         sweep: called on every rank after the epochs that a selection follows, e.g. a `trainer.sweep.Sweep`; needed
             with pass.
         resume: continue from the newest checkpoint of the run directory; without it an old checkpoint there is an
@@ -101,6 +106,8 @@ def train(
         )
         if sweep and selects_after(state.progress, config.model.pass_):
             sweep(state)  # the run may have stopped while it selected; reports are merged once
+        if on_milestone and state.step == 0:
+            run.evaluate(on_milestone)
         for batch in stream if state.step < config.total_steps else ():
             _check_batch(batch, state)
             result = train_step(state, batch.images)
@@ -119,13 +126,16 @@ def train(
                 sweep(state)
             if on_evaluate and evaluate_every and (done % evaluate_every == 0 or last):
                 run.evaluate(on_evaluate)
+            if on_milestone and (last or done == config.total_steps // 2):
+                run.evaluate(on_milestone)
             asked = context.world_size == 1 or done % _STOP_STEPS == 0
             if asked and not last and told.stops(run.resting):
                 scores.flush(done)
                 return run.finish("stopped")
             if last:
                 break
-            if config.checkpoint_every and done % config.checkpoint_every == 0:
+            save = should_save is not None and done % _STOP_STEPS == 0 and context.any(should_save(), state.device)
+            if save or (config.checkpoint_every and done % config.checkpoint_every == 0):
                 scores.flush(done)
                 run.checkpoint()
         require(

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 OnStep = Callable[[int, dict[str, Any]], None]
 OnEvaluate = Callable[[int, Method], dict[str, float] | None]
+OnMilestone = Callable[[int, Method], None]
 
 
 class Batch(Protocol):
@@ -180,7 +181,7 @@ class Recorder:
         if self.state.context.rank == 0:
             self.metrics.write(self.state.step, {"paused": paused})
 
-    def evaluate(self, on_evaluate: OnEvaluate) -> None:
+    def evaluate(self, on_evaluate: OnEvaluate | OnMilestone) -> None:
         """Call the caller's evaluation on rank 0 and write what it returns."""
         method = unsharded(self.state.method, self.state.config, self.state.device)
         if self.state.context.rank == 0:

@@ -26,7 +26,7 @@ from trainer import METHODS
 def config(digits: DataConfig) -> RunConfig:
     steps = ("train.total_steps=16", "train.checkpoint_every=4", "train.window_steps=4")
     small = ("train.model.width=48", "train.model.depth=1", "train.model.heads=3", "train.model.decoder_depth=1")
-    return override(debug(digits), steps + small)
+    return override(debug(digits), (*steps, *small, "pictures=false"))
 
 
 def losses(run: RunDir) -> list[tuple[int, float]]:
@@ -101,8 +101,19 @@ def test_nearest_neighbours_are_measured_while_it_trains(tmp_path: Path, config:
     measured = [line for line in run.metric_lines() if "nn_cls" in line]
     assert [line["step"] for line in measured] == [8, 16]
     assert all(0.1 < line["nn_mean"] <= 1 for line in measured)
-    pictures = sorted(path.name for path in run.report.glob("step-*.png"))
-    assert pictures == ["step-00000008-reconstructions.png", "step-00000016-reconstructions.png"]
+
+
+def test_every_run_has_a_page_with_pictures_of_its_start_middle_and_end(tmp_path: Path, config: RunConfig) -> None:
+    run = RunDir(tmp_path / "run")
+    shown = ("pictures=true", "train.model.mto.enabled=true")
+    launch_in_process(override(config, shown), run)
+    names = {path.name for path in run.report.glob("*.png")}
+    steps = ("00000000", "00000008", "00000016")
+    assert names >= {f"step-{step}-{what}.png" for step in steps for what in ("reconstructions", "affinity")}
+    assert {"loss.png", "heterogeneity.png"} <= names
+    page = (run.report / "report.html").read_text()
+    assert page.count("data:image/png") == len(names)
+    assert "affinity after 16 steps" in page
 
 
 def test_patch_aware_selection_keeps_the_top_share_after_its_round(tmp_path: Path, config: RunConfig) -> None:

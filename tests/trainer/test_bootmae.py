@@ -1,66 +1,16 @@
 import pytest
 import torch
-from trainer_fakes import GOLDENS, FakeStream, GoldenRandomness, fill, golden_images, tiny, tiny_run
+from trainer_fakes import GOLDENS, FakeStream, tiny, tiny_run
 
 from trainer import ModelConfig, Progress, StepRandomness, build_method
 from trainer.averages import bootmae_momentum
+from trainer.goldens import GoldenRandomness, golden_bootmae, golden_images
 from trainer.loop import build_state
 from trainer.masking import random_mask, split_order
-from trainer.methods.bootmae import Bootmae, feature_distance, neighbour_weight, standardise_channels
-from trainer.official import from_official
+from trainer.methods.bootmae import feature_distance, neighbour_weight, standardise_channels
 from trainer.step import train_step
 
 GOLDEN = GOLDENS["bootmae"]
-
-
-def official_state(positions, *, width=48, depth=2, decoder=32, heads=4, patch=16) -> dict[str, torch.Tensor]:
-    """The official names and shapes of a small BootMAE, filled by the golden rule."""
-    shapes = {"cls_token": (1, 1, width), "mask_token": (1, 1, decoder), "mask_token_1": (1, 1, width)}
-    shapes |= {"patch_embed.proj.weight": (width, 3, patch, patch), "patch_embed.proj.bias": (width,)}
-
-    def linear(name, out, into, bias=True):
-        shapes[f"{name}.weight"] = (out, into)
-        if bias:
-            shapes[f"{name}.bias"] = (out,)
-
-    def norm(name, size):
-        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (size,)
-
-    def block(name, size, context=None):
-        inner = size // heads * heads
-        norm(f"{name}.norm1", size), norm(f"{name}.norm2", size)
-        linear(f"{name}.attn.qkv", 3 * inner, size, bias=False)
-        linear(f"{name}.attn.proj", size, inner)
-        shapes[f"{name}.attn.q_bias"] = shapes[f"{name}.attn.v_bias"] = (inner,)
-        linear(f"{name}.mlp.fc1", 4 * size, size)
-        linear(f"{name}.mlp.fc2", size, 4 * size)
-        if context:
-            norm(f"{name}.norm3", size), norm(f"{name}.norm4", context)
-            linear(f"{name}.c_attn.q", inner, size, bias=False)
-            linear(f"{name}.c_attn.kv", 2 * inner, context, bias=False)
-            shapes[f"{name}.c_attn.q_bias"] = shapes[f"{name}.c_attn.v_bias"] = (inner,)
-            linear(f"{name}.c_attn.proj", size, inner)
-
-    for layer in range(depth):
-        block(f"blocks.{layer}", width)
-    norm("norm", width)
-    for layer in range(2):
-        block(f"decode_blocks.{layer}", decoder, width)
-        block(f"decode_blocks_1.{layer}", width, width)
-    norm("decode_norm", decoder), norm("decode_norm_1", width)
-    linear("down", decoder, width), linear("down_1", width, width), linear("lm_head_1", width, width)
-    shapes |= {"lm_head.proj.weight": (decoder, 3, patch, patch), "lm_head.proj.bias": (3,)}
-    return {name: fill(name, shape) for name, shape in shapes.items()} | positions
-
-
-def golden_bootmae() -> Bootmae:
-    config = ModelConfig(
-        image_size=64, patch_size=16, width=48, depth=2, heads=4, decoder_width=32, decoder_heads=4, masking="random"
-    )
-    method = Bootmae(config).double()
-    positions = {"pos_embed": method.encoder.pos_embed.data, "de_pos_embed": method.pixel_decoder.pos_embed.data}
-    method.load_state_dict(from_official("bootmae", official_state(positions)))
-    return method
 
 
 def test_both_losses_equal_the_official_ones():

@@ -3,45 +3,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from trainer_fakes import GOLDENS, FakeStream, fill_state, golden_images, tiny, tiny_run
+from trainer_fakes import GOLDENS, FakeStream, tiny, tiny_run
 
-from trainer import ModelConfig, Progress, StepRandomness, build_method
+from trainer import Progress, StepRandomness, build_method
 from trainer.config import ClmaeConfig
+from trainer.goldens import golden_clmae, golden_images
 from trainer.loop import build_state
-from trainer.methods.clmae import Clmae, bernoulli_divergence, curriculum_factor, diversity, masker_losses
-from trainer.official import from_official
+from trainer.methods.clmae import bernoulli_divergence, curriculum_factor, diversity, masker_losses
 from trainer.step import normalise, train_step
 
 GOLDEN = GOLDENS["clmae"]
-LITERAL = ClmaeConfig(masker_depth=2, weight_kl=0.1, kl_reduction="sum", curriculum="literal")
 NOTHING = StepRandomness(seed=0, step=0)
-
-
-def golden_clmae() -> Clmae:
-    config = ModelConfig(
-        image_size=32,
-        patch_size=8,
-        width=48,
-        depth=2,
-        heads=3,
-        decoder_width=32,
-        decoder_depth=2,
-        decoder_heads=4,
-        norm_pix=False,
-        clmae=LITERAL,
-    )
-    method = Clmae(config).double()
-    official = {}
-    for name, value in method.state_dict().items():
-        if name.startswith("masker."):
-            part = name.removeprefix("masker.").replace("head.", "mlp_head.1.")
-            part = "mlp_head.0." + part.removeprefix("norm.") if part.startswith("norm.") else part
-            official[f"masking_net.{part}"] = value
-        else:
-            short = name.removeprefix("encoder.").replace("decoder.mask_token", "mask_token")
-            official[short.replace("decoder.", "decoder_")] = value
-    method.load_state_dict(from_official("clmae", fill_state(official)))
-    return method
 
 
 def test_both_steps_equal_the_official_ones():

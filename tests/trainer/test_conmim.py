@@ -2,51 +2,21 @@ import math
 
 import pytest
 import torch
-from trainer_fakes import GOLDENS, FakeStream, fill_state, golden_images, tiny, tiny_run
+from trainer_fakes import GOLDENS, FakeStream, tiny, tiny_run
 
-from trainer import ModelConfig, Progress, StepRandomness
+from trainer import Progress, StepRandomness
 from trainer.augment import blur, change_colours, jitter, turn_hue
 from trainer.averages import cosine_momentum
 from trainer.config import ConmimConfig
+from trainer.goldens import golden_conmim, golden_images, golden_mask
 from trainer.loop import build_state
-from trainer.masking import from_mask
-from trainer.methods.conmim import Conmim
-from trainer.official import from_official
 from trainer.step import train_step
 from trainer.vit import patchify
 
 
-def golden_conmim() -> Conmim:
-    config = ModelConfig(
-        image_size=64,
-        patch_size=16,
-        width=48,
-        depth=2,
-        heads=3,
-        layer_scale=0.1,
-        conmim=ConmimConfig(hidden=64, projection=16),
-    )
-    method = Conmim(config).double()
-    official = {
-        name.removeprefix("encoder.").replace("projector.", "projectors."): value
-        for name, value in method.state_dict().items()
-        if not name.startswith("teacher_")
-    }
-    filled = {
-        name: value if "running_" in name else fill_state({name: value})[name] for name, value in official.items()
-    }
-    method.load_state_dict(from_official("conmim", filled))
-    return method
-
-
-def golden_mask():
-    coarse = torch.tensor([[[1, 0], [1, 1]], [[0, 1], [1, 1]]]).float()
-    return from_mask(coarse.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1), 12)
-
-
 def test_the_loss_equals_the_official_one():
     method, images = golden_conmim(), golden_images(2, 64)
-    losses = method.contrast(images, images.flip(1) * 0.9, golden_mask())
+    losses = method.contrast(images, images.flip(1) * 0.9, golden_mask(2))
     assert losses.mask_BN.sum().item() == GOLDENS["conmim"]["logits_shape"][0]
     assert losses.total.item() == pytest.approx(GOLDENS["conmim"]["loss"], abs=1e-6)
 
@@ -54,7 +24,7 @@ def test_the_loss_equals_the_official_one():
 def test_equal_keys_cost_the_logarithm_of_the_number_of_patches():
     method, images = golden_conmim(), golden_images(2, 64)
     torch.nn.init.zeros_(method.teacher_projector[6].weight)
-    losses = method.contrast(images, images, golden_mask())
+    losses = method.contrast(images, images, golden_mask(2))
     assert losses.total.item() == pytest.approx(math.log(16), abs=1e-6)
 
 

@@ -1,40 +1,19 @@
 import pytest
 import torch
-from trainer_fakes import GOLDENS, GoldenRandomness, fill_state, golden_images, tiny
+from trainer_fakes import GOLDENS, tiny
 
-from trainer import ModelConfig, StepRandomness, build_method, model_size
+from trainer import StepRandomness, build_method, model_size
+from trainer.goldens import GoldenRandomness, golden_images, golden_mae
 from trainer.masking import random_mask
 from trainer.methods.mae import Mae, standardise
-from trainer.official import from_official
 from trainer.vit import patchify, sincos_positions, unpatchify
 
 GOLDEN = GOLDENS["mae"]
 
 
-def golden_mae(norm_pix: bool) -> Mae:
-    config = ModelConfig(
-        image_size=32,
-        patch_size=8,
-        width=48,
-        depth=2,
-        heads=3,
-        decoder_width=32,
-        decoder_depth=2,
-        decoder_heads=4,
-        norm_pix=norm_pix,
-    )
-    method = Mae(config).double()
-    official = {
-        name.removeprefix("encoder.").replace("decoder.mask_token", "mask_token").replace("decoder.", "decoder_"): value
-        for name, value in method.state_dict().items()
-    }
-    method.load_state_dict(from_official("mae", fill_state(official)))
-    return method
-
-
 @pytest.mark.parametrize("norm_pix", [False, True])
 def test_loss_and_gradient_equal_the_official_ones(norm_pix):
-    method = golden_mae(norm_pix)
+    method = golden_mae(norm_pix=norm_pix)
     losses = method(golden_images(2, 32), GoldenRandomness())
     losses.total.backward()
     assert losses.total.item() == pytest.approx(GOLDEN[f"loss_norm_pix={norm_pix}"], abs=1e-6)
@@ -44,7 +23,7 @@ def test_loss_and_gradient_equal_the_official_ones(norm_pix):
 
 
 def test_predictions_equal_the_official_ones_in_image_order():
-    method = golden_mae(False)
+    method = golden_mae(norm_pix=False)
     images = golden_images(2, 32)
     prediction = method.predict(images, random_mask(method.config, 2, GoldenRandomness(), like=images))
     assert prediction.sum().item() == pytest.approx(GOLDEN["pred_sum"], abs=1e-6)

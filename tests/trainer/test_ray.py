@@ -1,5 +1,6 @@
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,19 @@ from trainer import read_metrics, train
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-@pytest.fixture
-def local_ray(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]))
+@pytest.fixture(scope="module")
+def local_ray():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]))
+        patch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.2")
+        yield from running_ray()
+
+
+def running_ray():
     import ray
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
 
@@ -51,3 +58,35 @@ def test_two_ray_workers_train_the_run_of_one_process_though_one_is_killed(tmp_p
     together, alone = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("ray", "alone"))
     assert [line["step"] for line in together] == [1, 2, 3, 4, 5, 6]
     assert [line["loss"] for line in together] == pytest.approx([line["loss"] for line in alone], rel=1e-4)
+
+
+def test_an_elastic_group_trains_with_the_ranks_that_fit_and_saves_when_its_node_will_go(tmp_path, local_ray):
+    """One of at most two ranks fits. The node is to be drained in an hour: a checkpoint is written at the notice."""
+    import ray
+    from ray._raylet import GcsClient
+
+    from trainer.actors import TrainJob, train_on_ray
+
+    config = tiny_run(total_steps=40, keep_checkpoints=9)
+    sizes, node, address = tmp_path / "sizes", ray.get_runtime_context().get_node_id(), local_ray
+
+    def make_stream(context):
+        sizes.write_text(str(context.world_size))
+        return DrainedStream(config, rank=context.rank, world_size=context.world_size)
+
+    class DrainedStream(FakeStream):
+        def batch(self, step):
+            if step == 4:
+                reason, deadline_ms = 2, int((time.time() + 3600) * 1000)  # 2 is preemption
+                accepted, why = GcsClient(address=address).drain_node(node, reason, "the test", deadline_ms)
+                assert accepted, why
+            time.sleep(0.1)
+            return super().batch(step)
+
+    job = TrainJob(config=config, run_dir=str(tmp_path / "ray"), make_stream=make_stream)
+    result = train_on_ray(job, num_workers=(1, 2), resources_per_worker={"CPU": 1.5})
+    assert sizes.read_text() == "1"
+    assert (result.step, result.reason) == (40, "finished")
+    saved = [path.name for path in sorted((tmp_path / "ray" / "checkpoints").glob("step-*"))]
+    assert len(saved) == 2
+    assert "step-00000004" < saved[0] < "step-00000040" == saved[1]

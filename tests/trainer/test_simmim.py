@@ -1,73 +1,23 @@
 import math
-import re
 
 import pytest
 import torch
-from trainer_fakes import GOLDENS, fill_state, golden_images, tiny
+from trainer_fakes import GOLDENS, tiny
 
 from trainer import ModelConfig, StepRandomness, build_method
-from trainer.config import SwinConfig
-from trainer.masking import from_mask, simmim_mask
-from trainer.methods.simmim import Simmim
-from trainer.official import from_official
+from trainer.goldens import golden_images, golden_mask, golden_simmim
+from trainer.masking import simmim_mask
 from trainer.vit import patchify
 
 
-def official_state(method: Simmim) -> dict[str, torch.Tensor]:
-    """The official names and shapes of a SimMIM of this shape."""
-    state = {}
-    for name, value in method.state_dict().items():
-        if name.startswith("head."):
-            shape = (*value.shape, 1, 1) if value.ndim == 2 else value.shape
-            state[name.replace("head.", "decoder.0.")] = torch.zeros(shape)
-        else:
-            moved = re.sub(r"layers\.(\d+)\.downsample", lambda f: f"layers.{int(f[1]) - 1}.downsample", name)
-            state[moved.replace("trunk.", "")] = value
-    return state
-
-
-def golden(config: ModelConfig, blocks: int) -> Simmim:
-    method = Simmim(config).double().eval()
-    method.load_state_dict(from_official("simmim", fill_state(official_state(method))))
-    return method
-
-
-def golden_mask(scale: int):
-    coarse = torch.tensor([[[1, 0], [1, 1]], [[0, 1], [1, 1]]]).float()
-    fine = coarse.repeat_interleave(scale, 1).repeat_interleave(scale, 2).flatten(1)
-    return from_mask(fine, 3 * scale**2)
-
-
-@pytest.mark.parametrize(
-    ("case", "config", "scale"),
-    [
-        (
-            "simmim_vit",
-            ModelConfig(image_size=64, patch_size=16, width=48, depth=2, heads=3, layer_scale=0.1, mask_ratio=0.6),
-            2,
-        ),
-        (
-            "simmim_swin",
-            ModelConfig(
-                image_size=64,
-                patch_size=4,
-                width=24,
-                heads=2,
-                encoder="swin",
-                swin=SwinConfig(depths=(2, 2, 2, 2), heads=(2, 2, 4, 4), window=4),
-                mask_ratio=0.6,
-            ),
-            8,
-        ),
-    ],
-    ids=["vit", "swin"],
-)
-def test_loss_and_features_equal_the_official_ones(case, config, scale):
-    method = golden(config, scale)
+@pytest.mark.parametrize(("swin", "scale"), [(False, 2), (True, 8)], ids=["vit", "swin"])
+def test_loss_and_features_equal_the_official_ones(swin, scale):
+    case = GOLDENS["simmim_swin" if swin else "simmim_vit"]
+    method = golden_simmim(swin=swin)
     images, mask = golden_images(2, 64), golden_mask(scale)
-    tokens = method.encoder.encode(patchify(images, config.patch_size), mask.mask_BN)[:, 1:]
-    assert tokens.sum().item() == pytest.approx(GOLDENS[case]["z_sum"], abs=1e-6)
-    assert method.reconstruct(images, mask).total.item() == pytest.approx(GOLDENS[case]["loss"], abs=1e-6)
+    tokens = method.encoder.encode(patchify(images, method.config.patch_size), mask.mask_BN)[:, 1:]
+    assert tokens.sum().item() == pytest.approx(case["z_sum"], abs=1e-6)
+    assert method.reconstruct(images, mask).total.item() == pytest.approx(case["loss"], abs=1e-6)
 
 
 def test_every_mask_block_is_whole_and_the_count_is_exact():

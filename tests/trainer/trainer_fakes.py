@@ -1,11 +1,9 @@
-"""Small plain stand-ins for the loader and the selection, and the fill rule of the golden numbers."""
+"""Small plain stand-ins for the loader and the selection, and the golden numbers."""
 
 import json
-import math
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 import torch
@@ -94,43 +92,3 @@ class FakeSelection:
     def window(self, index, *, effective_size=None):
         self.asked.append((index, effective_size))
         return index
-
-
-def fill(name: str, shape) -> torch.Tensor:
-    """Golden weights: a sine whose phase is the CRC-32 of the official parameter name."""
-    values = torch.sin(0.37 * torch.arange(math.prod(shape), dtype=torch.float64) + crc32(name.encode()) % 997)
-    if len(shape) >= 2:
-        values = 0.08 * values
-    elif name.endswith(".weight"):
-        values = 1 + 0.1 * values
-    else:
-        values = 0.02 * values
-    return values.view(shape)
-
-
-def fill_state(state) -> dict[str, torch.Tensor]:
-    """Golden values for an official state dict; positions and LayerScales stay as they are."""
-    return {
-        name: value
-        if "pos_embed" in name or "gamma_" in name or not value.is_floating_point()
-        else fill(name, value.shape)
-        for name, value in state.items()
-    }
-
-
-def golden_images(batch: int, size: int) -> torch.Tensor:
-    a = torch.arange(batch * 3 * size * size, dtype=torch.float64)
-    return (torch.sin(0.013 * a) + 0.3 * torch.sin(0.9 * a.sqrt())).view(batch, 3, size, size)
-
-
-def golden_rand(*shape: int) -> torch.Tensor:
-    i = torch.arange(math.prod(shape), dtype=torch.float64)
-    values = torch.sin(12.9898 * i + 78.233) * 43758.5453
-    return (values - values.floor()).view(shape)
-
-
-class GoldenRandomness:
-    """Gives the uniforms that the golden numbers were made with."""
-
-    def uniform(self, purpose, rows, columns, *, like=None):
-        return golden_rand(rows, columns)

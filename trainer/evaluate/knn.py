@@ -6,7 +6,7 @@ merged, so that 50,000 x 1.28 million fits in memory.
 Shapes: B batch, D width, Q queries, S stored rows, K neighbours.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -20,20 +20,36 @@ _BLOCK_ROWS = 16384  # stored rows of one product: 64 MB of similarities for 102
 _QUERY_ROWS = 1024
 
 
+Pool = Literal["cls", "mean"]
+"""How an image's tokens become one vector: the class token, or the mean of the patch tokens."""
+
+
 def embed(
     model: nn.Module,
     batches: Iterable[Any],
     *,
-    pool: Literal["cls", "mean"] = "cls",
+    pool: Pool = "cls",
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> NDArray[np.float32]:
-    """Return features of images, float32[N, D], in the order of the batches.
+    """Return features of images, float32[N, D], in the order of the batches; as `embed_pools`, for one pool."""
+    return embed_pools(model, batches, pools=(pool,), mean=mean, std=std)[pool]
+
+
+def embed_pools(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    pools: Sequence[Pool] = ("cls", "mean"),
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> dict[Pool, NDArray[np.float32]]:
+    """Return features of images by pool, float32[N, D] each, from one pass over the batches, in their order.
 
     Args:
         model: an encoder with `features(images)`, or a method, whose encoder is taken. It is put in eval mode and back.
         batches: uint8[B, 3, H, W] arrays or tensors.
-        pool: the class token, or the mean of the patch tokens.
+        pools: the class token, the mean of the patch tokens, or both.
         mean: pixel mean by channel in [0, 1], as in training.
         std: pixel standard deviation by channel, as in training.
 
@@ -48,16 +64,17 @@ def embed(
     )
     was_training = encoder.training
     encoder.eval()
-    parts = []
+    parts: dict[Pool, list[NDArray[np.float32]]] = {pool: [] for pool in pools}
     with torch.no_grad():
         for batch in batches:
             images = torch.as_tensor(np.asarray(batch)).to(reference.device).to(reference.dtype)
             tokens_BTD: Tensor = encoder.features((images - shift) / scale)
-            pooled = tokens_BTD[:, 0] if pool == "cls" else tokens_BTD[:, 1:].mean(dim=1)
-            parts.append(pooled.float().cpu().numpy())
+            for pool in pools:
+                pooled = tokens_BTD[:, 0] if pool == "cls" else tokens_BTD[:, 1:].mean(dim=1)
+                parts[pool].append(pooled.float().cpu().numpy())
     encoder.train(was_training)
-    require(bool(parts), "embed needs at least one batch of images; got none. Check the index and the split.")
-    return np.concatenate(parts)
+    require(all(parts.values()), "embed needs at least one batch of images; got none. Check the index and the split.")
+    return {pool: np.concatenate(pieces) for pool, pieces in parts.items()}
 
 
 def nearest_neighbour_accuracy(
