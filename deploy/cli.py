@@ -18,7 +18,7 @@ from typing import Any
 
 from tyro.extras import SubcommandApp
 
-from deploy.commands import bench, control, demo, doctor, evaluate, history, runs, score, shards
+from deploy.commands import bench, control, demo, doctor, evaluate, history, jobs, reproduce, runs, score, shards
 from deploy.console import ERR, Answer
 
 DESCRIPTION = (
@@ -45,6 +45,8 @@ def build_app() -> SubcommandApp:
         "score": score.score,
         "train": runs.train,
         "resume": runs.resume,
+        "submit": jobs.submit,
+        "jobs": jobs.jobs,
         "status": runs.status,
         "watch": runs.watch,
         "set": {
@@ -60,6 +62,7 @@ def build_app() -> SubcommandApp:
         "inspect": history.inspect,
         "eval": {"knn": evaluate.knn},
         "export": evaluate.export,
+        "reproduce": reproduce.reproduce,
         "bench": {"loader": bench.loader, "selection": bench.selection, "trainer": bench.trainer},
         "doctor": doctor.doctor,
     }

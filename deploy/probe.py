@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,10 +16,8 @@ from numpy.typing import NDArray
 
 from deploy.scoring_job import evaluation_transform, sweep
 from loader import ShardIndex
-from trainer.evaluate.knn import embed, nearest_neighbour_accuracy
+from trainer.evaluate.knn import embed_pools, nearest_neighbour_accuracy
 
-Pool = Literal["cls", "mean"]
-POOLS: tuple[Pool, ...] = ("cls", "mean")
 LARGEST_GALLERY = 5_000
 LARGEST_TEST = 1_000
 EMBEDDED_AT_ONCE = 256
@@ -87,16 +84,13 @@ class NearestNeighbourProbe:
 
     def __call__(self, step: int, model: torch.nn.Module) -> dict[str, float]:
         """Accuracy with the CLS token and with the mean of the patch tokens."""
-        return {f"nn_{pool}": self._accuracy(model, pool) for pool in POOLS}
+        gallery = embed_pools(model, self.gallery.batches())
+        test = gallery if self.test is self.gallery else embed_pools(model, self.test.batches())
+        return {f"nn_{pool}": self._nearest(gallery[pool], test[pool]) for pool in gallery}
 
     def pixels(self) -> float:
         """Accuracy of the raw pixels, the floor to beat."""
         return self._nearest(self.gallery.flat(), self.test.flat())
-
-    def _accuracy(self, model: torch.nn.Module, pool: Pool) -> float:
-        gallery = embed(model, self.gallery.batches(), pool=pool)
-        test = gallery if self.test is self.gallery else embed(model, self.test.batches(), pool=pool)
-        return self._nearest(gallery, test)
 
     def _nearest(self, gallery: NDArray[np.float32], test: NDArray[np.float32]) -> float:
         alone = self.test is self.gallery

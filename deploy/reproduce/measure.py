@@ -1,0 +1,57 @@
+"""What a trained arm is worth: nearest neighbours on the whole test split, with both kinds of features."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from deploy.config import DataConfig
+from deploy.probe import Labelled
+from trainer import load_method
+from trainer.evaluate.knn import embed_pools, nearest_neighbour_accuracy
+
+GALLERY, TEST = 20_000, 10_000
+"""Largest numbers of images that classify and that are classified."""
+DINO_NEIGHBOURS, DINO_TEMPERATURE = 20, 0.07
+"""Weighted k-NN as DINO does it (METHODS section 9)."""
+
+
+class Measure:
+    """Evaluates arms on the same decoded images."""
+
+    def __init__(self, data: DataConfig, *, size: int) -> None:
+        """Name the images.
+
+        Args:
+            data: training images classify, test images are classified.
+            size: side of the evaluation crop.
+        """
+        self._data, self._size = data, size
+
+    @cached_property
+    def gallery(self) -> Labelled:
+        """The images that classify."""
+        return Labelled(Path(self._data.index), size=self._size, most=GALLERY)
+
+    @cached_property
+    def test(self) -> Labelled:
+        """The images to classify."""
+        return Labelled(Path(self._data.test_index or ""), size=self._size, most=TEST)
+
+    def __call__(self, run: Path) -> dict[str, float]:
+        """Metrics of a finished run's newest checkpoint, in [0, 1]."""
+        _, method = load_method(run)
+        metrics = {}
+        gallery = embed_pools(method, self.gallery.batches())
+        test = embed_pools(method, self.test.batches())
+        for pool in gallery:
+            labelled = gallery[pool], self.gallery.labels, test[pool], self.test.labels
+            metrics[f"nn_{pool}"] = nearest_neighbour_accuracy(*labelled)
+            metrics[f"knn{DINO_NEIGHBOURS}_{pool}"] = nearest_neighbour_accuracy(
+                *labelled, k=DINO_NEIGHBOURS, temperature=DINO_TEMPERATURE
+            )
+        return metrics
+
+    def pixels(self) -> float:
+        """1-NN accuracy of the raw pixels: the floor."""
+        return nearest_neighbour_accuracy(self.gallery.flat(), self.gallery.labels, self.test.flat(), self.test.labels)

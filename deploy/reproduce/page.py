@@ -1,0 +1,106 @@
+"""The study's files: table.json for scripts, report.html with the table, the directions and the curves for people."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from deploy import plots
+from deploy.report import Section, write_report
+from deploy.reproduce.claims import Arm, Claim
+from deploy.reproduce.plan import Plan
+from deploy.reproduce.study import Outcome
+from deploy.reproduce.table import Cells, Verdict, rows
+
+
+def table_data(plan: Plan, claim: Claim, found: Cells, judged: Sequence[Verdict], floor: float) -> dict[str, Any]:
+    """The study as JSON.
+
+    Args:
+        plan: what was run.
+        claim: what was compared.
+        found: metrics by arm.
+        judged: the directions.
+        floor: 1-NN accuracy of raw pixels.
+    """
+    arms = {
+        arm: {
+            name: {"mean": cell.mean, "sd": cell.spread, "by_seed": list(cell.values)} for name, cell in metrics.items()
+        }
+        for arm, metrics in found.items()
+    }
+    directions = [
+        {"direction": str(one), "holds": one.holds, "difference_by_seed": list(one.differences)} for one in judged
+    ]
+    return {
+        "claim": plan.claim,
+        "title": claim.title,
+        "source": claim.source,
+        "plan": asdict(plan),
+        "pixels_nn": floor,
+        "arms": arms,
+        "directions": directions,
+    }
+
+
+def write_page(
+    folder: Path,
+    *,
+    plan: Plan,
+    claim: Claim,
+    arms: Sequence[Arm],
+    outcomes: Sequence[Outcome],
+    found: Cells,
+    judged: Sequence[Verdict],
+    floor: float,
+) -> Path:
+    """Draw the curves and write report.html and report.json.
+
+    Returns:
+        The page's path.
+    """
+    columns, lines = rows(claim, arms, found)
+    scale = plan.scale
+    lead = (
+        f"{claim.source}. Here: {scale.samples:,} images, {scale.epochs} epochs of batch {scale.global_batch}, model "
+        f"{scale.size}, {plan.seeds} seeds; accuracies in per cent, mean +- standard deviation over the seeds; raw "
+        f"pixels have {100 * floor:.1f}."
+    )
+    verdicts = [
+        (str(one), one.holds, ", ".join(f"{difference:+.3f}" for difference in one.differences)) for one in judged
+    ]
+    sections = [
+        Section(title="Arms", columns=columns, rows=lines),
+        Section(title="Does it hold here?", columns=("direction", "holds", "difference by seed"), rows=verdicts),
+        Section(title="Training", pictures=_pictures(folder, arms, outcomes)),
+    ]
+    data = table_data(plan, claim, found, judged, floor)
+    return write_report(folder, title=claim.title, lead=lead, sections=sections, data=data)
+
+
+def _pictures(folder: Path, arms: Sequence[Arm], outcomes: Sequence[Outcome]) -> dict[Path, str]:
+    captions = {
+        "nn_cls": "1-NN accuracy, CLS token, on a sample of the test split while training; mean over the seeds",
+        "nn_mean": "1-NN accuracy, mean of the patch tokens, likewise",
+    }
+    pictures = {}
+    for metric, caption in captions.items():
+        series = {arm.name: mean_curve(outcomes, arm.name, metric) for arm in arms}
+        path = folder / f"{metric}.png"
+        plots.curves(path, series=series, x="optimizer step", y=metric)
+        pictures[path] = caption
+    return pictures
+
+
+def mean_curve(outcomes: Sequence[Outcome], arm: str, metric: str) -> tuple[list[float], list[float]]:
+    """(steps, mean over the seeds that have the step)."""
+    by_step: dict[float, list[float]] = {}
+    curves: list[Mapping[str, Any]] = [one.curve for one in outcomes if one.arm == arm]
+    for curve in curves:
+        for step, value in curve.get(metric, ()):
+            by_step.setdefault(step, []).append(value)
+    steps = sorted(by_step)
+    return steps, [statistics.fmean(by_step[step]) for step in steps]

@@ -1,0 +1,108 @@
+"""How long the arms of a study train: from a number of epochs, or from minutes and a measured step."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from deploy.config import DataConfig
+from deploy.launch import launch_in_process
+from deploy.reproduce.arms import Scale, run_config
+from deploy.reproduce.claims import Arm
+from deploy.rundir import RunDir, RunError, write_json
+
+PROBE_STEPS = 24
+TRAINING_SHARE = 0.8
+"""Of the budget; the rest is for scoring and evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What a study will do; fixed when it begins, so that a study that was cut off goes on as it began."""
+
+    claim: str
+    """A name in CLAIMS."""
+    seeds: int
+    """Seeds 0 .. seeds - 1 for each arm."""
+    arms: tuple[str, ...]
+    """Names of the arms, in order."""
+    scale: Scale
+    """Model and length."""
+
+
+def make_plan(
+    path: Path,
+    *,
+    claim: str,
+    arms: Sequence[Arm],
+    seeds: int,
+    scale: Scale,
+    data: DataConfig,
+    budget_minutes: float,
+    epochs: int | None,
+) -> Plan:
+    """The plan that the folder holds, or a new one.
+
+    Args:
+        path: plan.json.
+        claim: name of the claim.
+        arms: what is trained.
+        seeds: seeds of each arm.
+        scale: everything but the epochs.
+        data: training images for the probe.
+        budget_minutes: time for everything; used where `epochs` is None and the folder holds no plan.
+        epochs: passes over the data.
+
+    Raises:
+        RunError: the folder holds another plan, or the budget does not pay for one epoch.
+    """
+    names = tuple(arm.name for arm in arms)
+    if path.is_file():
+        found = _load(path)
+        asked = Plan(claim=claim, seeds=seeds, arms=names, scale=replace(scale, epochs=epochs or found.scale.epochs))
+        if asked != found:
+            raise RunError(f"{path.parent} holds a study with another plan ({path}). Take another --out, or remove it.")
+        return found
+    whole = replace(scale, epochs=epochs or _affordable(arms, seeds, scale, data, budget_minutes))
+    plan = Plan(claim=claim, seeds=seeds, arms=names, scale=whole)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, asdict(plan))
+    return plan
+
+
+def _affordable(arms: Sequence[Arm], seeds: int, scale: Scale, data: DataConfig, budget_minutes: float) -> int:
+    seconds = _seconds_per_step(scale, data)
+    epoch_s = seconds * scale.epoch_steps * sum(_cost(arm) for arm in arms) * seeds
+    epochs = math.floor(TRAINING_SHARE * budget_minutes * 60 / epoch_s)
+    if epochs < 1:
+        raise RunError(
+            f"--budget must pay for one epoch of every arm, about {epoch_s / 60 / TRAINING_SHARE:.0f} minutes here; "
+            f"got {budget_minutes:g}. Give more, or fewer --samples or --seeds."
+        )
+    return epochs
+
+
+def _cost(arm: Arm) -> float:
+    """Time of the arm relative to a MAE that sees all; PASS sees .37 of it, and its rounds cost about as much as .1."""
+    return 0.47 * arm.cost if "pass_" in arm.model else arm.cost
+
+
+def _seconds_per_step(scale: Scale, data: DataConfig) -> float:
+    """Of a MAE on uniform draws on this machine."""
+    probe = run_config(Arm(name="probe"), data=data, scale=replace(scale, epochs=1), seed=0)
+    train = replace(probe.train, total_steps=PROBE_STEPS, warmup_steps=0, log_every=1, checkpoint_every=0)
+    with tempfile.TemporaryDirectory(prefix="tempera-probe-") as folder:
+        run = RunDir(Path(folder) / "run")
+        launch_in_process(replace(probe, train=train, evaluate_every=0), run)
+        rates = [line["images_per_s"] for line in run.metric_lines() if "images_per_s" in line]
+    return scale.global_batch / float(statistics.median(rates[PROBE_STEPS // 2 :]))
+
+
+def _load(path: Path) -> Plan:
+    value = json.loads(path.read_text())
+    return Plan(claim=value["claim"], seeds=value["seeds"], arms=tuple(value["arms"]), scale=Scale(**value["scale"]))

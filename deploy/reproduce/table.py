@@ -1,0 +1,135 @@
+"""From outcomes to the table: means with their spread, the paper's figures, and which directions hold."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deploy.reproduce.claims import Arm, Claim, Expectation
+from deploy.reproduce.study import Outcome
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One metric of one arm over the seeds."""
+
+    values: tuple[float, ...]
+    """By seed."""
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return statistics.fmean(self.values)
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over the seeds; None for one seed."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    def __str__(self) -> str:
+        spread = "" if self.spread is None else f" +- {100 * self.spread:.1f}"
+        return f"{100 * self.mean:.1f}{spread}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """Whether a direction of the paper came out here."""
+
+    expected: Expectation
+    """What the paper found."""
+    differences: tuple[float, ...]
+    """Ours by seed: the arm minus what it should beat."""
+
+    @property
+    def holds(self) -> str:
+        """In words: "yes" when it does in every seed, "no" when in none, else in how many; "level" is judged as one."""
+        count = len(self.differences)
+        if self.expected.or_level:
+            error = statistics.stdev(self.differences) / math.sqrt(count) if count > 1 else 0.0
+            return "yes" if statistics.fmean(self.differences) >= -error else "no"
+        held = sum(difference > 0 for difference in self.differences)
+        return {count: "yes", 0: "no"}.get(held, f"in {held} of {count} seeds")
+
+    def __str__(self) -> str:
+        than = self.expected.than if isinstance(self.expected.than, str) else f"{self.expected.than:g}"
+        verb = "is at least level with" if self.expected.or_level else "beats"
+        return f"{self.expected.arm} {verb} {than} on {self.expected.metric}"
+
+
+Cells = Mapping[str, Mapping[str, Cell]]
+"""Arm -> metric -> cell."""
+
+
+def cells(outcomes: Sequence[Outcome], *, baseline: str | None) -> dict[str, dict[str, Cell]]:
+    """The metrics of each arm over its seeds.
+
+    Args:
+        outcomes: what was measured.
+        baseline: the arm that RAUC is taken against, by seed; None for claims without it.
+    """
+    by_arm: dict[str, list[Outcome]] = {}
+    for outcome in sorted(outcomes, key=lambda one: one.seed):
+        by_arm.setdefault(outcome.arm, []).append(outcome)
+    found = {
+        arm: {name: Cell(values=tuple(one.metrics[name] for one in several)) for name in several[0].metrics}
+        for arm, several in by_arm.items()
+    }
+    if baseline is not None:
+        for arm, several in by_arm.items():
+            pairs = zip(several, by_arm[baseline], strict=True)
+            found[arm]["rauc"] = Cell(values=tuple(rauc(ours.curve, base.curve) for ours, base in pairs))
+    return found
+
+
+def rauc(curve: Mapping[str, Any], baseline: Mapping[str, Any], *, metric: str = "nn_cls") -> float:
+    """Ratio of the areas above the baseline's first point, by trapezoids (MTO, Eq. 6)."""
+    ours, base = curve[metric], baseline[metric]
+    first = base[0][1]
+    return _area(ours, first) / _area(base, first)
+
+
+def verdicts(claim: Claim, found: Cells) -> list[Verdict]:
+    """The claim's directions, as they came out."""
+    results = []
+    for expected in claim.expected:
+        ours = found[expected.arm][expected.metric].values
+        other = (
+            found[expected.than][expected.metric].values
+            if isinstance(expected.than, str)
+            else (expected.than,) * len(ours)
+        )
+        pairs = zip(ours, other, strict=True)
+        results.append(Verdict(expected=expected, differences=tuple(mine - theirs for mine, theirs in pairs)))
+    return results
+
+
+def rows(claim: Claim, arms: Sequence[Arm], found: Cells) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
+    """(columns, rows) for people: each metric with its spread, the paper's figure beside it where it has one."""
+    papers = sorted({metric for arm in arms for metric in arm.paper})
+    columns = ("arm", *claim.metrics, *(f"paper: {metric}" for metric in papers))
+    lines: list[tuple[object, ...]] = [
+        (
+            arm.name,
+            *(_shown(found[arm.name].get(metric), metric) for metric in claim.metrics),
+            *(arm.paper.get(metric) for metric in papers),
+        )
+        for arm in arms
+        if arm.name in found
+    ]
+    return columns, lines
+
+
+def _shown(cell: Cell | None, metric: str) -> str:
+    if cell is None:
+        return "-"
+    if metric != "rauc":
+        return str(cell)
+    return f"{cell.mean:.2f}" + ("" if cell.spread is None else f" +- {cell.spread:.2f}")
+
+
+def _area(points: Sequence[Sequence[float]], floor: float) -> float:
+    return sum((right[0] - left[0]) * ((left[1] + right[1]) / 2 - floor) for left, right in itertools.pairwise(points))

@@ -1,0 +1,103 @@
+"""The study of a claim: the table by hand, and a small study from end to end, cut off and continued."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deploy.commands.reproduce import reproduce
+from deploy.reproduce import CLAIMS, Arm, Claim, Expectation
+from deploy.reproduce.arms import Scale, run_config
+from deploy.reproduce.study import Outcome
+from deploy.reproduce.table import cells, rauc, rows, verdicts
+
+CLAIM = Claim(
+    title="one beats two",
+    source="by hand",
+    arms=(Arm(name="one", paper={"nn_cls": 50.0}), Arm(name="two")),
+    expected=(Expectation(arm="one", than="two"), Expectation(arm="two", than="one", or_level=True)),
+    metrics=("nn_cls",),
+)
+
+
+def outcome(arm: str, seed: int, nn: float) -> Outcome:
+    curve = {"nn_cls": [[0.0, 0.1], [10.0, nn]]}
+    return Outcome(arm=arm, seed=seed, metrics={"nn_cls": nn}, curve=curve, steps=10, seconds=1.0)
+
+
+def test_table_gives_mean_and_spread_and_each_direction_by_seed():
+    outcomes = [outcome("one", 0, 0.5), outcome("two", 0, 0.4), outcome("one", 1, 0.3), outcome("two", 1, 0.4)]
+    found = cells(outcomes, baseline=None)
+    assert str(found["one"]["nn_cls"]) == "40.0 +- 14.1"  # sd of .5, .3 is .1414
+    columns, lines = rows(CLAIM, CLAIM.arms, found)
+    assert columns == ("arm", "nn_cls", "paper: nn_cls")
+    assert lines == [("one", "40.0 +- 14.1", 50.0), ("two", "40.0 +- 0.0", None)]
+    beats, level = verdicts(CLAIM, found)
+    assert beats.holds == "in 1 of 2 seeds"
+    assert beats.differences == pytest.approx((0.1, -0.1))
+    assert level.holds == "yes"  # a mean difference of 0 is above minus one standard error, .1
+
+
+def test_rauc_is_the_ratio_of_the_areas_above_the_first_point():
+    base = {"nn_cls": [[100, 80.0], [200, 81.0], [400, 82.5]]}
+    ours = {"nn_cls": [[100, 81.0], [200, 82.2], [400, 83.0]]}
+    assert rauc(ours, base) == pytest.approx(1.7)  # METHODS section 6
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_every_arm_of_every_claim_is_a_run_of_the_same_length(claim: str, digits):
+    arms = CLAIMS[claim].arms + CLAIMS[claim].sweep
+    scale = Scale(samples=20_000, epochs=20)
+    configs = {arm.name: run_config(arm, data=digits, scale=scale, seed=1) for arm in arms}
+    assert len(configs) == len(arms)
+    steps = {config.train.total_steps for config in configs.values() if not config.train.model.pass_.enabled}
+    assert steps == {20 * 78}
+    if claim == "pass":  # 2 full epochs of 78 steps, 18 of floor(.3 * 20,000) // 256 = 23: 37 % of the budget
+        assert configs["pass"].train.total_steps == 2 * 78 + 18 * 23
+    assert {expected.arm for expected in CLAIMS[claim].expected} <= configs.keys()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 24), ("test", 8)):
+        for label in ("dark", "light"):
+            folder = root / split / label
+            folder.mkdir(parents=True)
+            for number in range(count):
+                level = random.integers(0, 100, (32, 32, 3)) + (120 if label == "light" else 0)
+                Image.fromarray(level.astype(np.uint8)).save(folder / f"{number}.jpg")
+    return root
+
+
+def test_study_trains_each_arm_once_and_continues(folders: Path, tmp_path: Path):
+    settings = {"data": folders, "out": tmp_path, "epochs": 2, "seeds": 2, "samples": 32, "batch": 16}
+    answer = reproduce("hard", **settings).data
+    assert set(answer["arms"]) == {"hard", "uniform", "prototypical"}
+    assert all(len(arm["nn_cls"]["by_seed"]) == 2 for arm in answer["arms"].values())
+    assert (tmp_path / "hard" / "report.html").stat().st_size > 10_000
+    trained = {path: path.stat().st_mtime_ns for path in tmp_path.glob("arms/*/outcome.json")}
+    assert len(trained) == 6
+    again = reproduce("prototypes", **settings).data  # the same three arms
+    assert again["arms"] == answer["arms"]
+    assert trained == {path: path.stat().st_mtime_ns for path in tmp_path.glob("arms/*/outcome.json")}
+    plan = json.loads((tmp_path / "hard" / "plan.json").read_text())
+    assert plan["scale"]["samples"] == 32
+    with pytest.raises(ValueError, match="another plan"):
+        reproduce("hard", **(settings | {"seeds": 3}))
+
+
+def test_bad_input_is_one_clear_line(folders: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="Did you mean 'prototypes'"):
+        reproduce("prototipes", data=folders, out=tmp_path)
+    with pytest.raises(ValueError, match="has no train/"):
+        reproduce("hard", data=tmp_path, out=tmp_path)
+    with pytest.raises(ValueError, match="--seeds must be 1 or more"):
+        reproduce("hard", data=folders, out=tmp_path, seeds=0)
+    with pytest.raises(ValueError, match="must pay for one epoch"):
+        reproduce("hard", data=folders, out=tmp_path, samples=32, batch=16, budget=1e-6)
