@@ -1,0 +1,209 @@
+"""The metrics of a run: one table of names, units and meanings, read from the state that the HTTP API answers.
+
+`/metrics`, Ray's exporter, the Grafana dashboard and the alert rules all take their names from here. Every metric has
+the label `run`; units are in the names, shares are ratios in [0, 1], a counter's name ends with `_total`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+State = Mapping[str, Any]
+"""What GET /api/v1/state answers."""
+Value = float | int | bool | None
+"""What is not known yet is None, and left out."""
+
+
+class Reading(NamedTuple):
+    """One value of one metric."""
+
+    metric: Metric
+    """Which."""
+    labels: dict[str, str]
+    """`run`, and the metric's own label if it has one."""
+    value: float
+    """Finite."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """One metric: a value a run, or one for each value of a label."""
+
+    name: str
+    """Begins with tempera_, unit included."""
+    help: str
+    """One sentence for people."""
+    read: Callable[[State], Value | Mapping[str, Value]]
+    """A value; or, with a label, values by that label."""
+    kind: Literal["gauge", "counter"] = "gauge"
+    """Counters only grow while a run's process lives."""
+    label: str = ""
+    """The second label, if there is one."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels, in order."""
+        return ("run", self.label) if self.label else ("run",)
+
+
+def readings(state: State) -> Iterator[Reading]:
+    """The finite values of every metric, in the table's order."""
+    run = str(state["run"]["name"])
+    for metric in METRICS:
+        found = metric.read(state)
+        values = found if isinstance(found, Mapping) else {"": found}
+        for label, value in values.items():
+            if value is not None and math.isfinite(value):
+                labels = {"run": run} | ({metric.label: label} if metric.label else {})
+                yield Reading(metric, labels, float(value))
+
+
+def _at(*path: str) -> Callable[[State], Value]:
+    def read(state: State) -> Value:
+        found: Any = state
+        for name in path:
+            found = found.get(name) if isinstance(found, Mapping) else None
+        return found if isinstance(found, int | float) else None
+
+    return read
+
+
+def _of_loaders(name: str) -> Callable[[State], Mapping[str, Value]]:
+    return lambda state: {member["name"]: member.get(name) for member in state["fleet"]["members"]}
+
+
+def _ready(state: State) -> int:
+    return sum(member["state"] == "ready" for member in state["fleet"]["members"])
+
+
+def _scheduled(state: State) -> Value:
+    """The schedule's effective size where the policy follows one: only then there is a temperature."""
+    follows = state["selection"]["temperature"] is not None
+    return _at("selection", "scheduled_effective_size")(state) if follows else None
+
+
+def _drawn(state: State) -> Value:
+    selection = state["selection"]
+    return round(selection["times_drawn"]["mean"] * selection["num_samples"])
+
+
+def _drawn_ahead(state: State) -> Value:
+    step = state["progress"]["step"]
+    return None if step is None else max(0, state["control"]["next_step"] - step)
+
+
+def _latency(state: State) -> Mapping[str, Value]:
+    return {"50": state["latency"]["p50_s"], "99": state["latency"]["p99_s"]}
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(name="tempera_progress_steps", help="Optimizer steps done.", read=_at("progress", "step")),
+    Metric(name="tempera_planned_steps", help="Optimizer steps of the run.", read=_at("progress", "total_steps")),
+    Metric(name="tempera_remaining_seconds", help="Time left at the present speed.", read=_at("progress", "eta_s")),
+    Metric(name="tempera_paused", help="1 while the trainers rest.", read=_at("paused")),
+    Metric(
+        name="tempera_throughput_images_per_second",
+        help="Images that all trainers together learn from in a second.",
+        read=_at("progress", "images_per_s"),
+    ),
+    Metric(
+        name="tempera_data_wait_ratio",
+        help="Share of their time that trainers wait for data.",
+        read=_at("progress", "data_wait"),
+    ),
+    Metric(name="tempera_loss", help="Training loss of the last logged step.", read=_at("progress", "loss")),
+    Metric(
+        name="tempera_effective_size_ratio",
+        help="Effective dataset size in force, as a share of the data.",
+        read=_at("selection", "effective_size"),
+    ),
+    Metric(
+        name="tempera_scheduled_effective_size_ratio",
+        help="Effective dataset size that the schedule asks for.",
+        read=_scheduled,
+    ),
+    Metric(
+        name="tempera_softmax_temperature",
+        help="Temperature of the sampling law in force.",
+        read=_at("selection", "temperature"),
+    ),
+    Metric(
+        name="tempera_held_by_hand", help="1 while a person holds the effective size.", read=_at("selection", "manual")
+    ),
+    Metric(
+        name="tempera_control_changes_total",
+        help="Changes of what is drawn, by people and by selection rounds.",
+        read=_at("selection", "control_version"),
+        kind="counter",
+    ),
+    Metric(
+        name="tempera_control_latency_seconds",
+        help="Time from a change's request to the first batch drawn under it, by percentile.",
+        read=_latency,
+        label="percentile",
+    ),
+    Metric(
+        name="tempera_control_bound_steps",
+        help="Most steps between a change's request and the first batch drawn under it.",
+        read=_at("control", "bound_steps"),
+    ),
+    Metric(
+        name="tempera_drawn_ahead_steps",
+        help="Steps whose samples are drawn but not trained on: the age of the weights in use.",
+        read=_drawn_ahead,
+    ),
+    Metric(name="tempera_dataset_samples", help="Samples of the data set.", read=_at("selection", "num_samples")),
+    Metric(
+        name="tempera_never_drawn_samples",
+        help="Samples that no window has drawn yet.",
+        read=_at("selection", "times_drawn", "never"),
+    ),
+    Metric(
+        name="tempera_scored_samples",
+        help="Samples that have a score, by kind of score.",
+        read=lambda state: state["selection"]["scored"],
+        label="kind",
+    ),
+    Metric(name="tempera_drawn_samples_total", help="Draws of all windows so far.", read=_drawn, kind="counter"),
+    Metric(
+        name="tempera_bad_samples_total",
+        help="Draws whose sample failed its checks and was substituted.",
+        read=_at("bad_samples"),
+        kind="counter",
+    ),
+    Metric(name="tempera_wished_loaders", help="Loaders wished for.", read=_at("fleet", "desired")),
+    Metric(name="tempera_ready_loaders", help="Loaders that are ready.", read=_ready),
+    Metric(
+        name="tempera_loader_restarts_total",
+        help="Times that a loader was lost and replaced.",
+        read=_of_loaders("restarts"),
+        kind="counter",
+        label="loader",
+    ),
+    Metric(
+        name="tempera_loader_images_total",
+        help="Images that a loader has served since it started.",
+        read=_of_loaders("images"),
+        kind="counter",
+        label="loader",
+    ),
+    Metric(
+        name="tempera_loader_images_per_second",
+        help="Images a second of a loader while it works.",
+        read=_of_loaders("images_per_s"),
+        label="loader",
+    ),
+    Metric(
+        name="tempera_loader_cache_hit_ratio",
+        help="Share of a loader's images that were found decoded.",
+        read=_of_loaders("hit_rate"),
+        label="loader",
+    ),
+)
+"""Everything that is exported."""
+
+BY_NAME = {metric.name: metric for metric in METRICS}
+"""The table by name."""

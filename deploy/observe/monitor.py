@@ -1,0 +1,78 @@
+"""The files that a Prometheus and a Grafana need to watch a run: scrape configuration, alert rules, dashboard."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from deploy.observe.grafana import dashboard
+from deploy.rundir import write_json
+
+ALERTS = Path(__file__).with_name("alerts.yml")
+SCRAPE_S = 10
+OFF_RAY = {"source_labels": ["__name__"], "regex": "ray_(tempera_.*)", "target_label": "__name__"}
+"""Ray puts its own prefix before every name."""
+NOT_TWICE = {"source_labels": ["__name__"], "regex": "ray_tempera_.*", "action": "drop"}
+"""A run's metrics come from one place, or sums would count them twice."""
+
+
+def write_monitoring(
+    folder: Path,
+    *,
+    url: str | None = None,
+    token_file: Path | None = None,
+    ray_targets: Path | None = None,
+    scrape_s: int = SCRAPE_S,
+) -> list[Path]:
+    """Write prometheus.yml, alerts.yml and grafana.json.
+
+    Args:
+        folder: where to; made if it is not there.
+        url: the run's HTTP API; None where the metrics come from Ray alone.
+        token_file: file with the API's token.
+        ray_targets: Ray's service discovery file; None without Ray. Beside `url` it brings what Ray says of itself,
+            alone also the run's metrics.
+        scrape_s: seconds between two scrapes.
+
+    Returns:
+        The files written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    configuration, alerts, panels = folder / "prometheus.yml", folder / ALERTS.name, folder / "grafana.json"
+    jobs = [] if url is None else [_run_job(url, token_file)]
+    jobs += [] if ray_targets is None else [_ray_job(ray_targets, alone=url is None)]
+    content = {
+        "global": {"scrape_interval": f"{scrape_s}s", "evaluation_interval": f"{scrape_s}s"},
+        "rule_files": [ALERTS.name],
+        "scrape_configs": jobs,
+    }
+    configuration.write_text(yaml.safe_dump(content, sort_keys=False))
+    shutil.copyfile(ALERTS, alerts)
+    write_json(panels, dashboard())
+    return [configuration, alerts, panels]
+
+
+def _run_job(url: str, token_file: Path | None) -> dict[str, Any]:
+    place = urlsplit(url)
+    job: dict[str, Any] = {
+        "job_name": "tempera",
+        "metrics_path": "/metrics",
+        "scheme": place.scheme,
+        "static_configs": [{"targets": [place.netloc]}],
+    }
+    if token_file is not None:
+        job["authorization"] = {"credentials_file": str(token_file.resolve())}
+    return job
+
+
+def _ray_job(targets: Path, *, alone: bool) -> dict[str, Any]:
+    relabel = OFF_RAY if alone else NOT_TWICE
+    return {
+        "job_name": "ray",
+        "file_sd_configs": [{"files": [str(targets)]}],
+        "metric_relabel_configs": [relabel],
+    }

@@ -1,0 +1,30 @@
+"""What every launch enters: the trackers of a run, TensorBoard always."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+
+from deploy.config import RunConfig
+from deploy.observe.follow import Follower
+from deploy.observe.trackers import build_trackers
+from deploy.rundir import RunDir
+
+TRACKERS = "TEMPERA_TRACKERS"
+"""Environment variable: services beside TensorBoard, comma between. No part of a run's configuration: they change
+nothing that a run sees, and a resumed run may have others."""
+
+
+@contextmanager
+def observed(config: RunConfig, run: RunDir, *, environment: Mapping[str, str] = os.environ) -> Iterator[None]:
+    """Follow a run with its trackers for as long as the block lasts.
+
+    Raises:
+        ValueError: TEMPERA_TRACKERS names a service that is unknown or not installed.
+    """
+    services = tuple(name.strip() for name in environment.get(TRACKERS, "").split(",") if name.strip())
+    trackers = build_trackers(run.path / "tensorboard", services, name=config.name, config=asdict(config))
+    with Follower(run, trackers):
+        yield
