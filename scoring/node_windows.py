@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -32,7 +32,7 @@ PREFIX = struct.Struct("<8sQ")
 KEPT_WINDOWS = 4
 WAIT_S = 5.0
 """How long a process waits for another that is asking; then it asks by itself."""
-POLL_S = 0.004
+POLL_S = 0.01
 ABANDONED_S = 86_400.0
 """A run's folder in which nothing was written for so long is removed by the next run."""
 
@@ -60,24 +60,31 @@ class NodeWindows:
 
     def _shared(self, index: int, ask: Callable[[], Window]) -> Window | None:
         """The copy, made if nobody makes it; None when another process takes too long to."""
-        path, deadline = self._folder / f"{index:012d}.window", time.monotonic() + WAIT_S
-        window = read_window(path)
+        path = f"{self._folder}/{index:012d}"
+        window = read_window(f"{path}.window")
         if window is not None:
             return window
-        self._make_folder()
-        with open(path.with_suffix(".lock"), "ab") as claim:
+        deadline = time.monotonic() + WAIT_S
+        with self._open_claim(f"{path}.lock") as claim:
             while time.monotonic() < deadline:
                 try:
                     fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     time.sleep(POLL_S)
+                    window = read_window(f"{path}.window")
+                    if window is not None:
+                        return window
                 else:
-                    window = read_window(path)
-                    return self._fetch(path, ask) if window is None else window
-                window = read_window(path)
-                if window is not None:
-                    return window
+                    window = read_window(f"{path}.window")
+                    return self._fetch(Path(f"{path}.window"), ask) if window is None else window
         return None
+
+    def _open_claim(self, path: str) -> IO[bytes]:
+        try:
+            return open(path, "ab")
+        except FileNotFoundError:
+            self._make_folder()
+            return open(path, "ab")
 
     def _fetch(self, path: Path, ask: Callable[[], Window]) -> Window:
         window = ask()
@@ -93,8 +100,6 @@ class NodeWindows:
         return window
 
     def _make_folder(self) -> None:
-        if self._folder.is_dir():
-            return
         self._root.mkdir(mode=0o700, exist_ok=True)
         status = self._root.lstat()
         if status.st_uid != os.getuid() or status.st_mode & 0o077:
@@ -116,7 +121,7 @@ def window_bytes(window: Window) -> bytes:
     return PREFIX.pack(MAGIC, len(header)) + header + ids.tobytes() + probability.tobytes()
 
 
-def read_window(path: Path) -> Window | None:
+def read_window(path: str | Path) -> Window | None:
     """Map what `window_bytes` made; None where there is nothing, or something else."""
     try:
         with open(path, "rb") as file:
