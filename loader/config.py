@@ -69,6 +69,10 @@ class LoaderConfig:
     """Hosts of shards that may have private addresses, and may be reached by plain http."""
     reads_in_flight: int = 32
     """Ranged reads that wait for remote storage at the same time. Local shards are read by the decoding threads."""
+    disk_cache: str | None = None
+    """Directory on a local disk for images from remote storage, shared by the loaders of a node; None keeps none."""
+    disk_cache_bytes: int = 16 << 30
+    """Limit of that directory, in bytes."""
     hw_decoder_load: float = 0.65
     """Share of a request that the GPU's JPEG engine takes, in [0, 1]; the rest goes to its cores. `dali` on a GPU
     only."""
@@ -85,6 +89,9 @@ class LoaderConfig:
             f"cache_bytes needs the cpu decoder; got {self.cache_bytes} with {self.decoder!r}. Set it to 0.",
         )
         _require(self.reads_in_flight >= 1, f"reads_in_flight must be at least 1; got {self.reads_in_flight}")
+        _require(
+            self.disk_cache_bytes >= 1 << 20, f"disk_cache_bytes must be at least 1 MiB; got {self.disk_cache_bytes}"
+        )
         _require(0 <= self.hw_decoder_load <= 1, f"hw_decoder_load must be in [0, 1]; got {self.hw_decoder_load}")
         _require(self.max_pixels >= 1, f"max_pixels must be at least 1; got {self.max_pixels}")
 

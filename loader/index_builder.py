@@ -21,6 +21,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from loader.connections import Connections
 from loader.errors import BadSampleError, BadShardError
 from loader.header import read_header
 from loader.index import COLUMNS, IndexRows, ShardIndex, write_index
@@ -103,7 +104,7 @@ def index_shard(
     bundles: list[list[TarMember]] = []
     skipped = 0
     path = local_path(url)
-    with closing(open_shard(url, allow_hosts=allow_hosts)) as file:
+    with Connections(allow_hosts=allow_hosts) as connections, closing(open_shard(url, connections=connections)) as file:
         read_at = file.read_at if path is not None else ReadAhead(file.read_at).read_at
         members = walk_tar(read_at, file.num_bytes, url=url)
         for key, group in groupby(members, lambda member: split_name(member.name)[0]):
@@ -205,7 +206,7 @@ def _class_names(url: str) -> list[str]:
 
 
 def _length(url: str, allow_hosts: tuple[str, ...]) -> int:
-    with closing(open_shard(url, allow_hosts=allow_hosts)) as file:
+    with Connections(allow_hosts=allow_hosts) as connections, closing(open_shard(url, connections=connections)) as file:
         return file.num_bytes
 
 

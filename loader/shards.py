@@ -17,8 +17,10 @@ from typing import Protocol, Self
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from loader.addresses import check_form
+from loader.connections import Connections
 from loader.errors import BadSampleError, StaleIndexError
-from loader.storage import HttpShard, check_url, open_bucket
+from loader.storage import HttpShard, open_gs, open_s3
 from loader.tar import BLOCK, is_member_header
 
 MAX_OPEN_SHARDS = 128
@@ -84,25 +86,25 @@ def local_path(url: str) -> Path | None:
     return Path(url2pathname(parts.path))
 
 
-def open_shard(url: str, *, allow_hosts: tuple[str, ...] = ()) -> ShardFile:
+def open_shard(url: str, *, connections: Connections) -> ShardFile:
     """Open a shard for ranged reads.
 
     Args:
         url: A path, or a file:, https:, s3: or gs: URL.
-        allow_hosts: Hosts that may have private addresses, and may be reached by plain http.
+        connections: Kept open between reads of remote shards; they say which private hosts are allowed.
 
     Raises:
         ValueError: If the URL is refused.
         FileNotFoundError: If there is no such shard.
         StorageUnavailable: If remote storage does not answer.
     """
-    parts = check_url(url, allow_hosts=allow_hosts)
+    parts = check_form(url, allow_hosts=connections.allow_hosts)
     path = local_path(url)
     if path is not None:
         return LocalShard(path)
-    if parts.scheme in ("s3", "gs"):
-        return open_bucket(parts)
-    return HttpShard(url, allow_hosts=allow_hosts)
+    if parts.scheme == "s3":
+        return open_s3(parts, connections=connections)
+    return open_gs(parts) if parts.scheme == "gs" else HttpShard(url, connections=connections)
 
 
 class ShardReader:
@@ -112,8 +114,9 @@ class ShardReader:
         self, urls: list[str], num_bytes: list[int], *, index_path: str, allow_hosts: tuple[str, ...] = ()
     ) -> None:
         self._urls, self._num_bytes, self._index_path = urls, num_bytes, index_path
-        self._allow_hosts = allow_hosts
+        self._connections = Connections(allow_hosts=allow_hosts)
         self._open: OrderedDict[int, ShardFile] = OrderedDict()
+        self._opening: dict[int, threading.Lock] = {}
         self._lock = threading.Lock()
 
     def read(self, shard: int, offset: int, size: int, crc32: int) -> bytes:
@@ -130,11 +133,20 @@ class ShardReader:
         self._check_unchanged(shard, file, offset, size)
         raise BadSampleError(f"CRC-32 mismatch: {len(data)} bytes at {offset} differ from what was indexed")
 
+    def read_range(self, shard: int, offset: int, size: int) -> bytes:
+        """Return a range of a shard, unchecked: fewer bytes only past the shard's end.
+
+        Raises:
+            StaleIndexError: If the shard is gone or is not the one that was indexed.
+        """
+        return self._file(shard).read_at(offset, size)
+
     def close(self) -> None:
         """Close every shard."""
         with self._lock:
             while self._open:
                 self._open.popitem()[1].close()
+        self._connections.close()
 
     def __enter__(self) -> Self:
         return self
@@ -150,15 +162,25 @@ class ShardReader:
             if file is not None:
                 self._open.move_to_end(shard)
                 return file
-            file = self._open[shard] = self._opened(shard)
-            # A read may be in flight on the evicted file: dropping the reference closes it once nobody reads.
-            if len(self._open) > MAX_OPEN_SHARDS:
-                self._open.popitem(last=False)
+            opening = self._opening.setdefault(shard, threading.Lock())
+        # Remote shards take a round trip to open: others are read and opened meanwhile.
+        with opening:
+            with self._lock:
+                file = self._open.get(shard)
+            if file is not None:
+                return file
+            file = self._opened(shard)
+            with self._lock:
+                self._open[shard] = file
+                del self._opening[shard]
+                # A read may be in flight on the evicted file: dropping the reference closes it once nobody reads.
+                if len(self._open) > MAX_OPEN_SHARDS:
+                    self._open.popitem(last=False)
             return file
 
     def _opened(self, shard: int) -> ShardFile:
         try:
-            file = open_shard(self._urls[shard], allow_hosts=self._allow_hosts)
+            file = open_shard(self._urls[shard], connections=self._connections)
         except FileNotFoundError as error:
             raise stale(self._urls[shard], "it is missing", self._index_path) from error
         if file.num_bytes != self._num_bytes[shard]:

@@ -1,17 +1,16 @@
-"""Shards that are not files: HTTPS by the standard library, S3 and Google Cloud Storage by obstore.
+"""Shards that are not files: HTTPS by range, S3 by signed HTTPS requests, Google Cloud Storage by obstore.
 
-Every URL is checked before anything is opened: only known schemes, no shell pipes, no brace patterns, and no
-private, loopback, link-local or metadata address unless its host was allowed by name. Redirects are followed by
-hand, and each target is checked like the first. Faults of the network are retried until a deadline, then they are a
-StorageUnavailable: never a bad sample.
+Redirects are followed by hand, and each target is checked like the first (see `addresses`). Faults of the network are
+retried until a deadline, then they are a StorageUnavailable: never a bad sample. A shard whose length or ETag changes
+while it is open is a StaleIndexError.
 """
 
 from __future__ import annotations
 
 import http.client
-import ipaddress
+import os
 import re
-import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -19,47 +18,52 @@ from datetime import timedelta
 from typing import Any, Final
 from urllib.parse import SplitResult, urljoin, urlsplit
 
+import obstore
+import obstore.exceptions
+from obstore.store import GCSStore, S3Store
+
+from loader.connections import TIMEOUT_S, Connection, Connections
 from loader.errors import StaleIndexError, StorageUnavailable
 
-SCHEMES: Final = ("file", "https", "s3", "gs")
-_TIMEOUT_S: Final = 10.0
 _DEADLINE_S: Final = 25.0
 """Retries end so long after the first try: before a stream would call it a stall."""
 _FIRST_PAUSE_S: Final = 0.1
 _MAX_REDIRECTS: Final = 5
 _RETRIED: Final = frozenset((408, 425, 429, 500, 502, 503, 504))
+_SLOWEST_BYTES_PER_S: Final = 1 << 20
+"""A body gets the usual timeout and its length at this speed."""
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_SIGNED_FOR_S: Final = 3600.0
+_ENDPOINT_VARIABLES: Final = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
-
-def check_url(url: str, *, allow_hosts: tuple[str, ...] = ()) -> SplitResult:
-    """Return the parts of a shard's URL if it may be opened.
-
-    Args:
-        url: A path or URL.
-        allow_hosts: Hosts that may be private, and may be reached by plain http.
-
-    Raises:
-        ValueError: If the scheme, the form or the host is refused.
-    """
-    if re.match(r"\s*pipe:", url, re.IGNORECASE) or "\0" in url or re.search(r"\{[^}]*(\.\.|,)[^}]*\}", url):
-        raise ValueError(f"pipes and brace patterns are not shards; got {url[:100]!r}. List the shards one by one.")
-    parts = urlsplit(url)
-    if "://" not in url:
-        return SplitResult("file", "", url, "", "")
-    allowed = parts.hostname in allow_hosts
-    if parts.scheme not in SCHEMES and not (parts.scheme == "http" and allowed):
-        raise ValueError(f"shard URLs must be {', '.join(SCHEMES)}; got {parts.scheme!r} in {url[:100]!r}")
-    if parts.scheme in ("http", "https") and not allowed:
-        _check_public(parts.hostname or "", url)
-    return parts
+Locate = Callable[[], str]
+"""Returns the URL to ask now; signed ones expire."""
 
 
 class HttpShard:
-    """A shard behind HTTPS, read by range. One connection a thread."""
+    """A shard behind HTTPS, read by range.
 
-    def __init__(self, url: str, *, allow_hosts: tuple[str, ...], deadline_s: float = _DEADLINE_S) -> None:
-        self._url, self._allow_hosts, self._deadline_s = url, allow_hosts, deadline_s
-        self._local = threading.local()
+    Args:
+        name: Names the shard in messages, where its URL may hold a signature.
+        locate: Where it is.
+        connections: Shared with other shards; without it the shard has its own, which `close` closes.
+        allow_hosts: Hosts that may be private, for connections of its own.
+        deadline_s: Retries end so long after the first try.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        locate: Locate | None = None,
+        connections: Connections | None = None,
+        allow_hosts: tuple[str, ...] = (),
+        deadline_s: float = _DEADLINE_S,
+    ) -> None:
+        self._name, self._deadline_s = name, deadline_s
+        self._locate = locate or (lambda: name)
+        self._connections = connections or Connections(allow_hosts=allow_hosts)
+        self._owns_connections = connections is None
         self._etag: str | None = None
         self.num_bytes = 0
         self.num_bytes = self._retry(lambda: self._fetch(0, 1))[1]
@@ -72,45 +76,72 @@ class HttpShard:
         return self._retry(lambda: self._fetch(offset, size))[0]
 
     def close(self) -> None:
-        """Close this thread's connection; others close when their threads end."""
-        self._disconnect()
+        """Close its own connections; shared ones stay."""
+        if self._owns_connections:
+            self._connections.close()
 
     def _retry(self, fetch: Callable[[], tuple[bytes, int]]) -> tuple[bytes, int]:
         started, pause_s = time.monotonic(), _FIRST_PAUSE_S
         while True:
             try:
                 return fetch()
+            except FileNotFoundError:
+                raise
+            except ssl.SSLCertVerificationError as error:
+                raise StorageUnavailable(f"{self._name}: {error}. SSL_CERT_FILE names further authorities.") from error
             except (OSError, http.client.HTTPException, _TryAgain) as error:
-                self._disconnect()
-                if isinstance(error, FileNotFoundError):
-                    raise
                 if time.monotonic() - started + pause_s > self._deadline_s:
                     raise StorageUnavailable(
-                        f"{self._url} did not deliver within {self._deadline_s:g} s: {error!r}. Is it reachable?"
+                        f"{self._name} did not deliver within {self._deadline_s:g} s: {error!r}. Is it reachable?"
                     ) from error
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 3.0)
 
     def _fetch(self, offset: int, size: int) -> tuple[bytes, int]:
         """Return the bytes of a range and the length of the shard, following redirects."""
-        url = self._url
+        url = self._locate()
         for _ in range(_MAX_REDIRECTS):
-            response = self._request(url, offset, size)
-            if response.status in (301, 302, 303, 307, 308):
-                response.read()
-                url = urljoin(url, response.headers.get("Location", ""))
-                continue
-            return self._body(response, offset, size)
-        raise StorageUnavailable(f"{self._url} redirects more than {_MAX_REDIRECTS} times")
+            connection, response = self._ask(url, offset, size)
+            try:
+                if response.status in (301, 302, 303, 307, 308):
+                    url = urljoin(url, self._redirect(response))
+                    continue
+                return self._body(response, offset, size)
+            finally:
+                self._settle(connection, response)
+        raise StorageUnavailable(f"{self._name} redirects more than {_MAX_REDIRECTS} times")
 
-    def _request(self, url: str, offset: int, size: int) -> http.client.HTTPResponse:
-        parts = check_url(url, allow_hosts=self._allow_hosts)
-        if parts.scheme not in ("http", "https"):
-            raise ValueError(f"{self._url} redirects to {url[:100]!r}; only https is followed")
-        connection = self._connection(parts)
-        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection.request("GET", path, headers={"Range": f"bytes={offset}-{offset + size - 1}"})
-        return connection.getresponse()
+    def _ask(self, url: str, offset: int, size: int) -> tuple[Connection, http.client.HTTPResponse]:
+        connection = self._connections.take(url)
+        try:
+            return connection, _request(connection, url, offset, size)
+        except (ConnectionError, http.client.HTTPException):
+            connection.close()
+            if not connection.used:
+                raise
+        # The server had closed a connection that was idle, which says nothing: ask again on a new one.
+        connection = self._connections.take(url, fresh=True)
+        try:
+            return connection, _request(connection, url, offset, size)
+        except BaseException:
+            connection.close()
+            raise
+
+    def _settle(self, connection: Connection, response: http.client.HTTPResponse) -> None:
+        """Keep a connection whose answer was read to its end; close any other."""
+        if response.isclosed() and connection.sock is not None:
+            self._connections.give(connection)
+        else:
+            connection.close()
+
+    def _redirect(self, response: http.client.HTTPResponse) -> str:
+        _read_body(response, min(response.length or 0, 1 << 16))
+        target = response.headers.get("Location")
+        if target is None:
+            region = response.headers.get("x-amz-bucket-region")
+            hint = f" Its bucket is in {region}: set AWS_REGION." if region else ""
+            raise StorageUnavailable(f"{self._name} redirects without saying where.{hint}")
+        return target
 
     def _body(self, response: http.client.HTTPResponse, offset: int, size: int) -> tuple[bytes, int]:
         """Check that the answer is the range that was asked for, of the shard that was opened."""
@@ -118,15 +149,17 @@ class HttpShard:
         if status in _RETRIED:
             raise _TryAgain(f"HTTP {status}")
         if status in (404, 410):
-            raise FileNotFoundError(f"{self._url}: HTTP {status}")
+            raise FileNotFoundError(f"{self._name}: HTTP {status}")
+        if status in (401, 403):
+            raise StorageUnavailable(f"{self._name} answered HTTP {status}: check the credentials, and the clock")
         found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
         if status != 206 or found is None:
-            raise StorageUnavailable(f"{self._url} answered HTTP {status} to a ranged read; it must serve byte ranges")
+            raise StorageUnavailable(f"{self._name} answered HTTP {status} to a ranged read; it must serve byte ranges")
         first, last, total = (int(number) for number in found.groups())
         etag = response.headers.get("ETag")
         if self.num_bytes and (etag != self._etag or total != self.num_bytes):
             raise StaleIndexError(
-                f"{self._url} was replaced while it was read (ETag {self._etag} -> {etag}). Index again."
+                f"{self._name} was replaced while it was read (ETag {self._etag} -> {etag}). Index again."
             )
         data = _read_body(response, size)
         if (first, last - first + 1, len(data)) != (offset, size, size):
@@ -134,59 +167,60 @@ class HttpShard:
         self._etag = etag
         return data, total
 
-    def _connection(self, parts: SplitResult) -> http.client.HTTPConnection:
-        """Return this thread's connection to a host; it is kept open between reads."""
-        target = (parts.scheme, parts.netloc)
-        if getattr(self._local, "target", None) != target:
-            self._disconnect()
-            kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-            self._local.connection = kind(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)
-            self._local.target = target
-        connection: http.client.HTTPConnection = self._local.connection
-        return connection
-
-    def _disconnect(self) -> None:
-        connection = getattr(self._local, "connection", None)
-        if connection is not None:
-            connection.close()
-        self._local.connection = self._local.target = None
-
 
 class BucketShard:
-    """An object in an obstore store: S3, Google Cloud Storage, or whatever else obstore speaks."""
+    """An object in an obstore store, pinned to the version that was opened."""
 
     def __init__(self, store: Any, path: str, *, name: str) -> None:
         self._store, self._path, self._name = store, path, name
-        self.num_bytes: int = self._call(lambda obstore: obstore.head(store, path)["size"])
+        found = self._call(lambda: obstore.head(store, path))
+        self.num_bytes: int = found["size"]
+        self._etag: str | None = found["e_tag"]
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Return the range; fewer bytes only past the end."""
         size = min(size, self.num_bytes - offset)
         if size <= 0:
             return b""
-        return bytes(self._call(lambda obstore: obstore.get_range(self._store, self._path, start=offset, length=size)))
+        options: Any = {"range": (offset, offset + size)} | ({"if_match": self._etag} if self._etag else {})
+        return bytes(self._call(lambda: obstore.get(self._store, self._path, options=options).bytes()))
 
     def close(self) -> None:
         """Nothing to release: connections belong to the store."""
 
-    def _call(self, request: Callable[[Any], Any]) -> Any:
-        obstore = _obstore()
+    def _call(self, request: Callable[[], Any]) -> Any:
         try:
-            return request(obstore)
+            return request()
         except FileNotFoundError:
             raise
+        except obstore.exceptions.PreconditionError as error:
+            raise StaleIndexError(f"{self._name} was replaced while it was read. Index again.") from error
         except (OSError, obstore.exceptions.BaseError) as error:
             raise StorageUnavailable(f"{self._name} could not be read: {error}") from error
 
 
-def open_bucket(parts: SplitResult) -> BucketShard:
-    """Open s3://bucket/key or gs://bucket/key. Credentials and region come from the environment."""
-    _obstore()
-    from obstore.store import from_url  # noqa: PLC0415 - optional: only buckets need it
+def open_s3(parts: SplitResult, *, connections: Connections) -> HttpShard:
+    """Open s3://bucket/key. Credentials, region and endpoint come from the environment (AWS_*).
 
-    store = from_url(
-        f"{parts.scheme}://{parts.netloc}",
-        client_options={"timeout": timedelta(seconds=_TIMEOUT_S)},
+    Requests are signed by obstore and sent by us: obstore would follow redirects to anywhere. An endpoint that the
+    environment names may be private: whoever sets a process's environment is trusted with its network.
+
+    Raises:
+        ValueError: If the bucket's name is none.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", parts.netloc):
+        raise ValueError(f"S3 bucket names are letters, digits, '.', '_' and '-'; got {parts.netloc[:100]!r}")
+    locate = _SignedUrl(parts)
+    if any(name in os.environ for name in _ENDPOINT_VARIABLES):
+        connections = connections.trusting(urlsplit(locate()).hostname or "")
+    return HttpShard(parts.geturl(), locate=locate, connections=connections)
+
+
+def open_gs(parts: SplitResult) -> BucketShard:
+    """Open gs://bucket/key. Credentials come from the environment (GOOGLE_*)."""
+    store = GCSStore(
+        parts.netloc,
+        client_options={"timeout": timedelta(seconds=TIMEOUT_S)},
         retry_config={"retry_timeout": timedelta(seconds=_DEADLINE_S), "max_retries": 20},
     )
     return BucketShard(store, parts.path.lstrip("/"), name=parts.geturl())
@@ -207,41 +241,50 @@ class ReadAhead:
         return self._data[at : at + size]
 
 
-def _read_body(response: http.client.HTTPResponse, size: int) -> bytes:
-    """Read a body of `size` bytes; a trickle that keeps the socket alive still has to end in time."""
-    deadline = time.monotonic() + _TIMEOUT_S
-    parts, missing = [], size
-    while missing and (part := response.read1(missing)):
-        parts.append(part)
-        missing -= len(part)
-        if missing and time.monotonic() > deadline:
-            raise _TryAgain(f"{missing} of {size} bytes were missing after {_TIMEOUT_S:g} s")
-    if not missing:
-        response.read()  # marks the response as finished, so that its connection takes the next request
-    return b"".join(parts)
+class _SignedUrl:
+    """The URL of an S3 object, signed anew before the signature expires; unsigned with AWS_SKIP_SIGNATURE."""
+
+    def __init__(self, parts: SplitResult) -> None:
+        self._unsigned = os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("true", "1")
+        anyone: Any = {"access_key_id": "anyone", "secret_access_key": "none"} if self._unsigned else {}
+        self._store = S3Store(parts.netloc, client_options={"timeout": timedelta(seconds=TIMEOUT_S)}, **anyone)
+        self._name, self._path = parts.geturl(), parts.path.lstrip("/")
+        self._url, self._renew_s = "", float("-inf")
+        self._lock = threading.Lock()
+
+    def __call__(self) -> str:
+        with self._lock:
+            if time.monotonic() > self._renew_s:
+                try:
+                    url = obstore.sign(self._store, "GET", self._path, timedelta(seconds=_SIGNED_FOR_S))
+                except obstore.exceptions.BaseError as error:
+                    raise StorageUnavailable(f"{self._name}: no credentials to sign with: {error}") from error
+                self._url = url.partition("?")[0] if self._unsigned else url
+                self._renew_s = time.monotonic() + _SIGNED_FOR_S / 6  # short-lived credentials end before the signature
+            return self._url
 
 
 class _TryAgain(Exception):
     """A fault that may pass."""
 
 
-def _check_public(host: str, url: str) -> None:
-    """Refuse hosts that resolve to an address which is not on the public internet."""
-    try:
-        found = socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise StorageUnavailable(f"host {host!r} of {url[:100]!r} cannot be resolved: {error}") from error
-    for *_, address in found:
-        if not ipaddress.ip_address(str(address[0]).split("%")[0]).is_global:
-            raise ValueError(
-                f"{host!r} is {address[0]}, which is not a public address. If it is meant, allow the host by name."
-            )
+def _request(connection: Connection, url: str, offset: int, size: int) -> http.client.HTTPResponse:
+    parts = urlsplit(url)
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    connection.request("GET", path, headers={"Range": f"bytes={offset}-{offset + size - 1}"})
+    return connection.getresponse()
 
 
-def _obstore() -> Any:
-    try:
-        import obstore  # noqa: PLC0415
-        import obstore.exceptions  # noqa: PLC0415
-    except ImportError as error:
-        raise ValueError("s3:// and gs:// shards need obstore: `pip install obstore`") from error
-    return obstore
+def _read_body(response: http.client.HTTPResponse, size: int) -> bytes:
+    """Read a body of `size` bytes; a trickle that keeps the socket alive still has to end in time."""
+    limit_s = TIMEOUT_S + size / _SLOWEST_BYTES_PER_S
+    deadline = time.monotonic() + limit_s
+    parts, missing = [], size
+    while missing and (part := response.read1(missing)):
+        parts.append(part)
+        missing -= len(part)
+        if missing and time.monotonic() > deadline:
+            raise _TryAgain(f"{missing} of {size} bytes were missing after {limit_s:.0f} s")
+    if response.length == 0:
+        response.read()  # marks the response as finished, so that its connection takes the next request
+    return b"".join(parts)

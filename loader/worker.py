@@ -10,9 +10,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 
@@ -21,12 +21,11 @@ from loader.batch import BadSample, BatchSpec, Encoded, Pixels, empty_images
 from loader.cache import Demand, PixelCache
 from loader.config import LoaderConfig, Transform
 from loader.decode_cpu import CpuDecoder, cut, resize_into
+from loader.disk_cache import DiskCache
 from loader.errors import BadSampleError
+from loader.fetch import Fetched, Fetcher
 from loader.header import read_header
 from loader.index import ShardIndex
-
-_READ_TIMEOUT_S: Final = 60.0
-"""Storage gives up by itself long before."""
 
 
 class Decoder(Protocol):
@@ -47,7 +46,7 @@ class LoaderWorker:
         self.config = config
         self.index = ShardIndex.load(config.index)
         self._reader = self.index.reader(allow_hosts=config.allow_hosts)
-        self._reads = ThreadPoolExecutor(config.reads_in_flight, "reads") if self.index.remote else None
+        self._fetcher = self._build_fetcher() if self.index.remote else None
         self._cache = PixelCache(config.cache_bytes)
         self._decoder = build_decoder(config, num_samples=len(self.index), cache=self._cache)
         self._threads = ThreadPoolExecutor(config.threads, thread_name_prefix="loader")
@@ -72,8 +71,9 @@ class LoaderWorker:
         self._check_ids(spec)
         images = empty_images(len(spec), spec.transform.size) if out is None else out
         plan = _Plan(spec, self.index)
-        if self._reads is not None:
-            self._start_reads(plan, self._reads)
+        if self._fetcher is not None:  # cached samples apart: the waits for storage overlap
+            ids = [sample_id for sample_id in spec.sample_ids.tolist() if sample_id not in self._cache]
+            plan.fetched = self._fetcher.start(ids)
         rows = range(len(spec))
         chunks = [rows[at : at + self._decoder.rows_a_task] for at in range(0, len(rows), self._decoder.rows_a_task)]
         if self.config.threads == 1 or len(chunks) == 1:
@@ -104,8 +104,8 @@ class LoaderWorker:
     def close(self) -> None:
         """Stop the threads and close the shards."""
         self._threads.shutdown()
-        if self._reads is not None:
-            self._reads.shutdown(cancel_futures=True)
+        if self._fetcher is not None:
+            self._fetcher.close()
         self._reader.close()
 
     def __enter__(self) -> Self:
@@ -139,16 +139,17 @@ class LoaderWorker:
         reasons |= {row: reason for row, reason in zip(encoded, failures, strict=True) if reason is not None}
         return [self._bad_sample(plan.spec, images, row, reason) for row, reason in sorted(reasons.items())]
 
-    def _start_reads(self, plan: _Plan, reads: ThreadPoolExecutor) -> None:
-        """Ask remote storage for every row that is not cached, so that the waits overlap."""
-        for row, sample_id in enumerate(plan.spec.sample_ids.tolist()):
-            if sample_id not in self._cache:
-                plan.reads[row] = reads.submit(self.index.read, sample_id, self._reader)
+    def _build_fetcher(self) -> Fetcher:
+        config = self.config
+        disk = DiskCache(config.disk_cache, max_bytes=config.disk_cache_bytes) if config.disk_cache else None
+        return Fetcher(self.index, self._reader, reads_in_flight=config.reads_in_flight, disk=disk)
 
     def _read(self, plan: _Plan, row: int) -> Encoded:
         sample_id = int(plan.spec.sample_ids[row])
-        started = plan.reads.pop(row, None)
-        data = self.index.read(sample_id, self._reader) if started is None else started.result(_READ_TIMEOUT_S)
+        if plan.fetched is not None and sample_id in plan.fetched:
+            data = plan.fetched.take(sample_id)
+        else:
+            data = self.index.read(sample_id, self._reader)
         header = read_header(data, max_pixels=self.config.max_pixels)
         return Encoded(sample_id, data, header, plan.boxes[row], bool(plan.flips[row]), plan.demand(row))
 
@@ -178,11 +179,11 @@ class LoaderWorker:
 class _Plan:
     """A spec with its boxes and flips, computed at once for all rows."""
 
-    __slots__ = ("boxes", "flips", "reads", "spec")
+    __slots__ = ("boxes", "fetched", "flips", "spec")
 
     def __init__(self, spec: BatchSpec, index: ShardIndex) -> None:
         self.spec = spec
-        self.reads: dict[int, Future[bytes]] = {}
+        self.fetched: Fetched | None = None
         # An unreadable header has side 0; its row fails at the header check, so any box will do.
         width, height = (side[spec.sample_ids].clip(min=1) for side in (index.width, index.height))
         self.boxes = crops.boxes(spec.seed, spec.draws, spec.transform, width=width, height=height)

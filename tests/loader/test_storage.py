@@ -23,8 +23,10 @@ from loader import (
     Transform,
     build_index,
 )
+from loader.addresses import check_url
+from loader.connections import Connections
 from loader.shards import open_shard
-from loader.storage import BucketShard, HttpShard, ReadAhead, check_url
+from loader.storage import BucketShard, HttpShard, ReadAhead
 
 LOCAL = ("127.0.0.1",)
 Fault = Callable[[BaseHTTPRequestHandler], bool]
@@ -38,12 +40,16 @@ class RangeServer(ThreadingHTTPServer):
 
     def __init__(self, root: Path) -> None:
         super().__init__(("127.0.0.1", 0), RangeHandler)
-        self.root, self.faults, self.etag, self.requests = root, [], '"1"', 0
+        self.root, self.faults, self.etag, self.requests, self.connections = root, [], '"1"', 0, 0
         self.base = f"http://127.0.0.1:{self.server_address[1]}"
 
 
 class RangeHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.connections += 1
 
     def log_message(self, *args: object) -> None:
         pass
@@ -166,7 +172,7 @@ def test_a_lasting_fault_is_a_typed_error_within_the_deadline(server):
 
 
 def test_a_trickle_is_not_waited_for(server, monkeypatch):
-    monkeypatch.setattr("loader.storage._TIMEOUT_S", 0.5)
+    monkeypatch.setattr("loader.storage.TIMEOUT_S", 0.5)
 
     def trickle(handler: RangeHandler) -> bool:
         handler.send_response(206)
@@ -195,21 +201,52 @@ def test_a_changed_etag_is_a_stale_index(server):
             shard.read_at(0, 10)
 
 
-def test_a_connection_is_kept_for_many_reads(server):
-    with closing(HttpShard(f"{server.base}/shard-000000.tar", allow_hosts=LOCAL)) as shard:
-        shard.read_at(0, 10)
-        connection = shard._local.connection.sock
+def test_connections_are_kept_for_many_reads_and_shared_by_shards(server):
+    with Connections(allow_hosts=LOCAL) as connections:
+        shards = [HttpShard(f"{server.base}/shard-{n:06d}.tar", connections=connections) for n in range(3)]
         for offset in range(20):
-            shard.read_at(offset * 100, 100)
-        assert shard._local.connection.sock is connection
+            shards[offset % 3].read_at(offset * 100, 100)
+        assert server.connections == 1
+
+
+def test_a_connection_that_the_server_closed_meanwhile_is_replaced_at_once(server, monkeypatch):
+    monkeypatch.setattr("loader.storage._FIRST_PAUSE_S", 100.0)
+    with closing(HttpShard(f"{server.base}/shard-000000.tar", allow_hosts=LOCAL)) as shard:
+        expected = shard.read_at(0, 10)
+        server.faults = [hang_up]
+        assert shard.read_at(0, 10) == expected
+        assert server.connections == 2
+
+
+def test_a_name_that_resolves_to_a_private_address_later_is_not_connected_to(server, monkeypatch):
+    """The address that was checked is the one that is connected to: rebinding the name in between changes nothing."""
+    port, asked = server.server_address[1], []
+
+    def rebinding(host: str, port: int, **options: object) -> list[object]:
+        asked.append(host)
+        address = "127.0.0.1" if len(asked) > 1 else "93.184.216.34"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+    dialled: list[tuple[str, int]] = []
+
+    def dial(address: tuple[str, int], timeout: float) -> socket.socket:
+        dialled.append(address)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr("loader.addresses.socket.getaddrinfo", rebinding)
+    monkeypatch.setattr("loader.connections.socket.create_connection", dial)
+    with pytest.raises(ValueError, match="not a public address"):
+        HttpShard(f"https://rebound.example:{port}/shard-000000.tar", deadline_s=5)
+    assert dialled == [("93.184.216.34", port)]
+    assert server.requests == 0
 
 
 def test_missing_remote_shards_and_servers_without_ranges_are_errors(server):
     with pytest.raises(FileNotFoundError):
-        open_shard(f"{server.base}/none.tar", allow_hosts=LOCAL)
+        open_shard(f"{server.base}/none.tar", connections=Connections(allow_hosts=LOCAL))
     server.faults = [partial(answer, 200)]
     with pytest.raises(StorageUnavailable, match="must serve byte ranges"):
-        open_shard(f"{server.base}/shard-000000.tar", allow_hosts=LOCAL)
+        open_shard(f"{server.base}/shard-000000.tar", connections=Connections(allow_hosts=LOCAL))
 
 
 def redirect(target: str, handler: RangeHandler) -> bool:
@@ -256,6 +293,10 @@ def test_good_urls_pass(url):
         ("https://169.254.169.254/latest/meta-data", "not a public address"),
         ("https://2130706433/a.tar", "not a public address"),
         ("https://[fd00::1]/a.tar", "not a public address"),
+        ("https://[::ffff:10.0.0.1]/a.tar", "not a public address"),
+        ("https://[64:ff9b::a00:1]/a.tar", "not a public address"),
+        ("https://[2002:a00:1::]/a.tar", "not a public address"),
+        ("https://224.0.0.1/a.tar", "not a public address"),
     ],
 )
 def test_dangerous_urls_are_refused(url, message):
@@ -264,17 +305,21 @@ def test_dangerous_urls_are_refused(url, message):
 
 
 def test_buckets_are_read_by_range(tmp_path, photo_index):
-    obstore = pytest.importorskip("obstore")
+    import obstore
+
     data = Path(photo_index.shard_urls[0]).read_bytes()
     store = obstore.store.MemoryStore()
     obstore.put(store, "a/b.tar", data)
-    shard = BucketShard(store, "a/b.tar", name="s3://bucket/a/b.tar")
+    shard = BucketShard(store, "a/b.tar", name="gs://bucket/a/b.tar")
     assert shard.num_bytes == len(data)
     assert shard.read_at(100, 1000) == data[100:1100]
     assert shard.read_at(len(data) - 10, 1000) == data[-10:]
     assert shard.read_at(len(data), 10) == b""
     with pytest.raises(FileNotFoundError):
         BucketShard(store, "none.tar", name="s3://bucket/none.tar")
+    obstore.put(store, "a/b.tar", data)
+    with pytest.raises(StaleIndexError, match=r"gs://bucket/a/b\.tar was replaced"):
+        shard.read_at(100, 1000)
 
 
 def test_reading_ahead_gives_the_same_bytes_in_fewer_reads():

@@ -1,0 +1,80 @@
+"""Which shard URLs may be opened, and which network addresses a connection may go to.
+
+Only known schemes, no shell pipes, no brace patterns, and no private, loopback, link-local or metadata address unless
+its host was allowed by name. Whoever connects gets the very addresses that were checked: a name that resolves to
+something else a moment later changes nothing.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from typing import Final
+from urllib.parse import SplitResult, urlsplit
+
+from loader.errors import StorageUnavailable
+
+SCHEMES: Final = ("file", "https", "s3", "gs")
+_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+"""IPv6 addresses that stand for an IPv4 one (RFC 6052): the last 32 bits."""
+
+
+def check_url(url: str, *, allow_hosts: tuple[str, ...] = ()) -> SplitResult:
+    """Return the parts of a shard's URL if it may be opened.
+
+    Args:
+        url: A path or URL.
+        allow_hosts: Hosts that may be private, and may be reached by plain http.
+
+    Raises:
+        ValueError: If the scheme, the form or the host is refused.
+    """
+    parts = check_form(url, allow_hosts=allow_hosts)
+    if parts.scheme in ("http", "https"):
+        checked_addresses(parts, allow_hosts=allow_hosts)
+    return parts
+
+
+def check_form(url: str, *, allow_hosts: tuple[str, ...] = ()) -> SplitResult:
+    """Return the parts of a shard's URL if its scheme and form are accepted; its host is not looked up."""
+    if re.match(r"\s*pipe:", url, re.IGNORECASE) or "\0" in url or re.search(r"\{[^}]*(\.\.|,)[^}]*\}", url):
+        raise ValueError(f"pipes and brace patterns are not shards; got {url[:100]!r}. List the shards one by one.")
+    parts = urlsplit(url)
+    if "://" not in url:
+        return SplitResult("file", "", url, "", "")
+    if parts.scheme not in SCHEMES and not (parts.scheme == "http" and parts.hostname in allow_hosts):
+        raise ValueError(f"shard URLs must be {', '.join(SCHEMES)}; got {parts.scheme!r} in {url[:100]!r}")
+    return parts
+
+
+def checked_addresses(parts: SplitResult, *, allow_hosts: tuple[str, ...]) -> list[tuple[str, int]]:
+    """Resolve the host of an http or https URL, and return the addresses to connect to, as (IP address, port).
+
+    Raises:
+        ValueError: If any of them is not on the public internet and the host was not allowed by name.
+        StorageUnavailable: If the name does not resolve.
+    """
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise StorageUnavailable(f"host {host!r} cannot be resolved: {error}") from error
+    addresses = [(str(address[0]), port) for *_, address in found]
+    for address, _ in addresses:
+        if host not in allow_hosts and not _is_public(address.split("%")[0]):
+            raise ValueError(
+                f"{host!r} is {address}, which is not a public address. If it is meant, allow the host by name."
+            )
+    return addresses
+
+
+def _is_public(address: str) -> bool:
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address):
+        inside = ip.ipv4_mapped or ip.sixtofour
+        if ip in _NAT64:
+            inside = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inside is not None:
+            return inside.is_global and not inside.is_multicast
+    return ip.is_global and not ip.is_multicast

@@ -1,0 +1,175 @@
+"""Encoded images from remote storage, kept on a local disk within a byte limit and shared by the loaders of a node.
+
+One file an image, named after its shard, place and CRC-32, written under a temporary name and renamed. A reader checks
+the CRC-32 like any other read, so neither a crash in the middle of a write nor a damaged disk can give a wrong byte:
+such a file is removed and the image fetched again. Eviction goes by age of last use, under a lock that one process
+holds at a time; the others go on reading and for that moment add nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import itertools
+import logging
+import os
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+log = logging.getLogger(__name__)
+
+_KEPT_SHARE: Final = 0.9
+"""An eviction goes on until so much of the limit is left: the directory is not listed for every image."""
+_RESERVED_PART: Final = 1024
+_LARGEST_RESERVE: Final = 64 << 20
+"""A process sets aside so much of the limit at a time (a 1024th, but not more than this), and then needs no lock."""
+_ABANDONED_S: Final = 600.0
+"""A temporary file of this age belongs to a process that died."""
+_TEMPORARY: Final = "t-"
+_FOLDERS: Final = 256
+
+
+class DiskCache:
+    """A directory of images. Thread-safe, and safe to share between processes.
+
+    Args:
+        path: The directory; made if missing. Nothing else may be kept in it.
+        max_bytes: Limit for all images in it together, whoever wrote them.
+
+    Raises:
+        ValueError: If the directory cannot be written.
+    """
+
+    def __init__(self, path: str | Path, *, max_bytes: int) -> None:
+        self._root, self._max_bytes = Path(path), max_bytes
+        self._numbers = itertools.count()
+        self._mutex = threading.Lock()
+        self._reserved = 0
+        try:
+            for number in range(_FOLDERS):
+                (self._root / f"{number:02x}").mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ValueError(f"the disk cache must be a directory that can be written: {error}") from error
+        with self._locked(wait=True):
+            self._evict()
+
+    def get(self, name: str, crc32: int) -> bytes | None:
+        """Return an image, or None when it is not there or not whole.
+
+        Args:
+            name: What `put` was given.
+            crc32: Of its bytes.
+        """
+        path = self._path(name)
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return None
+        if zlib.crc32(data) != crc32:
+            with suppress(OSError):
+                path.unlink()
+            return None
+        with suppress(OSError):
+            os.utime(path)  # not every file system keeps access times
+        return data
+
+    def put(self, name: str, data: bytes) -> None:
+        """Keep an image, unless another process is making room at this moment. A full disk is no error."""
+        if not self._reserve(len(data)):
+            return
+        path = self._path(name)
+        temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{next(self._numbers)}")
+        try:
+            temporary.write_bytes(data)
+            temporary.rename(path)
+        except OSError as error:
+            log.warning("an image was not kept in the disk cache: %s", error)
+            with suppress(OSError):
+                temporary.unlink()
+
+    def close(self) -> None:
+        """Close the lock. The images stay for the next loader."""
+        os.close(self._lock)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes in the cache and set aside for it, as far as is counted."""
+        stored = os.pread(self._lock, 8, 0)
+        return int(struct.unpack("<q", stored)[0]) if len(stored) == 8 else 0
+
+    def _reserve(self, num_bytes: int) -> bool:
+        """Take room for an image, from a part of the limit that this process has set aside for itself."""
+        if num_bytes > self._max_bytes * (1 - _KEPT_SHARE):
+            return False
+        with self._mutex:
+            if self._reserved < num_bytes:
+                with self._locked(wait=False) as held:
+                    if not held:
+                        return False
+                    more = max(num_bytes, min(self._max_bytes // _RESERVED_PART, _LARGEST_RESERVE))
+                    if self.num_bytes + more > self._max_bytes:
+                        self._evict()
+                    # Counted before it is written: a crash leaves the count too high, never the directory too full.
+                    self._count(more)
+                    self._reserved += more
+            self._reserved -= num_bytes
+            return True
+
+    def _evict(self) -> None:
+        """Count what is there, and remove what was used longest ago until enough of the limit is free."""
+        found, now = [], time.time()
+        for path, size, used_s in self._files():
+            if path.name.startswith(_TEMPORARY):
+                if now - used_s > _ABANDONED_S:
+                    path.unlink(missing_ok=True)
+                continue
+            found.append((used_s, size, path))
+        total = sum(size for _, size, _ in found)
+        if total > self._max_bytes * _KEPT_SHARE:
+            for _, size, path in sorted(found):
+                path.unlink(missing_ok=True)
+                total -= size
+                if total <= self._max_bytes * _KEPT_SHARE:
+                    break
+        self._count(total - self.num_bytes)
+
+    def _files(self) -> Iterator[tuple[Path, int, float]]:
+        for number in range(_FOLDERS):
+            with os.scandir(self._root / f"{number:02x}") as entries:
+                for entry in entries:
+                    with suppress(FileNotFoundError):
+                        status = entry.stat()
+                        yield Path(entry.path), status.st_size, status.st_mtime
+
+    def _count(self, more: int) -> None:
+        os.pwrite(self._lock, struct.pack("<q", max(0, self.num_bytes + more)), 0)
+
+    def _path(self, name: str) -> Path:
+        digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=20).hexdigest()
+        return self._root / digest[:2] / digest[2:]
+
+    @contextmanager
+    def _locked(self, *, wait: bool) -> Iterator[bool]:
+        """Hold the lock that all processes share; yields False when it is taken and `wait` is False."""
+        # A lock belongs to an open file: threads that share ours would not exclude each other.
+        try:
+            own = os.open(self._root / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            log.warning("the disk cache is not used: %s", error)
+            yield False
+            return
+        try:
+            fcntl.flock(own, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+        finally:
+            os.close(own)
