@@ -9,6 +9,8 @@ from typing import Any
 
 from deploy.config import RunConfig
 from trainer.config import choose, from_dict
+from trainer.masking import MASKINGS
+from trainer.mto import PRESETS
 
 
 def override(config: RunConfig, settings: Iterable[str]) -> RunConfig:
@@ -35,6 +37,33 @@ def override(config: RunConfig, settings: Iterable[str]) -> RunConfig:
         choose(leaf, place, f"a field of {'.'.join(parents) or 'the run'}")
         place[leaf] = _value(text)
     return from_dict(RunConfig, values)
+
+
+def combination(*, method: str | None, masking: str | None, curriculum: str | None, mto: str | None) -> list[str]:
+    """Settings for what people combine by name; each that is None leaves the run as it is.
+
+    Args:
+        method: name in trainer.METHODS, or of a method of one's own.
+        masking: name in trainer.masking.MASKINGS, or auto.
+        curriculum: a selection policy; pass and bss (alone or in a product) also turn patch-aware selection on.
+        mto: name in trainer.mto.PRESETS.
+
+    Raises:
+        ValueError: no such masking or preset; the nearest is named. Methods and policies are checked with the run.
+    """
+    settings = []
+    if method is not None:
+        settings.append(f"train.method={method}")
+    if masking is not None:
+        choose(masking, {"auto": None, **MASKINGS}, "masking")
+        settings.append(f"train.model.masking={masking}")
+    if curriculum is not None:
+        settings.append(f"curriculum.policy={curriculum}")
+        selecting = [name for name in ("pass", "bss") if name in curriculum.split("*")]
+        settings += [f"train.model.pass_.{field}" for name in selecting for field in ("enabled=true", f"score={name}")]
+    if mto is not None:
+        settings.append(f"train.model.mto={json.dumps(asdict(choose(mto, PRESETS, 'mto preset')))}")
+    return settings
 
 
 def _value(text: str) -> Any:

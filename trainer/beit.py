@@ -18,7 +18,7 @@ from timm.models.beit import Block, RelativePositionBias
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
-from trainer.masking import Mask
+from trainer.masking import Mask, split_tokens
 from trainer.vit import LAYER_NORM_EPS, linear_patches, patchify
 
 INIT_STD = 0.02
@@ -84,6 +84,10 @@ class RelativeEncoder(nn.Module):
     def coarse_mask(self, mask: Mask) -> Mask:
         """Return the mask of the output tokens, which are the patches."""
         return mask
+
+    def split(self, tokens_BTD: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
+        """Return the (masked, visible) patch tokens."""
+        return split_tokens(tokens_BTD, mask)
 
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Return normalised tokens of the whole image, class token first, [B, 1 + N, D]."""

@@ -53,7 +53,7 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         mean, square = sums.mean(dim=0)
         variance = (square - mean.square()).clamp(min=0)
         self._follow(mean.detach(), variance.detach(), len(input) * dist.get_world_size())
-        normalised = (input - mean) * (variance + self.eps).rsqrt()
+        normalised: Tensor = (input - mean) * (variance + self.eps).rsqrt()
         return normalised if self.weight is None else normalised * self.weight + self.bias
 
     @torch.no_grad()

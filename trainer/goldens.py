@@ -35,8 +35,8 @@ OFFICIAL: dict[str, dict[str, float]] = {
         "diversity": 1.9993598432999093,
     },
 }
-SMALL = {"width": 48, "depth": 2, "heads": 3}
-DECODER = {"decoder_width": 32, "decoder_depth": 2, "decoder_heads": 4}
+SMALL: dict[str, Any] = {"width": 48, "depth": 2, "heads": 3}
+DECODER: dict[str, Any] = {"decoder_width": 32, "decoder_depth": 2, "decoder_heads": 4}
 
 
 def golden_errors() -> list[dict[str, Any]]:

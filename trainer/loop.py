@@ -70,8 +70,8 @@ def train(
         should_stop: asked after every step on a single process, every ten steps on several; True ends the run with a
             checkpoint.
         should_pause: asked as often; the run rests for as long as it is True on any rank, and changes nothing by it.
-        should_save: asked every ten steps, on every rank; True on any writes a checkpoint and training goes on: a notice that
-            a machine will go away.
+        should_save: asked every ten steps, on every rank; True on any writes a checkpoint and training goes on, as
+            for a notice that a machine will go away.
         sweep: called on every rank after the epochs that a selection follows, e.g. a `trainer.sweep.Sweep`; needed
             with pass.
         resume: continue from the newest checkpoint of the run directory; without it an old checkpoint there is an

@@ -7,12 +7,16 @@ masked tokens of their softmax similarity to the visible tokens after layer l (E
   masked ones (Eq. 3) entropy  1 / H^0: masked tokens start heterogeneous (Eq. 4) rank     softplus of the change of H
   from layer to layer: it falls with depth (the text), or rises (Eq. 5 as printed)
 
+Where tokens are merged between stages (Swin), layers are compared within a stage only: the papers do not say, and the
+entropies of stages have other ranges.
+
 The observer is called inside the block loop and recomputes its [M, V] similarities in the backward pass, so that no
 layer keeps them.
 
 Shapes: B batch, T tokens, V visible, M masked, D width, L layers.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -37,6 +41,7 @@ class MtoObserver:
         """Start a pass; `split` returns the (masked, visible) patch tokens of [B, T, D] tokens."""
         self.config, self.split = config, split
         self.heterogeneity: list[Tensor] = []
+        self._tokens: list[int] = []
         self._spa: Tensor | None = None
 
     def __call__(self, tokens_BTD: Tensor) -> None:
@@ -44,18 +49,21 @@ class MtoObserver:
         if self._spa is None:
             self._spa = self._recomputed(self._sparsity, tokens_BTD)
         self.heterogeneity.append(self._recomputed(self._entropy, tokens_BTD))
+        self._tokens.append(tokens_BTD.shape[1])
 
     def losses(self) -> dict[str, Tensor]:
         """Return the weighted losses by name: mto_spa, mto_entropy, mto_rank."""
         assert self._spa is not None, "an observer must have seen at least one layer"
-        steps = torch.stack(self.heterogeneity).diff()
-        if self.config.rank_sign == "paper":
-            steps = -steps
+        layers = zip(self._tokens, self.heterogeneity, strict=True)
+        pairs = itertools.pairwise(layers)  # entropies over other numbers of tokens do not compare
+        steps = [later - earlier for (before, earlier), (after, later) in pairs if before == after]
+        sign = -1 if self.config.rank_sign == "paper" else 1
+        rank = F.softplus(sign * torch.stack(steps)).sum() if steps else self.heterogeneity[0].new_zeros(())
         first = self.heterogeneity[0].clamp(min=ENTROPY_FLOOR)
         return {
             "mto_spa": self.config.weight_spa * self._spa,
             "mto_entropy": self.config.weight_entropy / (first + ENTROPY_EPS),
-            "mto_rank": self.config.weight_rank * F.softplus(steps).sum(),
+            "mto_rank": self.config.weight_rank * rank,
         }
 
     def report(self) -> dict[str, Tensor]:

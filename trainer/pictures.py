@@ -7,6 +7,7 @@ by the weights alone.
 Shapes: B batch, N patches, V visible, M masked, H W image, P values of a patch.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from trainer.metrics import read_metrics
 from trainer.mto import MtoObserver, Split, similarity
 from trainer.randomness import StepRandomness
 from trainer.step import normalise
+from trainer.swin import shrink_mask
 from trainer.vit import patchify, unpatchify
 
 _CELL_INCHES = 1.4
@@ -117,9 +119,9 @@ def affinities(method: Method, images: Tensor, mask: Mask) -> Columns:
     for layer in sorted({0, len(layers) // 2, len(layers) - 1}):
         masked, visible = layers[layer]
         share_BV = similarity(masked, visible, method.config.mto).softmax(dim=-1).mean(dim=1)
-        map_BN = share_BV.new_full((len(share_BV), mask.mask_BN.shape[1]), torch.nan).scatter(
-            1, mask.visible_BV, share_BV
-        )
+        merged = math.isqrt(mask.visible_BV.shape[1] // visible.shape[1])  # patches along a side of a Swin's token
+        shown = shrink_mask(mask, method.config.grid, merged) if merged > 1 else mask
+        map_BN = share_BV.new_full(shown.mask_BN.shape, torch.nan).scatter(1, shown.visible_BV, share_BV)
         columns[f"layer {layer}"] = _map(map_BN)
     return columns
 

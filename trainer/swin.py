@@ -6,6 +6,7 @@ squares. There is no class token: the mean of the last tokens takes its place wh
 Shapes: B batch, N patches of the input, K tokens of the last stage, D width of the last stage.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig, require
-from trainer.masking import Mask, from_mask, simmim_blocks
+from trainer.masking import Mask, from_mask, simmim_blocks, split_tokens
 from trainer.vit import linear_patches, patchify
 
 LAYER_NORM_EPS = 1e-5  # official Swin
@@ -75,25 +76,50 @@ class SwinEncoder(nn.Module):
     def encode(
         self, patches_BNP: Tensor, mask_BN: Tensor | None = None, observe: Callable[[Tensor], None] | None = None
     ) -> Tensor:
-        """Return normalised tokens of the last stage behind their mean, [B, 1 + K, D]."""
-        require(observe is None, "mto needs tokens of one resolution; simmim with a swin encoder has none. Use a ViT.")
+        """Return normalised tokens of the last stage behind their mean, [B, 1 + K, D]; `observe` sees every layer.
+
+        What is observed has the number of tokens of its stage, behind their mean.
+        """
         embed: Any = self.trunk.patch_embed
         tokens = embed.norm(linear_patches(embed, patches_BNP))
         if mask_BN is not None:
             masked = mask_BN.to(tokens.dtype)[:, :, None]
             tokens = tokens * (1 - masked) + self.mask_token * masked
         square = tokens.view(len(tokens), self.grid, self.grid, -1)
-        tokens_BKD = self.trunk.norm(self.trunk.layers(square)).flatten(1, 2)
-        return torch.cat([tokens_BKD.mean(dim=1, keepdim=True), tokens_BKD], dim=1)
+        if observe is None:
+            return behind_mean(self.trunk.norm(self.trunk.layers(square)))
+        observe(behind_mean(square))
+        stages: Any = self.trunk.layers
+        for stage in stages:
+            square = stage.downsample(square)
+            for block in stage.blocks:
+                square = block(square)
+                observe(behind_mean(square))
+        return behind_mean(self.trunk.norm(square))
+
+    def split(self, tokens_BTD: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
+        """Return the (masked, visible) tokens of any stage behind their mean."""
+        side = math.isqrt(tokens_BTD.shape[1] - 1)
+        return split_tokens(tokens_BTD, shrink_mask(mask, self.grid, self.grid // side))
 
     def coarse_mask(self, mask: Mask) -> Mask:
         """Return the mask of the last stage's tokens; each must be hidden or visible as a whole."""
-        squares = mask.mask_BN.view(-1, self.grid, self.grid)[:, :: self.reduction, :: self.reduction].flatten(1)
-        num_masked = mask.masked_BM.shape[1] // self.reduction**2
-        return from_mask(squares, num_masked)
+        return shrink_mask(mask, self.grid, self.reduction)
 
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Return the mean token and the tokens of the last stage of the whole image, [B, 1 + K, D]."""
         return self.encode(patchify(images_BCHW, self.patch_size))
 
     forward = features
+
+
+def behind_mean(square_BHWD: Tensor) -> Tensor:
+    """Return the tokens of a square as a list behind their mean, [B, 1 + H * W, D]."""
+    tokens_BKD = square_BHWD.flatten(1, 2)
+    return torch.cat([tokens_BKD.mean(dim=1, keepdim=True), tokens_BKD], dim=1)
+
+
+def shrink_mask(mask: Mask, grid: int, factor: int) -> Mask:
+    """Return the mask of squares of factor x factor tokens, each hidden or visible as a whole."""
+    squares = mask.mask_BN.view(-1, grid, grid)[:, ::factor, ::factor].flatten(1)
+    return from_mask(squares, mask.masked_BM.shape[1] // factor**2)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.console import Group
+
 from deploy.console import Answer, progress_bar, say, table
 
 SELECTION_FIGURES = ("by_n", "scores_per_s", "ack_p99_ms", "window_p99_ms_256_trainers")
@@ -38,19 +40,40 @@ def selection() -> Answer:
     return Answer(data=data, view=_figures("selection", _flat(data)))
 
 
-def trainer(*, device: Literal["cpu", "cuda", "auto"] = "cpu") -> Answer:
-    """Measure training steps against the same models written plainly.
+def trainer(*, device: Literal["cpu", "cuda", "auto"] = "cpu", goldens: bool = False) -> Answer:
+    """Measure training steps against the same models written plainly, or check the losses against the official ones.
 
     Args:
-        device: where to measure.
+        device: where to measure; cuda measures the sizes and targets of a large GPU.
+        goldens: print each method's error against the numbers of its official implementation, and measure nothing.
     """
+    if goldens:
+        return _goldens()
     from trainer.bench import bench_trainer
 
     with progress_bar("measuring training steps") as advance:
         data = bench_trainer(device=device, progress=advance)
     names = ("method", "size", "batch", "images_per_s", "plain_images_per_s", "ratio", "mfu", "peak_memory_bytes")
     rows = [tuple(row.get(name) for name in names) for row in data["rows"]]
-    return Answer(data=data, view=table(f"{data['device']}: ours against the plain form", names, rows))
+    targets = [(name, found["value"], found["limit"], found["met"]) for name, found in data["targets"].items()]
+    views = (
+        table(f"{data['device']}: ours against the plain form", names, rows),
+        _figures("ratios", _flat(data["ratios"])),
+    )
+    return Answer(data=data, view=Group(*views, table("targets", ("what", "value", "limit", "met"), targets)))
+
+
+def _goldens() -> Answer:
+    from trainer.goldens import TOLERANCE, golden_errors
+
+    rows = golden_errors()
+    worst = max(row["error"] for row in rows)
+    view = table(
+        f"errors against the official losses, float64; at most {TOLERANCE:g}",
+        tuple(rows[0]),
+        [tuple(row.values()) for row in rows],
+    )
+    return Answer(data={"goldens": rows, "worst": worst, "tolerance": TOLERANCE}, view=view, ok=worst < TOLERANCE)
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from deploy.console import Answer, say, table
 from deploy.rundir import RunDir, find_run
@@ -21,6 +21,11 @@ def train(
     index: Path,
     prototypes: Path | None = None,
     test_index: Path | None = None,
+    method: str | None = None,
+    masking: str | None = None,
+    curriculum: str | None = None,
+    mto: Annotated[bool, arg(name="mto.enabled")] = False,
+    mto_preset: Annotated[str | None, arg(name="mto.preset")] = None,
     out: Path | None = None,
     set: tuple[str, ...] = (),
     ray: bool = True,
@@ -32,19 +37,27 @@ def train(
         index: index.parquet of the training images.
         prototypes: prototypes.parquet; beside the index by default, if it is there.
         test_index: index.parquet of held-out labelled images for the nearest-neighbour curve.
+        method: mae, simmim, bootmae, conmim, clmae or one of your own, instead of the named run's.
+        masking: auto (the method's own), random, block or simmim.
+        curriculum: what is drawn: uniform, prototypical, hard, or pass and bss, which also turn the selection on.
+        mto: add the masked-token losses.
+        mto_preset: add them as recommended, as in the paper, or literal (the formulas exactly as printed).
         out: run directory; runs/NAME by default.
         set: fields to change, as in --set train.total_steps=200 curriculum.end=0.5.
         ray: use actors under Ray; --no-ray runs everything in this process.
     """
     from deploy.config import DataConfig
-    from deploy.overrides import override
+    from deploy.overrides import combination, override
     from deploy.runs import RUNS
     from trainer.config import choose
 
     beside = index.parent / "prototypes.parquet"
     found = prototypes or (beside if beside.is_file() else None)
     data = DataConfig(index=str(index.resolve()), prototypes=_path(found), test_index=_path(test_index))
-    config = override(choose(name, RUNS, "a run")(data), set)
+    parts = combination(
+        method=method, masking=masking, curriculum=curriculum, mto=mto_preset or ("recommended" if mto else None)
+    )
+    config = override(choose(name, RUNS, "a run")(data), (*parts, *set))
     return _run(config, RunDir(out or Path("runs") / config.name), ray=ray)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from deploy.config import DataConfig, RunConfig, load_config, save_config
-from deploy.overrides import override
+from deploy.overrides import combination, override
 from deploy.runs import RUNS
+from trainer.mto import PRESETS
 
 DATA = DataConfig(index="index.parquet", prototypes="prototypes.parquet")
 
@@ -63,11 +64,34 @@ def test_override_changes_nested_fields_and_nothing_else() -> None:
         ("name.x=3", "it is a single value"),
         ("curriculum.schedule=cosin", "Did you mean 'cosine'"),
         ("train.total_steps=0", "total_steps must be 1 or more; got 0"),
+        ("train.method=simmin", "Did you mean 'simmim'"),
+        ("curriculum.policy=harder", "policy must be one of"),
+        ("train.model.image_size=33", r"multiple of patch_size \(4\); got 33. Try 32"),
+        ("train.model.mask_ratio=0.999", "leaves 0 visible"),
+        ("trainers.min_workers=2", r"min_workers must be in 0\.\.workers \(1\); got 2"),
     ],
 )
 def test_a_wrong_override_is_one_clear_line(setting: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         override(RUNS["debug"](DATA), (setting,))
+
+
+def test_names_combine_into_a_run() -> None:
+    names = combination(method="simmim", masking="block", curriculum="pass*prototypical", mto="paper")
+    config = override(RUNS["debug"](DATA), names)
+    model = config.train.model
+    assert (config.train.method, model.masking, config.curriculum.policy) == ("simmim", "block", "pass*prototypical")
+    assert (model.mto, model.pass_.enabled, model.pass_.score) == (PRESETS["paper"], True, "pass")
+    with pytest.raises(ValueError, match="Did you mean 'block'"):
+        combination(method=None, masking="blok", curriculum=None, mto=None)
+    assert combination(method=None, masking=None, curriculum=None, mto=None) == []
+
+
+def test_an_elastic_group_needs_a_batch_that_every_size_shares() -> None:
+    settings = ("trainers.workers=4", "trainers.min_workers=3")
+    with pytest.raises(ValueError, match=r"workers \(3 to 4\); got 32\. Try 24 or 36"):
+        override(RUNS["debug"](DATA), settings)
+    assert override(RUNS["debug"](DATA), (*settings, "train.global_batch=36")).trainers.range == (3, 4)
 
 
 def test_a_batch_that_ranks_cannot_share_names_those_that_they_can() -> None:

@@ -1,15 +1,17 @@
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 from trainer_fakes import tiny
 
 from trainer import METHODS, ModelConfig, StepRandomness, build_method, model_size
-from trainer.config import ConmimConfig, MtoConfig
+from trainer.config import ConmimConfig, MtoConfig, SwinConfig
 from trainer.masking import random_mask, split_tokens
 from trainer.mto import PRESETS, MtoObserver, entropy, similarity, visible_to_masked_attention
+from trainer.pictures import affinities
 
 NOTHING = StepRandomness(seed=0, step=0)
 
@@ -136,3 +138,28 @@ def test_equal_tokens_share_the_similarity_by_number_and_weights_are_checked():
     assert share.item() == pytest.approx(0.75)
     with pytest.raises(ValueError, match="mto weights must be 0 or more"):
         MtoConfig(weight_spa=-1)
+
+
+def test_a_swin_takes_the_losses_stage_by_stage():
+    stages = SwinConfig(depths=(2, 1), heads=(2, 2), window=4)
+    shape = {"image_size": 64, "patch_size": 8, "width": 24, "heads": 2, "encoder": "swin", "swin": stages}
+    plain, added = (
+        build_method("simmim", ModelConfig(mask_ratio=0.6, mto=mto, **shape)).eval()
+        for mto in (MtoConfig(), MtoConfig(enabled=True))
+    )
+    added.load_state_dict(plain.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    without, losses = plain(images, NOTHING), added(images, NOTHING)
+    assert losses.parts["method"].item() == pytest.approx(without.total.item(), rel=1e-6)
+    heterogeneity = [losses.parts[f"heterogeneity_{layer:02d}"].item() for layer in range(4)]
+    visible = 16  # one 32-pixel block of four is visible: 16 patches of 8 pixels, 4 tokens after the merge
+    assert all(0 <= value <= math.log(visible) for value in heterogeneity[:3])
+    assert 0 <= heterogeneity[3] <= math.log(visible // 4)
+    steps = torch.tensor([heterogeneity[1] - heterogeneity[0], heterogeneity[2] - heterogeneity[1]])
+    assert losses.parts["mto_rank"].item() == pytest.approx(torch.nn.functional.softplus(steps).sum().item(), rel=1e-5)
+    losses.total.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in added.parameters())
+    columns = affinities(added, images, added.draw_mask(2, NOTHING, like=images))
+    assert columns["layer 0"].shape == (2, 8, 8)
+    assert columns["layer 3"].shape == (2, 4, 4)
+    assert columns["layer 3"][0][~np.isnan(columns["layer 3"][0])].sum() == pytest.approx(1, rel=1e-5)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trainer.beit import RelativeEncoder, narrow_normal
 from trainer.config import ModelConfig, require
 from trainer.mask_predictor import TokenPredictor, add_predictor, hardest_blocks
-from trainer.masking import Mask, split_tokens, take
+from trainer.masking import Mask, take
 from trainer.methods.base import Losses, Method, add_mto
 from trainer.pass_plan import predictor_trains
 from trainer.progress import Progress
@@ -59,7 +59,7 @@ class Simmim(Method):
 
     def reconstruct(self, images_BCHW: Tensor, mask: Mask) -> Losses:
         """Return the losses for a given mask of patches."""
-        observe = self.observer(partial(split_tokens, mask=mask))
+        observe = self.observer(partial(self.encoder.split, mask=mask))
         tokens_BTD = self.encoder.encode(patchify(images_BCHW, self.config.patch_size), mask.mask_BN, observe)
         coarse = self.encoder.coarse_mask(mask)
         prediction_BMP = self.head(take(tokens_BTD[:, 1:], coarse.masked_BM))
