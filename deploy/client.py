@@ -27,7 +27,7 @@ class RunClient:
             selection: scoring.actors.SelectionClient.
             fleet: loader.actors.FleetClient.
         """
-        self._selection, self._fleet = selection, fleet
+        self.selection, self.fleet = selection, fleet
 
     @classmethod
     def attach(cls, run: RunDir) -> RunClient:
@@ -73,7 +73,7 @@ class RunClient:
             VersionConflict: another control came first.
         """
         control = Control(kind=kind, value=value, author=author, reason=reason, expected_version=expected_version)
-        return asdict(self._selection.control(control))
+        return asdict(self.selection.control(control))
 
     def scale(self, loaders: int, *, author: str, reason: str = "") -> dict[str, Any]:
         """Wish for another number of loader workers; the fleet fulfils it, the run log tells.
@@ -81,20 +81,20 @@ class RunClient:
         Raises:
             ValueError: fewer than one.
         """
-        return asdict(self._fleet.scale(loaders, author=author, reason=reason))
+        return asdict(self.fleet.scale(loaders, author=author, reason=reason))
 
     def record(self, kind: str, *, author: str, message: str, value: float | str | None = None) -> None:
         """Write an event into the run log."""
-        self._selection.record(Event(kind=kind, author=author, message=message, value=value))
+        self.selection.record(Event(kind=kind, author=author, message=message, value=value))
 
     def state(self) -> dict[str, Any]:
         """What the selection has in force now."""
-        state: dict[str, Any] = self._selection.state()
+        state: dict[str, Any] = self.selection.state()
         return state
 
     def loaders(self) -> list[dict[str, Any]]:
         """The loader workers: name, state, pid, node, restarts, images, images_per_s."""
-        members: list[dict[str, Any]] = self._fleet.status()["loaders"]
+        members: list[dict[str, Any]] = self.fleet.status()["loaders"]
         return members
 
     def inspect(self, *, top: int, export: Path | None) -> dict[str, Any]:
@@ -104,9 +104,9 @@ class RunClient:
             top: how many of the most probable samples to list.
             export: file for the whole table, on a disk that the service reaches; or None.
         """
-        summary: dict[str, Any] = self._selection.summary(top=top)
-        return summary if export is None else summary | {"exported_rows": self._selection.export(export.resolve())}
+        summary: dict[str, Any] = self.selection.summary(top=top)
+        return summary if export is None else summary | {"exported_rows": self.selection.export(export.resolve())}
 
     def times_drawn(self) -> Any:
         """How often each sample was drawn, uint32[N]."""
-        return self._selection.times_drawn()
+        return self.selection.times_drawn()

@@ -25,6 +25,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from deploy.api.parts import live_parts, local_parts
+from deploy.api.server import serving
 from deploy.client import RunClient
 from deploy.cluster import cluster
 from deploy.config import RunConfig, load_config, save_config
@@ -62,9 +64,10 @@ def launch(config: RunConfig, run: RunDir, *, beside: Beside | None = None) -> T
         endpoint = replace(endpoint, selection=f"selection-{config.name}", fleet=f"fleet-{config.name}")
         client = stack.enter_context(_actors(config, run, endpoint, selection_part))
         stack.enter_context(run.published(endpoint))
+        stack.enter_context(_requests(run))
+        stack.enter_context(serving(config, run, live_parts(client.selection, client.fleet)))
         if beside:
             stack.enter_context(beside(client))
-        stack.enter_context(_graceful_stop(run))
         return _train_on_ray(config, run, endpoint)
 
 
@@ -80,8 +83,13 @@ def launch_in_process(config: RunConfig, run: RunDir, *, should_stop: Callable[[
         RunError: the directory holds another run.
     """
     selection_part = _prepare(config, run)
-    with closing(RunLog(run.log)) as runlog, closing(LocalLoaders(_local_workers(config))) as loaders:
+    workers = _local_workers(config)
+    with ExitStack() as stack:
+        runlog = stack.enter_context(closing(RunLog(run.log)))
+        loaders = stack.enter_context(closing(LocalLoaders(workers)))
         selection = Selection(prototype_distances(config), selection_part, runlog=runlog)
+        stack.enter_context(_requests(run))
+        stack.enter_context(serving(config, run, local_parts(selection, workers)))
         context = SingleProcess()
         rank = Rank(config=config, report=run.report, reach_selection=lambda: selection, reach_loaders=lambda: loaders)
         return train(
@@ -90,10 +98,12 @@ def launch_in_process(config: RunConfig, run: RunDir, *, should_stop: Callable[[
             run_dir=run.path,
             selection=selection,
             context=context,
+            on_step=rank.on_step(context) if rank.follows_loss else None,
             evaluate_every=config.evaluate_every,
             on_evaluate=rank.evaluation(context),
             on_milestone=rank.looks(context) if config.pictures else None,
-            should_stop=should_stop,
+            should_stop=lambda: run.stop_request.exists() or bool(should_stop and should_stop()),
+            should_pause=run.pause_request.exists,
             sweep=rank.sweep(context),
         )
 
@@ -155,11 +165,13 @@ def _train_on_ray(config: RunConfig, run: RunDir, endpoint: Endpoint) -> TrainRe
         run_dir=str(run.path.resolve()),
         make_stream=rank.stream,
         make_selection=rank.selection,
+        make_on_step=rank.on_step if rank.follows_loss else None,
         evaluate_every=config.evaluate_every,
         make_on_evaluate=rank.evaluation if config.evaluate_every else None,
         make_on_milestone=rank.looks if config.pictures else None,
         make_sweep=rank.sweep,
         should_stop=run.stop_request.exists,
+        should_pause=run.pause_request.exists,
     )
     return train_on_ray(
         job,
@@ -173,18 +185,22 @@ def _train_on_ray(config: RunConfig, run: RunDir, endpoint: Endpoint) -> TrainRe
 
 
 @contextmanager
-def _graceful_stop(run: RunDir) -> Iterator[None]:
-    """SIGTERM to the driver asks the ranks, which share the run directory, to checkpoint and return."""
-    run.stop_request.unlink(missing_ok=True)
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: run.stop_request.touch())
+def _requests(run: RunDir) -> Iterator[None]:
+    """What is asked of the ranks, which share the run directory, begins and ends with the run.
+
+    SIGTERM to the driver asks them to checkpoint and return.
+    """
+    for path in (run.stop_request, run.pause_request, run.consumed):
+        path.unlink(missing_ok=True)
+    in_main = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: run.stop_request.touch()) if in_main else None
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
-        run.stop_request.unlink(missing_ok=True)
+        if in_main:
+            signal.signal(signal.SIGTERM, previous)
+        for path in (run.stop_request, run.pause_request):
+            path.unlink(missing_ok=True)
 
 
 def _reach_selection(endpoint: Endpoint) -> SelectionPort:

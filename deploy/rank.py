@@ -17,12 +17,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deploy.api.consumed import NotedStream
 from deploy.config import RunConfig
 from deploy.evaluation import Evaluation, Looks
+from deploy.metric_reports import LOSS, MetricReports
+from deploy.oracle import OracleStream, Stream
+from deploy.rundir import RunDir
 from deploy.scoring_job import SWEEP_IMAGES, evaluation_transform
 from loader import BadSample, BatchStream, FixedWindows, LoaderPool, ShardIndex, StreamConfig, Transform
-from scoring import SCHEDULES, Control, Event, PolicyOptions, SelectionConfig
-from trainer import ScheduledWindows
+from scoring import SCHEDULES, Control, Event, SelectionConfig
+from trainer import Method, ScheduledWindows
 from trainer.context import Context
 from trainer.sweep import Sweep, SweepResult
 
@@ -67,12 +71,12 @@ class Rank:
         """What the rank reports scores to."""
         return self.reach_selection()
 
-    def stream(self, context: Context) -> BatchStream:
-        """The rank's batches."""
+    def stream(self, context: Context) -> Stream:
+        """The rank's batches; the first rank notes what it takes, for whoever watches."""
         config = self.config
         config.load_extensions()  # a rank gets the configuration by value: nothing was imported in its process yet
         selection = self.reach_selection()
-        schedule = effective_size_schedule(config)
+        schedule = None if config.curriculum.adaptive else effective_size_schedule(config)
         windows = ScheduledWindows(selection, schedule, config.train.window_steps, config.train.total_steps)
         stream_config = StreamConfig(
             seed=config.train.seed,
@@ -83,7 +87,12 @@ class Rank:
             rank=context.rank,
             world_size=context.world_size,
         )
-        return BatchStream(windows, self.reach_loaders(), stream_config, on_bad=_reporter(selection))
+        stream: Stream = BatchStream(windows, self.reach_loaders(), stream_config, on_bad=_reporter(selection))
+        if config.oracle:
+            stream = OracleStream(stream, RunDir(self.report.parent).oracle, rank=context.rank)
+        if context.rank:
+            return stream
+        return NotedStream(stream, RunDir(self.report.parent).consumed, window_steps=config.train.window_steps)
 
     def sweep(self, context: Context) -> Sweep | None:
         """Scores the whole data set for a selection round; None for a run that selects nothing."""
@@ -103,9 +112,30 @@ class Rank:
         num_samples = len(ShardIndex.load(config.data.index))
         return Sweep(batches, selection, num_samples=num_samples, after=close_round)
 
-    def evaluation(self, context: Context) -> Evaluation:
-        """Looks at the encoder while it trains, on the run's own images."""
-        return Evaluation(self.config)
+    def evaluation(self, context: Context) -> Callable[[int, Method], dict[str, float]]:
+        """Looks at the encoder while it trains, on the run's own images; an adaptive schedule hears of it."""
+        evaluation, reports = Evaluation(self.config), self._metric_reports()
+        return reports.after(evaluation) if reports and not self.follows_loss else evaluation
+
+    @property
+    def follows_loss(self) -> bool:
+        """Whether the schedule is adaptive and follows the training loss."""
+        adaptive = self.config.curriculum.adaptive
+        return adaptive is not None and adaptive.metric == LOSS
+
+    def on_step(self, context: Context) -> Callable[[int, dict[str, Any]], None]:
+        """Tells the selection the loss that its schedule follows."""
+        reports = self._metric_reports()
+        assert reports is not None, "only an adaptive run reports its loss"
+        return reports.on_step
+
+    def _metric_reports(self) -> MetricReports | None:
+        adaptive = self.config.curriculum.adaptive
+        if adaptive is None:
+            return None
+        return MetricReports(
+            self.reach_selection(), metric=adaptive.metric, window_steps=self.config.train.window_steps
+        )
 
     def looks(self, context: Context) -> Looks:
         """Draws what the method does at the start, in the middle and at the end of the run."""
@@ -136,25 +166,31 @@ def each_once(
 
 
 def effective_size_schedule(config: RunConfig) -> Callable[[float], float]:
-    """Effective dataset size by training progress in [0, 1], as the run's curriculum says."""
+    """Effective dataset size by training progress in [0, 1]; of an adaptive run, whose size the log tells, the start."""
     curriculum = config.curriculum
+    if curriculum.adaptive:
+        return SCHEDULES["fixed"](start=curriculum.start)
     return SCHEDULES[curriculum.schedule](start=curriculum.start, end=curriculum.end)
 
 
 def selection_config(config: RunConfig, *, num_samples: int, fingerprint: str) -> SelectionConfig:
     """The selection's part of a run."""
-    return SelectionConfig(
-        seed=config.train.seed,
-        global_batch=config.train.global_batch,
-        window_steps=config.train.window_steps,
+    curriculum, train = config.curriculum, config.train
+    reported = "loss" if train.model.pass_.enabled else "bss"  # what the trainer calls a sample's training loss
+    whole = SelectionConfig(
+        seed=train.seed,
+        global_batch=train.global_batch,
+        window_steps=train.window_steps,
         num_samples=num_samples,
-        policy=config.curriculum.policy,
-        effective_size=config.curriculum.start,
-        spare_fraction=config.curriculum.spare_fraction,
+        policy=curriculum.policy,
+        effective_size=curriculum.start,
+        spare_fraction=curriculum.spare_fraction,
         fingerprint=fingerprint,
-        user_policies=config.curriculum.user_policies,
-        options=PolicyOptions(rho=config.train.model.pass_.keep),
+        user_policies=curriculum.user_policies,
+        adaptive=curriculum.adaptive,
+        options=curriculum.options(rho=train.model.pass_.keep, reported=reported),
     )
+    return whole.in_ranges(curriculum.partitions)
 
 
 def _reporter(selection: SelectionPort) -> Callable[[BadSample], None]:

@@ -7,7 +7,10 @@ checkpoints/     step-N/ with safetensors and JSON
 report/          pictures, report.json, report.html
 ray.log          what Ray printed of its workers
 cluster.json     only while the run is alive: how to reach its actors
-stop             while somebody asks the run to checkpoint and stop
+api.json         only while the run is alive: how to reach its HTTP API; api-token beside it, for its owner alone
+oracle/          what every rank consumed, for a checker, when the run writes it
+consumed.jsonl   what the trainer has taken from its stream, since the last start
+stop, pause      while somebody asks the run to checkpoint and stop, or to rest
 .lock            held by the process that drives the run
 """
 
@@ -36,7 +39,7 @@ class Endpoint:
     namespace: str
     """Ray namespace of the run's actors."""
     token_path: str
-    """File with the cluster's token, readable by its owner only."""
+    """File with the cluster's token, readable by its owner only; empty where the environment brings the token."""
     pid: int
     """Process that drives the run."""
     dashboard: str
@@ -79,6 +82,31 @@ class RunDir:
         return self.path / "stop"
 
     @property
+    def pause_request(self) -> Path:
+        """While this file is there, the trainer rests."""
+        return self.path / "pause"
+
+    @property
+    def oracle(self) -> Path:
+        """What the ranks consumed, one file an incarnation, when the run writes it."""
+        return self.path / "oracle"
+
+    @property
+    def consumed(self) -> Path:
+        """One JSON line a window that the trainer began, since the last start."""
+        return self.path / "consumed.jsonl"
+
+    @property
+    def api(self) -> Path:
+        """How to reach the HTTP API of the live run."""
+        return self.path / "api.json"
+
+    @property
+    def api_token(self) -> Path:
+        """Token of the HTTP API, for the owner alone."""
+        return self.path / "api-token"
+
+    @property
     def report(self) -> Path:
         """Pictures and tables."""
         return self.path / "report"
@@ -102,6 +130,19 @@ class RunDir:
         except (FileNotFoundError, ValueError, TypeError):
             return None
         return endpoint if _alive(endpoint.pid) else None
+
+    def api_url(self) -> str | None:
+        """Address of the run's HTTP API, or None when it is not alive."""
+        try:
+            address = json.loads(self.api.read_text())
+            return str(address["url"]) if _alive(int(address["pid"])) else None
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            return None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether a process drives the run, under Ray or by itself."""
+        return self.api_url() is not None or self.endpoint() is not None
 
     @contextmanager
     def published(self, endpoint: Endpoint) -> Iterator[None]:
@@ -164,7 +205,7 @@ def find_run(path: Path | None, *, root: Path = Path("runs")) -> RunDir:
     runs = sorted(
         (RunDir(config.parent) for config in root.glob("*/config.json")), key=lambda run: run.config.stat().st_mtime
     )
-    alive = [run for run in runs if run.endpoint()]
+    alive = [run for run in runs if run.is_alive]
     if len(alive) > 1:
         raise RunError(f"several runs are alive: {', '.join(str(run.path) for run in alive)}. Name one with --run.")
     if not runs:

@@ -218,6 +218,8 @@ class Assembler:
         return {request.member for request in self._requests.values() if request.sent_s < limit}
 
     def _check_stall(self) -> None:
+        if not self._groups:  # nothing is owed: the trainer rests, or is busy with something else
+            self._progress_s = time.monotonic()
         waited = time.monotonic() - self._progress_s
         if waited < self._config.stall_timeout_s:
             return

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from deploy.api.tail import LineIndex
-from loader import Batch, BatchStream
+from deploy.oracle import Stream
+from loader import Batch
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class NotedStream:
     """A stream of batches that notes when the first of a window is taken."""
 
     def __init__(
-        self, stream: BatchStream, path: Path, *, window_steps: int, clock: Callable[[], float] = time.time
+        self, stream: Stream, path: Path, *, window_steps: int, clock: Callable[[], float] = time.time
     ) -> None:
         self._stream, self._path, self._window_steps, self._clock = stream, path, window_steps, clock
         self._noted_s = 0.0

@@ -1,6 +1,6 @@
 """What every request passes before any of our code looks at it, in this order, cheapest first.
 
-1. method: GET and HEAD read, POST changes; there is no other, and no leave for other origins to ask.
+1. method: GET reads, POST changes; there is no other, and no leave for other origins to ask.
 2. Host: a name that we answer to, so that no foreign name can be bound to this machine (DNS rebinding).
 3. Origin and Sec-Fetch-Site: what a browser sends from another site is refused.
 4. token: for everything but the page itself.
@@ -92,7 +92,7 @@ class Guard:
             self._working -= counted
 
     def _check(self, scope: Scope, heads: _Heads) -> None:
-        if scope["method"] not in ("GET", "HEAD", "POST"):
+        if scope["method"] not in ("GET", "POST"):
             raise Refused(405, f"the API reads with GET and changes with POST; got {scope['method'][:16]}.")
         host = heads.one(b"host")
         if host is None or _name(host) not in self._hosts:

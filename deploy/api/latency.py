@@ -76,7 +76,7 @@ class LatencyMeter:
         return landed
 
     def summary(self) -> dict[str, Any]:
-        """ "count", "p50_s", "p99_s", "last_s"; None before the first."""
+        """Under "count", "p50_s", "p99_s" and "last_s"; None before the first."""
         with self._lock:
             seconds, count = list(self._seconds), self._count
         return {"count": count, **quantiles(seconds), "last_s": seconds[-1] if seconds else None}
@@ -90,6 +90,6 @@ def quantiles(seconds: list[float]) -> dict[str, float | None]:
 def bound_steps(window_steps: int) -> int:
     """Most steps that the trainer takes from a request to the first batch drawn under it.
 
-    The window in use may just have begun, and the next one may just have been drawn.
+    It ends the step that it is at; the window that follows may have been drawn, and the one after that as well.
     """
-    return window_steps * (1 + PREFETCHED_WINDOWS)
+    return 1 + window_steps * (1 + PREFETCHED_WINDOWS)

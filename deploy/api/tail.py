@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 STEP = re.compile(rb'^\{"step": (\d+)[,}]')
-LOSS = b'"loss":'
+LOSS, RESTS = b'"loss":', b'"paused":'
 
 
 class LineIndex:
@@ -93,9 +93,13 @@ class LineIndex:
                 self._steps.append(int(found[1]))
                 self._starts.append(self._end + at)
                 self._has_loss.append(LOSS in line)
+                if RESTS in line:
+                    self.rests = b"true" in line.partition(RESTS)[2][:6]
             at = stop + 1
         self._end += at
 
     def _clear(self) -> None:
         self._steps, self._starts, self._has_loss = array("q"), array("q"), array("b")
         self._end = 0
+        self.rests = False
+        """Whether the trainer wrote last that it rests."""

@@ -287,3 +287,14 @@ def test_threads_end_with_the_loop(make_pool, random_windows):
     while any(thread.name in ("batch-stream", "windows_0") for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_trainer_that_rests_longer_than_the_stall_timeout_is_no_stall(photo_index, make_pool):
+    """With windows of one step the stream may not look far ahead, and soon has nothing left to do but wait."""
+    config = replace(CONFIG, window_steps=1, total_steps=6, prefetch_steps=4, stall_timeout_s=0.5)
+    windows = FixedWindows(np.arange(len(photo_index)), config)
+    steps = []
+    for batch in BatchStream(windows, make_pool(2), config):
+        steps.append(batch.step)
+        time.sleep(1.2 if batch.step == 1 else 0.0)
+    assert steps == list(range(6))
