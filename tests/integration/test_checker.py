@@ -1,0 +1,177 @@
+"""The checker is checked: a real run keeps every promise, and every forged history is caught by its invariant."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploy.config import DataConfig, RunConfig
+from deploy.launch import launch_in_process
+from deploy.oracle import pixel_hash
+from deploy.overrides import override
+from deploy.rundir import RunDir
+from deploy.runs import debug
+from loader import BatchSpec, LoaderConfig, LoaderWorker
+from tests.integration.checker import Evidence, check, read_evidence
+
+SETTINGS = ("oracle=true", "train.checkpoint_every=8", "train.total_steps=32")
+
+
+def reference_decoder(config: RunConfig) -> Callable[[Sequence[int], Sequence[int]], list[str]]:
+    """Pixels of samples under draws by a fresh loader with one thread and no cache."""
+
+    def decode(samples: Sequence[int], draws: Sequence[int]) -> list[str]:
+        with LoaderWorker(LoaderConfig(index=config.data.index)) as worker:
+            spec = BatchSpec(
+                sample_ids=np.asarray(samples),
+                draws=np.asarray(draws),
+                seed=config.train.seed,
+                transform=config.data.transform,
+            )
+            return [pixel_hash(image) for image in worker.load(spec).images.transpose(0, 2, 3, 1)]
+
+    return decode
+
+
+@pytest.fixture(scope="module")
+def config(digits: DataConfig) -> RunConfig:
+    return override(debug(digits), SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def run(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A run that was stopped in the middle of a window, after a checkpoint, and resumed."""
+    run = RunDir(tmp_path_factory.mktemp("checked") / "run")
+    asked = iter(range(10_000))
+    launch_in_process(config, run, should_stop=lambda: next(asked) == 11)
+    newest = sorted(run.checkpoints.glob("step-*"))[-1]
+    newest.rename(run.path / "lost")  # as if it had been killed before the last checkpoint was whole
+    launch_in_process(config, run)
+    return run
+
+
+@pytest.fixture
+def evidence(run: RunDir) -> Evidence:
+    return read_evidence(run.path)
+
+
+def test_a_real_run_keeps_every_promise(evidence: Evidence, config: RunConfig):
+    verdict = check(evidence, reference=reference_decoder(config), longest_gap_s=30.0)
+    assert verdict.breaches == {}
+    assert (verdict.steps, verdict.draws) == (32, 32 * 32)
+    first, second = evidence.incarnations
+    assert second[0]["step"] == 8 < first[-1]["step"]  # steps 8 to 11 were consumed twice, by two lineages
+
+
+def test_the_digest_is_that_of_an_uninterrupted_run(evidence: Evidence, config: RunConfig, tmp_path: Path):
+    whole = RunDir(tmp_path / "whole")
+    launch_in_process(replace(config, fleet=replace(config.fleet, loaders=2)), whole)
+    assert check(read_evidence(whole.path)).digest == check(evidence).digest
+
+
+def lost_draw(lines: list[Any]) -> None:
+    for name in ("draws", "samples", "probability", "pixels"):
+        lines[20][name].pop(3)
+
+
+def repeated_draw(lines: list[Any]) -> None:
+    lines[20]["draws"][3], lines[20]["samples"][3] = lines[20]["draws"][2], lines[20]["samples"][2]
+
+
+def another_sample(lines: list[Any]) -> None:
+    lines[20]["samples"][3] += 1
+
+
+def substituted_and_delivered(lines: list[Any]) -> None:
+    draw, sample = lines[20]["draws"][3], lines[20]["samples"][3]
+    lines[20]["substituted"] = [{"draw": draw, "sample": sample, "key": "k", "reason": "none"}]
+
+
+def step_twice(lines: list[Any]) -> None:
+    lines.insert(12, lines[11])
+
+
+def step_skipped(lines: list[Any]) -> None:
+    lines.pop(12)
+
+
+def wrong_pixel(lines: list[Any]) -> None:
+    lines[20]["pixels"] = ["0" * 16] * len(lines[20]["pixels"])
+
+
+def stale_batch_after_resume(lines: list[Any]) -> None:
+    lines[1]["samples"] = lines[0]["samples"]
+
+
+def version_of_another_window(lines: list[Any]) -> None:
+    lines[20]["version"] += 1
+
+
+def impossible_probability(lines: list[Any]) -> None:
+    lines[20]["probability"][0] = 0.0
+
+
+def long_wait(lines: list[Any]) -> None:
+    for line in lines[20:]:
+        line["time"] += 100.0
+
+
+FORGERIES = {
+    lost_draw: "I1",
+    repeated_draw: "I1",
+    another_sample: "I1",
+    substituted_and_delivered: "I1",
+    step_twice: "I2",
+    step_skipped: "I2",
+    wrong_pixel: "I3",
+    stale_batch_after_resume: "I6",
+    version_of_another_window: "I5",
+    impossible_probability: "I9",
+    long_wait: "I8",
+}
+
+
+@pytest.mark.parametrize("forge", FORGERIES, ids=lambda forge: forge.__name__)
+def test_a_forged_history_is_caught(forge: Callable[[list[Any]], None], evidence: Evidence, config: RunConfig):
+    first, second = (list(copy.deepcopy(lines)) for lines in evidence.incarnations)
+    forge(second)
+    forged = replace(evidence, incarnations=(tuple(first), tuple(second)))
+    verdict = check(forged, reference=reference_decoder(config), most_pixels=1024, longest_gap_s=30.0)
+    assert FORGERIES[forge] in verdict.breaches
+
+
+def test_a_control_in_force_too_early_is_caught(evidence: Evidence):
+    late = {"kind": "effective_size", "value": "0.5", "window": 2, "version": 1}
+    early = replace(evidence.windows[1], effective_size=0.5)
+    entries = (*evidence.entries, late)
+    assert "I5" in check(replace(evidence, entries=entries)).breaches  # window 2 is not drawn under it
+    windows = {**evidence.windows, 1: early}
+    breaches = check(replace(evidence, entries=evidence.entries, windows=windows)).breaches["I5"]
+    assert "window 1: effective_size 0.5 in force" in breaches[0]
+
+
+def test_a_lost_acknowledgement_is_caught(evidence: Evidence):
+    control = {"kind": "effective_size", "value": 0.5, "window": 2, "version": 1}
+    scores = {"producer": "trainer-0", "report": 10**6}
+    breaches = check(replace(evidence, acknowledged=(control, scores))).breaches["I4"]
+    assert len(breaches) == 2
+    kept = next(iter(evidence.scores))
+    assert check(replace(evidence, acknowledged=({"producer": kept[0], "report": kept[1]},))).kept
+
+
+def test_a_good_sample_that_is_replaced_is_caught(evidence: Evidence):
+    lines = copy.deepcopy(list(evidence.incarnations[1]))
+    window = evidence.windows[lines[20]["step"] // 8]
+    assert window.ids is not None
+    bad = lines[20]["samples"][3]
+    lines[20]["samples"][3] = int(window.ids[window.num_draws])
+    lines[20]["substituted"] = [{"draw": lines[20]["draws"][3], "sample": bad, "key": "k", "reason": "crc"}]
+    forged = replace(evidence, incarnations=(evidence.incarnations[0], tuple(lines)))
+    assert set(check(forged).breaches) == {"I7"}
+    assert check(replace(forged, poisoned=frozenset({bad}))).kept
