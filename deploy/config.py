@@ -80,7 +80,7 @@ class CurriculumConfig:
     fixed_temperature: float = 0.2
     """Temperature of the policy `fixed_temperature`."""
     partitions: int = 1
-    """Id ranges of the selection; above 1 each is held by an actor of its own, for data that one process cannot hold."""
+    """Id ranges of the selection; above 1 each is in an actor of its own, for data that one process cannot hold."""
     spare_fraction: float = 0.01
     """Spare draws a window carries for bad samples."""
 

@@ -166,7 +166,7 @@ def each_once(
 
 
 def effective_size_schedule(config: RunConfig) -> Callable[[float], float]:
-    """Effective dataset size by training progress in [0, 1]; of an adaptive run, whose size the log tells, the start."""
+    """Effective dataset size by training progress in [0, 1]; of an adaptive run the start."""
     curriculum = config.curriculum
     if curriculum.adaptive:
         return SCHEDULES["fixed"](start=curriculum.start)

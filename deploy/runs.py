@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from deploy.config import DataConfig, FleetConfig, RunConfig, TrainersConfig
+from deploy.config import ADAPTIVE, DataConfig, FleetConfig, RunConfig, TrainersConfig
 from deploy.recipes import RECIPES
 from loader import Transform
 from trainer import TrainConfig, model_size
@@ -49,8 +49,19 @@ def tiny(data: DataConfig) -> RunConfig:
     return RunConfig(name="tiny", data=_small(data), train=train, trainers=TrainersConfig(cpus_per_worker=2.0))
 
 
+def tiny_adaptive(data: DataConfig) -> RunConfig:
+    """`tiny`, whose effective dataset size grows when the loss has stopped falling, instead of by progress."""
+    run = tiny(data)
+    return replace(run, name="tiny_adaptive", curriculum=replace(run.curriculum, schedule=ADAPTIVE))
+
+
 def _small(data: DataConfig) -> DataConfig:
     return replace(data, transform=Transform(size=32, scale=(0.5, 1.0), flip=False))
 
 
-RUNS: dict[str, Callable[[DataConfig], RunConfig]] = {"debug": debug, "tiny": tiny, **RECIPES}
+RUNS: dict[str, Callable[[DataConfig], RunConfig]] = {
+    "debug": debug,
+    "tiny": tiny,
+    "tiny_adaptive": tiny_adaptive,
+    **RECIPES,
+}

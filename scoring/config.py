@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,17 @@ class SelectionConfig:
     def layout(self) -> dict[str, int]:
         """How the sample table is cut."""
         return {"ranges": self.ranges, "segment_blocks": self.segment_samples // BLOCK}
+
+    def in_ranges(self, ranges: int) -> SelectionConfig:
+        """The same with its `num_samples` cut into so many id ranges, in smaller segments where the usual are too few.
+
+        Smaller segments are part of the run's identity: they round sums otherwise.
+        """
+        if ranges == 1:
+            return self
+        even = -(-self.num_samples // ranges)
+        segment = min(self.segment_samples, -(-even // BLOCK) * BLOCK)
+        return replace(self, ranges=ranges, segment_samples=segment)
 
     def size_of(self, distance: NDArray[np.float32] | None) -> int:
         """Samples of the data set whose distances these are.
