@@ -138,6 +138,12 @@ class FleetConfig:
     """Decoded pixels each loader may keep."""
     decoder: Literal["cpu", "dali"] = "cpu"
     """cpu is libjpeg-turbo; dali decodes on a GPU where there is one."""
+    allow_hosts: tuple[str, ...] = ()
+    """Hosts of shards that may have private addresses, and may be reached by plain http."""
+    disk_cache: str | None = None
+    """Folder on each node's disk for images from remote storage; none by default."""
+    disk_cache_bytes: int = 16 << 30
+    """Limit of that folder."""
     node_labels: dict[str, str] = field(default_factory=dict)
     """Labels of the Ray nodes that loaders may run on, as in {"tempera-role": "loader"}; empty means any node."""
 

@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 
 from deploy.api.parts import live_parts, local_parts
 from deploy.api.server import serving
-from deploy.client import RunClient
 from deploy.cluster import cluster
 from deploy.config import RunConfig, load_config, save_config
+from deploy.live import LiveRun
 from deploy.rank import Rank, SelectionPort, selection_config
 from deploy.rundir import Endpoint, RunDir, RunError
 from deploy.scribe import Scribe
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 SPARE_CPUS = 4.0
 """Logical CPUs of a local cluster beyond the run's own, so that loaders can be added while it trains."""
 
-Beside = Callable[[RunClient], AbstractContextManager[object]]
+Beside = Callable[[LiveRun], AbstractContextManager[object]]
 
 
 def launch(config: RunConfig, run: RunDir, *, beside: Beside | None = None) -> TrainResult:
@@ -116,7 +116,7 @@ def _prepare(config: RunConfig, run: RunDir) -> SelectionConfig:
         LoaderError: the index is missing, stale or not an index.
     """
     index = ShardIndex.load(config.data.index)
-    index.verify()
+    index.verify(allow_hosts=config.fleet.allow_hosts)
     if run.config.is_file():
         held = load_config(run.config)
         if json.dumps(asdict(held)) != json.dumps(asdict(config)):
@@ -128,13 +128,17 @@ def _prepare(config: RunConfig, run: RunDir) -> SelectionConfig:
 
 
 @contextmanager
-def _actors(config: RunConfig, run: RunDir, endpoint: Endpoint, selection_part: SelectionConfig) -> Iterator[RunClient]:
+def _actors(config: RunConfig, run: RunDir, endpoint: Endpoint, selection_part: SelectionConfig) -> Iterator[LiveRun]:
     """The run's selection service and loader fleet; what happens to loaders is copied into the run log."""
     from loader.actors import start_fleet
     from scoring.actors import start_selection
 
     selection = start_selection(
-        selection_part, runlog=run.log, prototypes=config.data.prototypes, name=endpoint.selection
+        selection_part,
+        runlog=run.log,
+        prototypes=config.data.prototypes,
+        range_actors=config.curriculum.partitions > 1,
+        name=endpoint.selection,
     )
     fleet = start_fleet(
         _loader_config(config),
@@ -145,7 +149,7 @@ def _actors(config: RunConfig, run: RunDir, endpoint: Endpoint, selection_part: 
     )
     try:
         with Scribe(fleet.events, selection.record):
-            yield RunClient(selection, fleet)
+            yield LiveRun(selection, fleet)
     finally:
         fleet.close()
         selection.stop()
@@ -222,6 +226,9 @@ def _loader_config(config: RunConfig) -> LoaderConfig:
         threads=fleet.threads,
         cache_bytes=fleet.cache_bytes,
         decoder=fleet.decoder,
+        allow_hosts=fleet.allow_hosts,
+        disk_cache=fleet.disk_cache,
+        disk_cache_bytes=fleet.disk_cache_bytes,
     )
 
 

@@ -132,11 +132,18 @@ class ShardIndex:
         row = sample_id
         return reader.read(int(self.shard[row]), int(self.offset[row]), int(self.size[row]), int(self.crc32[row]))
 
-    def verify(self, *, full: bool = False, progress: Callable[[int, int], None] | None = None) -> None:
+    def verify(
+        self,
+        *,
+        full: bool = False,
+        allow_hosts: tuple[str, ...] = (),
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
         """Check that the shards are the ones that were indexed.
 
         Args:
             full: Check every image's CRC-32, not only the lengths and one image a shard.
+            allow_hosts: Hosts of shards that may have private addresses.
             progress: Called with (samples checked, samples to check).
 
         Raises:
@@ -144,7 +151,7 @@ class ShardIndex:
             BadSampleError: If an image's bytes have changed in a shard that is otherwise as indexed.
         """
         rows = np.arange(len(self)) if full else np.unique(self.shard, return_index=True)[1]
-        with self.reader() as reader:
+        with self.reader(allow_hosts=allow_hosts) as reader:
             for done, row in enumerate(rows, start=1):
                 try:
                     self.read(int(row), reader)
