@@ -18,7 +18,20 @@ from typing import Any
 
 from tyro.extras import SubcommandApp
 
-from deploy.commands import bench, control, demo, doctor, evaluate, history, jobs, reproduce, runs, score, shards
+from deploy.commands import (
+    bench,
+    control,
+    dashboard,
+    demo,
+    doctor,
+    evaluate,
+    history,
+    jobs,
+    reproduce,
+    runs,
+    score,
+    shards,
+)
 from deploy.console import ERR, Answer
 
 DESCRIPTION = (
@@ -49,6 +62,8 @@ def build_app() -> SubcommandApp:
         "jobs": jobs.jobs,
         "status": runs.status,
         "watch": runs.watch,
+        "dashboard": dashboard.dashboard,
+        "monitor": dashboard.monitor,
         "set": {
             "effective-size": control.set_effective_size,
             "temperature": control.set_temperature,

@@ -19,8 +19,10 @@ GET /api/v1/state
                  "bound_steps", "bound_s", "window_steps"},         most steps, and seconds at the present speed, from
                                                                     a request to the first batch drawn under it
      "latency": {"count", "p50_s", "p99_s", "last_s"},              what that has taken
+     "bad_samples": int,                                            draws that met one and were given a spare
      "paused": bool, "pausing": bool,                               the trainers rest; they were asked to
      "read_only": bool, "time": seconds since the epoch}
+GET /metrics                                Prometheus' text format, see deploy.observe; the token as everywhere
 GET /api/v1/metrics?since=STEP&points=N     {"rows": [lines of metrics.jsonl], "total": int}; at most N rows with a
                                             loss, evenly chosen, the newest always; rows without a loss besides
 GET /api/v1/stream                          server-sent events: "state" about once a second, "metrics" {"rows"} when

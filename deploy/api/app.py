@@ -9,7 +9,7 @@ from typing import Any
 import anyio.to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
@@ -18,6 +18,7 @@ from deploy.api.guards import App, Guard, Receive, Scope, Send
 from deploy.api.options import THREADS, ApiOptions
 from deploy.api.service import Conflict, NotNow, RunService
 from deploy.api.token import TokenFile
+from deploy.observe import CONTENT_TYPE, metrics_text
 from loader import LoaderError
 from scoring import LogUnavailable, ScoringError
 
@@ -46,6 +47,7 @@ def build_routes(service: RunService) -> FastAPI:
     for part in (figures, pictures, changes):
         app.include_router(part.router, prefix="/api/v1")
     _add_page(app)
+    _add_metrics(app, service)
     _add_errors(app)
     return app
 
@@ -62,6 +64,13 @@ def _add_page(app: FastAPI) -> None:
         return {"ok": True}
 
     app.mount("/assets", StaticFiles(directory=PAGE / "assets", check_dir=False), name="assets")
+
+
+def _add_metrics(app: FastAPI, service: RunService) -> None:
+    @app.get("/metrics", tags=["look"], response_class=Response)
+    def prometheus() -> Response:
+        """The run's metrics in Prometheus' text format."""
+        return Response(metrics_text(service.state()), media_type=CONTENT_TYPE)
 
 
 def _add_errors(app: FastAPI) -> None:

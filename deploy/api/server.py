@@ -12,9 +12,10 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -29,6 +30,8 @@ from deploy.rundir import RunDir, RunError, write_json
 
 log = logging.getLogger(__name__)
 
+Exporter = Callable[[Callable[[], dict[str, Any]]], AbstractContextManager[object]]
+"""Made from what gives the run's state."""
 START_TIMEOUT_S = 20.0
 FINISH_S = 2
 """Seconds that answers under way may take when the run ends."""
@@ -36,7 +39,13 @@ FINISH_S = 2
 
 @contextmanager
 def serving(
-    config: RunConfig, run: RunDir, parts: Parts, *, options: ApiOptions | None = None, token_path: Path | None = None
+    config: RunConfig,
+    run: RunDir,
+    parts: Parts,
+    *,
+    options: ApiOptions | None = None,
+    token_path: Path | None = None,
+    exporter: Exporter | None = None,
 ) -> Iterator[str]:
     """Serve a run.
 
@@ -46,6 +55,7 @@ def serving(
         parts: its selection and loaders.
         options: where to listen; from the environment by default.
         token_path: where the token is written instead of the run directory; the run is then not announced there.
+        exporter: entered while the run is served, to hand its state to somebody else too.
 
     Yields:
         The server's address, as http://127.0.0.1:PORT.
@@ -60,7 +70,11 @@ def serving(
     url = f"http://{options.bind}:{listener.getsockname()[1]}"
     write_token(path, options.token)
     try:
-        with RunService(config, run, parts) as service, _thread(service, options, path, listener):
+        with (
+            RunService(config, run, parts) as service,
+            _thread(service, options, path, listener),
+            exporter(service.state) if exporter else nullcontext(),
+        ):
             if announced:
                 write_json(run.api, {"url": url, "pid": os.getpid()})
             log.info("API at %s", url)

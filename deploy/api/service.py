@@ -253,6 +253,7 @@ class RunService:
                 "bound_s": None if speed is None else steps * speed,
             },
             "latency": self.latency.summary(),
+            "bad_samples": self.bad_samples(0)["total"],
             "paused": asked["paused"],
             "pausing": asked["pausing"],
             "read_only": self.parts.read_only,

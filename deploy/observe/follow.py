@@ -26,7 +26,7 @@ JOIN_S = 60.0
 NOT_SCALARS = ("step", "time")
 GROUPS = {"images_per_s": "speed", "data_wait": "speed", "lr": "optimizer", "grad_norm": "optimizer", "version": "data"}
 """Where a metric stands in TensorBoard; `nn_...` is under evaluation, everything else is a loss."""
-STEP_OF_PICTURE = re.compile(r"step-(\d+)$")
+STEP_OF_PICTURE = re.compile(r"step-(\d+)(?:-(\w+))?$")
 
 
 class Follower:
@@ -112,7 +112,7 @@ class Follower:
                 continue
             self._pictures[path] = changed
             step = STEP_OF_PICTURE.search(path.stem)
-            name = "predictions" if step else path.stem
+            name = (step[2] or "pictures") if step else path.stem
             for tracker in self._trackers:
                 tracker.picture(f"report/{name}", int(step[1]) if step else 0, path)
 

@@ -66,7 +66,8 @@ def _at(*path: str) -> Callable[[State], Value]:
         found: Any = state
         for name in path:
             found = found.get(name) if isinstance(found, Mapping) else None
-        return found if isinstance(found, int | float) else None
+        value: Value = found if isinstance(found, int | float) else None
+        return value
 
     return read
 

@@ -203,7 +203,7 @@ def test_tensorboard_files_hold_the_metrics_and_pictures_of_a_run(tmp_path: Path
     run, folder = RunDir(tmp_path), tmp_path / "tensorboard"
     write_lines(run, range(1, 4))
     run.report.mkdir()
-    Image.new("RGB", (8, 6), "red").save(run.report / "step-000003.png")
+    Image.new("RGB", (8, 6), "red").save(run.report / "step-000003-masks.png")
     with Follower(run, [TensorBoard(folder)], poll_s=0.02):
         pass
     found = scalars(folder)
@@ -211,7 +211,7 @@ def test_tensorboard_files_hold_the_metrics_and_pictures_of_a_run(tmp_path: Path
     assert found["speed/images_per_s", 3] == 800.0
     assert {tag for tag, _ in found} == {"loss/loss", "speed/images_per_s"}
     (picture,) = [value for event in events(folder) for value in event.summary.value if value.HasField("image")]
-    assert (picture.tag, picture.image.width, picture.image.height) == ("report/predictions", 8, 6)
+    assert (picture.tag, picture.image.width, picture.image.height) == ("report/masks", 8, 6)
 
 
 def test_a_resumed_run_has_each_step_once_in_its_event_files(tmp_path: Path) -> None:

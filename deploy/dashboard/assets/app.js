@@ -103,15 +103,22 @@ function take(event, data) {
 
 function linkOf() {
   if (heard.link === "refused") return "refused";
-  if (performance.now() - heard.at > SILENCE_S * 1000) return run.state?.run.status === "over" && run.live ? "over" : "stale";
+  if (performance.now() - heard.at > SILENCE_S * 1000) return "stale";
   if (!run.state) return "connecting";
-  return { over: "over", paused: "paused" }[run.state.run.status] ?? "live";
+  return { over: "over", paused: "paused", stopping: "stopping" }[run.state.run.status] ?? "live";
+}
+
+/** Whether the run was stopping, or at its last steps, when it was last heard of. */
+function ending() {
+  if (!run.state) return false;
+  const { run: about, progress, control } = run.state;
+  return about.status === "stopping" || progress.step + control.bound_steps >= progress.total_steps;
 }
 
 function watchConnection() {
   const link = linkOf();
-  header.connection(link, (performance.now() - heard.at) / 1000);
-  const live = ["live", "paused", "over"].includes(link);
+  header.connection(link, (performance.now() - heard.at) / 1000, ending());
+  const live = ["live", "paused", "stopping", "over"].includes(link);
   if (live !== run.live) {
     run.live = live;
     render();

@@ -11,7 +11,7 @@ const FACTS = [
   { name: "Waiting for data", of: (progress) => [percent(progress.data_wait), ""], trend: "data_wait" },
   { name: "Loss", of: (progress) => [short(progress.loss), ""], trend: "loss" },
 ];
-const LINK = { live: "live", stale: "stale", connecting: "connecting", refused: "token refused", over: "over", paused: "paused" };
+const LINK = { live: "live", stale: "stale", connecting: "connecting", refused: "token refused", over: "over", paused: "paused", stopping: "stopping" };
 
 export class Header {
   constructor() {
@@ -41,15 +41,17 @@ export class Header {
     }
   }
 
-  /** @param link one of LINK; @param age seconds since the run was heard of */
-  connection(link, age) {
+  /** @param link one of LINK; @param age seconds since then; @param ended whether it was about to end */
+  connection(link, age, ended) {
     const pill = byId("link");
     pill.dataset.state = link;
     setText(byId("link-text"), LINK[link]);
     const stale = link === "stale";
     document.body.classList.toggle("stale", stale);
     byId("stale").hidden = !stale;
-    if (stale) setText(byId("stale"), `No answer for ${duration(age)}. This is what was known then; the page keeps trying.`);
+    const end = "The run has ended, or its process has. `tempera dashboard RUN_DIR` shows it for reading.";
+    const silence = `No answer for ${duration(age)}. This is what was known then; the page keeps trying.`;
+    if (stale) setText(byId("stale"), ended ? end : silence);
   }
 }
 

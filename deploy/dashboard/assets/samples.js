@@ -84,7 +84,7 @@ export class Samples {
     setText(byId("sample-title"), sample.key);
     const facts = {
       "Sample": count(sample.sample_id),
-      "Label": sample.label < 0 ? "none" : `${sample.label}`,
+      "Label": sample.label ?? "none",
       "Cluster": sample.cluster ?? "\u2013",
       "Distance": short(sample.distance),
       "Probability of a draw": short(sample.probability),
