@@ -183,6 +183,10 @@ class Columns:
             local = replace(report, ids=report.ids - self.first_id) if self.first_id else report
             self.score_tables[report.kind].merge(local)
 
+    def holds(self, report: ScoreReport) -> NDArray[np.bool_]:
+        """Which of a merged report's samples still have their value from it; the ids are all of this range."""
+        return self.score_tables[report.kind].holds(replace(report, ids=report.ids - self.first_id))
+
     def scores(self, kind: str) -> NDArray[np.float32]:
         """[num_samples] scores, NaN where there is none; a copy."""
         table = self.score_tables.get(kind)

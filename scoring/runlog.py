@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ from scoring.records import LogEntry, Window, WindowFacts
 from scoring.scores import ScoreReport
 
 REPORTS_AT_ONCE = 256
+TRIMMED_AT_ONCE = 16
+"""Reports cut in one transaction: few, for others wait to be acknowledged."""
 
 
 class RunLog:
@@ -135,6 +137,29 @@ class RunLog:
                 'UPDATE windows SET ids = NULL, probability = NULL WHERE "index" < ? AND ids IS NOT NULL', (before,)
             )
 
+    def trim_reports(self, *, through: int, keep: Callable[[ScoreReport], ScoreReport]) -> None:
+        """Cut score reports with a sequence up to `through` down to what `keep` leaves of them, some at a time.
+
+        A crash in between leaves some of them whole, which says the same.
+        """
+        after = 0
+        while True:
+            with self._transaction() as connection:
+                rows = connection.execute(
+                    f"{SELECT_REPORT} WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT {TRIMMED_AT_ONCE}",
+                    (after, through),
+                ).fetchall()
+                for sequence, report in map(report_of, rows):
+                    kept = keep(report)
+                    if len(kept.ids) == len(report.ids):
+                        continue
+                    connection.execute("DELETE FROM scores WHERE sequence = ?", (sequence,))
+                    if len(kept.ids):
+                        _insert(connection, "scores", report_row(sequence, kept))
+            if len(rows) < TRIMMED_AT_ONCE:
+                return
+            after = int(rows[-1][0])
+
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def entries(
@@ -199,6 +224,17 @@ class RunLog:
             if len(rows) < REPORTS_AT_ONCE:
                 return
             after = int(rows[-1][0])
+
+    def stored_scores(self) -> int:
+        """Scores in the log, also those that newer ones have taken the place of."""
+        with self._mutex:
+            return int(self._connection.execute("SELECT COALESCE(SUM(LENGTH(vals)), 0) / 4 FROM scores").fetchone()[0])
+
+    def scores_were_read(self) -> bool:
+        """Whether a window or a round depends on what the scores were at some point of the log."""
+        with self._mutex:
+            query = "SELECT EXISTS (SELECT 1 FROM windows WHERE scores_through > 0)"
+            return bool(self.rounds() or self._connection.execute(query).fetchone()[0])
 
     # -- inside -------------------------------------------------------------------------------------------------------
 

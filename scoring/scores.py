@@ -69,6 +69,12 @@ class ScoreTable:
         self.values[ids] = values  # of an id named twice numpy keeps the last, as promised
         self.holder[ids] = number
 
+    def holds(self, report: ScoreReport) -> NDArray[np.bool_]:
+        """Which of a merged report's samples still have their value from it."""
+        step, producer, sequence = report.step, self._producers.index(report.producer), report.sequence
+        numbers = np.flatnonzero((self._order[: self._num_reports] == (step, producer, sequence)).all(axis=1))
+        return np.isin(self.holder[report.ids], numbers)
+
     @property
     def scored(self) -> int:
         """Rows that have a score."""

@@ -15,7 +15,6 @@ Nothing but the data, the configuration and the log decides a window, so a proce
 from __future__ import annotations
 
 import json
-import logging
 import math
 import threading
 import time
@@ -30,8 +29,9 @@ from scoring.columns import Columns
 from scoring.config import SelectionConfig
 from scoring.controls import Resolved, Resolver, checked_control
 from scoring.drawing import Law, Weighed, draw_window
-from scoring.errors import CorruptLog, LogUnavailable, VersionConflict
+from scoring.errors import CorruptLog, VersionConflict
 from scoring.history import History
+from scoring.housekeeping import Housekeeping
 from scoring.inspect import draw_summary
 from scoring.intake import ScoreIntake
 from scoring.records import CONTROL_KINDS, SCHEDULE, Control, ControlReply, Event, LogEntry, ScoreAck, Window
@@ -39,12 +39,9 @@ from scoring.replay import redraw
 from scoring.runlog import RunLog
 from scoring.scores import ScoreReport, checked_report
 from scoring.shelf import WindowShelf
-from scoring.snapshots import SnapshotStore
 from scoring.steering import Steering, reply_to, with_law
 from scoring.table import SampleTable, local_ranges
 from scoring.temperature import checked_distance
-
-log = logging.getLogger(__name__)
 
 
 class Selection:
@@ -79,9 +76,9 @@ class Selection:
         self.table = SampleTable(parts, options=config.options)
         self._log = runlog or RunLog()
         self._log.begin(config.identity(narrow))
-        self._snapshots = None if self._log.path is None else SnapshotStore(self._log.path)
         self._shelf = WindowShelf(self._log, redraw=lambda index: redraw(self._log, config, narrow, index))
         self._intake, self._history = ScoreIntake(self._log), History(self.table)
+        self._house = Housekeeping(self._log, self._history, config)
         self._resolver = Resolver(self.table, config)
         self._steering = Steering(config, self._resolver, take_sequence=self._log.take_sequence, clock=clock)
         self._weighed: Weighed | None = None
@@ -92,9 +89,7 @@ class Selection:
 
     def _recover(self) -> None:
         """Newest snapshot, then the scores, rounds and windows after it, then the controls."""
-        newest = self._snapshots.load() if self._snapshots else None
-        if newest is not None and self._history.fits(newest[1]):
-            self._history.restore(*newest)
+        self._house.restore()
         self._history.follow(self._log)
         for index in range(self._history.position.next_window, self._shelf.next_window):
             self._history.count(index, self._shelf.load(index).sample_ids)
@@ -169,7 +164,8 @@ class Selection:
         finally:
             with self._state:
                 self._steering.busy = False
-        self._keep_house(index)
+        if self._shelf.is_flushed:
+            self._house.after_window(index)
         return window
 
     def _weigh(self, resolved: Resolved) -> Weighed:
@@ -184,21 +180,10 @@ class Selection:
         last = self._shelf.last
         return 1 if last is None else last.version + (Law.of_window(last) != weighed.law)
 
-    def _keep_house(self, index: int) -> None:
-        """Every so often: a snapshot, and the draws of old windows dropped from the log."""
-        if self._snapshots is None or not self._shelf.is_flushed or (index + 1) % self.config.snapshot_windows:
-            return
-        try:
-            self.snapshot()
-            self._log.drop_draws(before=index + 1 - self.config.kept_windows)
-        except (OSError, LogUnavailable) as error:
-            log.warning("no snapshot at window %d: %s. The log alone is enough; recovery takes longer", index, error)
-
     def snapshot(self) -> None:
         """Write the sample table beside the log, so that recovery begins there."""
-        assert self._snapshots is not None, "a log in memory has no snapshots"
         with self._drawing:
-            self._snapshots.save(self._history.position, self.table.each(lambda part: part.pack()))
+            self._house.snapshot()
 
     # -- changes ------------------------------------------------------------------------------------------------------
 

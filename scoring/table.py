@@ -105,6 +105,13 @@ class SampleTable:
             for part, rows in self.by_range(report.ids):
                 part.merge([report if len(self.ranges) == 1 else rows_of(report, rows)])
 
+    def held(self, report: ScoreReport) -> ScoreReport:
+        """The part of a merged report that no newer one has taken the place of."""
+        holds = np.zeros(len(report.ids), np.bool_)
+        for part, rows in self.by_range(report.ids):
+            holds[rows] = part.holds(rows_of(report, rows))
+        return rows_of(report, np.flatnonzero(holds))
+
     def scores(self, kind: str) -> NDArray[np.float32]:
         """[N] scores, NaN where there is none; a copy."""
         return np.concatenate(self.each(lambda part: part.scores(kind)))
