@@ -17,9 +17,11 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from deploy.rundir import Endpoint
+from deploy.rundir import Endpoint, RunError
 
 NAMESPACE = "tempera"
+TOKEN = "RAY_AUTH_TOKEN"  # noqa: S105 - the variable's name
+"""Environment variable with the token itself, as containers get it from a secret."""
 LOOPBACK = "127.0.0.1"
 OBJECT_STORE_BYTES = 512 * 2**20
 """Object store of a local cluster: batches in flight, a few MiB each; far below a laptop's memory."""
@@ -34,6 +36,11 @@ def authenticate(token_path: Path) -> None:
             token.write(secrets.token_hex(32))
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_path.resolve())
+
+
+def _token_file() -> Path:
+    """Where Ray looks for a token that is in a file."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
 
 def quiet() -> None:
@@ -61,7 +68,7 @@ def cluster(directory: Path, *, num_cpus: int) -> Iterator[Endpoint]:
     quiet()
     import ray
 
-    token_path = os.environ.get("RAY_AUTH_TOKEN_PATH", str(Path.home() / ".ray" / "auth_token"))
+    token_path = "" if os.environ.get(TOKEN) else str(_token_file())
     context: Any = ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
     try:
         yield _endpoint(context, token_path)
@@ -116,9 +123,26 @@ def _endpoint(context: Any, token_path: str) -> Endpoint:
     )
 
 
+def require_token() -> None:
+    """Turn token authentication on with the token that this environment has.
+
+    Raises:
+        RunError: it has none.
+    """
+    if not os.environ.get(TOKEN) and not _token_file().is_file():
+        raise RunError(
+            f"a cluster is only talked to with its token. Set RAY_AUTH_TOKEN_PATH to a file with it (there is none at "
+            f"{_token_file()}), or set {TOKEN}."
+        )
+    os.environ["RAY_AUTH_MODE"] = "token"
+
+
 def join(endpoint: Endpoint) -> None:
     """Connect this process to a running cluster, unless it is connected."""
-    authenticate(Path(endpoint.token_path))
+    if endpoint.token_path:
+        authenticate(Path(endpoint.token_path))
+    else:
+        require_token()
     quiet()
     import ray
 

@@ -1,17 +1,31 @@
-"""A progress bar for training that runs in other processes: it reads the run's metrics as they are written."""
+"""A progress bar for training that runs in other processes: it reads the run's metrics as they are written.
+
+Inside a job nobody sees a bar: there, lines of the log say the same (`deploy.progress_lines`).
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
+from deploy import progress_lines
 from deploy.console import ERR
 from deploy.rundir import RunDir
 
 POLL_S = 0.5
+LINE_EVERY_S = 2.0
 
 
 @contextmanager
@@ -23,6 +37,18 @@ def training_bar(run: RunDir, *, total_steps: int, description: str = "training"
         total_steps: length of the bar.
         description: what is being trained.
     """
+    if progress_lines.wanted():
+        with _lines(run, total_steps):
+            yield
+        return
+    with training_progress() as progress:
+        task = progress.add_task(description, total=total_steps, facts="")
+        with _repeated(lambda: show_progress(progress, task, _newest(run)), every_s=POLL_S):
+            yield
+
+
+def training_progress() -> Progress:
+    """The bar itself."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description:<34}"),
@@ -31,27 +57,58 @@ def training_bar(run: RunDir, *, total_steps: int, description: str = "training"
         TextColumn("{task.fields[facts]}"),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
+    return Progress(*columns, console=ERR)
+
+
+def show_progress(progress: Progress, task: TaskID, facts: dict[str, Any] | None) -> None:
+    """Move the bar to a logged step.
+
+    Args:
+        progress: from `training_progress`.
+        task: its one task.
+        facts: "step", "loss" and "images_per_s" of the step; None leaves the bar where it is.
+    """
+    if facts:
+        shown = f"loss {facts['loss']:.4f}  {facts['images_per_s']:,.0f} images/s"
+        progress.update(task, completed=facts["step"], total=facts.get("total_steps"), facts=shown)
+
+
+def _newest(run: RunDir) -> dict[str, Any] | None:
+    lines = [line for line in run.metric_lines(tail=4) if "loss" in line]
+    return lines[-1] if lines else None
+
+
+@contextmanager
+def _lines(run: RunDir, total_steps: int) -> Iterator[None]:
+    """Write a line to standard error whenever the run got further."""
+    written: list[int] = []
+
+    def write() -> None:
+        newest = _newest(run)
+        if newest and newest["step"] not in written[-1:]:
+            written.append(newest["step"])
+            facts = {name: newest[name] for name in ("step", "loss", "images_per_s")}
+            ERR.file.write(progress_lines.encode({**facts, "total_steps": total_steps}) + "\n")
+            ERR.file.flush()
+
+    with _repeated(write, every_s=LINE_EVERY_S):
+        yield
+
+
+@contextmanager
+def _repeated(act: Callable[[], None], *, every_s: float) -> Iterator[None]:
+    """Do something now and then until the block ends, and once more then."""
     over = threading.Event()
-    with Progress(*columns, console=ERR) as progress:
-        task = progress.add_task(description, total=total_steps, facts="")
 
-        def follow() -> None:
-            while not over.wait(POLL_S):
-                _show()
+    def repeat() -> None:
+        while not over.wait(every_s):
+            act()
 
-        def _show() -> None:
-            lines = [line for line in run.metric_lines(tail=4) if "loss" in line]
-            if lines:
-                last = lines[-1]
-                progress.update(
-                    task, completed=last["step"], facts=f"loss {last['loss']:.4f}  {last['images_per_s']:,.0f} images/s"
-                )
-
-        thread = threading.Thread(target=follow, name="training-bar", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
-            _show()
+    thread = threading.Thread(target=repeat, name="training-bar", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        act()

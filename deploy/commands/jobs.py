@@ -1,0 +1,132 @@
+"""`tempera submit`, `jobs`: runs on a cluster that exists, from a machine that reaches its dashboard."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tyro.conf import Positional
+
+from deploy.console import ERR, Answer, say, table
+from deploy.rundir import RunError
+
+if TYPE_CHECKING:
+    from deploy.config import RunConfig
+
+Roles = Literal["auto", "yes", "no"]
+
+
+def submit(
+    name: Positional[str],
+    *,
+    address: str,
+    index: Path,
+    out: Path,
+    prototypes: Path | None = None,
+    test_index: Path | None = None,
+    set: tuple[str, ...] = (),
+    module: tuple[Path, ...] = (),
+    roles: Roles = "auto",
+    python: str = "python",
+    detach: bool = False,
+) -> Answer:
+    """Start a named run as a job of a Ray cluster, or continue the run that its directory holds.
+
+    Args:
+        name: as for `tempera train`.
+        address: URL of the cluster's dashboard, as in http://127.0.0.1:8265.
+        index: index.parquet of the training images, on the cluster.
+        out: run directory on storage that all nodes share.
+        prototypes: prototypes.parquet on the cluster; beside the index by default, if it is there.
+        test_index: index.parquet of held-out labelled images, on the cluster.
+        set: fields to change, as in --set train.total_steps=200 fleet.loaders=8.
+        module: packages or files of one's own to take along, for `extensions` and `curriculum.user_policies`.
+        roles: keep loaders and ranks on the nodes labelled tempera-role=loader and =trainer; auto asks the cluster.
+        python: the interpreter with the dependencies, on the cluster's head.
+        detach: return when the job is submitted, instead of following its log.
+    """
+    from deploy import jobs
+
+    paths = {"index": index, "out": out, "prototypes": prototypes, "test-index": test_index}
+    words = _train_words(name, paths, set)
+    config = _checked(name, index, set, module)
+    client = jobs.connect(address)
+    placed = jobs.placement(_roles(roles, address))
+    words += placed if set else ["--set", *placed] if placed else []
+    entry = jobs.entry_point(words, python=python)
+    job_id = jobs.submit(client, entry, run=config.name, out=str(out), modules=module)
+    say(f"job {job_id} runs on {address}; `tempera stop --job {job_id} --address {address}` ends it with a checkpoint")
+    facts: dict[str, Any] = {"job": job_id, "run": str(out), "placement": placed}
+    if detach:
+        return Answer(data=facts | {"status": "SUBMITTED"}, view=job_id)
+    status = _follow(client, job_id)
+    return Answer(data=facts | {"status": status}, view=f"{job_id}: {status}", ok=status != "FAILED")
+
+
+def jobs(*, address: str) -> Answer:
+    """List the runs that were submitted to a cluster.
+
+    Args:
+        address: URL of the cluster's dashboard.
+    """
+    from deploy import jobs as cluster_jobs
+
+    found = cluster_jobs.list_jobs(cluster_jobs.connect(address))
+    rows = [(job.job_id, job.status, job.run, job.out, job.started, job.minutes, job.message) for job in found]
+    view = table("", ("job", "status", "run", "directory", "started", "minutes", ""), rows)
+    return Answer(data={"jobs": [asdict(job) for job in found]}, view=view)
+
+
+def stop_job(job: str, address: str | None) -> Answer:
+    """Ask a job to write a checkpoint and end; returns when it has."""
+    from deploy import jobs as cluster_jobs
+
+    if address is None:
+        raise RunError("--job needs --address, the URL of the cluster's dashboard, as in http://127.0.0.1:8265.")
+    ended = cluster_jobs.stop(cluster_jobs.connect(address), job)
+    return Answer(data=asdict(ended), view=f"{job}: {ended.status}; submitting the same run again continues it.")
+
+
+def _train_words(name: str, paths: dict[str, Path | None], settings: tuple[str, ...]) -> list[str]:
+    """`tempera train` as it is run on the cluster."""
+    words = ["train", name]
+    for option, path in paths.items():
+        if path is None:
+            continue
+        if not path.is_absolute():
+            raise RunError(f"--{option} must be an absolute path, for it is the cluster's; got {path}.")
+        words += [f"--{option}", str(path)]
+    return [*words, "--set", *settings] if settings else words
+
+
+def _checked(name: str, index: Path, settings: tuple[str, ...], modules: tuple[Path, ...]) -> RunConfig:
+    """The run, made here first: a wrong name or field is one line now, not a failed job later."""
+    from deploy.config import DataConfig
+    from deploy.overrides import override
+    from deploy.runs import RUNS
+    from trainer.config import choose
+
+    sys.path[:0] = [str(path.resolve().parent) for path in modules]  # `extensions` are imported when the run is made
+    return override(choose(name, RUNS, "a run")(DataConfig(index=str(index))), settings)
+
+
+def _roles(roles: Roles, address: str) -> set[str]:
+    from deploy.jobs import LOADER, TRAINER, labelled_roles
+
+    return {"yes": {LOADER, TRAINER}, "no": set[str]()}[roles] if roles != "auto" else labelled_roles(address)
+
+
+def _follow(client: Any, job_id: str) -> str:
+    from deploy.jobs import follow
+    from deploy.training_bar import show_progress, training_progress
+
+    with training_progress() as progress:
+        task = progress.add_task("training", total=None, facts="")
+        return follow(
+            client,
+            job_id,
+            show=lambda line: ERR.print(line, markup=False, highlight=False, soft_wrap=True),
+            advance=lambda facts: show_progress(progress, task, facts),
+        )
