@@ -18,10 +18,13 @@ from loader.errors import (
 )
 from loader.index import ShardIndex
 from loader.index_builder import build_index
+from loader.listings import class_folders, list_folder, list_parquet, list_tars, parquet_images
+from loader.parallel import in_processes
 from loader.pool import LoaderPool, LocalLoaders
 from loader.scaling import ScalePolicy
+from loader.shard_builder import Shrink, build_dataset
 from loader.shard_writer import build_shards
-from loader.sources import ImageSample, ImageSource, class_folders, digits, parquet_images, shrink
+from loader.sources import ImageSample, ImageSource, digits, shrink
 from loader.stream import BatchStream
 from loader.windows import FixedWindows, Window, WindowSource
 from loader.worker import LoaderWorker
@@ -46,6 +49,7 @@ __all__ = [
     "Pixels",
     "ScalePolicy",
     "ShardIndex",
+    "Shrink",
     "StaleIndexError",
     "StorageUnavailable",
     "StreamConfig",
@@ -54,10 +58,15 @@ __all__ = [
     "Transform",
     "Window",
     "WindowSource",
+    "build_dataset",
     "build_index",
     "build_shards",
     "class_folders",
     "digits",
+    "in_processes",
+    "list_folder",
+    "list_parquet",
+    "list_tars",
     "parquet_images",
     "shrink",
 ]

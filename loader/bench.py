@@ -26,10 +26,10 @@ from loader.bench_peers import PEERS
 from loader.config import LoaderConfig, StreamConfig, Transform
 from loader.index import ShardIndex
 from loader.index_builder import build_index
+from loader.listings import class_folders
 from loader.memory import keep_freed_memory
 from loader.pool import LoaderPool
 from loader.shard_writer import build_shards
-from loader.sources import class_folders
 from loader.stream import BatchStream
 from loader.windows import FixedWindow
 from loader.worker import LoaderWorker

@@ -25,6 +25,7 @@ from loader.connections import Connections
 from loader.errors import BadSampleError, BadShardError
 from loader.header import read_header
 from loader.index import COLUMNS, IndexRows, ShardIndex, write_index
+from loader.parallel import Runner, here
 from loader.shards import local_path, open_shard
 from loader.storage import ReadAhead
 from loader.tar import ReadAt, TarMember, walk_tar
@@ -56,6 +57,7 @@ def build_index(
     *,
     progress: Progress | None = None,
     allow_hosts: tuple[str, ...] = (),
+    run: Runner = here,
 ) -> ShardIndex:
     """Index tars and write the index to `out`.
 
@@ -64,6 +66,7 @@ def build_index(
         out: Path of the Parquet file; replaced in one step when the index is complete.
         progress: Called with (bytes walked, bytes in all).
         allow_hosts: Hosts of remote shards that may have private addresses.
+        run: Where shards are walked: here, or in several processes. The index is the same.
 
     Raises:
         BadShardError: If a tar is malformed or holds a member twice.
@@ -72,12 +75,7 @@ def build_index(
     if not urls:
         raise ValueError("no shards to index; give at least one .tar")
     shards = [str(url) for url in urls]
-    total = sum(_length(url, allow_hosts) for url in shards) if progress is not None else 0
-    parts: list[ShardRows] = []
-    for url in shards:
-        done = sum(part.num_bytes for part in parts)
-        report = None if progress is None else partial(_report, progress, done, total)
-        parts.append(index_shard(url, report, allow_hosts=allow_hosts))
+    parts = _walk_all(shards, progress, allow_hosts, run)
     merged = _merge(parts)
     if not merged.keys:
         raise ValueError(
@@ -89,6 +87,28 @@ def build_index(
         out, merged, shard_urls=shards, shard_bytes=[p.num_bytes for p in parts], class_names=_class_names(shards[0])
     )
     return ShardIndex.load(out)
+
+
+def _walk_all(
+    shards: list[str], progress: Progress | None, allow_hosts: tuple[str, ...], run: Runner
+) -> list[ShardRows]:
+    """Index every shard, and return their rows in the order of the shards."""
+    total = sum(_length(url, allow_hosts) for url in shards) if progress is not None else 0
+    parts: dict[int, ShardRows] = {}
+    done = 0
+
+    def walk(url: str) -> ShardRows:
+        report = None if progress is None else partial(_report, progress, done, total)
+        return index_shard(url, report, allow_hosts=allow_hosts)
+
+    # In this process a shard's own progress can be told as well; others only tell when they are done.
+    one_shard = walk if run is here else partial(index_shard, allow_hosts=allow_hosts)
+    for number, part in run(one_shard, shards):
+        parts[number] = part
+        done += part.num_bytes
+        if progress is not None:
+            progress(done, total)
+    return [parts[number] for number in range(len(shards))]
 
 
 def index_shard(

@@ -7,16 +7,21 @@ are written under temporary names and renamed when all are whole.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from loader.errors import BadSampleError
 from loader.header import read_header
 from loader.sources import ImageSample, ImageSource
 
 Progress = Callable[[int, int], None]
 CLASSES_FILE: Final = "classes.json"
+
+Members = dict[str, str | bytes]
+"""Extension -> bytes of a sample's files, and its key under `__key__`."""
 
 
 def build_shards(
@@ -84,7 +89,7 @@ def _write_tars(
         )
         try:
             for number, sample in enumerate(source.samples, start=1):
-                writer.write(_members(sample))
+                writer.write(members(sample))
                 if progress is not None:
                     progress(number, source.num_samples or 0)
             empty = writer.total == 0
@@ -106,9 +111,34 @@ def _remove(paths: Iterable[Path]) -> None:
         path.unlink()
 
 
-def _members(sample: ImageSample) -> dict[str, str | bytes]:
+def write_tar(path: Path, samples: Iterable[Members]) -> None:
+    """Write one shard under a temporary name; it gets its own once it is whole and on disk."""
+    import webdataset  # noqa: PLC0415 - loaders import this package in every process and never write
+
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        writer = webdataset.TarWriter(file, mtime=0, format="PAX_FORMAT")
+        for sample in samples:
+            writer.write(sample)
+        writer.close()
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def members(sample: ImageSample) -> Members:
+    """Return a sample as webdataset writes it.
+
+    Raises:
+        ValueError: If its key has a dot, or is empty.
+        BadSampleError: If it is not an image.
+    """
     if "." in sample.key or not sample.key:
         raise ValueError(f"sample keys must have no dots; got {sample.key!r}")
-    extension = {"jpeg": "jpg"}.get(kind := read_header(sample.data, max_pixels=2**40).format, kind)
+    try:
+        kind = read_header(sample.data, max_pixels=2**40).format
+    except BadSampleError as error:
+        error.add_note(f"file={sample.origin or sample.key}")
+        raise
     label = {"cls": str(sample.label).encode()} if sample.label >= 0 else {}
-    return {"__key__": sample.key, extension: sample.data, **label}
+    return {"__key__": sample.key, {"jpeg": "jpg"}.get(kind, kind): sample.data, **label}

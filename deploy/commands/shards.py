@@ -2,40 +2,123 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from deploy.console import Answer, progress_bar, table
+from deploy.console import Answer, progress_bar, say, table
+from deploy.ray_tasks import over_ray
+
+if TYPE_CHECKING:
+    from loader.listings import Listing
+    from loader.parallel import Runner
 
 
-def build(source: Positional[Path], *, out: Path, samples_per_shard: int = 10_000) -> Answer:
-    """Write a folder of images into WebDataset shards, and index them.
+def build(
+    source: Positional[Path],
+    *,
+    out: Path,
+    samples_per_shard: int = 10_000,
+    short_side: int = 0,
+    quality: int = 90,
+    image_column: str = "image",
+    label_column: str = "label",
+    processes: int = 0,
+    workers: int = 0,
+) -> Answer:
+    """Write images into WebDataset shards, and index them. After a kill the same command goes on.
 
     Args:
-        source: folder with one sub-folder of images a class.
-        out: new folder for the shards, classes.json and index.parquet.
+        source: folder of class folders, flat folder of images, Parquet (a file or a folder), or tars (the same).
+        out: folder for the shards, classes.json and index.parquet.
         samples_per_shard: images in each tar.
+        short_side: re-encode larger images as JPEG with this short side in pixels; 0 keeps every byte.
+        quality: JPEG quality of what is re-encoded.
+        image_column: Parquet column of encoded images.
+        label_column: Parquet column of integer labels.
+        processes: processes on this machine; 0 takes one a core.
+        workers: tasks at a time over Ray instead (RAY_ADDRESS, or a Ray on this machine); 0 uses no Ray.
     """
     import loader
 
-    with progress_bar("writing shards") as advance:
-        shards = loader.build_shards(loader.class_folders(source), out, max_samples=samples_per_shard, progress=advance)
-    return index(tuple(str(shard) for shard in shards), out=out / "index.parquet")
+    shrink = loader.Shrink(short_side=short_side, quality=quality) if short_side else None
+    with _runner(processes, workers) as run:
+        listing = _listing(source, image_column, label_column, run)
+        with progress_bar("writing, then indexing shards") as advance:
+            loader.build_dataset(
+                listing,
+                out,
+                samples_per_shard=samples_per_shard,
+                shrink=shrink,
+                run=run,
+                progress=advance,
+                index_progress=advance,
+            )
+    answer = info(out / "index.parquet")
+    left_out = len(listing) - answer.data["samples"]
+    if not left_out:
+        return answer
+    say(f"{left_out} images cannot be read and were left out; {out / 'left_out.jsonl'} lists them.")
+    return Answer(data=answer.data | {"left_out": left_out}, view=answer.view)
 
 
-def index(shards: Positional[tuple[str, ...]], *, out: Path) -> Answer:
+def index(
+    shards: Positional[tuple[str, ...]],
+    *,
+    out: Path,
+    allow_hosts: tuple[str, ...] = (),
+    processes: int = 0,
+    workers: int = 0,
+) -> Answer:
     """Index shards: one Parquet row a sample, and a DALI .idx beside each local tar.
 
     Args:
-        shards: tar files or URLs, in order.
+        shards: tar files or URLs (file, https, s3, gs), in order; a folder stands for the tars in it.
         out: the Parquet file to write.
+        allow_hosts: hosts that may have private addresses, and may be reached by plain http.
+        processes: processes on this machine; 0 takes one a core.
+        workers: tasks at a time over Ray instead; 0 uses no Ray.
     """
     import loader
+    from loader.listings import tar_files
 
-    with progress_bar("indexing shards") as advance:
-        loader.build_index(shards, out, progress=advance)
+    urls = [url for shard in shards for url in (tar_files(Path(shard)) if Path(shard).is_dir() else [shard])]
+    with _runner(processes, workers) as run, progress_bar("indexing shards") as advance:
+        loader.build_index(urls, out, progress=advance, allow_hosts=allow_hosts, run=run)
     return info(out)
+
+
+@contextmanager
+def _runner(processes: int, workers: int) -> Iterator[Runner]:
+    """Where tasks run: over Ray when workers are asked for, or else in processes here."""
+    from loader import in_processes
+
+    if workers:
+        with over_ray(workers) as run:
+            yield run
+    else:
+        yield in_processes(processes or len(os.sched_getaffinity(0)))
+
+
+def _listing(source: Path, image: str, label: str, run: Runner) -> Listing:
+    """The images of a folder, of Parquet files or of tars, by what is there."""
+    import loader
+    from loader.listings import parquet_files, tar_files
+
+    if not source.exists():
+        raise ValueError(f"there is nothing at {source}; give a folder of images, Parquet files or tars.")
+    if found := [path for path in parquet_files(source) if path.suffix == ".parquet"]:
+        return loader.list_parquet(found, image=image, label=label)
+    if found := [path for path in tar_files(source) if path.suffix == ".tar"]:
+        with tempfile.TemporaryDirectory() as scratch, progress_bar("reading tars") as advance:
+            index = loader.build_index(found, Path(scratch) / "index.parquet", progress=advance, run=run)
+            return loader.list_tars(index)
+    return loader.list_folder(source)
 
 
 def verify(path: Positional[Path], *, full: bool = False) -> Answer:

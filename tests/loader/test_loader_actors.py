@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -139,6 +140,21 @@ def test_errors_of_a_loader_keep_their_type(fleet, random_windows):
         next(iter(BatchStream(random_windows(10**6, config), RayLoaders(fleet), config)))
     with pytest.raises(ValueError, match="number of loaders"):
         fleet.scale(0, author="test")
+
+
+def test_shards_built_over_ray_are_the_same(local_ray, photos, tmp_path):
+    from deploy.ray_tasks import run_tasks
+    from loader import build_dataset, list_folder
+
+    (tmp_path / "in").mkdir()
+    for number, photo in enumerate(photos):
+        (tmp_path / "in" / f"{number:02d}.jpg").write_bytes(photo)
+    listing = list_folder(tmp_path / "in")
+    build_dataset(listing, tmp_path / "here", samples_per_shard=9)
+    build_dataset(listing, tmp_path / "ray", samples_per_shard=9, run=partial(run_tasks, workers=2))
+    names = [path.name for path in sorted((tmp_path / "here").iterdir())]
+    assert [path.name for path in sorted((tmp_path / "ray").iterdir())] == names
+    assert all((tmp_path / "ray" / name).read_bytes() == (tmp_path / "here" / name).read_bytes() for name in names)
 
 
 def test_the_fleet_is_found_by_name(fleet, local_ray):

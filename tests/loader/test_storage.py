@@ -83,7 +83,7 @@ class RangeHandler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(photo_index: ShardIndex):
     with RangeServer(photo_index.path.parent) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield server
         server.shutdown()
 
