@@ -72,7 +72,10 @@ def build_app() -> SubcommandApp:
         "release": control.release,
         "scale": control.scale,
         "log": control.log,
+        "pause": control.pause,
+        "continue": control.go_on,
         "stop": control.stop,
+        "token": control.token,
         "replay": history.replay,
         "inspect": history.inspect,
         "eval": {"knn": evaluate.knn},
@@ -113,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted.", status=INTERRUPTED)
     except Exception as error:
-        if os.environ.get("TEMPERA_TRACEBACK") or not isinstance(error, _mendable()):
+        if os.environ.get("TEMPERA_TRACEBACK") or not _is_mendable(error):
             raise
         return _fail(_one_line("\n".join([str(error), *getattr(error, "__notes__", ())])))
     if answer is None:
@@ -135,13 +138,15 @@ def _parse(words: Sequence[str]) -> Callable[[], Answer | None] | int:
     return command
 
 
-def _mendable() -> tuple[type[Exception], ...]:
-    """What a user can mend: imported only when something failed, because the packages are heavy."""
+def _is_mendable(error: Exception) -> bool:
+    """Whether a user can mend it; the heavy packages' errors are imported only when it is none of Python's."""
+    if isinstance(error, ValueError | OSError):
+        return True
     from loader import LoaderError
     from scoring import ScoringError
     from trainer import TrainerError
 
-    return (ValueError, OSError, LoaderError, ScoringError, TrainerError)
+    return isinstance(error, LoaderError | ScoringError | TrainerError)
 
 
 def _deferred(command: Callable[..., Answer | None]) -> Callable[..., Callable[[], Answer | None]]:

@@ -28,6 +28,7 @@ from deploy.demo_control import ControlScript
 from deploy.demo_data import DemoData, prepare
 from deploy.demo_report import Arm, DemoFigures, write_demo_report
 from deploy.launch import launch, launch_in_process
+from deploy.live import LiveRun
 from deploy.probe import NearestNeighbourProbe
 from deploy.rundir import RunDir, RunError
 from deploy.training_bar import training_bar
@@ -113,8 +114,8 @@ def _train_with_curriculum(config: RunConfig, run: RunDir) -> tuple[Arm, NDArray
     num_windows = math.ceil(config.train.total_steps / config.train.window_steps)
     scripts: list[ControlScript] = []
 
-    def beside(client: RunClient) -> ControlScript:
-        scripts.append(ControlScript(client, num_windows=num_windows))
+    def beside(live: LiveRun) -> ControlScript:
+        scripts.append(ControlScript(RunClient.attach(run), live, num_windows=num_windows))
         return scripts[0]
 
     say("starting Ray: selection service, 2 loaders, trainer")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from deploy.client import RunClient
 from deploy.console import say
+from deploy.live import LiveRun
 
 AUTHOR = "demo"
 HELD_EFFECTIVE_SIZE = 0.45
@@ -35,32 +36,32 @@ class Act:
     """Share of the training's windows that must have been drawn, in [0, 1]."""
     what: str
     """One line for the person who watches."""
-    do: Callable[[RunClient], str]
+    do: Callable[[RunClient, LiveRun], str]
     """Does it; returns what came of it."""
 
 
-def _hold(client: RunClient) -> str:
+def _hold(client: RunClient, live: LiveRun) -> str:
     reply = client.control("effective_size", HELD_EFFECTIVE_SIZE, author=AUTHOR, reason="a person takes the knob")
     return f"in force from window {reply['window']} (step {reply['step']})"
 
 
-def _release(client: RunClient) -> str:
+def _release(client: RunClient, live: LiveRun) -> str:
     reply = client.control("release", None, author=AUTHOR, reason="back to the schedule")
     return f"in force from window {reply['window']} (step {reply['step']})"
 
 
-def _scale_to(loaders: int) -> Callable[[RunClient], str]:
-    def do(client: RunClient) -> str:
+def _scale_to(loaders: int) -> Callable[[RunClient, LiveRun], str]:
+    def do(client: RunClient, live: LiveRun) -> str:
         reply = client.scale(loaders, author=AUTHOR, reason="the demo scales loaders live")
         return f"{reply['previous']} -> {reply['size']} loaders"
 
     return do
 
 
-def _kill_one(client: RunClient) -> str:
-    victim = next(loader for loader in client.loaders() if loader["state"] == "ready")
+def _kill_one(client: RunClient, live: LiveRun) -> str:
+    victim = next(loader for loader in live.loaders() if loader["state"] == "ready")
     os.kill(victim["pid"], signal.SIGKILL)
-    client.record(
+    live.record(
         "kill", author=AUTHOR, message=f"SIGKILL to {victim['name']} (pid {victim['pid']})", value=victim["name"]
     )
     return f"killed {victim['name']} (pid {victim['pid']})"
@@ -82,8 +83,8 @@ class ControlScript:
     RuntimeError.
     """
 
-    def __init__(self, client: RunClient, *, num_windows: int) -> None:
-        self._client, self._num_windows = client, num_windows
+    def __init__(self, client: RunClient, live: LiveRun, *, num_windows: int) -> None:
+        self._client, self._live, self._num_windows = client, live, num_windows
         self._failure: BaseException | None = None
         self._over = threading.Event()
         self.performed: list[str] = []
@@ -106,14 +107,14 @@ class ControlScript:
             raise RuntimeError(f"the demo's control script failed: {self._failure}") from self._failure
         if len(self.performed) != len(ACTS):
             raise RuntimeError(f"the demo's control script performed {len(self.performed)} of {len(ACTS)} acts")
-        self.times_drawn = self._client.times_drawn()
+        self.times_drawn = self._live.times_drawn()
 
     def _perform(self) -> None:
         try:
             for act in ACTS:
                 if not self._wait_for(act.due):
                     return
-                outcome = act.do(self._client)
+                outcome = act.do(self._client, self._live)
                 self.performed.append(act.what)
                 say(f"  [bold]{act.what}[/bold]: {outcome}")
         except BaseException as failure:  # raised again when the block ends
@@ -121,7 +122,7 @@ class ControlScript:
 
     def _wait_for(self, due: float) -> bool:
         """Wait until that share of the windows is drawn; False when training ended before."""
-        while self._client.state()["next_window"] < due * self._num_windows:
+        while self._client.state()["selection"]["next_window"] < due * self._num_windows:
             if self._over.is_set():
                 return False
             time.sleep(POLL_S)

@@ -30,6 +30,8 @@ from deploy.api.server import serving
 from deploy.cluster import cluster
 from deploy.config import RunConfig, load_config, save_config
 from deploy.live import LiveRun
+from deploy.observe import RayExporter
+from deploy.observe.run import observed
 from deploy.rank import Rank, SelectionPort, selection_config
 from deploy.rundir import Endpoint, RunDir, RunError
 from deploy.scribe import Scribe
@@ -58,6 +60,7 @@ def launch(config: RunConfig, run: RunDir, *, beside: Beside | None = None) -> T
     """
     selection_part = _prepare(config, run)
     with ExitStack() as stack:
+        stack.enter_context(observed(config, run))
         fleet, trainers = config.fleet, config.trainers
         cpus = trainers.workers * trainers.cpus_per_worker + fleet.loaders * fleet.cpus_per_loader + SPARE_CPUS
         endpoint = stack.enter_context(cluster(run.path, num_cpus=round(cpus)))
@@ -65,7 +68,7 @@ def launch(config: RunConfig, run: RunDir, *, beside: Beside | None = None) -> T
         client = stack.enter_context(_actors(config, run, endpoint, selection_part))
         stack.enter_context(run.published(endpoint))
         stack.enter_context(_requests(run))
-        stack.enter_context(serving(config, run, live_parts(client.selection, client.fleet)))
+        stack.enter_context(serving(config, run, live_parts(client.selection, client.fleet), exporter=RayExporter))
         if beside:
             stack.enter_context(beside(client))
         return _train_on_ray(config, run, endpoint)
@@ -85,6 +88,7 @@ def launch_in_process(config: RunConfig, run: RunDir, *, should_stop: Callable[[
     selection_part = _prepare(config, run)
     workers = _local_workers(config)
     with ExitStack() as stack:
+        stack.enter_context(observed(config, run))
         runlog = stack.enter_context(closing(RunLog(run.log)))
         loaders = stack.enter_context(closing(LocalLoaders(workers)))
         selection = Selection(prototype_distances(config), selection_part, runlog=runlog)

@@ -6,13 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from deploy.console import table
 from deploy.rundir import RunDir, RunError
-from scoring import LogEntry, read_entries
+
+if TYPE_CHECKING:
+    from scoring import LogEntry
 
 SHOWN_CHARACTERS = 72
 """Longer reasons are cut in the table; --json and the report have them whole."""
@@ -35,10 +37,10 @@ def log_entries(run: RunDir, *, limit: int, changes_only: bool = False) -> list[
     """
     if not run.log.is_file():
         raise RunError(f"{run.path} has no log yet (run.sqlite is missing): the run has not started.")
-    entries = read_entries(run.log, limit=None if changes_only else limit)
-    if changes_only:
-        entries = [entry for entry in entries if entry.kind != SCHEDULE][-limit:]
-    return [_plain(entry) for entry in entries]
+    from scoring import read_entries
+
+    entries = read_entries(run.log, limit=limit, without=(SCHEDULE,) if changes_only else ())
+    return [plain_entry(entry) for entry in entries]
 
 
 def log_table(entries: Sequence[dict[str, Any]]) -> Table:
@@ -97,6 +99,8 @@ def knob_history(run: RunDir, *, initial: tuple[float, float], window_steps: int
         window_steps: optimizer steps of a window.
         total_steps: optimizer steps of the run.
     """
+    from scoring import read_entries
+
     changes = {entry.window: entry for entry in read_entries(run.log) if entry.effective_size is not None}
     knob = Knob(steps=[], effective_size=[], temperature=[])
     size, temperature = initial
@@ -109,8 +113,8 @@ def knob_history(run: RunDir, *, initial: tuple[float, float], window_steps: int
     return knob
 
 
-def _plain(entry: LogEntry) -> dict[str, Any]:
-    """JSON has no infinity: a policy without a temperature has none."""
+def plain_entry(entry: LogEntry) -> dict[str, Any]:
+    """An entry as JSON values, which have no infinity: a policy without a temperature has none."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in asdict(entry).items()

@@ -1,4 +1,4 @@
-"""POST: controls, scale, pause, resume, stop."""
+"""POST: controls, scale, pause, resume, stop, export."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from typing import Any
 from fastapi import APIRouter, Depends
 
 from deploy.api.asking import BEARER, CHANGES, Service
-from deploy.api.models import ControlRequest, ControlResponse, RunRequest, RunResponse, ScaleRequest, ScaleResponse
+from deploy.api.models import (
+    ControlRequest,
+    ControlResponse,
+    ExportResponse,
+    RunRequest,
+    RunResponse,
+    ScaleRequest,
+    ScaleResponse,
+)
 
 router = APIRouter(tags=["change"], dependencies=[Depends(BEARER)], responses=CHANGES)
 
@@ -40,6 +48,12 @@ def pause(asked: RunRequest, service: Service) -> dict[str, Any]:
 def resume(asked: RunRequest, service: Service) -> dict[str, Any]:
     """Let resting trainers go on."""
     return service.resume(asked)
+
+
+@router.post("/export", response_model=ExportResponse)
+def export(asked: RunRequest, service: Service) -> dict[str, Any]:
+    """Write the sample table as Parquet into the run's report folder."""
+    return service.export(asked)
 
 
 @router.post("/stop", response_model=RunResponse)

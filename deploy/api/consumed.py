@@ -10,6 +10,7 @@ import json
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -21,8 +22,10 @@ from loader import Batch
 
 log = logging.getLogger(__name__)
 
-NOTE_S = 1.0
+NOTE_S = 0.25
 """Within a window a line is written at most so often."""
+FILE_BYTES, LAST_LINES = 256 * 1024, 256
+"""Size at which the file begins again, with so many of its last lines."""
 SPEED_S = 20.0
 """The present speed is that of so many last seconds."""
 
@@ -34,7 +37,8 @@ class NotedStream:
         self, stream: Stream, path: Path, *, window_steps: int, clock: Callable[[], float] = time.time
     ) -> None:
         self._stream, self._path, self._window_steps, self._clock = stream, path, window_steps, clock
-        self._noted_s = 0.0
+        self._noted_s, self._bytes = 0.0, 0
+        self._last: deque[str] = deque(maxlen=LAST_LINES)
         self._warned = False
 
     def __iter__(self) -> Iterator[Batch]:
@@ -61,12 +65,24 @@ class NotedStream:
             return
         self._noted_s = now
         try:
-            with self._path.open("a", encoding="ascii") as file:
-                file.write(json.dumps({"step": step, "time": round(now, 4)}) + "\n")
+            self._write(json.dumps({"step": step, "time": round(now, 4)}) + "\n")
         except OSError:  # a full disk must not end a run for the sake of its watchers
             if not self._warned:
                 log.warning("what is consumed could not be noted; control latency is not measured", exc_info=True)
             self._warned = True
+
+    def _write(self, line: str) -> None:
+        """Append; a file that has grown large begins again with its last lines."""
+        self._last.append(line)
+        self._bytes += len(line)
+        if self._bytes <= FILE_BYTES:
+            with self._path.open("a", encoding="ascii") as file:
+                file.write(line)
+            return
+        aside = self._path.with_name(self._path.name + ".part")
+        aside.write_text("".join(self._last), "ascii")
+        aside.replace(self._path)
+        self._bytes = 0
 
 
 class Consumption:
@@ -75,17 +91,21 @@ class Consumption:
     def __init__(self, path: Path) -> None:
         self._lines = LineIndex(path)
         self._lock = threading.Lock()
-        self._read = 0
+        self._read = self._restarts = 0
         self._recent: list[tuple[int, float]] = []
 
     def follow(self) -> list[tuple[int, float]]:
         """(step, time) of the batches noted since the last call, in order."""
         with self._lock:
-            fresh = [(int(row["step"]), float(row["time"])) for row in self._lines.rows_from(self._read)]
-            self._read += len(fresh)
-            self._recent = [*self._recent, *fresh]
+            self._lines.update()
+            if self._lines.restarts != self._restarts:
+                self._read, self._restarts = 0, self._lines.restarts
+            rows = self._lines.rows_from(self._read)
+            self._read += len(rows)
             newest_s = self._recent[-1][1] if self._recent else 0.0
-            while len(self._recent) > 2 and self._recent[0][1] < newest_s - SPEED_S:
+            fresh = [(int(row["step"]), float(row["time"])) for row in rows if row["time"] > newest_s]
+            self._recent = [*self._recent, *fresh]
+            while len(self._recent) > 2 and self._recent[0][1] < self._recent[-1][1] - SPEED_S:
                 self._recent.pop(0)
             return fresh
 

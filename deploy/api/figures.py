@@ -67,6 +67,12 @@ def solve(
     return service.solve(effective_size, temperature)
 
 
+@router.get("/summary")
+def summary(service: Service, top: Annotated[int, Query(ge=1, le=1000)] = 10) -> dict[str, Any]:
+    """The sample table at a glance: who is drawn most, effective sample size, entropy."""
+    return service.view("summary", top=top)
+
+
 @router.get("/scores")
 def scores(service: Service) -> dict[str, Any]:
     """Score quantiles by kind, and the selection rounds."""

@@ -99,7 +99,7 @@ class Guard:
             raise Refused(
                 403, "Host must be this machine's loopback, or a name in TEMPERA_API_HOSTS; the request names another."
             )
-        _check_site(heads, host)
+        _check_site(heads, host, scope["path"])
         if scope["path"] not in OPEN_PATHS and not scope["path"].startswith(ASSETS):
             kind, _, candidate = (heads.one(b"authorization") or b"").partition(b" ")
             if kind.lower() != b"bearer" or not self._token.matches(candidate.strip()):
@@ -156,14 +156,15 @@ def _name(host: bytes) -> str:
     return name if colon and port.isdigit() else text
 
 
-def _check_site(heads: _Heads, host: bytes) -> None:
-    """Refuse what a page of another site makes a browser send."""
+def _check_site(heads: _Heads, host: bytes, path: str) -> None:
+    """Refuse what a page of another site makes a browser send; a person may follow a link to our page."""
     origin = heads.one(b"origin")
     if origin is not None:
         parts = urlsplit(origin.decode("latin-1"))
         if parts.scheme not in ("http", "https") or parts.netloc.lower().encode("latin-1") != host.lower():
             raise Refused(403, "Origin must be the address that the request is sent to; it comes from another site.")
-    if heads.one(b"sec-fetch-site") not in (None, b"same-origin", b"none"):
+    followed = path == "/" and heads.one(b"sec-fetch-mode") == b"navigate"
+    if heads.one(b"sec-fetch-site") not in (None, b"same-origin", b"none") and not followed:
         raise Refused(403, "requests from other sites are refused.")
 
 

@@ -84,6 +84,15 @@ class RunResponse(BaseModel):
     """They are asked to write a checkpoint and end."""
 
 
+class ExportResponse(BaseModel):
+    """Where the table lies."""
+
+    path: str
+    """The file, below the run directory."""
+    rows: int
+    """Samples in it."""
+
+
 class ErrorResponse(BaseModel):
     """Why a request was refused."""
 

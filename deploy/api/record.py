@@ -9,11 +9,11 @@ import json
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
+from deploy.logs import SCHEDULE, plain_entry
 from scoring import LogEntry
-from scoring.records import CONTROL_KINDS, SCHEDULE
+from scoring.records import CONTROL_KINDS
 
 BAD_SAMPLE = "bad_sample"
 QUIET_KINDS = (SCHEDULE, BAD_SAMPLE)
@@ -77,7 +77,7 @@ class Record:
         if entry.effective_size is not None or entry.temperature is not None:
             self._points[entry.step] = _finite(entry.effective_size), _finite(entry.temperature)
         if entry.kind in CONTROL_KINDS:
-            self._last_control = plain(entry)
+            self._last_control = plain_entry(entry)
         if entry.kind == "round":
             cut = json.loads(entry.detail)
             facts = {"kind": entry.value, "step": entry.step, "window": entry.window, "time": entry.time}
@@ -86,13 +86,6 @@ class Record:
             self._num_bad += 1
             known = self._bad.setdefault(entry.value, {"sample_id": _sample_id(entry.value), "times": 0})
             known |= {"reason": entry.reason, "times": known["times"] + 1, "step": entry.step, "time": entry.time}
-
-
-def plain(entry: LogEntry) -> dict[str, Any]:
-    """An entry as JSON values: there is no infinity there, and what makes a message unique is nobody's business."""
-    values = asdict(entry)
-    values.pop("request")
-    return {name: _finite(value) if isinstance(value, float) else value for name, value in values.items()}
 
 
 def finite(value: Any) -> Any:

@@ -81,7 +81,8 @@ def serving(
             yield url
     finally:
         listener.close()
-        path.unlink(missing_ok=True)
+        for secret in (path, path.with_name("open.html")):
+            secret.unlink(missing_ok=True)
         if announced:
             run.api.unlink(missing_ok=True)
 

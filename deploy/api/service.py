@@ -19,10 +19,11 @@ from deploy.api.consumed import Consumption
 from deploy.api.latency import Landed, LatencyMeter, Pending, bound_steps
 from deploy.api.models import ControlRequest, RunRequest, ScaleRequest
 from deploy.api.parts import Parts, member
-from deploy.api.record import QUIET_KINDS, Record, finite, plain
+from deploy.api.record import QUIET_KINDS, Record, finite
 from deploy.api.samples import Samples
 from deploy.api.tail import LineIndex
 from deploy.config import RunConfig
+from deploy.logs import plain_entry
 from deploy.rank import effective_size_schedule
 from deploy.rundir import RunDir
 from scoring import Control, Event, VersionConflict
@@ -134,7 +135,7 @@ class RunService:
         """The run's log, the newest or those before an entry."""
         without = QUIET_KINDS if changes else ()
         found = self.parts.selection.log(limit + 1, before=before, without=without)
-        return {"entries": [plain(entry) for entry in found[-limit:]], "more": len(found) > limit}
+        return {"entries": [plain_entry(entry) for entry in found[-limit:]], "more": len(found) > limit}
 
     def solve(self, effective_size: float | None, temperature: float | None) -> dict[str, Any]:
         """The temperature of an effective size, or the other way round."""
@@ -190,6 +191,13 @@ class RunService:
     def stop(self, asked: RunRequest) -> dict[str, Any]:
         """Let them write a checkpoint and end."""
         return self._request("stop", asked, self.run.stop_request.touch)
+
+    def export(self, asked: RunRequest) -> dict[str, Any]:
+        """Write the sample table into the run's report folder, and nowhere else."""
+        self._require_alive()
+        path = self.run.report.resolve() / "samples.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return {"path": str(path), **self.parts.selection.view("export", path=str(path))}
 
     def _request(self, kind: str, asked: RunRequest, do: Callable[[], None]) -> dict[str, Any]:
         self._require_alive()

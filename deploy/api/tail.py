@@ -26,6 +26,8 @@ class LineIndex:
         self._path = path
         self._lock = threading.RLock()
         self._identity = -1
+        self.restarts = -1
+        """How often the file was begun again."""
         self._clear()
 
     def update(self) -> int:
@@ -34,7 +36,8 @@ class LineIndex:
             try:
                 facts = self._path.stat()
             except FileNotFoundError:
-                self._clear()
+                if self._end:
+                    self._clear()
                 return 0
             if facts.st_ino != self._identity or facts.st_size < self._end:
                 self._clear()
@@ -101,5 +104,6 @@ class LineIndex:
     def _clear(self) -> None:
         self._steps, self._starts, self._has_loss = array("q"), array("q"), array("b")
         self._end = 0
+        self.restarts += 1
         self.rests = False
         """Whether the trainer wrote last that it rests."""

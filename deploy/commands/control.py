@@ -1,19 +1,30 @@
-"""`tempera set`, `release`, `scale`, `log`: change a live run, and read who changed what and when."""
+"""`tempera set`, `release`, `scale`, `pause`, `continue`, `stop`, `log`: change a live run, and read who changed what.
+
+They speak HTTP with the run's API and nothing else, so they answer at once: neither Ray nor torch is imported.
+"""
 
 from __future__ import annotations
 
-import getpass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Group
 from tyro.conf import Positional
 
-from deploy.console import Answer, table
+from deploy.api.token import write_token
+from deploy.client import RunClient, author_name, reaches_elsewhere
+from deploy.commands.jobs import stop_job
+from deploy.console import Answer, say, table
 from deploy.rundir import RunError, find_run
 
 
 def set_effective_size(
-    value: Positional[float], *, run: Path | None = None, reason: str = "", expected_version: int | None = None
+    value: Positional[float],
+    *,
+    run: Path | None = None,
+    reason: str = "",
+    expected_version: int | None = None,
+    dry_run: bool = False,
 ) -> Answer:
     """Hold the effective dataset size at a value until it is released.
 
@@ -22,12 +33,18 @@ def set_effective_size(
         run: the run's directory; by default the one that is alive under runs/.
         reason: why, for the log.
         expected_version: refuse when somebody else changed the run since this control version.
+        dry_run: change nothing; say when it would be in force.
     """
-    return _control(run, "effective_size", value, reason, expected_version)
+    return _control(run, "effective_size", value, reason, expected_version, dry_run=dry_run)
 
 
 def set_temperature(
-    value: Positional[float], *, run: Path | None = None, reason: str = "", expected_version: int | None = None
+    value: Positional[float],
+    *,
+    run: Path | None = None,
+    reason: str = "",
+    expected_version: int | None = None,
+    dry_run: bool = False,
 ) -> Answer:
     """Hold the temperature at a value until it is released.
 
@@ -36,12 +53,18 @@ def set_temperature(
         run: the run's directory; by default the one that is alive under runs/.
         reason: why, for the log.
         expected_version: refuse when somebody else changed the run since this control version.
+        dry_run: change nothing; say when it would be in force.
     """
-    return _control(run, "temperature", value, reason, expected_version)
+    return _control(run, "temperature", value, reason, expected_version, dry_run=dry_run)
 
 
 def set_policy(
-    value: Positional[str], *, run: Path | None = None, reason: str = "", expected_version: int | None = None
+    value: Positional[str],
+    *,
+    run: Path | None = None,
+    reason: str = "",
+    expected_version: int | None = None,
+    dry_run: bool = False,
 ) -> Answer:
     """Change the sampling policy.
 
@@ -50,19 +73,23 @@ def set_policy(
         run: the run's directory; by default the one that is alive under runs/.
         reason: why, for the log.
         expected_version: refuse when somebody else changed the run since this control version.
+        dry_run: change nothing; say when it would be in force.
     """
-    return _control(run, "policy", value, reason, expected_version)
+    return _control(run, "policy", value, reason, expected_version, dry_run=dry_run)
 
 
-def release(*, run: Path | None = None, reason: str = "", expected_version: int | None = None) -> Answer:
+def release(
+    *, run: Path | None = None, reason: str = "", expected_version: int | None = None, dry_run: bool = False
+) -> Answer:
     """Give the effective size back to the schedule.
 
     Args:
         run: the run's directory; by default the one that is alive under runs/.
         reason: why, for the log.
         expected_version: refuse when somebody else changed the run since this control version.
+        dry_run: change nothing; say when it would be in force.
     """
-    return _control(run, "release", None, reason, expected_version)
+    return _control(run, "release", None, reason, expected_version, dry_run=dry_run)
 
 
 def scale(loaders: Positional[int], *, run: Path | None = None, reason: str = "") -> Answer:
@@ -73,23 +100,67 @@ def scale(loaders: Positional[int], *, run: Path | None = None, reason: str = ""
         run: the run's directory; by default the one that is alive under runs/.
         reason: why, for the log.
     """
-    from deploy.client import RunClient
-
-    reply = RunClient.attach(find_run(run)).scale(loaders, author=_author(), reason=reason)
+    with RunClient.find(run) as client:
+        reply = client.scale(loaders, author=author_name(), reason=reason)
     return Answer(data=reply, view=f"loaders: {reply['previous']} -> {reply['size']}")
 
 
-def stop(*, run: Path | None = None) -> Answer:
+def pause(*, run: Path | None = None, reason: str = "") -> Answer:
+    """Let a live run rest before its next step; `tempera continue` lets it go on.
+
+    Args:
+        run: the run's directory; by default the one that is alive under runs/.
+        reason: why, for the log.
+    """
+    with RunClient.find(run) as client:
+        reply = client.pause(author=author_name(), reason=reason)
+    return Answer(data=reply, view="the run rests from its next step on; `tempera continue` lets it go on.")
+
+
+def go_on(*, run: Path | None = None, reason: str = "") -> Answer:
+    """Let a resting run go on.
+
+    Args:
+        run: the run's directory; by default the one that is alive under runs/.
+        reason: why, for the log.
+    """
+    with RunClient.find(run) as client:
+        reply = client.resume(author=author_name(), reason=reason)
+    return Answer(data=reply, view="the run goes on.")
+
+
+def stop(*, run: Path | None = None, reason: str = "", job: str | None = None, address: str | None = None) -> Answer:
     """Ask a live run to write a checkpoint and end; `tempera resume` continues it.
 
     Args:
         run: the run's directory; by default the one that is alive under runs/.
+        reason: why, for the log.
+        job: a submitted job instead, as `tempera jobs` names it; submitting the same run again continues it.
+        address: URL of the cluster's dashboard, for a job.
+    """
+    if job is not None:
+        return stop_job(job, address)
+    if not reaches_elsewhere() and not (found := find_run(run)).is_alive:
+        raise RunError(f"{found.path} is not running; there is nothing to stop.")
+    with RunClient.find(run) as client:
+        reply = client.stop(author=author_name(), reason=reason)
+    return Answer(data=reply, view="the run was asked to stop; it writes a checkpoint first.")
+
+
+def token(*, run: Path | None = None, renew: bool = False) -> Answer:
+    """Say in which file the token of a live run's API is.
+
+    Args:
+        run: the run's directory; by default the one that is alive under runs/.
+        renew: make a new one; whoever holds the old one is refused from then on.
     """
     found = find_run(run)
-    if found.endpoint() is None:
-        raise RunError(f"{found.path} is not running; there is nothing to stop.")
-    found.stop_request.touch()
-    return Answer(data={"run": str(found.path)}, view=f"{found.path} was asked to stop; it writes a checkpoint first.")
+    if found.api_url() is None:
+        raise RunError(f"{found.path} is not running, so it has no token. `tempera resume {found.path}` makes one.")
+    if renew:
+        write_token(found.api_token)
+    data = {"token_file": str(found.api_token), "renewed": renew}
+    return Answer(data=data, view=f"{'a new' if renew else 'the'} token is in {found.api_token}")
 
 
 def log(*, run: Path | None = None, limit: int = 40) -> Answer:
@@ -101,20 +172,43 @@ def log(*, run: Path | None = None, limit: int = 40) -> Answer:
     """
     from deploy.logs import log_entries, log_table
 
-    entries = log_entries(find_run(run), limit=limit)
+    found = None if run is None and reaches_elsewhere() else find_run(run)
+    if found is None or found.is_alive:
+        with RunClient.find(run) as client:
+            entries = client.log(limit=limit)
+    else:
+        entries = log_entries(found, limit=limit)
     return Answer(data={"entries": entries}, view=log_table(entries))
 
 
-def _control(run: Path | None, kind: str, value: Any, reason: str, expected_version: int | None) -> Answer:
-    from deploy.client import RunClient
-
-    client = RunClient.attach(find_run(run))
-    reply = client.control(kind, value, author=_author(), reason=reason, expected_version=expected_version)
+def _control(
+    run: Path | None, kind: str, value: Any, reason: str, expected_version: int | None, *, dry_run: bool
+) -> Answer:
+    with RunClient.find(run) as client:
+        state = client.state()
+        if dry_run:
+            return _forecast(client, kind, value, state)
+        say(f"lands in {_bound(state)}")
+        reply = client.control(kind, value, author=author_name(), reason=reason, expected_version=expected_version)
     rows = [(name.replace("_", " "), item) for name, item in reply.items()]
-    return Answer(
-        data=reply, view=table(f"in force from window {reply['window']} (step {reply['step']})", ("", ""), rows)
+    title = f"in force from window {reply['window']} (step {reply['step']})"
+    return Answer(data=reply, view=Group(title, table("", ("", ""), rows)))
+
+
+def _forecast(client: RunClient, kind: str, value: Any, state: dict[str, Any]) -> Answer:
+    """When a change would be in force, and what it would mean."""
+    data = {"kind": kind, "value": value, **state["control"], "latency": state["latency"]}
+    if kind in ("effective_size", "temperature"):
+        data |= client.get("solve", **{kind: value})
+    rows = [(name.replace("_", " "), item) for name, item in data.items() if not isinstance(item, dict)]
+    title = f"would be in force from window {data['next_window']} (step {data['next_step']}), in {_bound(state)}"
+    return Answer(data=data, view=Group(title, table("", ("", ""), rows)))
+
+
+def _bound(state: dict[str, Any]) -> str:
+    bound = state["control"]
+    seconds = "" if bound["bound_s"] is None else f", {bound['bound_s']:.1f} s at the present speed"
+    taken = state["latency"]["p50_s"]
+    return f"at most {bound['bound_steps']} steps{seconds}" + (
+        "" if taken is None else f" (so far {taken:.1f} s, median)"
     )
-
-
-def _author() -> str:
-    return getpass.getuser()

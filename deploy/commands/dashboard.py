@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from pathlib import Path
 
 from tyro.conf import Positional
 
-from deploy.console import Answer, say, table
+from deploy.console import ERR, OUT, Answer, say, table
 from deploy.rundir import RunDir, RunError, find_run
 
 RAY_TARGETS = Path("/tmp/ray/prom_metrics_service_discovery.json")  # noqa: S108 - where Ray writes it
@@ -23,12 +22,13 @@ def dashboard(run: Positional[Path | None] = None, *, open: bool = False) -> Ans
         open: open it in this machine's browser as well.
     """
     found = find_run(run)
-    url = live_url(found)
-    if url is None:
+    address = found.api_url()
+    if address is None:
         _serve_finished(found, open_browser=open)
         return None
-    _open(url, wanted=open)
-    return Answer(data={"run": str(found.path), "url": url}, view=f"{found.path}: {url}")
+    _open(address, found.api_token, wanted=open)
+    data = {"run": str(found.path), "url": address, "token_file": str(found.api_token)}
+    return Answer(data=data, view=f"{found.path}: {_shown(address, found.api_token, at_terminal=OUT.is_terminal)}")
 
 
 def monitor(run: Positional[Path | None] = None, *, out: Path = Path("monitoring")) -> Answer:
@@ -42,7 +42,7 @@ def monitor(run: Positional[Path | None] = None, *, out: Path = Path("monitoring
 
     found = find_run(run)
     targets = RAY_TARGETS if RAY_TARGETS.is_file() else None
-    if (address := _address(found)) is None:
+    if (address := found.api_url()) is None:
         raise RunError(f"{found.path} is not running, so nothing can be scraped. `tempera resume {found.path}` first.")
     written = write_monitoring(out, url=address, token_file=found.api_token, ray_targets=targets)
     rows = [(path.name, what) for path, what in zip(written, WRITTEN, strict=True)]
@@ -57,19 +57,14 @@ WRITTEN = (
 """What each of the files is for."""
 
 
-def live_url(run: RunDir) -> str | None:
-    """Address of a live run's page, its token behind the # that browsers do not send; None when it is not alive."""
-    address = _address(run)
-    return None if address is None else f"{address}/#token={run.api_token.read_text().strip()}"
+def _link(address: str, token_file: Path) -> str:
+    """Address of a run's page with the token behind the # that browsers do not send."""
+    return f"{address}/#token={token_file.read_text().strip()}"
 
 
-def _address(run: RunDir) -> str | None:
-    if not run.is_alive:
-        return None
-    try:
-        return str(json.loads(run.api.read_text())["url"])
-    except FileNotFoundError:
-        return None
+def _shown(address: str, token_file: Path, *, at_terminal: bool) -> str:
+    """The link for a person at a terminal, and only there: elsewhere it would be a token in a log."""
+    return _link(address, token_file) if at_terminal else f"{address}/ (its token is in {token_file})"
 
 
 def _serve_finished(run: RunDir, *, open_browser: bool) -> None:
@@ -83,14 +78,17 @@ def _serve_finished(run: RunDir, *, open_browser: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="tempera-") as folder, finished_parts(run) as parts:
         token = Path(folder) / "api-token"
         with serving(load_config(run.config), run, parts, token_path=token) as address:
-            url = f"{address}/#token={token.read_text().strip()}"
-            say(f"{url}\nCtrl-C ends it")
-            _open(url, wanted=open_browser)
+            say(f"{_shown(address, token, at_terminal=ERR.is_terminal)}\nCtrl-C ends it")
+            _open(address, token, wanted=open_browser)
             threading.Event().wait()
 
 
-def _open(url: str, *, wanted: bool) -> None:
+def _open(address: str, token_file: Path, *, wanted: bool) -> None:
+    """Open the page by way of a file of the person's own: a browser's command line is for everybody to read."""
     if wanted:
         import webbrowser
 
-        webbrowser.open(url)
+        page = token_file.with_name("open.html")
+        page.touch(mode=0o600)
+        page.write_text(f'<meta http-equiv="refresh" content="0; url={_link(address, token_file)}">')
+        webbrowser.open(page.resolve().as_uri())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from deploy.console import Answer, say, table
-from deploy.rundir import RunDir, find_run
+from deploy.rundir import RunDir
 
 if TYPE_CHECKING:
     from deploy.config import RunConfig
@@ -80,12 +80,11 @@ def status(*, run: Path | None = None) -> Answer:
     Args:
         run: the run's directory; by default the one that is alive under runs/, or the newest.
     """
-    from deploy.config import load_config
-    from deploy.watch import snapshot, status_view
+    from deploy.watch import looking, status_view
 
-    found = find_run(run)
-    facts = snapshot(found)
-    return Answer(data=facts, view=status_view(facts, load_config(found.config)))
+    with looking(run) as look:
+        facts = look()
+    return Answer(data=facts, view=status_view(facts))
 
 
 def watch(*, run: Path | None = None, every: float = 1.0, once: bool = False) -> None:
@@ -98,7 +97,7 @@ def watch(*, run: Path | None = None, every: float = 1.0, once: bool = False) ->
     """
     from deploy.watch import watch as watch_run
 
-    watch_run(find_run(run), every_s=every, once=once)
+    watch_run(run, every_s=every, once=once)
 
 
 def _run(config: RunConfig, run: RunDir, *, ray: bool) -> Answer:
