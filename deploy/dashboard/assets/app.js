@@ -8,7 +8,7 @@
 import { follow, get, keepToken, post, rememberedToken } from "./api.js";
 import { Curve } from "./curve.js";
 import { Distribution } from "./distribution.js";
-import { byId, setText } from "./dom.js";
+import { byId, later, setText } from "./dom.js";
 import { Header } from "./header.js";
 import { shapeOf } from "./law.js";
 import { Log, refreshBadSamples } from "./lists.js";
@@ -17,13 +17,15 @@ import { Samples } from "./samples.js";
 import { Scores } from "./scores.js";
 import { Steer } from "./steer.js";
 
-const SILENCE_S = 4;
+const SILENCE_S = 5;
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 8000;
 const METRIC_ROWS = 400;
-const EVERY_MS = { samples: 15000, scores: 10000, bad: 10000 };
+const EVERY_MS = { samples: 15000, scores: 10000 };
 const AUTHOR = "tempera-author";
 const THEME = "tempera-theme";
+
+const badLater = later(() => refreshBadSamples().catch(() => {}), 700);
 
 const run = { state: null, curve: null, distribution: null, shape: null, rows: [], live: false };
 const heard = { at: performance.now(), link: "connecting" };
@@ -92,6 +94,7 @@ function take(event, data) {
     run.rows = [...run.rows, ...data.rows].slice(-METRIC_ROWS);
   } else if (event === "state") {
     const before = run.state?.control;
+    if (run.state && run.state.bad_samples !== data.bad_samples) badLater();
     run.state = data;
     if (before?.next_window !== data.control.next_window || before?.version !== data.control.version) {
       refreshWindow().catch(() => {});
@@ -143,10 +146,11 @@ async function connect() {
   let pause = FIRST_PAUSE_MS;
   for (;;) {
     const silent = new AbortController();
-    const guard = setInterval(() => performance.now() - heard.at > 2000 * SILENCE_S && silent.abort(), 1000);
+    let guard = 0;
     try {
       await load();
       pause = FIRST_PAUSE_MS;
+      guard = setInterval(() => performance.now() - heard.at > 2000 * SILENCE_S && silent.abort(), 1000);
       await follow(take, alive, silent.signal);
     } catch (error) {
       if (error.status === 401) await askToken();
@@ -226,7 +230,7 @@ if (theme) document.documentElement.dataset.theme = theme;
 
 rememberedToken();
 setInterval(watchConnection, 500);
-const clocks = { samples: () => samples.refresh(), scores: () => get("scores").then((found) => scores.update(found)), bad: refreshBadSamples };
+const clocks = { samples: () => samples.refresh(), scores: () => get("scores").then((found) => scores.update(found)) };
 for (const [name, action] of Object.entries(clocks)) {
   setInterval(() => run.live && !document.hidden && action().catch(() => {}), EVERY_MS[name]);
 }

@@ -1,0 +1,216 @@
+"""A real run in this process for the tests of the page: training, selection, loaders that scale, and the API.
+
+The fleet is the one that Ray's actor wraps; here it launches plain LoaderWorkers, so that a click can add one.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import time
+from collections.abc import Hashable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from deploy.api.parts import LocalSelection, Parts
+from deploy.api.server import serving
+from deploy.config import DataConfig, FleetConfig, RunConfig, save_config
+from deploy.launch import prototype_distances
+from deploy.rank import Rank, selection_config
+from deploy.rundir import RunDir
+from deploy.runs import debug
+from deploy.scoring_job import score
+from loader import ImageSample, ImageSource, LoaderConfig, LoaderWorker, Pixels, ShardIndex, build_index, build_shards
+from loader.errors import LoaderLost
+from loader.fleet import Fleet
+from scoring import RunLog, Selection
+from trainer import SingleProcess, train
+
+SCRIPT = "<img src=x onerror=hacked()>"
+"""In every sample's key: markup that must be shown and not run."""
+NUM_SAMPLES = 160
+TOTAL_STEPS = 1_000_000
+TICK_S = 0.05
+STEP_S = 0.02
+"""Rest after each step: the browser needs the processor too."""
+
+
+@dataclass(frozen=True)
+class LiveRun:
+    """A run that trains while the tests look at it."""
+
+    url: str
+    config: RunConfig
+    run: RunDir
+    parts: Parts
+    selection: Selection
+    fleet: Fleet
+
+    @property
+    def token(self) -> str:
+        return self.run.api_token.read_text()
+
+    @property
+    def page(self) -> str:
+        """The address that a person opens."""
+        return f"{self.url}/#token={self.token}"
+
+
+class LocalProcess:
+    """A loader in this process, as a fleet sees it."""
+
+    def __init__(self, config: LoaderConfig) -> None:
+        self.handle = LoaderWorker(config)
+
+    def poll(self) -> str:
+        return "ready"
+
+    def info(self) -> dict[str, Any]:
+        return {"pid": os.getpid(), "node": "here", **self.handle.stats()}
+
+    def why(self) -> str:
+        return ""
+
+    def drain(self) -> None:
+        """Requests under way finish: its threads end when the process does."""
+
+    def kill(self) -> None:
+        self.handle.close()
+
+
+class FleetPool:
+    """A LoaderPool over a fleet of this process."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet, self._threads = fleet, ThreadPoolExecutor(2)
+
+    def members(self) -> tuple[str, ...]:
+        return tuple(self._fleet.members())
+
+    def submit(self, member: str, spec: Any) -> Hashable:
+        worker = self._fleet.members().get(member)
+        if worker is None:
+            raise LoaderLost(f"{member} has left")
+        return self._threads.submit(worker.load, spec)
+
+    def wait(self, handles: Sequence[Any], timeout_s: float) -> list[Hashable]:
+        return list(wait(handles, timeout_s, FIRST_COMPLETED).done)
+
+    def result(self, handle: Any) -> Pixels:
+        future: Future[Pixels] = handle
+        return future.result(0)
+
+    def release(self, handle: Hashable) -> None: ...
+
+    def refresh(self) -> None: ...
+
+
+def hostile_data(folder: Path) -> DataConfig:
+    """Images whose keys are markup; the bytes of one are changed after indexing, so that its checksum is wrong."""
+    pixels = np.random.default_rng(0).integers(0, 256, (NUM_SAMPLES, 4, 4, 3), np.uint8)
+    samples = [
+        ImageSample(key=f"{SCRIPT}{number}", data=_jpeg(image), label=number % 2) for number, image in enumerate(pixels)
+    ]
+    built = build_shards(ImageSource(samples, ("<b>cat</b>", "dog")), folder)
+    index_path, prototypes = folder / "index.parquet", folder / "prototypes.parquet"
+    build_index(built, index_path)
+    found = score(index_path, prototypes, num_clusters=6)
+    index = ShardIndex.load(index_path)
+    bad = int(np.argsort(found.prototypes.distance)[NUM_SAMPLES // 2])
+    _flip_a_byte(Path(built[0]), int(index.offset[bad] + index.size[bad] // 2))
+    return DataConfig(index=str(index_path), prototypes=str(prototypes))
+
+
+def page_config(data: DataConfig) -> RunConfig:
+    """A tiny MAE that goes on for as long as the tests take."""
+    config = debug(data)
+    steps = replace(config.train, total_steps=TOTAL_STEPS, checkpoint_every=TOTAL_STEPS, keep_checkpoints=1)
+    return replace(config, name="page", train=steps, fleet=FleetConfig(loaders=2), pictures=False)
+
+
+@contextmanager
+def live_run(folder: Path) -> Iterator[LiveRun]:
+    """Train, serve, and stop both when the block ends."""
+    config, run = page_config(hostile_data(folder / "data")), RunDir(folder / "run")
+    run.path.mkdir()
+    save_config(config, run.config)
+    index = ShardIndex.load(config.data.index)
+    loader = LoaderConfig(index=config.data.index, threads=1, cache_bytes=1 << 18)
+    part = selection_config(config, num_samples=len(index), fingerprint=index.fingerprint)
+    fleet, over = Fleet(lambda _: LocalProcess(loader), size=2, clock=time.time), threading.Event()
+    with closing(RunLog(run.log)) as log, closing(fleet):
+        selection = Selection(prototype_distances(config), part, runlog=log)
+        parts = Parts(selection=LocalSelection(selection), fleet=fleet)
+        with serving(config, run, parts) as url, _ticking(fleet, over), _training(config, run, selection, fleet, over):
+            yield LiveRun(url, config, run, parts, selection, fleet)
+
+
+@contextmanager
+def _ticking(fleet: Fleet, over: threading.Event) -> Iterator[None]:
+    def tick() -> None:
+        while not over.wait(TICK_S):
+            fleet.tick()
+
+    for _ in range(2):  # launched, then found ready: a stream wants loaders from its start
+        fleet.tick()
+    thread = threading.Thread(target=tick)
+    thread.start()
+    yield
+    thread.join()
+
+
+@contextmanager
+def _training(
+    config: RunConfig, run: RunDir, selection: Selection, fleet: Fleet, over: threading.Event
+) -> Iterator[None]:
+    context, pool = SingleProcess(), FleetPool(fleet)
+    rank = Rank(config=config, report=run.report, reach_selection=lambda: selection, reach_loaders=lambda: pool)
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            train(
+                config.train,
+                rank.stream(context),
+                run_dir=run.path,
+                selection=selection,
+                context=context,
+                should_stop=lambda: over.wait(STEP_S),
+                should_pause=run.pause_request.exists,
+            )
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        run.pause_request.unlink(missing_ok=True)
+        thread.join(60)
+    assert not failures, failures
+    assert not thread.is_alive()
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((32, 32)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def _flip_a_byte(path: Path, at: int) -> None:
+    stamp = path.stat()
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 0xFF]))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
