@@ -1,5 +1,16 @@
-"""What a frozen or fine-tuned encoder is worth: nearest neighbours first."""
+"""What a frozen or fine-tuned encoder is worth: neighbours, probes, fine-tuning, few shots, detection, segmentation."""
 
-from trainer.evaluate.knn import embed, nearest_neighbour_accuracy
+from trainer.evaluate.knn import PROTOCOLS, embed, nearest_neighbour_accuracy, neighbour_figures
+from trainer.evaluate.rauc import rauc
+from trainer.evaluate.subjects import Subject, subject_of_run, subject_of_timm
 
-__all__ = ["embed", "nearest_neighbour_accuracy"]
+__all__ = [
+    "PROTOCOLS",
+    "Subject",
+    "embed",
+    "nearest_neighbour_accuracy",
+    "neighbour_figures",
+    "rauc",
+    "subject_of_run",
+    "subject_of_timm",
+]

@@ -1,12 +1,14 @@
-"""Nearest-neighbour accuracy of frozen features, by cosine similarity (METHODS section 9).
+"""Nearest-neighbour accuracy of frozen features (METHODS section 9).
 
 The similarity matrix is made one block of test rows by one block of training rows at a time, and the best k are
-merged, so that 50,000 x 1.28 million fits in memory.
+merged, so that 50,000 x 1.28 million fits in memory: `memory_bytes` says in how much. Search is exact, with torch or
+with faiss.
 
 Shapes: B batch, D width, Q queries, S stored rows, K neighbours.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -14,14 +16,41 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainer.config import IMAGENET_MEAN, IMAGENET_STD, require
+from trainer.config import IMAGENET_MEAN, IMAGENET_STD, choose, require
 
 _BLOCK_ROWS = 16384  # stored rows of one product: 64 MB of similarities for 1024 queries
 _QUERY_ROWS = 1024
 
-
 Pool = Literal["cls", "mean"]
 """How an image's tokens become one vector: the class token, or the mean of the patch tokens."""
+
+Backend = Literal["torch", "faiss"]
+Metric = Literal["cosine", "euclidean"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Protocol:
+    """How neighbours are found and vote."""
+
+    pool: Pool = "cls"
+    """The class token after the last norm, or the mean of the patch tokens."""
+    k: int = 1
+    """Neighbours."""
+    metric: Metric = "cosine"
+    """Distance between features."""
+    temperature: float | None = None
+    """Weigh a vote by exp(similarity / temperature); None gives every neighbour one vote."""
+    normalise: bool = False
+    """Layer norm without weights before anything else, as CL-MAE's untrained norm does."""
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    "nn": Protocol(),
+    "nn_mean": Protocol(pool="mean"),
+    "weighted": Protocol(k=20, temperature=0.07),  # DINO, arXiv:2104.14294
+    "clmae": Protocol(pool="mean", k=5, metric="euclidean", normalise=True),
+}
+"""1-NN cosine on the class token is the prototype paper's; clmae also counts a hit when any of the 5 is right."""
 
 
 def embed(
@@ -77,6 +106,52 @@ def embed_pools(
     return {pool: np.concatenate(pieces) for pool, pieces in parts.items()}
 
 
+def neighbour_figures(
+    protocol: Protocol | str,
+    train: tuple[NDArray[np.float32], NDArray[np.integer[Any]]],
+    test: tuple[NDArray[np.float32], NDArray[np.integer[Any]]],
+    *,
+    exclude_self: bool = False,
+    device: str = "cpu",
+    backend: Backend = "torch",
+    progress: Any = None,
+) -> dict[str, float]:
+    """Return accuracies in [0, 1] under a protocol.
+
+    Args:
+        protocol: or its name in PROTOCOLS.
+        train: (features float32[S, D], labels int[S], 0 or more).
+        test: (features float32[Q, D], labels int[Q], 0 or more).
+        exclude_self: the test set is the training set; a row is not its own neighbour.
+        device: where torch computes.
+        backend: `torch`, or `faiss` with a flat index, on a GPU where the GPU build is installed.
+        progress: called with (queries done, all queries).
+
+    Returns: acc1, the share whose neighbours vote for the right label, and any_k, that with the right label among them.
+
+    Raises:
+        ValueError: labels are missing (negative), sizes do not fit, or k is out of range.
+    """
+    rule = choose(protocol, PROTOCOLS, "protocol") if isinstance(protocol, str) else protocol
+    _check(train, test, rule.k, exclude_self=exclude_self)
+    stored_labels = torch.as_tensor(np.asarray(train[1], np.int64), device=device)
+    wanted = torch.as_tensor(np.asarray(test[1], np.int64), device=device)
+    right = among = done = 0
+    for similarity_QK, index_QK in _neighbours(
+        rule, train[0], test[0], exclude_self=exclude_self, device=device, backend=backend
+    ):
+        found_QK = stored_labels[index_QK]
+        votes = torch.zeros(len(index_QK), int(stored_labels.max()) + 1, dtype=torch.float64, device=device)
+        votes.scatter_add_(1, found_QK, _vote(similarity_QK.double(), rule))
+        here = wanted[done : done + len(index_QK)]
+        right += int((votes.argmax(dim=1) == here).sum())
+        among += int((found_QK == here[:, None]).any(dim=1).sum())
+        done += len(index_QK)
+        if progress:
+            progress(done, len(wanted))
+    return {"acc1": right / done, "any_k": among / done}
+
+
 def nearest_neighbour_accuracy(
     train_features: NDArray[np.float32],
     train_labels: NDArray[np.integer[Any]],
@@ -104,7 +179,25 @@ def nearest_neighbour_accuracy(
     Raises:
         ValueError: labels are missing (negative), sizes do not fit, or k is out of range.
     """
-    for name, features, labels in (("train", train_features, train_labels), ("test", test_features, test_labels)):
+    train, test = (train_features, train_labels), (test_features, test_labels)
+    rule = Protocol(k=k, temperature=temperature)
+    return neighbour_figures(rule, train, test, exclude_self=exclude_self, device=device)["acc1"]
+
+
+def memory_bytes(queries: int, stored: int, width: int, k: int = 20) -> int:
+    """Return the most memory that the search takes with its features, in bytes, with torch; faiss keeps them twice.
+
+    Both sets of float32 features, one block of each, normalised, their product, and what is merged.
+    """
+    rows, columns = min(_QUERY_ROWS, queries), min(_BLOCK_ROWS, stored)
+    features = (queries + stored) * width * 4
+    blocks = (rows + 2 * columns) * width * 4
+    merged = 2 * rows * (columns + 2 * k) * (4 + 8)
+    return features + blocks + merged
+
+
+def _check(train: Any, test: Any, k: int, *, exclude_self: bool) -> None:
+    for name, (features, labels) in (("train", train), ("test", test)):
         require(
             len(features) == len(labels) > 0,
             f"{name} features and labels must be of one length above 0; got {len(features)} and {len(labels)}.",
@@ -113,47 +206,88 @@ def nearest_neighbour_accuracy(
             int(np.min(labels)) >= 0,
             f"nearest neighbours need a label for every {name} sample; some are -1. Use a labelled data set.",
         )
-    require(1 <= k <= len(train_labels) - exclude_self, f"k must be in 1..{len(train_labels) - exclude_self}; got {k}.")
-    stored_SD, stored_labels = (
-        _unit(train_features, device),
-        torch.as_tensor(np.asarray(train_labels, np.int64), device=device),
-    )
-    correct = 0
-    for start in range(0, len(test_features), _QUERY_ROWS):
-        queries_QD = _unit(test_features[start : start + _QUERY_ROWS], device)
-        similarity_QK, index_QK = _nearest(queries_QD, stored_SD, k, own=start if exclude_self else None)
-        votes = torch.zeros(len(queries_QD), int(stored_labels.max()) + 1, dtype=torch.float64, device=device)
-        weight_QK = _vote(similarity_QK.double(), k, temperature)
-        votes.scatter_add_(1, stored_labels[index_QK], weight_QK)
-        wanted = torch.as_tensor(np.asarray(test_labels[start : start + _QUERY_ROWS], np.int64), device=device)
-        correct += int((votes.argmax(dim=1) == wanted).sum())
-    return correct / len(test_labels)
+    most = len(train[1]) - exclude_self
+    require(1 <= k <= most, f"k must be in 1..{most}; got {k}.")
 
 
-def _vote(similarity_QK: Tensor, k: int, temperature: float | None) -> Tensor:
+def _neighbours(
+    rule: Protocol,
+    stored: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    *,
+    exclude_self: bool,
+    device: str,
+    backend: Backend,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (similarity, row) of the k nearest stored rows of each block of queries, nearest first."""
+    search = _flat_index(rule, stored) if backend == "faiss" else None
+    for start in range(0, len(queries), _QUERY_ROWS):
+        block_QD = _prepared(queries[start : start + _QUERY_ROWS], rule, device)
+        own = start if exclude_self else None
+        if search is None:
+            yield _nearest(block_QD, stored, rule, device, own=own)
+            continue
+        scores, rows = search.search(block_QD.cpu().numpy(), rule.k + (own is not None))
+        found = torch.from_numpy(scores if rule.metric == "cosine" else -scores), torch.from_numpy(rows)
+        similarity, index = found if own is None else _without_own(*found, own, rule.k)
+        yield similarity.to(device), index.to(device)
+
+
+def _vote(similarity_QK: Tensor, rule: Protocol) -> Tensor:
     """Return the weight of each neighbour's vote."""
-    if temperature is not None:
-        return ((similarity_QK - 1) / temperature).exp()
-    return 1.0 + (similarity_QK + 1.0) / (4.0 * k)  # the addition stays below one vote in sum: it only breaks ties
+    if rule.temperature is not None:
+        return ((similarity_QK - 1) / rule.temperature).exp()
+    if rule.metric == "euclidean":
+        return torch.ones_like(similarity_QK)  # a tie goes to the smallest label, as the mode does
+    return 1.0 + (similarity_QK + 1.0) / (4.0 * rule.k)  # the addition stays below one vote in sum: it breaks ties
 
 
-def _nearest(queries_QD: Tensor, stored_SD: Tensor, k: int, *, own: int | None) -> tuple[Tensor, Tensor]:
+def _nearest(
+    queries_QD: Tensor, stored: NDArray[np.float32], rule: Protocol, device: str, *, own: int | None
+) -> tuple[Tensor, Tensor]:
     """Return similarities and rows of the k nearest stored rows; `own`, the stored row of query 0, is left out."""
     best = queries_QD.new_empty(len(queries_QD), 0)
     rows = torch.empty(len(queries_QD), 0, dtype=torch.int64, device=queries_QD.device)
-    for start in range(0, len(stored_SD), _BLOCK_ROWS):
-        similarity = queries_QD @ stored_SD[start : start + _BLOCK_ROWS].T
-        columns = torch.arange(start, start + similarity.shape[1], device=queries_QD.device)
+    for start in range(0, len(stored), _BLOCK_ROWS):
+        block_SD = _prepared(stored[start : start + _BLOCK_ROWS], rule, device)
+        similarity = queries_QD @ block_SD.T
+        if rule.metric == "euclidean":
+            squares = block_SD.square().sum(dim=1) - 2 * similarity + queries_QD.square().sum(dim=1, keepdim=True)
+            similarity = -squares.clamp(min=0)
+        columns = torch.arange(start, start + len(block_SD), device=queries_QD.device)
         if own is not None:
-            similarity[
-                columns[None] == torch.arange(own, own + len(queries_QD), device=columns.device)[:, None]
-            ] = -torch.inf
+            mine = torch.arange(own, own + len(queries_QD), device=columns.device)
+            similarity[columns[None] == mine[:, None]] = -torch.inf
         best = torch.cat([best, similarity], dim=1)
         rows = torch.cat([rows, columns.expand(len(queries_QD), -1)], dim=1)
-        best, chosen = best.topk(min(k, best.shape[1]), dim=1)
+        best, chosen = best.topk(min(rule.k, best.shape[1]), dim=1)
         rows = rows.gather(1, chosen)
     return best, rows
 
 
-def _unit(features: NDArray[np.float32], device: str) -> Tensor:
-    return torch.nn.functional.normalize(torch.as_tensor(np.asarray(features, np.float32), device=device), dim=1)
+def _prepared(features: NDArray[np.float32], rule: Protocol, device: str) -> Tensor:
+    """Return one block of features as the metric compares them."""
+    block = torch.as_tensor(np.asarray(features, np.float32), device=device)
+    if rule.normalise:
+        block = torch.nn.functional.layer_norm(block, block.shape[1:])
+    return torch.nn.functional.normalize(block, dim=1) if rule.metric == "cosine" else block
+
+
+def _flat_index(rule: Protocol, stored: NDArray[np.float32]) -> Any:
+    """Return faiss's exact index of all stored rows, on the GPUs that its GPU build sees."""
+    import faiss  # noqa: PLC0415  # only where it is asked for
+
+    width = stored.shape[1]
+    index: Any = faiss.IndexFlatIP(width) if rule.metric == "cosine" else faiss.IndexFlatL2(width)
+    if hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus():
+        index = faiss.index_cpu_to_all_gpus(index)
+    for start in range(0, len(stored), _BLOCK_ROWS):
+        index.add(_prepared(stored[start : start + _BLOCK_ROWS], rule, "cpu").numpy())
+    return index
+
+
+def _without_own(similarity: Tensor, rows: Tensor, own: int, k: int) -> tuple[Tensor, Tensor]:
+    """Drop each query's own row from k + 1 neighbours, or the last where it is not among them."""
+    mine = rows == torch.arange(own, own + len(rows))[:, None]
+    order = mine.int().argsort(dim=1, stable=True)[:, :k]  # what is not mine comes first, in its order
+    return similarity.gather(1, order), rows.gather(1, order)

@@ -1,0 +1,107 @@
+"""Frozen features of labelled images: one vector an image, from the class token or the mean of the patch tokens.
+
+Shapes: B batch, D width, T tokens, N images.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trainer.config import Precision, require
+from trainer.evaluate.data import LabelledShards, center_crop
+from trainer.evaluate.knn import Pool
+from trainer.evaluate.subjects import Subject
+from trainer.precision import autocast
+
+Progress = Callable[[int, int], None]
+
+
+class Features(NamedTuple):
+    """Features of a labelled data set."""
+
+    values: NDArray[np.float32]
+    """float32[N, D]."""
+    labels: NDArray[np.int64]
+    """int64[N], 0 or more."""
+
+
+class Extractor:
+    """A subject's encoder on a device, from bytes to vectors.
+
+    Args:
+        subject: whose encoder.
+        device: where it runs.
+        layer: tokens after this many blocks, before any norm, as BootMAE's linear probe reads them; 0 takes the output.
+        precision: as in training.
+
+    Raises:
+        ValueError: the encoder has no so many blocks.
+    """
+
+    def __init__(
+        self, subject: Subject, device: torch.device, *, layer: int = 0, precision: Precision = "auto"
+    ) -> None:
+        self.subject, self.device, self.precision = subject, device, precision
+        self.encoder: Any = subject.encoder.to(device).eval().requires_grad_(False)
+        blocks = getattr(getattr(self.encoder, "model", self.encoder), "blocks", ())
+        require(
+            0 <= layer <= len(blocks),
+            f"layer must be in 0..{len(blocks)} (blocks of {subject.name}); got {layer}.",
+        )
+        self.block: nn.Module | None = blocks[layer - 1] if layer else None
+        self.prefix = int(getattr(self.encoder, "prefix", 1))
+        self.scale = torch.tensor(subject.std, device=device).view(3, 1, 1) * 255
+        self.shift = torch.tensor(subject.mean, device=device).view(3, 1, 1) * 255
+
+    @torch.no_grad()
+    def tokens(self, images_u8: Tensor) -> Tensor:
+        """Return tokens of uint8[B, 3, H, W] images, float32[B, 1 + N, D], the class token first."""
+        images = (images_u8.to(self.device, non_blocking=True).float() - self.shift) / self.scale
+        with autocast(self.device, self.precision):
+            found: Tensor = self.encoder.features(images) if self.block is None else self._at_block(images)
+        return found.float()
+
+    def pooled(self, images_u8: Tensor, pool: Pool) -> Tensor:
+        """Return one vector an image, float32[B, D]."""
+        return pooled(self.tokens(images_u8), pool)
+
+    def extract(
+        self, shards: LabelledShards, pools: tuple[Pool, ...], *, batch: int = 256, progress: Progress | None = None
+    ) -> dict[Pool, Features]:
+        """Return the features of all images with the evaluation crop, by pooling; each array is allocated once."""
+        values: dict[Pool, NDArray[np.float32]] = {}
+        kept: list[NDArray[np.int64]] = []
+        done = 0
+        for images, _, rows in shards.in_order(center_crop(self.subject.image_size), batch=batch):
+            tokens_BTD = self.tokens(images)
+            for pool in pools:
+                found = pooled(tokens_BTD, pool).cpu().numpy()
+                store = values.setdefault(pool, np.empty((len(shards), found.shape[1]), np.float32))
+                store[done : done + len(found)] = found
+            done += len(rows)
+            kept.append(rows)
+            if progress:
+                progress(int(rows[-1]) + 1 if len(rows) else done, len(shards))
+        rows = np.concatenate(kept)
+        require(len(rows) > 0, f"an evaluation needs images that can be decoded; {shards.path} has none.")
+        return {pool: Features(store[: len(rows)], shards.labels[rows]) for pool, store in values.items()}
+
+    def _at_block(self, images: Tensor) -> Tensor:
+        seen: list[Tensor] = []
+        assert self.block is not None
+        handle = self.block.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        try:
+            self.encoder.features(images)
+        finally:
+            handle.remove()
+        tokens = seen[0]
+        return torch.cat([tokens[:, :1], tokens[:, self.prefix :]], dim=1)
+
+
+def pooled(tokens_BTD: Tensor, pool: Pool) -> Tensor:
+    """Return the class token, or the mean of the patch tokens."""
+    return tokens_BTD[:, 0] if pool == "cls" else tokens_BTD[:, 1:].mean(dim=1)

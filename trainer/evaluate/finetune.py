@@ -1,0 +1,167 @@
+"""Fine-tuning a whole encoder on labelled images by the papers' recipes; timm's model, one linear head.
+
+Shapes: B batch, C classes.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models._manipulate import group_with_matcher
+from torch import Tensor, nn
+
+from loader import Transform
+from trainer.config import Precision
+from trainer.evaluate.augment import Augment
+from trainer.evaluate.data import LabelledShards, center_crop
+from trainer.evaluate.fit import Figures, Fit, Progress, fit, named_groups
+from trainer.evaluate.metrics import top_k
+from trainer.evaluate.recipes import FinetuneConfig
+from trainer.evaluate.subjects import Subject
+from trainer.precision import autocast
+
+HEAD_STD = 2e-5  # of the classifier's initial weights (MAE)
+
+
+def finetune(
+    subject: Subject,
+    train: LabelledShards,
+    test: LabelledShards,
+    config: FinetuneConfig,
+    *,
+    device: torch.device,
+    image_size: int | None = None,
+    evaluate_epochs: int = 1,
+    directory: str | Path | None = None,
+    progress: Progress | None = None,
+    precision: Precision = "auto",
+) -> Figures:
+    """Fine-tune and return accuracies.
+
+    Args:
+        subject: where the weights come from.
+        train: images to learn from.
+        test: images to classify.
+        config: recipe.
+        device: where to compute.
+        image_size: side of the crops; the subject's own by default.
+        evaluate_epochs: epochs between tests; the last one is always tested.
+        directory: for checkpoints; an interrupted fine-tuning there is continued.
+        progress: called with (steps done, all steps).
+        precision: as in training.
+
+    Returns: acc1 and acc5 of the last test, best_acc1, and the curve.
+    """
+    size = image_size or subject.image_size
+    batch = min(config.batch, len(train) - len(train) % 2 if config.mixup or config.cutmix else len(train))
+    steps = train.epoch_steps(batch)
+    classes = max(train.num_classes, test.num_classes)
+    torch.manual_seed(config.seed)
+    model = subject.build(num_classes=classes, image_size=size, drop_path=config.drop_path).to(device)
+    start_head(model)
+    average = copy.deepcopy(model).eval().requires_grad_(False) if config.average_decay else None
+    augment = Augment(config, classes, mean=subject.mean, std=subject.std)
+    crop = Transform(size=size, scale=config.crop_scale)
+
+    def make(step: int) -> tuple[Tensor, Tensor]:
+        images, labels = train.train_batch(step, crop, batch=batch, seed=config.seed)
+        return augment(images, labels, step)
+
+    def loss(pair: tuple[Tensor, Tensor]) -> Tensor:
+        logits_BC = model(pair[0].to(device)).float()
+        errors_B: Tensor = -(pair[1].to(device) * logits_BC.log_softmax(dim=1)).sum(dim=1)
+        return errors_B.mean()
+
+    def evaluate(step: int) -> Figures:
+        tested = average if average is not None else model
+        return {
+            "epoch": step // steps,
+            **accuracy(tested, test, subject, size=size, device=device, precision=precision),
+        }
+
+    job = Fit(
+        model=model,
+        optimizer=torch.optim.AdamW(layer_groups(model, config), lr=0.0, betas=config.betas),
+        batch=make,
+        loss=loss,
+        rate=finetune_rate(config, batch, steps),
+        total_steps=config.epochs * steps,
+        clip_norm=config.clip_norm,
+        average=average,
+        average_decay=config.average_decay,
+        precision=precision,
+        settings={"config": repr(config), "image_size": size, "samples": len(train), "subject": subject.name},
+    )
+    curve = fit(job, directory=directory, evaluate=evaluate, evaluate_every=evaluate_epochs * steps, progress=progress)
+    last = curve[-1]
+    best = max(line["acc1"] for line in curve)
+    return {"acc1": last["acc1"], "acc5": last["acc5"], "best_acc1": best, "epochs": config.epochs, "curve": curve}
+
+
+def accuracy(
+    model: nn.Module,
+    shards: LabelledShards,
+    subject: Subject,
+    *,
+    size: int,
+    device: torch.device,
+    precision: Precision = "auto",
+) -> dict[str, float]:
+    """Return acc1 and acc5 of a classifier on all images, evaluation crop."""
+    shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (subject.mean, subject.std))
+    scores, wanted = [], []
+    with torch.no_grad(), autocast(device, precision):
+        for images, labels, _ in shards.in_order(center_crop(size)):
+            scores.append(model((images.to(device).float() - shift) / scale).float())
+            wanted.append(labels.to(device))
+    return top_k(torch.cat(scores), torch.cat(wanted))
+
+
+def finetune_rate(config: FinetuneConfig, batch: int, steps: int) -> Callable[[int], float]:
+    """Return the rate of a step: linear warm-up, then a half cosine, by fractional epoch (MAE)."""
+    factor = batch / config.lr_batch if config.lr_batch else 1.0
+    peak, low = config.base_lr * factor, config.warmup_lr
+    warmup = min(config.warmup_epochs, config.epochs - 1)
+
+    def rate(step: int) -> float:
+        epoch = step / steps
+        if epoch < warmup:
+            return low + (peak - low) * epoch / warmup
+        done = (epoch - warmup) / (config.epochs - warmup)
+        return config.min_lr + (peak - config.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
+
+    return rate
+
+
+def layer_groups(model: nn.Module, config: FinetuneConfig) -> list[dict[str, Any]]:
+    """Return AdamW groups whose rates fall by `layer_decay` a layer from the head down, by timm's order of layers."""
+    layers = layer_numbers(model)
+    top = max(layers.values())
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    spared = set(getattr(model, "no_weight_decay", set)()) | {"pos_embed", "cls_token"}
+    return named_groups(
+        named,
+        weight_decay=config.weight_decay,
+        scale=lambda name: config.layer_decay ** (top - layers[name]),
+        free=lambda name, parameter: parameter.ndim <= 1 or name.endswith(".bias") or name in spared,
+    )
+
+
+def layer_numbers(model: nn.Module) -> dict[str, int]:
+    """Return the layer of each parameter: 0 for the embeddings, then the blocks, the last for norm and head."""
+    matcher: Any = getattr(model, "group_matcher", None)
+    if matcher is None:
+        return dict.fromkeys((name for name, _ in model.named_parameters()), 0)
+    found: dict[str, int] = group_with_matcher(model.named_parameters(), matcher(coarse=False), reverse=True)
+    return found
+
+
+def start_head(model: nn.Module) -> None:
+    """Give the classifier its small initial weights."""
+    head: Any = getattr(model, "get_classifier")()  # noqa: B009  # of any timm model
+    if isinstance(head, nn.Linear):
+        nn.init.trunc_normal_(head.weight, std=HEAD_STD)
+        nn.init.zeros_(head.bias)

@@ -1,0 +1,183 @@
+"""Training for an evaluation: one loop for linear probes, fine-tuning, detection and segmentation.
+
+The caller gives batches, losses and rates as functions of the step; the loop steps, writes checkpoints and continues
+from them. A batch must be a pure function of the step.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.averages import move_average
+from trainer.checkpoint import Checkpoints, load_optimizer_tensors, optimizer_tensors
+from trainer.config import Precision, require
+from trainer.evaluate.data import ahead
+from trainer.optim import gradient_norm, set_learning_rate
+from trainer.precision import autocast
+
+Progress = Callable[[int, int], None]
+Figures = dict[str, Any]
+
+_CHECK_STEPS = 50  # steps between looks at the loss, which wait for the device
+
+
+@dataclass(kw_only=True, slots=True)
+class Fit:
+    """One training for an evaluation."""
+
+    model: nn.Module
+    """What is trained, on its device."""
+    optimizer: torch.optim.Optimizer
+    """Its groups have `params`, `names` and `lr_scale`."""
+    batch: Callable[[int], Any]
+    """The batch of a step; called in a thread, one step ahead."""
+    loss: Callable[[Any], Tensor]
+    """The scalar loss of a batch."""
+    rate: Callable[[int], float]
+    """Learning rate of a step."""
+    total_steps: int
+    """Steps in all."""
+    clip_norm: float = 0.0
+    """Largest gradient norm; 0 means no clipping."""
+    average: nn.Module | None = None
+    """Moving average of the model's weights, evaluated instead of it."""
+    average_decay: float = 0.0
+    """Decay of the average."""
+    precision: Precision = "auto"
+    """As in training."""
+    settings: Figures = field(default_factory=dict)
+    """What must be the same when a fit is continued."""
+
+
+def fit(
+    job: Fit,
+    *,
+    directory: str | Path | None = None,
+    evaluate: Callable[[int], Figures] | None = None,
+    evaluate_every: int = 0,
+    save_every: int = 0,
+    progress: Progress | None = None,
+) -> list[Figures]:
+    """Train to the end and return the evaluations in order, each with its step.
+
+    Args:
+        job: what to train.
+        directory: for checkpoints; an earlier one there is continued. None keeps none.
+        evaluate: called with the steps done every `evaluate_every` steps and at the end, in eval mode.
+        evaluate_every: steps between evaluations; 0 means at the end only.
+        save_every: steps between checkpoints; 0 means at evaluations only.
+        progress: called with (steps done, all steps).
+
+    Raises:
+        ValueError: a loss is not finite, or the directory holds a fit with other settings.
+    """
+    require(job.total_steps >= 1, f"total_steps must be 1 or more; got {job.total_steps}.")
+    checkpoints = None if directory is None else Checkpoints(directory, keep=1)
+    try:
+        return _run(job, checkpoints, evaluate, evaluate_every=evaluate_every, save_every=save_every, progress=progress)
+    finally:
+        job.model.eval()
+        if checkpoints:
+            checkpoints.close()
+
+
+def _run(
+    job: Fit,
+    checkpoints: Checkpoints | None,
+    evaluate: Callable[[int], Figures] | None,
+    *,
+    evaluate_every: int,
+    save_every: int,
+    progress: Progress | None,
+) -> list[Figures]:
+    device = next(job.model.parameters()).device
+    start, history = _restore(job, checkpoints)
+    steps = range(start, job.total_steps)
+    job.model.train()
+    for step, batch in zip(steps, ahead(job.batch, steps), strict=True):
+        torch.manual_seed(step)
+        with autocast(device, job.precision):
+            loss = job.loss(batch)
+        torch.autograd.backward(loss)
+        _update(job, step)
+        done = step + 1
+        due = done == job.total_steps or bool(evaluate_every and done % evaluate_every == 0)
+        if due or done % _CHECK_STEPS == 0:
+            require(
+                bool(loss.isfinite()), f"the loss must stay finite; step {step} gave {loss.item()}. Lower the rate."
+            )
+        if due and evaluate:
+            job.model.eval()
+            with torch.no_grad():
+                history.append({"step": done, "loss": loss.item(), **evaluate(done)})
+            job.model.train()
+        if checkpoints and (due or (save_every and done % save_every == 0)):
+            _save(job, checkpoints, done, history)
+        if progress:
+            progress(done, job.total_steps)
+    return history
+
+
+def named_groups(
+    named: Sequence[tuple[str, nn.Parameter]],
+    *,
+    weight_decay: float,
+    scale: Callable[[str], float] = lambda name: 1.0,
+    free: Callable[[str, nn.Parameter], bool] = lambda name, parameter: parameter.ndim <= 1,
+) -> list[dict[str, Any]]:
+    """Return optimizer groups by (rate scale, decay), with names.
+
+    Args:
+        named: (name, parameter) pairs that are trained.
+        weight_decay: of those that are not free of it.
+        scale: factor on the learning rate by name.
+        free: tells what is free of weight decay.
+    """
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in named:
+        key = scale(name), 0.0 if free(name, parameter) else weight_decay
+        group = groups.setdefault(key, {"params": [], "names": [], "lr_scale": key[0], "weight_decay": key[1]})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def _update(job: Fit, step: int) -> None:
+    parameters = [parameter for group in job.optimizer.param_groups for parameter in group["params"]]
+    if job.clip_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, job.clip_norm, gradient_norm(parameters))
+    set_learning_rate(job.optimizer, job.rate(step))
+    job.optimizer.step()
+    job.optimizer.zero_grad(set_to_none=True)
+    if job.average is not None:
+        move_average(job.average, job.model, job.average_decay)
+
+
+def _save(job: Fit, checkpoints: Checkpoints, step: int, history: list[Figures]) -> None:
+    tensors = {"model": job.model.state_dict(), "optimizer": optimizer_tensors({"fit": job.optimizer})}
+    if job.average is not None:
+        tensors["average"] = job.average.state_dict()
+    checkpoints.save(step, tensors, {"history": history, "settings": job.settings})
+
+
+def _restore(job: Fit, checkpoints: Checkpoints | None) -> tuple[int, list[Figures]]:
+    found = checkpoints.latest() if checkpoints else None
+    if found is None:
+        return 0, []
+    saved = found.state["settings"]
+    require(
+        saved == job.settings,
+        f"an evaluation is continued with its own settings; {found.path} has {saved}, now {job.settings}. Choose "
+        "another directory.",
+    )
+    job.model.load_state_dict(found.tensors["model"])
+    if job.average is not None:
+        job.average.load_state_dict(found.tensors["average"])
+    load_optimizer_tensors(
+        {"fit": job.optimizer}, found.tensors["optimizer"], lambda value, like: value.to(like.device)
+    )
+    return int(found.state["step"]), list(found.state["history"])

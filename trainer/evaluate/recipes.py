@@ -1,0 +1,93 @@
+"""Fine-tuning recipes of the papers by name (METHODS sections 1 to 4, 6 and 8), for ViT-B unless the name says so."""
+
+from dataclasses import dataclass, replace
+
+from trainer.config import require
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneConfig:
+    """One fine-tuning; the defaults are MAE's for ViT-B."""
+
+    epochs: int = 100
+    """Passes over the training images."""
+    batch: int = 1024
+    """Images of a step; at most the training images are taken."""
+    base_lr: float = 5e-4
+    """Peak learning rate for lr_batch images."""
+    lr_batch: int = 256
+    """Batch that base_lr is stated for; 0 takes it as it is."""
+    min_lr: float = 1e-6
+    """Rate at the end of the cosine, absolute."""
+    warmup_epochs: int = 5
+    """Epochs of linear warm-up."""
+    warmup_lr: float = 0.0
+    """Rate at step 0, absolute."""
+    weight_decay: float = 0.05
+    """AdamW weight decay of matrices."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW moments."""
+    layer_decay: float = 0.65
+    """Factor on the rate for each layer further from the head, in (0, 1]."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last block."""
+    clip_norm: float = 0.0
+    """Largest gradient norm; 0 means no clipping."""
+    average_decay: float = 0.0
+    """Decay of a moving average of the weights that is evaluated instead; 0 means none."""
+    rand_augment: str = "rand-m9-mstd0.5-inc1"
+    """timm's RandAugment string; empty means none."""
+    erase: float = 0.25
+    """Probability that a rectangle of an image becomes noise."""
+    mixup: float = 0.8
+    """Alpha of mixup; 0 means none."""
+    cutmix: float = 1.0
+    """Alpha of cutmix; 0 means none."""
+    smoothing: float = 0.1
+    """Label smoothing, in [0, 1)."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Area of the random crops as a share of the image."""
+    seed: int = 0
+    """Seed of the head, the order and the augmentation."""
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, f"epochs must be 1 or more; got {self.epochs}.")
+        require(self.batch >= 1, f"batch must be 1 or more; got {self.batch}.")
+        require(self.base_lr > 0, f"base_lr must be above 0; got {self.base_lr}.")
+        require(0 < self.layer_decay <= 1, f"layer_decay must be in (0, 1]; got {self.layer_decay}.")
+        require(0 <= self.smoothing < 1, f"smoothing must be in [0, 1); got {self.smoothing}.")
+        require(
+            not (self.mixup or self.cutmix) or self.batch % 2 == 0,
+            f"mixup and cutmix mix pairs, so batch must be even; got {self.batch}. Try {self.batch + 1}.",
+        )
+
+
+MAE = FinetuneConfig()
+SIMMIM = FinetuneConfig(
+    batch=2048,
+    base_lr=1.25e-3,
+    lr_batch=512,
+    min_lr=2.5e-7,
+    warmup_epochs=20,
+    warmup_lr=2.5e-7,
+    clip_norm=5.0,
+)
+BOOTMAE = FinetuneConfig(batch=2048, base_lr=5e-3, lr_batch=0, warmup_epochs=20, layer_decay=0.6, average_decay=0.9998)
+CONMIM = FinetuneConfig(base_lr=4e-3, lr_batch=0, warmup_epochs=20)
+FINETUNE: dict[str, FinetuneConfig] = {
+    "mae": MAE,
+    "mae_l": replace(MAE, epochs=50, base_lr=1e-3, layer_decay=0.75, drop_path=0.2),
+    "mae_h": replace(MAE, epochs=50, base_lr=1e-3, layer_decay=0.75, drop_path=0.3),
+    "prototypes": replace(MAE, base_lr=1e-3, layer_decay=0.75, erase=0.0),
+    "simmim": SIMMIM,
+    "simmim_swin_b": replace(SIMMIM, layer_decay=0.9),
+    "simmim_swin_b_800": replace(SIMMIM, layer_decay=0.8),
+    "simmim_swin_l_800": replace(SIMMIM, layer_decay=0.7, drop_path=0.2),
+    "bootmae": BOOTMAE,
+    "conmim": CONMIM,
+    "mto_mae": MAE,
+    "mto_simmim": replace(SIMMIM, layer_decay=0.9, warmup_epochs=10),
+    "mto_bootmae": replace(BOOTMAE, layer_decay=0.75),
+    "mto_conmim": CONMIM,
+}
+"""`mto_*` are those of the MTO paper, where it differs from the repositories (METHODS section 11, line 20)."""
