@@ -1,13 +1,18 @@
 """k-means clusters of features, and their number: faiss does the clustering, the Davies-Bouldin index chooses K.
 
-K is scanned over a log grid on a subsample, then between the neighbours of the best value; the whole data is clustered
-once, with the K found.
+1. K is scanned over a log grid on a subsample, then between the neighbours of the best value.
+2. faiss finds K centroids on a sample of 256 rows a cluster (its own limit; more rows do not help it).
+3. Where the data is more than that sample, Lloyd passes over all of it, some rows at a time, finish them.
+4. A last pass assigns every row and measures its distance.
+
+Rows may be an array or a store on disk: only slices and the samples are ever in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import faiss
 import numpy as np
@@ -18,6 +23,9 @@ Int32 = NDArray[np.int32]
 Progress = Callable[[int, int], None]
 
 ITERATIONS = 20
+PASSES = 2
+"""Lloyd passes over the whole data after the sample's clustering."""
+SAMPLE_PER_CLUSTER = 256
 SCAN_SAMPLES = 100_000
 SCAN_POINTS = 10
 REFINE_POINTS = 4
@@ -25,6 +33,20 @@ LARGEST_K = 2000  # the paper's ablation range ends here; it found 978
 MEMBERS_PER_CLUSTER = 10
 """The scan stops where clusters would have fewer members on average: there the index rewards singletons."""
 ROWS_AT_ONCE = 65_536
+
+
+class Rows(Protocol):
+    """A matrix [N, F] that is read by slices and by ascending row numbers."""
+
+    @property
+    def shape(self) -> Any:
+        """(N, F)."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, rows: Any, /) -> Float32:
+        """Some rows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,20 +61,111 @@ class Clusters:
     """[N] Euclidean distance to it."""
 
 
-def cluster(features: Float32, num_clusters: int, *, seed: int = 0) -> Clusters:
-    """k-means with faiss; the same seed gives the same clusters on one machine."""
-    dimension = features.shape[1]
-    kmeans = faiss.Kmeans(dimension, num_clusters, niter=ITERATIONS, seed=seed, min_points_per_centroid=1)
-    kmeans.train(features)
-    centroids = np.ascontiguousarray(kmeans.centroids, dtype=np.float32).reshape(num_clusters, dimension)
-    assignment = np.empty(len(features), np.int32)
+def kmeans_device(wanted: str = "auto") -> str:
+    """Where k-means runs: "cpu", or "gpu" with the number of devices.
+
+    Args:
+        wanted: "cpu", "gpu", or "auto" for a GPU where faiss can use one.
+
+    Raises:
+        ValueError: if a GPU is wanted and faiss has none; it is never silently the CPU.
+    """
+    built = hasattr(faiss, "StandardGpuResources")
+    count = faiss.get_num_gpus() if built else 0
+    if wanted not in ("auto", "cpu", "gpu"):
+        raise ValueError(f"the device of k-means must be auto, cpu or gpu; got {wanted!r}.")
+    if wanted == "gpu" and not count:
+        found = "sees none" if built else "is a build for the CPU (faiss-cpu)"
+        raise ValueError(f"k-means on a GPU needs a faiss that has one; this faiss {found}. Install tempera-mim[gpu].")
+    return f"gpu:{count}" if count and wanted != "cpu" else "cpu"
+
+
+def cluster(
+    features: Rows, num_clusters: int, *, seed: int = 0, device: str = "cpu", progress: Progress | None = None
+) -> Clusters:
+    """k-means; the same seed gives the same clusters on one machine.
+
+    Args:
+        features: [N, F].
+        num_clusters: K.
+        seed: of the sample and of the first centroids.
+        device: what `kmeans_device` returned.
+        progress: called with (rows done, rows of all passes).
+    """
+    sample = subsample(features, SAMPLE_PER_CLUSTER * num_clusters, seed)
+    kmeans = faiss.Kmeans(
+        sample.shape[1],
+        num_clusters,
+        niter=ITERATIONS,
+        seed=seed,
+        min_points_per_centroid=1,
+        max_points_per_centroid=SAMPLE_PER_CLUSTER,
+        gpu=device != "cpu",
+    )
+    kmeans.train(sample)
+    centroids = np.ascontiguousarray(kmeans.centroids, dtype=np.float32).reshape(num_clusters, -1)
+    passes = PASSES if len(sample) < len(features) else 0
+    total = (passes + 1) * len(features)
+
+    def report(number: int) -> Progress | None:
+        return None if progress is None else lambda done, _: progress(number * len(features) + done, total)
+
+    for number in range(passes):
+        centroids = _lloyd_pass(features, centroids, device=device, progress=report(number))
+    return assign(features, centroids, device=device, progress=report(passes))
+
+
+def labelled_clusters(features: Rows, labels: NDArray[np.integer[Any]]) -> Clusters:
+    """Clusters that labels define, each with the mean of its members: what an oracle would find.
+
+    Raises:
+        ValueError: if a sample has no label.
+    """
+    if len(labels) != len(features) or (labels < 0).any():
+        raise ValueError(
+            f"clusters from labels need a label for each of the {len(features)} samples; "
+            f"{int((labels < 0).sum())} have none. Cluster by k-means instead."
+        )
+    _, assignment = np.unique(labels, return_inverse=True)
+    sums, counts = np.zeros((int(assignment.max()) + 1, features.shape[1])), np.bincount(assignment)
+    for start, part in _parts(features):
+        np.add.at(sums, assignment[start : start + len(part)], part)
+    centroids = (sums / counts[:, None]).astype(np.float32)
     distance = np.empty(len(features), np.float32)
-    for start in range(0, len(features), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        assignment[rows] = kmeans.index.search(features[rows], 1)[1][:, 0]
+    for start, part in _parts(features):
+        own = centroids[assignment[start : start + len(part)]]
+        distance[start : start + len(part)] = np.linalg.norm(part - own, axis=1)
+    return Clusters(centroids=centroids, assignment=assignment.astype(np.int32), distance=distance)
+
+
+def assign(features: Rows, centroids: Float32, *, device: str = "cpu", progress: Progress | None = None) -> Clusters:
+    """The nearest centroid of every row, and its distance."""
+    index = _index(centroids, device)
+    assignment, distance = np.empty(len(features), np.int32), np.empty(len(features), np.float32)
+    for start, part in _parts(features):
+        rows = slice(start, start + len(part))
+        assignment[rows] = index.search(part, 1)[1][:, 0]
         # Not faiss's own distance: it expands |x - c|^2 and loses the small ones to cancellation.
-        distance[rows] = np.linalg.norm(features[rows] - centroids[assignment[rows]], axis=1)
+        distance[rows] = np.linalg.norm(part - centroids[assignment[rows]], axis=1)
+        if progress is not None:
+            progress(rows.stop, len(features))
     return Clusters(centroids=centroids, assignment=assignment, distance=distance)
+
+
+def _lloyd_pass(features: Rows, centroids: Float32, *, device: str, progress: Progress | None) -> Float32:
+    """The means of what is nearest to each centroid; a centroid without members stays."""
+    index = _index(centroids, device)
+    sums, counts = np.zeros(centroids.shape), np.zeros(len(centroids))
+    for start, part in _parts(features):
+        nearest = index.search(part, 1)[1][:, 0]
+        order = np.argsort(nearest, kind="stable")
+        used, first = np.unique(nearest[order], return_index=True)
+        sums[used] += np.add.reduceat(part[order].astype(np.float64), first, axis=0)
+        counts += np.bincount(nearest, minlength=len(centroids))
+        if progress is not None:
+            progress(start + len(part), len(features))
+    means = sums / np.maximum(counts, 1.0)[:, None]
+    return np.where(counts[:, None] > 0, means, centroids).astype(np.float32)
 
 
 def davies_bouldin(clusters: Clusters) -> float:
@@ -75,22 +188,35 @@ def davies_bouldin(clusters: Clusters) -> float:
 
 
 def choose_num_clusters(
-    features: Float32, *, seed: int = 0, largest: int | None = None, progress: Progress | None = None
+    features: Rows,
+    *,
+    seed: int = 0,
+    largest: int | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
 ) -> dict[int, float]:
     """Davies-Bouldin index by K over a log grid and around its best point, ascending in K."""
-    sample = _subsample(features, seed)
+    sample = subsample(features, SCAN_SAMPLES, seed)
     limit = min(LARGEST_K, max(2, len(sample) // MEMBERS_PER_CLUSTER)) if largest is None else largest
     grid = np.unique(np.geomspace(2, limit, SCAN_POINTS).round().astype(int))
     total = len(grid) + REFINE_POINTS
     index: dict[int, float] = {}
     for candidates in (lambda: grid, lambda: _between_neighbours(index)):
         for k in candidates():
-            index[int(k)] = davies_bouldin(cluster(sample, int(k), seed=seed))
+            index[int(k)] = davies_bouldin(cluster(sample, int(k), seed=seed, device=device))
             if progress is not None:
                 progress(min(len(index), total), total)
     if progress is not None:
         progress(total, total)
     return dict(sorted(index.items()))
+
+
+def subsample(features: Rows, count: int, seed: int) -> Float32:
+    """At most so many rows, in their order."""
+    if len(features) <= count:
+        return np.ascontiguousarray(features[:])
+    rows = np.random.default_rng(seed).choice(len(features), count, replace=False)
+    return np.ascontiguousarray(features[np.sort(rows)])
 
 
 def _between_neighbours(index: dict[int, float]) -> list[int]:
@@ -102,8 +228,14 @@ def _between_neighbours(index: dict[int, float]) -> list[int]:
     return [int(k) for k in points if int(k) not in index][:REFINE_POINTS]
 
 
-def _subsample(features: Float32, seed: int) -> Float32:
-    if len(features) <= SCAN_SAMPLES:
-        return features
-    rows = np.random.default_rng(seed).choice(len(features), SCAN_SAMPLES, replace=False)
-    return np.ascontiguousarray(features[np.sort(rows)])
+def _index(centroids: Float32, device: str) -> Any:
+    index: Any = faiss.IndexFlatL2(centroids.shape[1])
+    if device != "cpu":
+        index = faiss.index_cpu_to_all_gpus(index)
+    index.add(centroids)
+    return index
+
+
+def _parts(features: Rows) -> Iterator[tuple[int, Float32]]:
+    for start in range(0, len(features), ROWS_AT_ONCE):
+        yield start, np.ascontiguousarray(features[start : start + ROWS_AT_ONCE])

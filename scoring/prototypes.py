@@ -11,13 +11,23 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from scoring.clusters import Clusters, Progress, choose_num_clusters, cluster, davies_bouldin
+from scoring.clusters import (
+    Clusters,
+    Progress,
+    Rows,
+    choose_num_clusters,
+    cluster,
+    davies_bouldin,
+    labelled_clusters,
+)
+from scoring.normalise import normalised
 
 Float32 = NDArray[np.float32]
 METADATA_KEY = b"tempera.prototypes"
@@ -97,15 +107,25 @@ def load_distances(path: str | Path, first: int, last: int) -> Float32:
 
 
 def prototype_distances(
-    features: Float32, num_clusters: int | None = None, seed: int = 0, *, progress: Progress | None = None
+    features: Rows,
+    num_clusters: int | None = None,
+    seed: int = 0,
+    *,
+    labels: NDArray[np.integer[Any]] | None = None,
+    normalise: str = "none",
+    device: str = "cpu",
+    progress: Progress | None = None,
 ) -> Prototypes:
     """Cluster features and measure how far each sample is from its prototype.
 
     Args:
-        features: [N, F], finite.
+        features: [N, F], finite; an array, or a store on disk.
         num_clusters: K, in [1, N]; None scans for the lowest Davies-Bouldin index.
         seed: seed of the clustering.
-        progress: called with (done, total) while K is scanned.
+        labels: [N] clusters that are given, not found; `num_clusters` is then of no use.
+        normalise: a name of `scoring.normalise.PRESETS`.
+        device: what `scoring.clusters.kmeans_device` returned.
+        progress: called with (done, total) while K is scanned, then while rows are clustered.
 
     Returns:
         float32 distances in [0, 1] and all that led to them.
@@ -113,18 +133,25 @@ def prototype_distances(
     Raises:
         ValueError: if the features are not a finite matrix with rows, or K is out of range.
     """
-    checked = _checked_features(features)
+    rows = normalised(_checked_features(features), normalise)
+    if labels is not None:
+        clusters = labelled_clusters(rows, labels)
+        return _prototypes(clusters, {len(clusters.centroids): davies_bouldin(clusters)})
     if num_clusters is None:
-        index = choose_num_clusters(checked, seed=seed, progress=progress) if len(checked) > 3 else {1: float("inf")}
-        num_clusters = min(index, key=lambda k: index[k])
-        clusters = cluster(checked, num_clusters, seed=seed)
-    elif 1 <= num_clusters <= len(checked):
-        clusters = cluster(checked, num_clusters, seed=seed)
-        index = {num_clusters: davies_bouldin(clusters)}
-    else:
-        raise ValueError(
-            f"num_clusters must be between 1 and the number of samples ({len(checked)}); got {num_clusters}."
+        found = (
+            choose_num_clusters(rows, seed=seed, device=device, progress=progress)
+            if len(rows) > 3
+            else {1: float("inf")}
         )
+        best = min(found, key=lambda k: found[k])
+        return _prototypes(cluster(rows, best, seed=seed, device=device, progress=progress), found)
+    if not 1 <= num_clusters <= len(rows):
+        raise ValueError(f"num_clusters must be between 1 and the number of samples ({len(rows)}); got {num_clusters}.")
+    clusters = cluster(rows, num_clusters, seed=seed, device=device, progress=progress)
+    return _prototypes(clusters, {num_clusters: davies_bouldin(clusters)})
+
+
+def _prototypes(clusters: Clusters, index: dict[int, float]) -> Prototypes:
     return Prototypes(
         distance=within_cluster(clusters),
         cluster=clusters.assignment,
@@ -144,7 +171,10 @@ def within_cluster(clusters: Clusters) -> Float32:
     return np.asarray(scaled, dtype=np.float32)
 
 
-def _checked_features(features: Float32) -> Float32:
+def _checked_features(features: Rows) -> Rows:
+    """The rows; a store has checked its own when they were written."""
+    if not isinstance(features, np.ndarray):
+        return features
     matrix = np.ascontiguousarray(features, dtype=np.float32)
     if matrix.ndim != 2 or not matrix.size:
         raise ValueError(f"features must be a matrix [N, F] with rows; got shape {matrix.shape}.")

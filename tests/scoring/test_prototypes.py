@@ -76,7 +76,7 @@ def test_bad_features_are_refused():
         prototype_distances(features)
 
 
-@pytest.mark.parametrize(("kind", "width"), [("pixels", 768), ("hog", 1764)])
+@pytest.mark.parametrize(("kind", "width"), [("pixels", 768), ("hog", 1764), ("sift", 512)])
 def test_features_do_not_depend_on_the_batching(kind, width):
     images = np.random.default_rng(0).integers(0, 256, (7, 3, 70, 50), dtype=np.uint8)
     whole = image_features([images], kind)
@@ -103,7 +103,7 @@ def test_hog_sees_orientation_and_not_brightness():
 
 def test_bad_images_are_refused():
     with pytest.raises(ValueError, match="features must be one of"):
-        image_features([], "sift")
+        image_features([], "shift")
     with pytest.raises(ValueError, match="at least one image"):
         image_features([])
     with pytest.raises(ValueError, match="uint8"):
