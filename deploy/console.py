@@ -34,11 +34,15 @@ class Answer:
     """What a person reads: a line, a table, a panel."""
     ok: bool = True
     """False when the command did its work and the answer is bad news; the exit status is then 1."""
+    verbatim: bool = False
+    """The view is text for a file: not wrapped to the terminal, and not read as markup."""
 
     def show(self, *, as_json: bool) -> None:
         """Print the answer to standard output."""
         if as_json:
             OUT.file.write(json.dumps(self.data) + "\n")
+        elif self.verbatim:
+            OUT.file.write(f"{self.view}")
         else:
             OUT.print(self.view)
 

@@ -31,6 +31,8 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 RECONNECT_S = 60.0
 """How long a lost log connection is tried again before following gives up; the job goes on."""
 POLL_S = 0.5
+NOT_YET = "No available agent"
+"""What the job server says while the head is starting."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,15 +119,22 @@ def submit(client: Any, entrypoint: str, *, run: str, out: str, modules: Iterabl
 
     Returns:
         The job's identity.
+
+    Raises:
+        RunError: the job server refuses it.
     """
+    job_id = f"{run}-{secrets.token_hex(4)}"
+    deadline = time.monotonic() + RECONNECT_S
     with runtime_environment(modules) as environment:
-        job_id: str = client.submit_job(
-            entrypoint=entrypoint,
-            submission_id=f"{run}-{secrets.token_hex(4)}",
-            runtime_env=environment,
-            metadata={"tempera_run": run, "tempera_out": out},
-        )
-    return job_id
+        job = {"entrypoint": entrypoint, "submission_id": job_id, "runtime_env": environment}
+        while True:
+            try:
+                client.submit_job(**job, metadata={"tempera_run": run, "tempera_out": out})
+                return job_id
+            except RuntimeError as error:
+                if NOT_YET not in str(error) or time.monotonic() > deadline:
+                    raise RunError(f"the cluster refuses the job: {str(error).splitlines()[0]}") from error
+            time.sleep(POLL_S)
 
 
 def follow(client: Any, job_id: str, *, show: Callable[[str], None], advance: Callable[[dict[str, Any]], None]) -> str:

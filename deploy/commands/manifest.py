@@ -1,0 +1,110 @@
+"""`tempera manifest`, `up`: what a cluster is described with, written from a run or from a small description."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from deploy.console import Answer, say
+
+
+def kuberay(
+    name: Positional[str],
+    *,
+    image: str,
+    index: Path,
+    prototypes: Path | None = None,
+    set: tuple[str, ...] = (),
+    out: Path | None = None,
+    claim: str = "tempera-shared",
+    token_secret: str = "tempera-token",  # noqa: S107 - the secret's name
+    env_secret: str = "",
+    loader_cpus: int = 8,
+    loader_memory: int = 32,
+    max_loaders: int = 8,
+    trainer_cpus: int = 16,
+    trainer_memory: int = 128,
+    gpus_per_trainer: int = 8,
+    metrics_namespace: str = "prometheus",
+) -> Answer:
+    """Write a run's RayCluster, NetworkPolicy and RayJob for KubeRay 1.7.
+
+    Args:
+        name: as for `tempera train`.
+        image: container image built from deploy/manifests/Dockerfile, with its tag or digest.
+        index: index.parquet as the pods see it, under /shared.
+        prototypes: prototypes.parquet under /shared, for the policies that need it.
+        set: fields to change, as in --set train.total_steps=200 fleet.loaders=8.
+        out: file to write; standard output by default.
+        claim: ReadWriteMany PersistentVolumeClaim, mounted at /shared.
+        token_secret: secret with the cluster's token.
+        env_secret: secret whose keys become environment variables, as for object storage.
+        loader_cpus: cores of a loader pod.
+        loader_memory: GiB of a loader pod; half of it is shared memory.
+        max_loaders: most loader pods.
+        trainer_cpus: cores of a trainer pod.
+        trainer_memory: GiB of a trainer pod; half of it is shared memory.
+        gpus_per_trainer: GPUs of a trainer pod, for runs with trainers.use_gpu.
+        metrics_namespace: namespace that may scrape the metrics.
+    """
+    import ray
+
+    from deploy.config import DataConfig
+    from deploy.manifests.kuberay import KubernetesOptions, kuberay_documents, resource_name, to_yaml
+    from deploy.manifests.pods import SHARED, PodNeeds, PodSettings
+    from deploy.overrides import override
+    from deploy.runs import RUNS
+    from trainer.config import choose
+
+    config = override(choose(name, RUNS, "a run")(DataConfig(index=str(index))), set)
+    words = ["train", name, "--index", str(index), "--out", f"{SHARED}/runs/{config.name}"]
+    words += ["--prototypes", str(prototypes)] if prototypes else []
+    settings = PodSettings(image=image, claim=claim, token_secret=token_secret, env_secret=env_secret)
+    gpus = gpus_per_trainer if config.trainers.use_gpu else 0
+    options = KubernetesOptions(
+        settings=settings,
+        loader=PodNeeds(cpus=loader_cpus, memory_gib=loader_memory, shared_memory_gib=loader_memory // 2),
+        trainer=PodNeeds(
+            cpus=trainer_cpus, memory_gib=trainer_memory, shared_memory_gib=trainer_memory // 2, gpus=gpus
+        ),
+        head=PodNeeds(cpus=4, memory_gib=16, shared_memory_gib=4),
+        max_loader_pods=max_loaders,
+        ray_version=ray.__version__,
+        metrics_namespace=metrics_namespace,
+    )
+    documents = kuberay_documents(config, [*words, *(("--set", *set) if set else ())], options)
+    return _written(to_yaml(documents, name=resource_name(config.name), settings=settings), documents, out)
+
+
+def up(description: Positional[Path], *, out: Path | None = None, start: bool = False) -> Answer:
+    """Write and check the `ray up` file of a cluster described in a few lines, and start it if asked to.
+
+    Args:
+        description: YAML file: name, provider (local, aws or gcp), loaders and trainers with their machine, min and
+            max; deploy/manifests/*.example.yaml are examples.
+        out: file to write; NAME-ray.yaml beside the description by default.
+        start: hand the file to `ray up`, which asks before it spends money.
+    """
+    import subprocess
+    import sys
+
+    from deploy.manifests.ray_up import load_description, ray_up_config, to_yaml
+
+    cluster = load_description(description)
+    config = ray_up_config(cluster)
+    path = out or description.with_name(f"{cluster.name}-ray.yaml")
+    path.write_text(to_yaml(config, cluster))
+    say(f"{path} is valid for Ray's own schema; `ray up {path}` starts the cluster, `ray down {path}` ends it")
+    if start:
+        ray = str(Path(sys.executable).parent / "ray")
+        done = subprocess.run([ray, "up", str(path)], check=False)  # noqa: S603 - no shell, and our own file
+        return Answer(data={"file": str(path), "rc": done.returncode}, view=str(path), ok=done.returncode == 0)
+    return Answer(data={"file": str(path), "config": config}, view=str(path))
+
+
+def _written(text: str, documents: list[dict[str, object]], out: Path | None) -> Answer:
+    if out is None:
+        return Answer(data={"documents": documents}, view=text, verbatim=True)
+    out.write_text(text)
+    return Answer(data={"file": str(out), "documents": documents}, view=f"written: {out}")
