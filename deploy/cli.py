@@ -27,6 +27,7 @@ from deploy.commands import (
     evaluate,
     history,
     jobs,
+    manifest,
     reproduce,
     runs,
     score,
@@ -39,6 +40,7 @@ DESCRIPTION = (
     "Every command takes --json for machine output."
 )
 GROUPS = {
+    "manifest": "Write what a cluster is described with.",
     "shards": "Write, index and check WebDataset shards.",
     "set": "Change what a live run draws, from its next window on.",
     "eval": "Evaluate a frozen encoder.",
@@ -59,6 +61,8 @@ def build_app() -> SubcommandApp:
         "train": runs.train,
         "resume": runs.resume,
         "submit": jobs.submit,
+        "up": manifest.up,
+        "manifest": {"kuberay": manifest.kuberay},
         "jobs": jobs.jobs,
         "status": runs.status,
         "watch": runs.watch,
