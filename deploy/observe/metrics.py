@@ -88,12 +88,12 @@ def _scheduled(state: State) -> Value:
 
 def _drawn(state: State) -> Value:
     selection = state["selection"]
-    return round(selection["times_drawn"]["mean"] * selection["num_samples"])
+    return int(round(selection["times_drawn"]["mean"] * selection["num_samples"]))
 
 
 def _drawn_ahead(state: State) -> Value:
-    step = state["progress"]["step"]
-    return None if step is None else max(0, state["control"]["next_step"] - step)
+    step, drawn = _at("progress", "step")(state), _at("control", "next_step")(state)
+    return None if step is None or drawn is None else max(0, drawn - step)
 
 
 def _latency(state: State) -> Mapping[str, Value]:

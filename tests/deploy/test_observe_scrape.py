@@ -1,0 +1,123 @@
+"""The metrics of a real run, scraped by a real Prometheus; and those that Ray exports."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from deploy.observe.metrics import BY_NAME
+from deploy.observe.monitor import write_monitoring
+from deploy.observe.prometheus import RayExporter
+from tests.deploy.observe_fakes import state
+from tests.deploy.page_run import LiveRun, live_run
+
+PROMETHEUS = shutil.which("prometheus")
+WAIT_S = 60.0
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    """What the condition returns, once that is something."""
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            if found := condition():
+                return found
+        except OSError:
+            pass
+        assert time.monotonic() < deadline, f"{what} did not happen"
+        time.sleep(0.1)
+
+
+def fetched(url: str, token: str = "") -> bytes:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return bytes(answer.read())
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveRun]:
+    with live_run(tmp_path_factory.mktemp("scraped")) as run:
+        yield run
+
+
+def test_metrics_need_the_token(live: LiveRun) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        fetched(f"{live.url}/metrics")
+    assert b"tempera_progress_steps" in fetched(f"{live.url}/metrics", live.token)
+
+
+@pytest.mark.skipif(PROMETHEUS is None, reason="prometheus (Debian: prometheus) is not installed")
+def test_prometheus_scrapes_a_real_run_with_the_written_configuration(live: LiveRun, tmp_path: Path) -> None:
+    until(lambda: live.run.metric_lines() and live.selection.next_window > 3, "training")
+    written = write_monitoring(tmp_path, url=live.url, token_file=live.run.api_token, scrape_s=1)
+    port = _free_port()
+    arguments = [f"--config.file={written[0]}", f"--storage.tsdb.path={tmp_path / 'data'}"]
+    server = subprocess.Popen(
+        [str(PROMETHEUS), *arguments, f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"],
+        stdout=subprocess.DEVNULL,
+        stderr=(tmp_path / "prometheus.log").open("w"),
+    )
+    root = f"http://127.0.0.1:{port}/api/v1"
+
+    def ask(expression: str) -> list[dict[str, Any]]:
+        answer = json.loads(fetched(f"{root}/query?{urlencode({'query': expression})}"))
+        return list(answer["data"]["result"])
+
+    try:
+        until(lambda: ask('tempera_progress_steps{run="page"}'), "a scrape")
+        names = {series["metric"]["__name__"] for series in ask('{job="tempera"}')}
+        expected = set(BY_NAME) - {"tempera_control_latency_seconds"}  # nobody has changed anything yet
+        assert expected <= names
+        assert float(ask("tempera_ready_loaders")[0]["value"][1]) == 2
+        rules = json.loads(fetched(f"{root}/rules"))["data"]["groups"][0]["rules"]
+        assert [(rule["name"], rule.get("lastError")) for rule in rules if rule["health"] == "err"] == []
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.mark.ray
+def test_ray_exports_the_same_metrics_under_its_prefix() -> None:
+    import ray
+
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        exporter = RayExporter(state, every_s=0.5)
+        with exporter:
+            port = ray.nodes()[0]["MetricsExportPort"]
+            text = until(lambda: _with_all(fetched(f"http://127.0.0.1:{port}/metrics").decode()), "an export")
+    finally:
+        ray.shutdown()
+    assert _value(text, "ray_tempera_progress_steps") == 70
+    assert _value(text, "ray_tempera_drawn_samples_total") == 1500, "a counter is not counted twice"
+    assert _value(text, "ray_tempera_loader_restarts_total", 'loader="loader-1"') == 2
+
+
+def _with_all(text: str) -> str:
+    return text if all(f"ray_{name}" in text for name in BY_NAME) else ""
+
+
+def _value(text: str, name: str, label: str = "") -> float:
+    lines = [
+        line for line in text.splitlines() if line.startswith(f"{name}{{") and label in line and 'run="tiny"' in line
+    ]
+    assert len(lines) == 1, lines
+    return float(re.split(r"\s+", lines[0])[-1])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
