@@ -62,7 +62,8 @@ def launch(config: RunConfig, run: RunDir, *, beside: Beside | None = None) -> T
     with ExitStack() as stack:
         stack.enter_context(observed(config, run))
         fleet, trainers = config.fleet, config.trainers
-        cpus = trainers.workers * trainers.cpus_per_worker + fleet.loaders * fleet.cpus_per_loader + SPARE_CPUS
+        most_loaders = max(fleet.loaders, fleet.max_loaders)
+        cpus = trainers.workers * trainers.cpus_per_worker + most_loaders * fleet.cpus_per_loader + SPARE_CPUS
         endpoint = stack.enter_context(cluster(run.path, num_cpus=round(cpus)))
         endpoint = replace(endpoint, selection=f"selection-{config.name}", fleet=f"fleet-{config.name}")
         client = stack.enter_context(_actors(config, run, endpoint, selection_part))
@@ -145,11 +146,11 @@ def _actors(config: RunConfig, run: RunDir, endpoint: Endpoint, selection_part: 
         name=endpoint.selection,
     )
     fleet = start_fleet(
-        _loader_config(config),
+        config.fleet.kinds(_loader_config(config)),
         size=config.fleet.loaders,
-        num_cpus=config.fleet.cpus_per_loader,
         name=endpoint.fleet,
-        node_labels=config.fleet.node_labels,
+        policy=config.fleet.policy,
+        memory=run.path.resolve() / "fleet.json",
     )
     try:
         with Scribe(fleet.events, selection.record):
@@ -229,7 +230,8 @@ def _loader_config(config: RunConfig) -> LoaderConfig:
         index=str(Path(config.data.index).resolve()),
         threads=fleet.threads,
         cache_bytes=fleet.cache_bytes,
-        decoder=fleet.decoder,
+        decoder="cpu" if fleet.decoder == "mixed" else fleet.decoder,
+        device_id=0 if fleet.decoder == "dali" and fleet.gpus_per_loader else None,
         allow_hosts=fleet.allow_hosts,
         disk_cache=fleet.disk_cache,
         disk_cache_bytes=fleet.disk_cache_bytes,

@@ -18,6 +18,7 @@ from loader.errors import (
 )
 from loader.index import ShardIndex
 from loader.index_builder import build_index
+from loader.kinds import LoaderKind
 from loader.listings import class_folders, list_folder, list_parquet, list_tars, parquet_images
 from loader.parallel import in_processes
 from loader.pool import LoaderPool, LocalLoaders
@@ -41,6 +42,7 @@ __all__ = [
     "ImageSource",
     "LoaderConfig",
     "LoaderError",
+    "LoaderKind",
     "LoaderLost",
     "LoaderPool",
     "LoaderWorker",

@@ -12,10 +12,12 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, Final
 
 import numpy as np
 import ray
@@ -26,22 +28,23 @@ from ray.exceptions import RayError, RayTaskError
 from loader.batch import BatchSpec, Pixels
 from loader.config import LoaderConfig
 from loader.errors import LoaderLost
-from loader.fleet import Fleet, FleetEvent, ScaleReply, State, wait_until_ready
+from loader.fleet import Fleet, State, wait_until_ready
+from loader.fleet_client import CALL_TIMEOUT_S, FleetClient, FleetMethod
+from loader.kinds import LoaderKind, kind_of
 from loader.memory import keep_freed_memory
 from loader.pool import Handle
 from loader.ring import RingAddress, RingUser, Slot
 from loader.scaling import ScalePolicy
 from loader.slots import SlotKeeper, is_alive
+from loader.wishes import WishFile
 from loader.worker import LoaderWorker
 
 log = logging.getLogger(__name__)
 
-FleetMethod = Literal["scale", "observe", "members", "status", "events"]
 FLEET_NAME: Final = "loader-fleet"
 _TICK_S: Final = 0.25
 _START_TIMEOUT_S: Final = 120.0
 _SILENCE_S: Final = 10.0  # A loader that is silent for so long is replaced: it hangs, or its node froze.
-_CALL_TIMEOUT_S: Final = 10.0
 _JOIN_TIMEOUT_S: Final = 60.0  # of a new stream's first question: the fleet may start loaders on a crowded processor
 _REFRESH_S: Final = 0.5
 _IN_SLOT: Final = np.zeros((0, 3, 0, 0), np.uint8)
@@ -121,7 +124,7 @@ class RayProcess:
 
     def _answered(self) -> State:
         try:
-            self._info = ray.get(self._check, timeout=_CALL_TIMEOUT_S)
+            self._info = ray.get(self._check, timeout=CALL_TIMEOUT_S)
         except RayError as error:
             self._why = _reason(error)
             return "lost"
@@ -130,13 +133,16 @@ class RayProcess:
 
 
 class LoaderFleet:
-    """The named actor that owns the loaders. Restarted by Ray if it dies; then it starts its loaders anew."""
+    """The named actor that owns the loaders. Restarted by Ray if it dies; then it starts as many as it had."""
 
-    def __init__(
-        self, config: LoaderConfig, size: int, loader_options: Mapping[str, Any], policy: ScalePolicy | None
-    ) -> None:
-        actor = _remote(max_restarts=0, concurrency_groups=_LOADER_GROUPS, **loader_options)(LoaderActor)
-        self._fleet = Fleet(lambda _: RayProcess(actor.remote(config)), size=size, clock=time.time, policy=policy)
+    def __init__(self, kinds: Sequence[LoaderKind], size: int, policy: ScalePolicy | None, wishes: WishFile) -> None:
+        actors = [_remote(max_restarts=0, concurrency_groups=_LOADER_GROUPS, **k.options)(LoaderActor) for k in kinds]
+
+        def launch(name: str) -> RayProcess:
+            kind = kind_of(name, kinds)
+            return RayProcess(actors[kind].remote(kinds[kind].config))
+
+        self._fleet = Fleet(launch, size=size, clock=time.time, policy=policy, wishes=wishes)
         self._stopped = threading.Event()
         threading.Thread(target=self._supervise, name="fleet", daemon=True).start()
 
@@ -155,36 +161,37 @@ class LoaderFleet:
 
 
 def start_fleet(
-    config: LoaderConfig,
+    kinds: LoaderConfig | Sequence[LoaderKind],
     *,
     size: int,
     name: str = FLEET_NAME,
     num_cpus: float = 1.0,
-    num_gpus: float = 0.0,
-    node_labels: Mapping[str, str] | None = None,
     policy: ScalePolicy | None = None,
+    memory: str | Path | None = None,
     ready_timeout_s: float = _START_TIMEOUT_S,
 ) -> FleetClient:
     """Start a fleet and wait until its loaders are ready.
 
     Args:
-        config: What every loader gets.
+        kinds: What the loaders are; a config alone stands for loaders that are all alike.
         size: Loaders to start with.
         name: Name of the fleet's actor in the current namespace.
-        num_cpus: CPUs that Ray reserves for each loader; 0 reserves none.
-        num_gpus: GPUs, or fractions of one, for each loader.
-        node_labels: Labels of the nodes that loaders may run on; None means any node.
+        num_cpus: CPUs that Ray reserves for each loader when `kinds` is a config; 0 reserves none.
         policy: Lets the fleet scale by itself on what `FleetClient.observe` tells it; None leaves the size to people.
+        memory: File on this node that keeps the size, should the fleet's process die; None takes a temporary one.
         ready_timeout_s: How long to wait.
 
     Raises:
         LoaderLost: If they are not ready in time; the message says why the last one died.
     """
-    options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "label_selector": dict(node_labels or {})}
+    if isinstance(kinds, LoaderConfig):
+        kinds = [LoaderKind(config=kinds, num_cpus=num_cpus)]
+    wishes = WishFile(memory or Path(mkdtemp(prefix="tempera-fleet-")) / "fleet.json")
+    wishes.forget()
     # It stays with this process's node: those of loaders come and go. A name alone would not keep it alive.
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     actor = _remote(name=name, max_restarts=-1, max_concurrency=8, num_cpus=0, label_selector=here)(LoaderFleet)
-    fleet = FleetClient(actor.remote(config, size, options, policy))
+    fleet = FleetClient(ActorPort(actor.remote(kinds, size, policy, wishes)))
     try:
         fleet.members(timeout_s=ready_timeout_s)  # its process is up
         wait_until_ready(fleet.status, size=size, timeout_s=ready_timeout_s)
@@ -213,50 +220,35 @@ def connect_fleet(name: str = FLEET_NAME) -> FleetClient:
         LoaderLost: If there is none.
     """
     try:
-        return FleetClient(ray.get_actor(name))
+        return FleetClient(ActorPort(ray.get_actor(name)))
     except ValueError as error:
         raise LoaderLost(f"no loader fleet named {name!r} is running in this namespace") from error
 
 
-class FleetClient:
-    """Calls to a LoaderFleet, each with a timeout. Can be sent to other Ray processes."""
+class ActorPort:
+    """The way to a fleet that is an actor. Can be sent to other Ray processes."""
 
     def __init__(self, actor: Any) -> None:
         self.actor = actor
 
-    def scale(self, size: int, *, author: str, reason: str = "") -> ScaleReply:
-        """Wish for another number of loaders; returns at once."""
-        return self._call("scale", size, author=author, reason=reason)
-
-    def observe(self, wait_share: float) -> ScaleReply | None:
-        """Tell the share of its time that a trainer waited since it last told. Returns a change, if that made one."""
-        return self._call("observe", wait_share)
-
-    def members(self, *, timeout_s: float = _CALL_TIMEOUT_S) -> dict[str, ActorHandle[Any]]:
-        """Return the loaders that are ready, by name."""
-        return self._call("members", timeout_s=timeout_s)
-
-    def status(self) -> dict[str, Any]:
-        """Return size, author, reason, and for each loader name, state, pid, node, restarts, reason and stats."""
-        return self._call("status")
-
-    def events(self, after: int = 0) -> list[FleetEvent]:
-        """Return what happened since the event of that sequence number."""
-        return self._call("events", after)
-
-    def close(self) -> None:
-        """End every loader, then the fleet."""
-        with suppress(RayError):
-            ray.get(self.actor.close.remote(), timeout=_CALL_TIMEOUT_S)
-        ray.kill(self.actor)
-
-    def _call(self, method: FleetMethod, *args: object, timeout_s: float = _CALL_TIMEOUT_S, **options: object) -> Any:
+    def ask(self, method: FleetMethod, *args: object, timeout_s: float, **options: object) -> Any:
+        """Call a method of the fleet and return its answer."""
         try:
             return ray.get(self.actor.call.remote(method, *args, **options), timeout=timeout_s)
         except RayTaskError as error:
             raise error.cause from error
         except RayError as error:
             raise LoaderLost(f"the loader fleet did not answer {method}: {_reason(error)}") from error
+
+    def tell(self, method: FleetMethod, *args: object) -> None:
+        """Call a method of the fleet without waiting."""
+        self.actor.call.remote(method, *args)
+
+    def close(self) -> None:
+        """End every loader, then the fleet."""
+        with suppress(RayError):
+            ray.get(self.actor.close.remote(), timeout=CALL_TIMEOUT_S)
+        ray.kill(self.actor)
 
 
 @dataclass(eq=False, slots=True)
@@ -282,7 +274,8 @@ class RayLoaders:
     """
 
     def __init__(self, fleet: FleetClient, *, ring_bytes: int = 256 << 20) -> None:
-        self._fleet = fleet
+        assert isinstance(fleet.port, ActorPort)
+        self._fleet, self._actor = fleet, fleet.port.actor
         self._members: dict[str, ActorHandle[Any]] = fleet.members(timeout_s=_JOIN_TIMEOUT_S)
         self._gone: set[ActorHandle[Any]] = set()
         self._question: ray.ObjectRef[Any] | None = None
@@ -315,7 +308,7 @@ class RayLoaders:
         """Return the pixels of a request that is done. Read-only: they lie in shared memory."""
         request: _Request = handle
         try:
-            pixels: Pixels = ray.get(request.reference, timeout=_CALL_TIMEOUT_S)
+            pixels: Pixels = ray.get(request.reference, timeout=CALL_TIMEOUT_S)
         except RayTaskError as error:
             request.answered = True
             self.release(request)
@@ -349,17 +342,21 @@ class RayLoaders:
         """Learn who is alive, without waiting: send a question, or take in its answer."""
         if self._question is None:
             if time.monotonic() - self._asked_s >= _REFRESH_S:
-                self._question, self._asked_s = self._fleet.actor.call.remote("members"), time.monotonic()
+                self._question, self._asked_s = self._actor.call.remote("members"), time.monotonic()
             return
         if not _is_done(self._question):
             return
         question, self._question = self._question, None
         try:
-            answer: dict[str, ActorHandle[Any]] = ray.get(question, timeout=_CALL_TIMEOUT_S)
+            answer: dict[str, ActorHandle[Any]] = ray.get(question, timeout=CALL_TIMEOUT_S)
         except RayError as error:
             log.warning("the loader fleet did not name its members: %s", _reason(error))
             return
         self._members = {name: actor for name, actor in answer.items() if actor not in self._gone}
+
+    def observe(self, wait_share: float) -> None:
+        """Tell the fleet how long the trainer waits, without waiting for it."""
+        self._fleet.observe(wait_share)
 
     def _slot(self, actor: ActorHandle[Any], spec: BatchSpec) -> Slot | None:
         """Return a slot if the loader has mapped the ring and there is room."""
@@ -376,7 +373,7 @@ class RayLoaders:
         if question is not None and _is_done(question):
             del self._attaching[actor]
             try:
-                self._pids[actor] = ray.get(question, timeout=_CALL_TIMEOUT_S)
+                self._pids[actor] = ray.get(question, timeout=CALL_TIMEOUT_S)
             except RayError:
                 self._pids[actor] = 0
         return self._pids.get(actor, 0) > 0

@@ -7,6 +7,7 @@ with growing pauses. Everything that happens is an event that the driver can pol
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -16,9 +17,10 @@ from typing import Any, Final, Literal, Protocol
 
 from loader.errors import LoaderLost
 from loader.scaling import Autoscaler, ScalePolicy
+from loader.wishes import Wish, WishFile
 
 State = Literal["starting", "ready", "lost"]
-EventKind = Literal["scale", "loader_started", "loader_lost", "loader_removed"]
+EventKind = Literal["scale", "loader_started", "loader_lost", "loader_removed", "fleet_restarted"]
 
 MAX_LOADERS: Final = 1024
 _FIRST_PAUSE_S: Final = 0.25
@@ -103,6 +105,7 @@ class Fleet:
         size: Loaders wished for, from 1.
         clock: Seconds since the epoch.
         policy: Scales by itself when told how long trainers wait; None leaves the size to `scale`.
+        wishes: Remembers the size over a restart of this process; None starts with `size` always.
     """
 
     def __init__(
@@ -112,15 +115,23 @@ class Fleet:
         size: int,
         clock: Callable[[], float],
         policy: ScalePolicy | None = None,
+        wishes: WishFile | None = None,
     ) -> None:
-        self._launch, self._clock = launch, clock
+        self._launch, self._clock, self._wishes = launch, clock, wishes
         self._scaler = Autoscaler(policy) if policy is not None else None
         self._worked: dict[str, tuple[float, float]] = {}
+        self._waits: list[float] = []
+        self._observed_s = clock()
         self._slots: dict[str, _Slot] = {}
         self._events: deque[FleetEvent] = deque(maxlen=10_000)
         self._sequence = 0
         self._lock = threading.RLock()
         self._size, self._author, self._reason = _checked(size), "fleet", "initial size"
+        last = wishes.load() if wishes is not None else None
+        if last is not None:
+            self._size, self._author, self._reason = _checked(last.size), last.author, last.reason
+            self._sequence = last.sequence
+            self._event("fleet_restarted", "fleet", f"the fleet was restarted and wants {last.size} loaders as before")
 
     def scale(self, size: int, *, author: str, reason: str = "") -> ScaleReply:
         """Wish for another number of loaders. Returns at once; `tick` fulfils it.
@@ -131,6 +142,8 @@ class Fleet:
         with self._lock:
             previous, self._size = self._size, _checked(size)
             self._author, self._reason = author, reason
+            if self._scaler is not None:
+                self._scaler.changed(self._clock())
             self._event("scale", author, f"{previous} -> {size} loaders" + (f": {reason}" if reason else ""))
             return ScaleReply(previous=previous, size=size, author=author, reason=reason)
 
@@ -139,8 +152,14 @@ class Fleet:
         if self._scaler is None:
             return None
         with self._lock:
+            now, period_s = self._clock(), self._scaler.policy.period_s
+            self._waits.append(wait_share)
+            if now - self._observed_s < period_s:
+                return None
+            # Ranks compute in step: the one that waits longest holds up the others.
+            longest, self._waits, self._observed_s = max(self._waits), [], now
             decision = self._scaler.observe(
-                size=self._size, wait_share=wait_share, busy_share=self._busy_share(), now_s=self._clock()
+                size=self._size, wait_share=longest, busy_share=self._busy_share(), now_s=now
             )
             return None if decision is None else self.scale(decision.size, author="fleet", reason=decision.reason)
 
@@ -173,6 +192,7 @@ class Fleet:
                 "size": self._size,
                 "author": self._author,
                 "reason": self._reason,
+                "pid": os.getpid(),
                 "loaders": [self._loader_status(name, slot) for name, slot in sorted(self._slots.items(), key=_number)],
             }
 
@@ -246,6 +266,9 @@ class Fleet:
                 value=float(self._size),
             )
         )
+        if self._wishes is not None:
+            wish = Wish(size=self._size, author=self._author, reason=self._reason, sequence=self._sequence)
+            self._wishes.save(wish)
 
 
 def wait_until_ready(status: Callable[[], dict[str, Any]], *, size: int, timeout_s: float) -> None:

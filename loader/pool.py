@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_futures
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from loader.batch import BatchSpec, Pixels
 from loader.errors import LoaderLost
@@ -43,6 +43,14 @@ class LoaderPool(Protocol):
 
     def refresh(self) -> None:
         """Learn who is alive, without waiting."""
+
+
+@runtime_checkable
+class ElasticPool(Protocol):
+    """A pool that grows and shrinks by what its streams tell."""
+
+    def observe(self, wait_share: float) -> None:
+        """Take in the share of its time that the trainer waited since it was told last, without waiting."""
 
 
 class LocalLoaders:

@@ -23,6 +23,8 @@ class ScalePolicy:
     """Shrink when loaders work for less than this share of theirs and trainers hardly wait."""
     patience: int = 3
     """Observations in a row that must agree."""
+    period_s: float = 5.0
+    """Length of an observation, in seconds; what all trainers tell within it counts once."""
     cooldown_s: float = 30.0
     """Least time between two changes, in seconds: a new loader has to start and show its effect first."""
 
@@ -31,8 +33,8 @@ class ScalePolicy:
             raise ValueError(f"sizes must be 1 <= min_size <= max_size; got {self.min_size} and {self.max_size}")
         if not (0 < self.wait_share < 1 and 0 < self.busy_share < 1):
             raise ValueError(f"shares must be in (0, 1); got wait {self.wait_share} and busy {self.busy_share}")
-        if self.patience < 1 or self.cooldown_s < 0:
-            raise ValueError(f"patience must be at least 1 and cooldown_s not negative; got {self}")
+        if self.patience < 1 or self.cooldown_s < 0 or self.period_s < 0:
+            raise ValueError(f"patience must be at least 1, cooldown_s and period_s not negative; got {self}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,11 @@ class Autoscaler:
             return self._change(size - 1, reason, now_s)
         return None
 
-    def _change(self, size: int, reason: str, now_s: float) -> ScaleTo:
+    def changed(self, now_s: float) -> None:
+        """Start the distance in time anew: a person has set the size, and gets to see its effect."""
         self._hungry = self._idle = 0
         self._changed_s = now_s
+
+    def _change(self, size: int, reason: str, now_s: float) -> ScaleTo:
+        self.changed(now_s)
         return ScaleTo(size, reason)

@@ -22,13 +22,15 @@ from loader.assembly import Assembler, StreamStats
 from loader.batch import BadSample, Batch
 from loader.config import StreamConfig
 from loader.errors import StreamStalled
-from loader.pool import LoaderPool
+from loader.pool import ElasticPool, LoaderPool
 from loader.windows import WindowFetcher, WindowSource
 
 _READY_STEPS = 2
 """Finished batches that wait for the trainer, on top of those in flight."""
 
 _STOP_TIMEOUT_S = 5.0
+_OBSERVE_S = 2.0
+"""How often a pool is told of the trainer's waits."""
 
 
 class BatchStream:
@@ -54,6 +56,7 @@ class BatchStream:
         self._windows, self._loaders, self._config = windows, loaders, config
         self._on_bad = on_bad or (lambda _: None)
         self._stats = StreamStats()
+        self._waits = _WaitShare(loaders) if isinstance(loaders, ElasticPool) else None
         self._step = 0
         self._running = False
 
@@ -80,6 +83,8 @@ class BatchStream:
                 self._step = batch.step + 1
                 self._stats.images += len(batch.sample_ids)
                 self._stats.wait_s += waited
+                if self._waits is not None:
+                    self._waits.add(waited)
                 yield replace(batch, wait_s=waited)
         finally:
             pump.stop()
@@ -106,6 +111,27 @@ class BatchStream:
     def stats(self) -> dict[str, float | int]:
         """Return totals: images, requests, hedged, rerouted, substituted, wait_s."""
         return asdict(self._stats)
+
+
+class _WaitShare:
+    """Tells a pool every few seconds which share of its time the trainer waited."""
+
+    def __init__(self, pool: ElasticPool) -> None:
+        self._pool = pool
+        self._since_s = float("inf")
+        self._waited_s = 0.0
+
+    def add(self, waited_s: float) -> None:
+        """Count one wait, which ends now."""
+        now = time.monotonic()
+        elapsed_s = now - self._since_s
+        if elapsed_s < 0:  # the first batch is waited for while loaders start: that says nothing
+            self._since_s = now
+            return
+        self._waited_s += waited_s
+        if elapsed_s >= _OBSERVE_S:
+            self._pool.observe(min(1.0, self._waited_s / elapsed_s))
+            self._since_s, self._waited_s = now, 0.0
 
 
 @dataclass(frozen=True, slots=True)

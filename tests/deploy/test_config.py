@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from deploy.config import DataConfig, RunConfig, load_config, save_config
+from deploy.config import DataConfig, FleetConfig, RunConfig, load_config, save_config
 from deploy.overrides import combination, override
 from deploy.runs import RUNS
+from loader import LoaderConfig
+from loader.kinds import kind_of
 from trainer.mto import PRESETS
 
 DATA = DataConfig(index="index.parquet", prototypes="prototypes.parquet")
@@ -118,3 +120,40 @@ def test_the_simmim_recipe_scales_its_rates_by_batch() -> None:
     assert config.train.warmup_lr == pytest.approx(2e-6)
     assert config.data.transform.scale == (0.67, 1.0)
     assert (config.train.schedule, config.train.milestones, config.train.clip_norm) == ("multistep", (0.875,), 5.0)
+
+
+def test_a_mixed_fleet_puts_its_first_loaders_on_gpus_and_shares_them(tmp_path: Path) -> None:
+    fleet = FleetConfig(decoder="mixed", gpu_loaders=2, gpus_per_loader=0.25, cpus_per_loader=1.5, cache_bytes=1 << 20)
+    kinds = fleet.kinds(LoaderConfig(index="index.parquet", cache_bytes=1 << 20))
+    assert [kind_of(f"loader-{number}", kinds) for number in range(5)] == [0, 0, 1, 1, 1]
+    assert [(kind.config.decoder, kind.num_gpus, kind.num_cpus) for kind in kinds] == [
+        ("dali", 0.25, 1.5),
+        ("cpu", 0.0, 1.5),
+    ]
+    assert kinds[0].config.device_id == 0
+
+
+def test_determinism_refuses_a_mixed_fleet_and_says_why() -> None:
+    mixed = ("fleet.decoder=mixed", "fleet.gpus_per_loader=0.5")
+    override(RUNS["tiny"](DATA), mixed)
+    with pytest.raises(ValueError, match="differ by rounding.*Set fleet.decoder to cpu or dali"):
+        override(RUNS["tiny"](DATA), (*mixed, "train.deterministic=true"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("fleet.max_loaders=2", "fleet.min_loaders=3"), r"min_loaders must be in 1\.\.max_loaders \(2\); got 3"),
+        (("fleet.decoder=mixed",), "fleet.gpus_per_loader must be above 0"),
+    ],
+)
+def test_fleets_that_cannot_be_are_refused(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        override(RUNS["tiny"](DATA), words)
+
+
+def test_a_fleet_scales_by_itself_only_when_it_has_a_most() -> None:
+    assert FleetConfig().policy is None
+    policy = FleetConfig(min_loaders=2, max_loaders=9).policy
+    assert policy is not None
+    assert (policy.min_size, policy.max_size, policy.wait_share) == (2, 9, 0.05)

@@ -140,7 +140,7 @@ def test_events_are_polled_by_sequence_number(world):
 
 
 def test_a_fleet_with_a_policy_grows_and_shrinks_by_itself_and_says_why():
-    world = World(2, ScalePolicy(max_size=4, patience=2, cooldown_s=5))
+    world = World(2, ScalePolicy(max_size=4, patience=2, cooldown_s=5, period_s=0))
     world.fleet.tick()
     for _ in range(2):
         world.advance()

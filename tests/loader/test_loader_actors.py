@@ -13,7 +13,16 @@ from functools import partial
 
 import pytest
 
-from loader import BatchStream, LoaderConfig, LoaderLost, LoaderWorker, LocalLoaders, StreamConfig, Transform
+from loader import (
+    BatchStream,
+    LoaderConfig,
+    LoaderLost,
+    LoaderWorker,
+    LocalLoaders,
+    ScalePolicy,
+    StreamConfig,
+    Transform,
+)
 
 CONFIG = StreamConfig(seed=5, global_batch=64, total_steps=24, window_steps=8, transform=Transform(size=32))
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -37,7 +46,7 @@ def fleet(local_ray, digit_index):
     client.close()
 
 
-def wait_until(condition, timeout_s: float = 60) -> None:
+def wait_until(condition, timeout_s: float = 120) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "condition not met in time"
@@ -46,6 +55,17 @@ def wait_until(condition, timeout_s: float = 60) -> None:
 
 def ready(fleet, size: int):
     return lambda: sorted(fleet.members()) == [f"loader-{i}" for i in range(size)]
+
+
+def answers(fleet):
+    def try_status() -> bool:
+        try:
+            fleet.status()
+        except LoaderLost:
+            return False
+        return True
+
+    return try_status
 
 
 def digest(batches) -> str:
@@ -130,6 +150,38 @@ def test_scaling_under_load_changes_nothing(fleet, random_windows, expected):
     assert digest(batches) == expected
     fleet.scale(2, author="test")
     wait_until(ready(fleet, 2))
+
+
+def test_a_killed_fleet_comes_back_at_its_last_size_and_no_draw_is_lost(fleet, random_windows, expected):
+    fleet.scale(1, author="mira", reason="a try")
+    wait_until(ready(fleet, 1))
+    seen = fleet.events()[-1].sequence
+    batches = []
+    for batch in stream_over(fleet, random_windows, replace(CONFIG, stall_timeout_s=150)):
+        batches.append(batch)
+        if batch.step == 4:
+            os.kill(fleet.status()["pid"], signal.SIGKILL)
+    assert digest(batches) == expected
+    wait_until(answers(fleet))
+    status = fleet.status()
+    assert (status["size"], status["author"], status["reason"]) == (1, "mira", "a try")
+    assert next(event.kind for event in fleet.events(after=seen)) == "fleet_restarted"
+    fleet.scale(2, author="test")
+    wait_until(ready(fleet, 2))
+
+
+def test_a_fleet_with_a_policy_grows_when_a_trainer_waits(local_ray, digit_index):
+    from loader.actors import start_fleet
+
+    policy = ScalePolicy(max_size=2, patience=1, cooldown_s=0, period_s=0)
+    client = start_fleet(LoaderConfig(index=str(digit_index.path)), size=1, name="elastic", num_cpus=0, policy=policy)
+    client.observe(0.4)
+    wait_until(lambda: client.status()["size"] == 2, 10)
+    assert (client.status()["author"], client.status()["reason"]) == (
+        "fleet",
+        "trainers wait for 40% of their time, over 5%",
+    )
+    client.close()
 
 
 def test_errors_of_a_loader_keep_their_type(fleet, random_windows):
