@@ -88,7 +88,8 @@ def _scheduled(state: State) -> Value:
 
 def _drawn(state: State) -> Value:
     selection = state["selection"]
-    return int(round(selection["times_drawn"]["mean"] * selection["num_samples"]))
+    drawn: int = round(selection["times_drawn"]["mean"] * selection["num_samples"])
+    return drawn
 
 
 def _drawn_ahead(state: State) -> Value:
