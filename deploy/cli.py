@@ -32,6 +32,7 @@ from deploy.commands import (
     runs,
     score,
     shards,
+    soak,
 )
 from deploy.console import ERR, Answer
 
@@ -85,6 +86,7 @@ def build_app() -> SubcommandApp:
         "eval": {"knn": evaluate.knn},
         "export": evaluate.export,
         "reproduce": reproduce.reproduce,
+        "soak": soak.soak,
         "bench": {"loader": bench.loader, "selection": bench.selection, "trainer": bench.trainer},
         "doctor": doctor.doctor,
     }

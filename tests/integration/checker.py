@@ -252,7 +252,8 @@ def i5_value_in_force(evidence: Evidence) -> list[str]:
 
 def i6_repeated_steps_are_equal(evidence: Evidence) -> list[str]:
     """A step that several incarnations consumed gave each of them the same draws, samples and pixels."""
-    breaches, seen = [], {}
+    breaches: list[str] = []
+    seen: dict[tuple[int, int], Record] = {}
     for lines in evidence.incarnations:
         for line in lines:
             key = line["step"], line["rank"]

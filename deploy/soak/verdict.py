@@ -1,0 +1,172 @@
+"""The verdict on a storm: invariants, leaks, and how long the run stood still after each kind of fault."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Group, RenderableType
+
+from deploy.config import RunConfig
+from deploy.console import table
+from deploy.oracle import pixel_hash
+from deploy.rundir import RunDir, RunError, write_json
+from loader import BatchSpec, LoaderConfig, LoaderWorker
+
+if TYPE_CHECKING:
+    from deploy.soak.session import Injection, Record
+
+CHECKED_PIXELS = 512
+GROWTH_LIMIT = 5 * 2**20
+"""Bytes a minute that the driving process may grow by, fitted over the second half of the storm."""
+DESCRIPTOR_LIMIT = 64
+"""Descriptors that it may hold more at the end of the storm than after its first tenth."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a storm showed."""
+
+    seed: int
+    """Of the storm."""
+    faults: Mapping[str, int]
+    """Kind -> how often it was injected."""
+    violations: tuple[str, ...]
+    """Invariants that were broken, leaks, and an end that was not clean; empty is a pass."""
+    recovery: Mapping[str, Mapping[str, float]]
+    """Kind -> {"p50_s", "p95_s"} of the standstill that followed."""
+    steps: int
+    """Optimizer steps of the surviving lineage."""
+    draws: int
+    """Draws delivered to it."""
+    incarnations: int
+    """Starts of the trainer."""
+    digest: str
+    """Of everything that it saw."""
+
+    def data(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "seed": self.seed,
+            "faults": dict(self.faults),
+            "violations": list(self.violations),
+            "recovery": {kind: dict(values) for kind, values in self.recovery.items()},
+            "steps": self.steps,
+            "draws": self.draws,
+            "incarnations": self.incarnations,
+            "digest": self.digest,
+        }
+
+    def view(self) -> RenderableType:
+        """For people."""
+        rows = [
+            (kind, count, *self.recovery.get(kind, {}).values()) if kind in self.recovery else (kind, count, None, None)
+            for kind, count in sorted(self.faults.items())
+        ]
+        lines = "\n".join(self.violations) or "no violation"
+        summary = (
+            f"{self.steps:,} steps, {self.draws:,} draws, {self.incarnations} incarnations of the trainer: {lines}"
+        )
+        return Group(table("faults and standstill", ("fault", "times", "p50 s", "p95 s"), rows), summary)
+
+
+def judge(
+    run: RunDir, config: RunConfig, record: Record, *, acknowledged: Sequence[Mapping[str, Any]], seed: int
+) -> Outcome:
+    """Ask the checker, look for leaks, measure the standstills; soak.json in the run directory holds the answer.
+
+    Raises:
+        RunError: the checker is not here; it lives beside the tests, in a checkout.
+    """
+    try:
+        from tests.integration.checker import check, read_evidence
+    except ImportError as error:
+        raise RunError("the checker lives in tests/integration; start `tempera soak` in a checkout.") from error
+    evidence = read_evidence(run.path, acknowledged=tuple(acknowledged), poisoned=record.poisoned)
+    checked = check(evidence, reference=reference_decoder(config), most_pixels=CHECKED_PIXELS)
+    broken = [f"{name}: {line}" for name, lines in checked.breaches.items() for line in lines[:5]]
+    moments = sorted(line["time"] for lines in evidence.incarnations for line in lines)
+    outcome = Outcome(
+        seed=seed,
+        faults=_counted(record.injections),
+        violations=(*broken, *leaks(record)),
+        recovery=standstills(record.injections, moments),
+        steps=checked.steps,
+        draws=checked.draws,
+        incarnations=len(evidence.incarnations),
+        digest=checked.digest,
+    )
+    write_json(run.path / "soak.json", outcome.data() | {"injections": [(i.time, i.what) for i in record.injections]})
+    return outcome
+
+
+def reference_decoder(config: RunConfig) -> Callable[[Sequence[int], Sequence[int]], list[str]]:
+    """Pixel hashes of samples under draws, by a fresh loader with one thread and no cache."""
+
+    def decode(samples: Sequence[int], draws: Sequence[int]) -> list[str]:
+        settings = LoaderConfig(index=config.data.index, allow_hosts=config.fleet.allow_hosts)
+        with LoaderWorker(settings) as worker:
+            spec = BatchSpec(
+                sample_ids=np.asarray(samples),
+                draws=np.asarray(draws),
+                seed=config.train.seed,
+                transform=config.data.transform,
+            )
+            return [pixel_hash(image) for image in worker.load(spec).images.transpose(0, 2, 3, 1)]
+
+    return decode
+
+
+def leaks(record: Record) -> list[str]:
+    """What the run left behind or let grow, one line each."""
+    found = []
+    if record.exit_status != 0:
+        found.append(f"the run was asked to stop and ended with status {record.exit_status}")
+    if record.strays:
+        found.append(f"{record.strays} processes are left over")
+    if record.shared_memory:
+        found.append(f"shared memory is left over: {', '.join(record.shared_memory[:5])}")
+    half = record.usage[len(record.usage) // 2 :]
+    if len(half) > 10:
+        times, resident, _ = np.asarray(half, dtype=np.float64).T
+        growth = 60.0 * float(np.polyfit(times - times[0], resident, 1)[0])
+        if growth > GROWTH_LIMIT:
+            found.append(f"the driving process grew by {growth / 2**20:.1f} MiB a minute")
+        grown = record.usage[-1][2] - record.usage[len(record.usage) // 10][2]
+        if grown > DESCRIPTOR_LIMIT:
+            found.append(f"the driving process holds {grown} more descriptors than at the start")
+    return found
+
+
+def standstills(injections: Sequence[Injection], moments: Sequence[float]) -> dict[str, dict[str, float]]:
+    """How long the trainer got no batch after a fault, by kind: the longest wait before the next fault came.
+
+    Args:
+        injections: the faults in order.
+        moments: when batches were consumed, sorted, seconds since the epoch.
+    """
+    waits: dict[str, list[float]] = {}
+    ends = [later.time for later in injections[1:]] + [moments[-1] if moments else 0.0]
+    for injection, end in zip(injections, ends, strict=True):
+        gaps = [
+            right - max(left, injection.time)
+            for left, right in itertools.pairwise(moments)
+            if right > injection.time and left < end
+        ]
+        if gaps:
+            waits.setdefault(injection.kind, []).append(max(gaps))
+    return {
+        kind: {"p50_s": round(statistics.median(values), 2), "p95_s": round(float(np.quantile(values, 0.95)), 2)}
+        for kind, values in waits.items()
+    }
+
+
+def _counted(injections: Sequence[Injection]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for injection in injections:
+        counts[injection.kind] = counts.get(injection.kind, 0) + 1
+    return counts
