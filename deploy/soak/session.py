@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from deploy.runs import debug
 from deploy.scoring_job import score
 from deploy.soak.faults import FAULTS, NotInjected, Target
 from deploy.soak.processes import Processes
+from deploy.soak.record import Injection, Record
 from deploy.soak.storage import ShardServer
 from deploy.soak.verdict import Outcome, judge
 from loader import ShardIndex, build_index
@@ -47,36 +48,6 @@ SETTINGS = (
 POISONED = 3
 START_S, STOP_S, SAMPLE_S = 180.0, 120.0, 2.0
 FEWEST_S, MOST_S = 5.0, 20.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Injection:
-    """One fault, as it happened."""
-
-    time: float
-    """Seconds since the epoch."""
-    kind: str
-    """A name in FAULTS."""
-    what: str
-    """In words."""
-
-
-@dataclass
-class Record:
-    """What was done and seen, for the verdict."""
-
-    injections: list[Injection] = field(default_factory=list)
-    """In order."""
-    usage: list[tuple[float, int, int]] = field(default_factory=list)
-    """(time, resident bytes, descriptors) of the process that drives the run."""
-    poisoned: frozenset[int] = frozenset()
-    """Samples that were damaged."""
-    exit_status: int | None = None
-    """Of the driving process; None when it had to be killed."""
-    strays: int = 0
-    """Processes left over."""
-    shared_memory: tuple[str, ...] = ()
-    """Files left over in /dev/shm."""
 
 
 def soak(out: Path, *, minutes: float, seed: int, kinds: tuple[str, ...] = ()) -> Outcome:

@@ -6,7 +6,7 @@ import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -15,10 +15,8 @@ from deploy.config import RunConfig
 from deploy.console import table
 from deploy.oracle import pixel_hash
 from deploy.rundir import RunDir, RunError, write_json
+from deploy.soak.record import Injection, Record
 from loader import BatchSpec, LoaderConfig, LoaderWorker
-
-if TYPE_CHECKING:
-    from deploy.soak.session import Injection, Record
 
 CHECKED_PIXELS = 512
 GROWTH_LIMIT = 5 * 2**20
