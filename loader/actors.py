@@ -29,7 +29,7 @@ from loader.batch import BatchSpec, Pixels
 from loader.config import LoaderConfig
 from loader.errors import LoaderLost
 from loader.fleet import Fleet, State, wait_until_ready
-from loader.fleet_client import CALL_TIMEOUT_S, FleetClient, FleetMethod
+from loader.fleet_client import CALL_TIMEOUT_S, FleetClient, FleetMethod, first_line
 from loader.kinds import LoaderKind, kind_of
 from loader.memory import keep_freed_memory
 from loader.pool import Handle
@@ -47,6 +47,7 @@ _START_TIMEOUT_S: Final = 120.0
 _SILENCE_S: Final = 10.0  # A loader that is silent for so long is replaced: it hangs, or its node froze.
 _JOIN_TIMEOUT_S: Final = 60.0  # of a new stream's first question: the fleet may start loaders on a crowded processor
 _REFRESH_S: Final = 0.5
+_EXPLAIN_S: Final = 2.0
 _IN_SLOT: Final = np.zeros((0, 3, 0, 0), np.uint8)
 _LOADER_GROUPS: Final = {"load": 2, "control": 1}
 """Requests a loader works on at a time, by kind: checks must be answered while it decodes."""
@@ -80,7 +81,7 @@ class LoaderActor:
         """Return pid, node and stats: that it answers says that it lives."""
         self._rings.drop_orphans()
         node = ray.get_runtime_context().get_node_id()
-        return {"pid": os.getpid(), "node": node, **self._worker.stats()}
+        return {"pid": os.getpid(), "node": node, "waits_for": self._worker.waits_for(), **self._worker.stats()}
 
 
 class RayProcess:
@@ -126,7 +127,7 @@ class RayProcess:
         try:
             self._info = ray.get(self._check, timeout=CALL_TIMEOUT_S)
         except RayError as error:
-            self._why = _reason(error)
+            self._why = first_line(error)
             return "lost"
         self._check, self._asked_s = self.handle.check.remote(), time.monotonic()
         return "ready"
@@ -238,7 +239,7 @@ class ActorPort:
         except RayTaskError as error:
             raise error.cause from error
         except RayError as error:
-            raise LoaderLost(f"the loader fleet did not answer {method}: {_reason(error)}") from error
+            raise LoaderLost(f"the loader fleet did not answer {method}: {first_line(error)}") from error
 
     def tell(self, method: FleetMethod, *args: object) -> None:
         """Call a method of the fleet without waiting."""
@@ -317,7 +318,7 @@ class RayLoaders:
             request.lost = True
             self.release(request)
             self._drop(request)
-            raise LoaderLost(f"{request.member} was lost: {_reason(error)}") from error
+            raise LoaderLost(f"{request.member} was lost: {first_line(error)}") from error
         request.answered = True
         if request.slot is None:
             return pixels
@@ -350,13 +351,22 @@ class RayLoaders:
         try:
             answer: dict[str, ActorHandle[Any]] = ray.get(question, timeout=CALL_TIMEOUT_S)
         except RayError as error:
-            log.warning("the loader fleet did not name its members: %s", _reason(error))
+            log.warning("the loader fleet did not name its members: %s", first_line(error))
             return
         self._members = {name: actor for name, actor in answer.items() if actor not in self._gone}
 
     def observe(self, wait_share: float) -> None:
         """Tell the fleet how long the trainer waits, without waiting for it."""
         self._fleet.observe(wait_share)
+
+    def explain(self, members: Sequence[str]) -> dict[str, str]:
+        """Return what each member waits for; all are asked at once, and have a moment."""
+        told = dict.fromkeys(members, "an answer from its process")
+        asked: dict[Any, str] = {self._members[m].check.remote(): m for m in members if m in self._members}
+        for reference in ray.wait(list(asked), num_returns=len(asked), timeout=_EXPLAIN_S)[0] if asked else ():
+            with suppress(RayError):
+                told[asked[reference]] = ray.get(reference, timeout=CALL_TIMEOUT_S)["waits_for"]
+        return told
 
     def _slot(self, actor: ActorHandle[Any], spec: BatchSpec) -> Slot | None:
         """Return a slot if the loader has mapped the ring and there is room."""
@@ -387,11 +397,3 @@ class RayLoaders:
 
 def _is_done(reference: ray.ObjectRef[Any]) -> bool:
     return bool(ray.wait([reference], timeout=0)[0])
-
-
-def _reason(error: RayError) -> str:
-    """Return the line of Ray's message that says what happened: the last one when it quotes a traceback."""
-    lines = str(error).strip().splitlines() or ["no details"]
-    return (
-        f"{type(error).__name__}: {lines[-1 if 'Traceback' in str(error) or '.__init__()' in lines[0] else 0].strip()}"
-    )

@@ -60,3 +60,10 @@ class FleetClient:
     def close(self) -> None:
         """End every loader, then the fleet."""
         self.port.close()
+
+
+def first_line(error: Exception) -> str:
+    """Return the line of an error that says what happened: the last one when it quotes a traceback."""
+    lines = str(error).strip().splitlines() or ["no details"]
+    quoted = "Traceback" in str(error) or ".__init__()" in lines[0]
+    return f"{type(error).__name__}: {lines[-1 if quoted else 0].strip()}"

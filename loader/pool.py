@@ -53,6 +53,14 @@ class ElasticPool(Protocol):
         """Take in the share of its time that the trainer waited since it was told last, without waiting."""
 
 
+@runtime_checkable
+class TellingPool(Protocol):
+    """A pool that can say what its loaders are doing."""
+
+    def explain(self, members: Sequence[str]) -> dict[str, str]:
+        """Return what each member waits for, as far as it answers within a moment."""
+
+
 class LocalLoaders:
     """Loaders in this process, one request at a time each; their threads do the work."""
 
@@ -86,6 +94,10 @@ class LocalLoaders:
 
     def refresh(self) -> None:
         """Nothing to learn: these loaders live as long as the process."""
+
+    def explain(self, members: Sequence[str]) -> dict[str, str]:
+        """Return what each member waits for."""
+        return {name: self._workers[name].waits_for() for name in members}
 
     def close(self) -> None:
         """Stop the queues and close the loaders."""

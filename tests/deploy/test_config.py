@@ -136,7 +136,7 @@ def test_a_mixed_fleet_puts_its_first_loaders_on_gpus_and_shares_them(tmp_path: 
 def test_determinism_refuses_a_mixed_fleet_and_says_why() -> None:
     mixed = ("fleet.decoder=mixed", "fleet.gpus_per_loader=0.5")
     override(RUNS["tiny"](DATA), mixed)
-    with pytest.raises(ValueError, match="differ by rounding.*Set fleet.decoder to cpu or dali"):
+    with pytest.raises(ValueError, match=r"differ by rounding.*Set fleet.decoder to cpu or dali"):
         override(RUNS["tiny"](DATA), (*mixed, "train.deterministic=true"))
 
 

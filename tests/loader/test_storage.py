@@ -15,11 +15,15 @@ import pytest
 
 from loader import (
     BatchSpec,
+    BatchStream,
     LoaderConfig,
     LoaderWorker,
+    LocalLoaders,
     ShardIndex,
     StaleIndexError,
     StorageUnavailable,
+    StreamConfig,
+    StreamStalled,
     Transform,
     build_index,
 )
@@ -320,6 +324,24 @@ def test_buckets_are_read_by_range(tmp_path, photo_index):
     obstore.put(store, "a/b.tar", data)
     with pytest.raises(StaleIndexError, match=r"gs://bucket/a/b\.tar was replaced"):
         shard.read_at(100, 1000)
+
+
+def test_a_stall_names_the_shard_that_a_loader_waits_for(server, photo_index, tmp_path, random_windows):
+    index = remote_index(server, tmp_path)
+    config = StreamConfig(
+        seed=0, global_batch=24, total_steps=1, window_steps=1, transform=Transform(size=8), stall_timeout_s=1.0
+    )
+
+    def hang(handler: RangeHandler) -> bool:
+        time.sleep(3)
+        return False
+
+    pool = LocalLoaders([LoaderWorker(LoaderConfig(index=str(index.path), allow_hosts=LOCAL, reads_in_flight=1))])
+    server.faults = [hang] * 3
+    with pytest.raises(StreamStalled, match=r"local-0 \(which waits for http://127.*/shard-00000\d\.tar for 1 s\)"):
+        next(iter(BatchStream(random_windows(24, config), pool, config)))
+    server.faults = []
+    pool.close()
 
 
 def test_reading_ahead_gives_the_same_bytes_in_fewer_reads():
