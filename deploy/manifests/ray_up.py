@@ -231,10 +231,10 @@ def _node_types(cluster: ClusterDescription) -> dict[str, Any]:
 def _machine(cluster: ClusterDescription, group: Group) -> dict[str, Any]:
     """A machine in the cloud's own words."""
     if cluster.provider.type == "aws":
-        disk = {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": cluster.disk_gib, "VolumeType": "gp3"}}
+        volume = {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": cluster.disk_gib, "VolumeType": "gp3"}}
         market = {"InstanceMarketOptions": {"MarketType": "spot"}} if group.spot else {}
         image = {"ImageId": group.boot_image} if group.boot_image else {}
-        return {"InstanceType": group.machine, "BlockDeviceMappings": [disk], **image, **market}
+        return {"InstanceType": group.machine, "BlockDeviceMappings": [volume], **image, **market}
     disk = {
         "boot": True,
         "autoDelete": True,
