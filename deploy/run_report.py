@@ -10,6 +10,7 @@ from pathlib import Path
 
 from deploy import plots
 from deploy.config import RunConfig
+from deploy.observe.figures import figure_sections, figures
 from deploy.report import Section, write_report
 from deploy.rundir import RunDir
 from trainer.pictures import heterogeneity_plot
@@ -39,15 +40,14 @@ def write_run_report(run: RunDir, config: RunConfig) -> Path:
         config: of the run.
     """
     run.report.mkdir(parents=True, exist_ok=True)
-    sections = [Section(title="Curves", pictures=_curves(run))]
+    sections = [*figure_sections(run, config), Section(title="Curves", pictures=_curves(run))]
     for name, title in TITLES.items():
         found = predictions(run.report, name)
         if found:
             sections.append(Section(title=title, pictures=found))
     train = config.train
     lead = f"{train.method}, {train.total_steps:,} steps of {train.global_batch} images, run {config.name}."
-    lines = run.metric_lines()
-    data = {"run": config.name, "method": train.method, "last": lines[-1] if lines else {}}
+    data = {"run": config.name, "method": train.method, **figures(run)}
     return write_report(run.report, title=config.name, lead=lead, sections=sections, data=data)
 
 

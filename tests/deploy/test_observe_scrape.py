@@ -1,4 +1,4 @@
-"""The metrics of a real run, scraped by a real Prometheus; and those that Ray exports."""
+"""The numbers of a real run: scraped by a real Prometheus, in its report, and exported by Ray."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ from urllib.parse import urlencode
 
 import pytest
 
+from deploy.observe.figures import figures
 from deploy.observe.metrics import BY_NAME
 from deploy.observe.monitor import write_monitoring
 from deploy.observe.prometheus import RayExporter
+from deploy.run_report import write_run_report
+from deploy.rundir import RunDir
+from scoring import Control, Event
 from tests.deploy.observe_fakes import state
 from tests.deploy.page_run import LiveRun, live_run
 
@@ -86,6 +90,37 @@ def test_prometheus_scrapes_a_real_run_with_the_written_configuration(live: Live
     finally:
         server.terminate()
         server.wait(20)
+
+
+def test_the_report_and_the_api_say_the_same(live: LiveRun) -> None:
+    live.selection.control(Control(kind="effective_size", value=0.4, author="mira", reason="<b>wide</b>"))
+    live.selection.record(Event(kind="control_latency", author="api", value=0.5))
+    live.run.pause_request.touch()
+
+    def state() -> dict[str, object]:
+        return dict(json.loads(fetched(f"{live.url}/api/v1/state", live.token)))
+
+    until(lambda: state()["paused"], "a rest")
+    said, found = state(), figures(live.run)
+    assert {name: found[name] for name in ("loss", "images_per_s", "data_wait")} == {
+        name: said["progress"][name] for name in ("loss", "images_per_s", "data_wait")
+    }
+    assert found["effective_size"] == said["selection"]["effective_size"] == pytest.approx(0.4, abs=1e-9)
+    assert found["temperature"] == said["selection"]["temperature"]
+    assert found["changes"] == said["control"]["version"] == 1
+    assert found["bad_samples"] == said["bad_samples"]
+    assert found["control_latency_p50_s"] == 0.5
+    page = write_run_report(live.run, live.config).read_text()
+    assert "&lt;b&gt;wide&lt;/b&gt;" in page
+    assert "<b>wide" not in page
+    assert "What the model saw" in page
+    assert json.loads((live.run.report / "report.json").read_text())["changes"] == 1
+    assert (live.run.report / "effective_size.png").stat().st_size > 5000
+
+
+def test_a_run_without_a_log_has_figures_all_the_same(tmp_path: Path) -> None:
+    assert figures(RunDir(tmp_path))["step"] is None
+    assert figures(RunDir(tmp_path))["bad_samples"] == 0
 
 
 @pytest.mark.ray
