@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from scoring.draw_counts import DrawCounts
 from scoring.policies import PolicyOptions, PolicyPlan
+from scoring.prototypes import load_distances
 from scoring.sampling import BLOCK, SEGMENT_BLOCKS, Blocks, Float64, Int64, Segment
 from scoring.scores import SCORE_KINDS, ScoreReport, ScoreTable
-from scoring.temperature import distance_bins, expected_distinct
+from scoring.temperature import checked_distance, distance_bins, expected_distinct
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -58,6 +59,7 @@ class Columns:
         self.num_blocks = -(-num_samples // BLOCK)
         self.padded = self.num_blocks * BLOCK
         self.distance = None if distance is None else _padded(distance, self.padded)
+        self._before: tuple[()] | tuple[NDArray[np.float32] | None] = ()
         self.counts = DrawCounts(num_samples)
         self.score_tables: dict[str, ScoreTable] = {}
         self.subsets: dict[str, NDArray[np.uint8]] = {}
@@ -73,6 +75,21 @@ class Columns:
     def distances(self) -> NDArray[np.float32] | None:
         """[num_samples] distances; None without."""
         return None if self.distance is None else self.distance[: self.num_samples]
+
+    def take_distances(self, path: str) -> None:
+        """Use the distances that a file has for these samples; those before are kept until they are settled."""
+        values = checked_distance(load_distances(path, self.first_id, self.first_id + self.num_samples))
+        self._before = (self.distance,)
+        self.distance = _padded(values.astype(np.float32, copy=False), self.padded)
+
+    def undo_distances(self) -> None:
+        """Use those from before again, if others were taken."""
+        if self._before:
+            (self.distance,), self._before = self._before, ()
+
+    def settle_distances(self) -> None:
+        """Let go of those from before."""
+        self._before = ()
 
     def distance_bins(
         self, low: float, high: float, *, exact: bool, subsets: Sequence[str] = ()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from scoring.config import SelectionConfig
 from scoring.policies import DIRECTION, SUBSET_KINDS, PolicyPlan, parse_policy
-from scoring.records import CONTROL_KINDS, METRIC, SCHEDULE, TRAINER, Control, LogEntry
+from scoring.records import CONTROL_KINDS, METRIC, SCHEDULE, TABLE_CHANGES, TRAINER, Control, LogEntry
 from scoring.table import SampleTable
 from scoring.temperature import DistanceProfile, checked_effective_size, checked_temperature
 
@@ -42,7 +42,7 @@ class ControlState:
         return ControlState(policy=config.policy, scheduled=config.effective_size, metric=metric)
 
     def after(self, kind: str, value: float | str | None, reason: str = "") -> ControlState:
-        """The state after one log entry; events change nothing, and a round changes the table, not this."""
+        """The state after one log entry; events change nothing, and some change the table, not this."""
         if kind == SCHEDULE:
             return replace(self, scheduled=float(value or 0.0))
         if kind == METRIC and reason == self.metric:
@@ -52,7 +52,7 @@ class ControlState:
         advanced = replace(self, version=self.version + 1)
         if kind == "policy":
             return replace(advanced, policy=str(value))
-        if kind == "round":
+        if kind in TABLE_CHANGES:
             return advanced
         return replace(advanced, manual=None if kind == "release" else (kind, float(value or 0.0)))
 
@@ -83,9 +83,9 @@ class Resolver:
         self._table, self._user_policies = table, config.user_policies
         self._profiles: dict[tuple[str, ...], DistanceProfile | None] = {}
 
-    def forget_subsets(self) -> None:
-        """After a selection round: subsets have other members now."""
-        self._profiles = {kinds: profile for kinds, profile in self._profiles.items() if not kinds}
+    def forget(self) -> None:
+        """After a change of the table: subsets have other members, or samples other distances."""
+        self._profiles.clear()
 
     def plan(self, policy: str) -> PolicyPlan:
         """The policy taken apart; ValueError if it is not known."""
@@ -145,6 +145,10 @@ def checked_control(control: Control, state: ControlState, resolver: Resolver) -
     if control.kind == "round":
         if control.value not in SUBSET_KINDS:
             raise ValueError(f"round must name a score, one of {', '.join(SUBSET_KINDS)}; got {control.value!r}.")
+        return control.value
+    if control.kind == "distances":
+        if not isinstance(control.value, str) or not control.value:
+            raise ValueError(f"distances must name a file of `tempera score`; got {control.value!r}.")
         return control.value
     if control.kind == "release":
         if control.value is not None:

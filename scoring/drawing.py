@@ -24,17 +24,18 @@ class Law:
     scores_through: int
     """Last score report that the weights see; 0 where they see none."""
     rounds_through: int
-    """Last selection round that the weights see; 0 where they see none."""
+    """Last change of the table that the weights see; 0 where they see none."""
 
     @staticmethod
-    def of(resolved: Resolved, *, scores_through: int, rounds_through: int) -> Law:
+    def of(resolved: Resolved, *, scores_through: int, rounds_through: int, distances_through: int) -> Law:
         """The law of a resolved control state at a position of the log."""
         plan = resolved.plan
+        changes = distances_through if plan.reads_distances else 0
         return Law(
             policy=plan.name,
             temperature=resolved.temperature,
             scores_through=scores_through if plan.reads_scores else 0,
-            rounds_through=rounds_through if plan.reads_rounds else 0,
+            rounds_through=rounds_through if plan.reads_rounds else changes,
         )
 
     @staticmethod

@@ -57,6 +57,13 @@ class FeatureStore:
             _write_aside(described, json.dumps(wanted, indent=1).encode())
         self._open = lru_cache(maxsize=MAPPED_CHUNKS)(self._read)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_open"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open = lru_cache(maxsize=MAPPED_CHUNKS)(self._read)
+
     @property
     def num_chunks(self) -> int:
         """Chunks of the whole."""

@@ -1,4 +1,4 @@
-"""Folding the log into the sample table: which scores and rounds have been taken, in the order of the log.
+"""Folding the log into the sample table: which scores, rounds and distances have been taken, in the order of the log.
 
 Scores merge in any order, but a round is a cut in time: it must see exactly the reports up to the one that its entry
 names. Live service, recovery and replay fold through here, so they agree.
@@ -6,13 +6,17 @@ names. Live service, recovery and replay fold through here, so they agree.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scoring.errors import CorruptLog
 from scoring.records import LogEntry
 from scoring.runlog import RunLog
 from scoring.scores import ScoreReport
@@ -25,6 +29,8 @@ class History:
 
     def __init__(self, table: SampleTable) -> None:
         self.table = table
+        self.distances_through = 0
+        """Log sequence of the entry whose distances are in use; 0 for those of the configuration."""
         self.position = Position(next_window=0, scores_through=0, rounds_through=0)
 
     def fits(self, ranges: Sequence[Packed]) -> bool:
@@ -32,8 +38,12 @@ class History:
         cut = [(part.first_id, part.num_samples) for part in self.table.ranges]
         return cut == [(facts["first_id"], facts["num_samples"]) for _, facts in ranges]
 
-    def restore(self, position: Position, ranges: Sequence[Packed]) -> None:
-        """Begin at a snapshot instead of at the start."""
+    def restore(self, position: Position, ranges: Sequence[Packed], log: RunLog) -> None:
+        """Begin at a snapshot instead of at the start; distances are not in it, but in their file."""
+        for entry in reversed(log.table_changes()):
+            if entry.kind == "distances" and entry.sequence <= position.rounds_through:
+                self.change(entry, log)
+                break
         for part, (arrays, facts) in zip(self.table.ranges, ranges, strict=True):
             part.unpack(arrays, facts)
         self.position = position
@@ -50,6 +60,19 @@ class History:
         self.table.close_round(str(entry.value), border["threshold"], border["last_id"])
         self._advance(rounds_through=entry.sequence)
 
+    def change(self, entry: LogEntry, log: RunLog) -> None:
+        """Make a change of the table that the log holds."""
+        if entry.kind == "round":
+            self.close_round(entry)
+            return
+        self.table.take_distances(checked_file(log, entry))
+        self.taken(entry)
+
+    def taken(self, entry: LogEntry) -> None:
+        """Note that the distances of an entry are in use."""
+        self.distances_through = entry.sequence
+        self._advance(rounds_through=entry.sequence)
+
     def count(self, index: int, ids: NDArray[np.int64]) -> None:
         """Count the draws of the next window."""
         self.table.count(ids)
@@ -57,13 +80,13 @@ class History:
 
     def follow(self, log: RunLog, *, scores_through: int | None = None, rounds_through: int | None = None) -> None:
         """Read scores and rounds of the log, up to these positions or to its end."""
-        for entry in log.rounds(after=self.position.rounds_through):
+        for entry in log.table_changes(after=self.position.rounds_through):
             cut = json.loads(entry.detail)["scores_through"]
             wanted = rounds_through is None or entry.sequence <= rounds_through
             if not wanted and (scores_through is None or scores_through <= cut):
                 break
             self._merge_from(log, cut)
-            self.close_round(entry)
+            self.change(entry, log)
         self._merge_from(log, scores_through)
 
     def _merge_from(self, log: RunLog, through: int | None) -> None:
@@ -72,3 +95,31 @@ class History:
 
     def _advance(self, **changes: int) -> None:
         self.position = replace(self.position, **changes)
+
+
+def describe_file(log: RunLog, path: str | Path) -> dict[str, Any]:
+    """What the log keeps of a file: its path, from the log's directory where it lies there, and a digest.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    whole = Path(path).absolute()
+    home = None if log.path is None else log.path.parent.absolute()
+    inside = home is not None and whole.is_relative_to(home)
+    return {"path": str(whole.relative_to(home)) if home and inside else str(whole), "digest": _digest(whole)}
+
+
+def checked_file(log: RunLog, entry: LogEntry) -> Path:
+    """The file that an entry names; CorruptLog if it is not what it was."""
+    described = json.loads(entry.detail)
+    path = (log.path.parent if log.path else Path()) / str(described["path"])
+    if not path.is_file() or _digest(path) != described["digest"]:
+        raise CorruptLog(
+            f"the distances of log entry {entry.sequence} must lie in {path} as they did; they do not. Restore it."
+        )
+    return path
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -27,7 +27,7 @@ class Housekeeping:
         """Begin the history at the newest snapshot that fits it."""
         newest = self._snapshots.load() if self._snapshots else None
         if newest is not None and self._history.fits(newest[1]):
-            self._history.restore(*newest)
+            self._history.restore(*newest, self._log)
 
     def snapshot(self) -> None:
         """Write the sample table beside the log, so that recovery begins there."""

@@ -191,6 +191,11 @@ class PolicyPlan:
         return bool(self.subset_kinds) or self.has_user_code
 
     @property
+    def reads_distances(self) -> bool:
+        """Whether other distances change the weights, as far as can be known."""
+        return self.direction is not None or "fixed_temperature" in self.factors or self.has_user_code
+
+    @property
     def has_user_code(self) -> bool:
         """Whether a factor is not one of ours."""
         return any(name not in POLICIES for name in self.factors)

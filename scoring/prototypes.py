@@ -100,6 +100,20 @@ class Prototypes:
         )
 
 
+def num_distances(path: str | Path) -> int:
+    """Samples of a file that `Prototypes.save` wrote."""
+    return int(pq.read_metadata(path).num_rows)
+
+
+def fingerprint_of(path: str | Path) -> str:
+    """Fingerprint of the data that a file of `Prototypes.save` is of, empty when unknown; ValueError if it is none."""
+    try:
+        facts = (pq.read_schema(path).metadata or {})[METADATA_KEY]
+        return str(json.loads(facts)["fingerprint"])
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise ValueError(f"{path} must be a file of `tempera score`; it is not ({error}).") from error
+
+
 def load_distances(path: str | Path, first: int, last: int) -> Float32:
     """Distances of the samples [first, last) of a file that `Prototypes.save` wrote."""
     column = pq.read_table(path, columns=["distance"])["distance"]

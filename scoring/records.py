@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-CONTROL_KINDS = ("effective_size", "temperature", "policy", "release", "round")
+CONTROL_KINDS = ("effective_size", "temperature", "policy", "release", "round", "distances")
+TABLE_CHANGES = ("round", "distances")
+"""Controls that change the sample table; a replay makes them again in their order."""
 TRAINER = "trainer"
 """Author of the scheduled effective size that travels with a window request."""
 ADAPTIVE = "adaptive"
@@ -42,7 +44,7 @@ class WindowFacts:
     scores_through: int = 0
     """Log sequence of the last score report that the weights saw; 0 where they see none."""
     rounds_through: int = 0
-    """Log sequence of the last selection round that the weights saw; 0 where they see none."""
+    """Log sequence of the last change of the table (a round, other distances) that the weights saw; 0 for none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,9 +106,11 @@ class Control:
 
     kind: str
     """One of CONTROL_KINDS. "release" gives the effective size back to the schedule; "round" closes a selection round:
-    the policy of that name keeps floor(rho * N) samples by score from then on."""
+    the policy of that name keeps floor(rho * N) samples by score from then on; "distances" takes others of the same
+    data into use."""
     value: float | str | None = None
-    """Effective size (share of N), temperature, policy name, score of a round; nothing for a release."""
+    """Effective size (share of N), temperature, policy name, score of a round, file of `Prototypes.save` with distances
+    that stays where it is; nothing for a release."""
     author: str
     """Who asks; goes to the log."""
     reason: str = ""
@@ -190,4 +194,5 @@ class LogEntry:
     request: str = ""
     """Identity of the control, if it had one."""
     detail: str = ""
-    """For a round, JSON of its border: threshold, last_id, kept, scores_through. Empty for others."""
+    """JSON: of a round its border (threshold, last_id, kept, scores_through), of distances their file (path, digest,
+    scores_through). Empty for others."""

@@ -109,7 +109,7 @@ def _redrawn(
     controls, folded, weighed = ControlState.initial(config), 0, None
     for facts, _ in stored:
         if facts.rounds_through > history.position.rounds_through:
-            resolver.forget_subsets()
+            resolver.forget()
         history.follow(log, scores_through=facts.scores_through, rounds_through=facts.rounds_through)
         due = [entry for entry in entries[folded:] if entry.window <= facts.index]
         controls, folded = controls.after_all(due), folded + len(due)

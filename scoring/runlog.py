@@ -31,7 +31,7 @@ from scoring.logschema import (
     window_of,
     window_row,
 )
-from scoring.records import LogEntry, Window, WindowFacts
+from scoring.records import TABLE_CHANGES, LogEntry, Window, WindowFacts
 from scoring.scores import ScoreReport
 
 REPORTS_AT_ONCE = 256
@@ -184,11 +184,12 @@ class RunLog:
             row = self._connection.execute(f"{SELECT_ENTRY} WHERE request = ?", (request,)).fetchone()
         return entry_of(row) if row else None
 
-    def rounds(self, *, after: int = 0) -> list[LogEntry]:
-        """Selection rounds with a sequence above `after`, in order."""
+    def table_changes(self, *, after: int = 0) -> list[LogEntry]:
+        """Changes of the table (rounds, other distances) with a sequence above `after`, in order."""
         with self._mutex:
-            query = f"{SELECT_ENTRY} WHERE kind = 'round' AND sequence > ? ORDER BY sequence"
-            return [entry_of(row) for row in self._connection.execute(query, (after,))]
+            kinds = ", ".join("?" * len(TABLE_CHANGES))
+            query = f"{SELECT_ENTRY} WHERE kind IN ({kinds}) AND sequence > ? ORDER BY sequence"
+            return [entry_of(row) for row in self._connection.execute(query, (*TABLE_CHANGES, after))]
 
     def facts(self, *, first: int = 0) -> list[tuple[WindowFacts, str]]:
         """Facts and digests of all windows from an index on, in order."""
@@ -234,7 +235,8 @@ class RunLog:
         """Whether a window or a round depends on what the scores were at some point of the log."""
         with self._mutex:
             query = "SELECT EXISTS (SELECT 1 FROM windows WHERE scores_through > 0)"
-            return bool(self.rounds() or self._connection.execute(query).fetchone()[0])
+            rounds = any(entry.kind == "round" for entry in self.table_changes())
+            return bool(rounds or self._connection.execute(query).fetchone()[0])
 
     # -- inside -------------------------------------------------------------------------------------------------------
 

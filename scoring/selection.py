@@ -14,7 +14,6 @@ Nothing but the data, the configuration and the log decides a window, so a proce
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 import time
@@ -34,13 +33,24 @@ from scoring.history import History
 from scoring.housekeeping import Housekeeping
 from scoring.inspect import draw_summary
 from scoring.intake import ScoreIntake
-from scoring.records import CONTROL_KINDS, SCHEDULE, Control, ControlReply, Event, LogEntry, ScoreAck, Window
+from scoring.records import (
+    CONTROL_KINDS,
+    SCHEDULE,
+    TABLE_CHANGES,
+    Control,
+    ControlReply,
+    Event,
+    LogEntry,
+    ScoreAck,
+    Window,
+)
 from scoring.replay import redraw
 from scoring.runlog import RunLog
 from scoring.scores import ScoreReport, checked_report
 from scoring.shelf import WindowShelf
 from scoring.steering import Steering, reply_to, with_law
 from scoring.table import SampleTable, local_ranges
+from scoring.table_changes import TableChanges
 from scoring.temperature import checked_distance
 
 
@@ -81,6 +91,7 @@ class Selection:
         self._house = Housekeeping(self._log, self._history, config)
         self._resolver = Resolver(self.table, config)
         self._steering = Steering(config, self._resolver, take_sequence=self._log.take_sequence, clock=clock)
+        self._changes = TableChanges(config, self._log, self._history, self._resolver, self._steering)
         self._weighed: Weighed | None = None
         self._sizes: dict[str, float] = {}
         self._drawing, self._state = threading.RLock(), threading.RLock()
@@ -171,7 +182,12 @@ class Selection:
     def _weigh(self, resolved: Resolved) -> Weighed:
         """The weight table of a law, made if it is not the one at hand."""
         position = self._history.position
-        law = Law.of(resolved, scores_through=position.scores_through, rounds_through=position.rounds_through)
+        law = Law.of(
+            resolved,
+            scores_through=position.scores_through,
+            rounds_through=position.rounds_through,
+            distances_through=self._history.distances_through,
+        )
         if self._weighed is None or self._weighed.law != law:
             self._weighed = Weighed.build(self.table, resolved, law)
         return self._weighed
@@ -190,15 +206,16 @@ class Selection:
     def control(self, control: Control) -> ControlReply:
         """Apply a change; on disk when this returns.
 
-        A round reads all scores, and a policy whose effective size only its weights tell is weighed: both wait for a
-        window that is being drawn.
+        A round reads all scores, distances come from their file, and a policy whose effective size only its weights
+        tell is weighed: these wait for a window that is being drawn.
 
         Raises:
             ValueError: naming the field that is wrong; nothing changed.
             VersionConflict: if another control came since `expected_version`; nothing changed.
             LogUnavailable: if the disk does not take it; nothing changed.
         """
-        columns: AbstractContextManager[Any] = self._drawing if control.kind in ("policy", "round") else nullcontext()
+        waits = control.kind in ("policy", *TABLE_CHANGES)
+        columns: AbstractContextManager[Any] = self._drawing if waits else nullcontext()
         with columns:
             size = self._size_of_policy(control) if control.kind == "policy" else None
             border = self._border_of_round(control) if control.kind == "round" else None
@@ -212,7 +229,9 @@ class Selection:
                 value = checked_control(control, latest, self._resolver)
                 self._shelf.flush()
                 if border is not None:
-                    return self._close_round(control, border)
+                    return self._changes.close_round(control, border)
+                if control.kind == "distances":
+                    return self._changes.swap_distances(control)
                 controls = latest.after(control.kind, value)
                 resolved = self._resolver.resolve(controls)
                 known = resolved.effective_size if size is None else size
@@ -236,30 +255,11 @@ class Selection:
         """What parts exactly floor(rho * N) samples from the rest, by the scores that are in the log now."""
         with self._state:
             kind = str(checked_control(control, self._steering.latest(), self._resolver))
-            done = self._log.entry_of(control.request)
-            waits = self._steering.waits
-        if done is not None:
-            return {}
-        if waits:
-            raise ValueError(
-                f"a round must follow a drawn window; window {self.next_window} failed, and changes wait for the one "
-                "after it. Ask for that window again, then close the round."
-            )
+            if self._log.entry_of(control.request) is not None:
+                return {}
+            self._changes.require_settled()
         self._history.merge(self._intake.take())
-        kept, threshold, last_id = self.table.find_round(kind, self.config.options.rho)
-        through = self._history.position.scores_through
-        return {"threshold": threshold, "last_id": last_id, "kept": kept, "scores_through": through}
-
-    def _close_round(self, control: Control, border: dict[str, Any]) -> ControlReply:
-        """Keep what lies above the border from the next window on."""
-        controls = self._steering.latest().after(control.kind, control.value)
-        entry = self._steering.entry(control, control.value, controls, detail=json.dumps(border))
-        self._log.append(entry)
-        self._history.close_round(entry)
-        self._resolver.forget_subsets()
-        resolved = self._resolver.resolve(controls)
-        self._steering.land(entry, controls, resolved)
-        return reply_to(with_law(entry, resolved.temperature, resolved.effective_size))
+        return self._changes.find_border(kind)
 
     def record(self, event: Event) -> None:
         """Write an event (scaling, a lost loader, a bad sample, a metric) into the history; on disk when this returns.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from scoring.columns import Columns, TableFacts
 from scoring.policies import PolicyOptions, PolicyPlan
+from scoring.prototypes import num_distances
 from scoring.sampling import BLOCK, SEGMENT_BLOCKS, Float64, Int64, cumulative_masses, split_points
 from scoring.scores import ScoreReport, rows_of
 from scoring.temperature import EXACT_LIMIT, DistanceProfile, checked_distance
@@ -42,11 +44,42 @@ class SampleTable:
         self._pool = ThreadPoolExecutor(len(self.ranges)) if len(self.ranges) > 1 else None
         self._numbers = count(1)
         self._facts = TableFacts(num_samples=self.num_samples, options=options)
+        self.has_distances = False
+        self._see_distances()
+
+    def _see_distances(self) -> None:
         spans = [span for span in self.each(lambda part: part.distance_range()) if span is not None]
         self.has_distances = bool(spans)
         if spans:
             span = min(low for low, _ in spans), max(high for _, high in spans)
             self._facts = replace(self._facts, distance_range=span)
+
+    def take_distances(self, path: Path) -> None:
+        """Use the distances of a file of `Prototypes.save` instead; each range reads its own.
+
+        Raises:
+            ValueError: if it does not hold a finite one for each sample; the table is as it was.
+        """
+        size = num_distances(path)
+        if size != self.num_samples:
+            raise ValueError(
+                f"{path} must hold a distance for each of the {self.num_samples} samples; it holds {size}."
+            )
+        try:
+            self.each(lambda part: part.take_distances(str(path)))
+        except BaseException:
+            self.each(lambda part: part.undo_distances())
+            raise
+        self._see_distances()
+
+    def undo_distances(self) -> None:
+        """Use the distances from before the last `take_distances` again."""
+        self.each(lambda part: part.undo_distances())
+        self._see_distances()
+
+    def settle_distances(self) -> None:
+        """Let go of the distances from before."""
+        self.each(lambda part: part.settle_distances())
 
     def each(self, ask: Callable[[Columns], Result]) -> list[Result]:
         """The answers of all ranges in id order."""

@@ -42,7 +42,7 @@ def test_wrong_weights_and_names_are_told(tmp_path, tiny):
     with pytest.raises(ValueError, match="must hold the weights of vit_tiny"):
         timm_features(TINY, weights=tmp_path / "text")
     save_file({"blocks.0.norm1.weight": torch.ones(192)}, tmp_path / "part.safetensors")
-    with pytest.raises(ValueError, match="it lacks 149, such as .cls_token"):
+    with pytest.raises(ValueError, match=r"it lacks 149, such as .cls_token"):
         timm_features(TINY, weights=tmp_path / "part.safetensors", size=32)
 
 

@@ -246,5 +246,5 @@ def test_log_keeps_the_border_of_a_round(tmp_path):
     chosen = Selection(None, config, runlog=log)
     chosen.report_scores(range(10), range(10), kind="bss", step=0, producer="a", sequence=0)
     chosen.control(Control(kind="round", value="bss", author="trainer"))
-    (entry,) = log.rounds()
+    (entry,) = log.table_changes()
     assert '"threshold": 7.0, "last_id": 7, "kept": 3' in entry.detail
