@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loader.batch import BadSample, Batch, BatchSpec
+from loader.buffers import ImageBuffers
 from loader.config import StreamConfig
 from loader.errors import LoaderLost, StreamStalled
 from loader.groups import Group
-from loader.pool import Handle, LoaderPool
+from loader.pool import Handle, LoaderPool, TellingPool
 from loader.routing import Deadline, route
 from loader.substitution import BadSampleLimit
 from loader.windows import WindowFetcher
@@ -76,6 +77,7 @@ class Assembler:
         self._stats, self._on_bad, self._delivered = stats, on_bad, delivered
         self._next_step = delivered()
         self._groups: deque[Group] = deque()
+        self._buffers = ImageBuffers()
         self._requests: dict[Handle, _Request] = {}
         self._deadline = Deadline(least_s=config.request_deadline_s)
         self._limit = BadSampleLimit(config.max_bad_share)
@@ -115,7 +117,7 @@ class Assembler:
                 return
             window_end = min((window + 1) * config.window_steps, config.total_steps)
             steps = range(self._next_step, min(self._next_step + self._group_steps(), window_end))
-            group = Group(self._windows.get(window), steps, config)
+            group = Group(self._windows.get(window), steps, config, self._buffers)
             self._next_step = steps.stop
             if steps.stop + config.prefetch_steps > window_end and window < furthest:
                 self._windows.prefetch(window + 1)
@@ -223,9 +225,12 @@ class Assembler:
         waited = time.monotonic() - self._progress_s
         if waited < self._config.stall_timeout_s:
             return
-        owing = sorted({request.member for request in self._requests.values()}) or ["nobody"]
+        owing = sorted({request.member for request in self._requests.values()})
+        if owing and isinstance(self._loaders, TellingPool):
+            told = self._loaders.explain(owing)
+            owing = [f"{member} (which waits for {told.get(member, 'an unknown reason')})" for member in owing]
         step = self._groups[0].steps.start if self._groups else self._next_step
         raise StreamStalled(
-            f"no images for {waited:.0f} s at step {step}; waiting for {', '.join(owing)}. "
+            f"no images for {waited:.0f} s at step {step}; waiting for {', '.join(owing) or 'nobody'}. "
             f"Last fault: {self._last_fault}. `tempera status` shows the loaders."
         )

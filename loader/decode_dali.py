@@ -13,16 +13,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import torch
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
 from loader.batch import Encoded
 from loader.config import Transform
-from loader.decode_cpu import middle, output_size
+from loader.decode_cpu import Rgb, middle, output_size
 
 log = logging.getLogger(__name__)
 
@@ -39,15 +38,13 @@ class DaliDecoder:
         self._pipelines: dict[Transform, Pipeline] = {}
         self._lock = threading.Lock()
 
-    def decode(self, images: Sequence[Encoded], transform: Transform, out: Sequence[torch.Tensor]) -> list[str | None]:
+    def decode(self, images: Sequence[Encoded], transform: Transform, out: Sequence[Rgb]) -> list[str | None]:
         """Decode and transform images, as `CpuDecoder.decode` does."""
         with self._lock:
             reasons = self._decode_together(images, transform, out)
         return reasons
 
-    def _decode_together(
-        self, images: Sequence[Encoded], transform: Transform, out: Sequence[torch.Tensor]
-    ) -> list[str | None]:
+    def _decode_together(self, images: Sequence[Encoded], transform: Transform, out: Sequence[Rgb]) -> list[str | None]:
         if not images:
             return []
         try:
@@ -60,11 +57,11 @@ class DaliDecoder:
                 return [f"image does not decode: {_reason(error)}"]
             log.info("DALI failed on a batch of %d; decoding one by one", len(images))
             return [self._decode_together([image], transform, out[i : i + 1])[0] for i, image in enumerate(images)]
-        for row, image in zip(out, torch.from_numpy(pixels), strict=True):
-            row.copy_(image.permute(2, 0, 1))
+        for row, image in zip(out, pixels, strict=True):
+            np.copyto(row, image)
         return [None] * len(images)
 
-    def _run(self, images: Sequence[Encoded], transform: Transform) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def _run(self, images: Sequence[Encoded], transform: Transform) -> Rgb:
         """Return uint8[n, size, size, 3] on the host."""
         pipeline = self._pipelines.get(transform)
         if pipeline is None:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from loader.batch import BadSample, Batch, BatchSpec, Pixels, empty_images
+from loader.buffers import ImageBuffers
 from loader.config import StreamConfig
 from loader.substitution import substitute
 from loader.windows import Window
@@ -19,7 +20,7 @@ from loader.windows import Window
 class Group:
     """The rows of some steps: what was asked, what has come, what was substituted."""
 
-    def __init__(self, window: Window, steps: range, config: StreamConfig) -> None:
+    def __init__(self, window: Window, steps: range, config: StreamConfig, buffers: ImageBuffers) -> None:
         self.steps = steps
         self._window, self._config = window, config
         first_in_window = (steps.start - window.index * config.window_steps) * config.global_batch
@@ -31,7 +32,7 @@ class Group:
         self._attempt = np.zeros(len(self._position), np.int64)
         self._missing = np.ones(len(self._position), np.bool_)
         self._bad: list[BadSample] = []
-        self._images = empty_images(len(self._position), config.transform.size, pinned=torch.cuda.is_available())
+        self._images = _take_images(buffers, len(self._position), config.transform.size)
         self._rows_of_rgb: NDArray[np.uint8] = self._images.permute(0, 2, 3, 1).numpy()
 
     def __len__(self) -> int:
@@ -115,3 +116,10 @@ class Group:
             substituted=tuple(bad for bad in self._bad if draws[0] <= bad.draw <= draws[-1]),
             wait_s=0.0,
         )
+
+
+def _take_images(buffers: ImageBuffers, num_images: int, size: int) -> torch.Tensor:
+    """Return memory for a group; torch keeps pinned memory for reuse by itself."""
+    if torch.cuda.is_available():
+        return empty_images(num_images, size, pinned=True)
+    return buffers.take(num_images, size)

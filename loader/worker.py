@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Protocol, Self
@@ -17,10 +17,11 @@ from typing import Protocol, Self
 import torch
 
 from loader import crops
-from loader.batch import BadSample, BatchSpec, Encoded, Pixels, empty_images
+from loader.batch import BadSample, BatchSpec, Encoded, Pixels
+from loader.buffers import ImageBuffers
 from loader.cache import Demand, PixelCache
 from loader.config import LoaderConfig, Transform
-from loader.decode_cpu import CpuDecoder, cut, resize_into
+from loader.decode_cpu import CpuDecoder, Rgb, cut, resize_into
 from loader.disk_cache import DiskCache
 from loader.errors import BadSampleError
 from loader.fetch import Fetched, Fetcher
@@ -35,8 +36,8 @@ class Decoder(Protocol):
     def rows_a_task(self) -> int:
         """Rows that it likes to get in one call."""
 
-    def decode(self, images: Sequence[Encoded], transform: Transform, out: Sequence[torch.Tensor]) -> list[str | None]:
-        """Write uint8[3, size, size] into each of `out`; return for each image None or why it failed."""
+    def decode(self, images: Sequence[Encoded], transform: Transform, out: Sequence[Rgb]) -> list[str | None]:
+        """Write uint8[size, size, 3] into each of `out`; return for each image None or why it failed."""
 
 
 class LoaderWorker:
@@ -48,6 +49,7 @@ class LoaderWorker:
         self._reader = self.index.reader(allow_hosts=config.allow_hosts)
         self._fetcher = self._build_fetcher() if self.index.remote else None
         self._cache = PixelCache(config.cache_bytes)
+        self._buffers = ImageBuffers()
         self._decoder = build_decoder(config, num_samples=len(self.index), cache=self._cache)
         self._threads = ThreadPoolExecutor(config.threads, thread_name_prefix="loader")
         self._lock = threading.Lock()
@@ -69,20 +71,21 @@ class LoaderWorker:
         """
         started = time.monotonic()
         self._check_ids(spec)
-        images = empty_images(len(spec), spec.transform.size) if out is None else out
+        images = self._buffers.take(len(spec), spec.transform.size) if out is None else out
+        rgb: Rgb = images.permute(0, 2, 3, 1).numpy()
         plan = _Plan(spec, self.index)
         if self._fetcher is not None:  # cached samples apart: the waits for storage overlap
             ids = [sample_id for sample_id in spec.sample_ids.tolist() if sample_id not in self._cache]
             plan.fetched = self._fetcher.start(ids)
-        rows = range(len(spec))
-        chunks = [rows[at : at + self._decoder.rows_a_task] for at in range(0, len(rows), self._decoder.rows_a_task)]
-        if self.config.threads == 1 or len(chunks) == 1:
-            results = [self._load_rows(plan, images, chunk) for chunk in chunks]
+        step = self._decoder.rows_a_task
+        chunks = iter([range(at, min(at + step, len(spec))) for at in range(0, len(spec), step)])
+        if self.config.threads == 1 or len(spec) <= step:
+            results = [self._load_chunks(plan, rgb, chunks)]
         else:
-            tasks = [self._threads.submit(self._load_rows, plan, images, chunk) for chunk in chunks]
+            tasks = [self._threads.submit(self._load_chunks, plan, rgb, chunks) for _ in range(self.config.threads)]
             wait(tasks)
             results = [task.result() for task in tasks]
-        bad = tuple(sample for result in results for sample in result)
+        bad = tuple(sorted((sample for result in results for sample in result), key=lambda sample: sample.row))
         seconds = time.monotonic() - started
         self._count(len(spec), len(bad), seconds)
         return Pixels(images=images.numpy(), bad=bad, decode_s=seconds)
@@ -100,6 +103,11 @@ class LoaderWorker:
                 "images_per_s": self._images / max(self._decode_s, 1e-9),
                 **self._cache.stats(),
             }
+
+    def waits_for(self) -> str:
+        """Return what its reading threads wait for, for people."""
+        waiting = self._reader.waits_for()
+        return "no shard" if waiting is None else f"{waiting[0]} for {waiting[1]:.0f} s"
 
     def close(self) -> None:
         """Stop the threads and close the shards."""
@@ -125,19 +133,23 @@ class LoaderWorker:
                 "The spec was made for another index: give loaders and selection the same one."
             )
 
-    def _load_rows(self, plan: _Plan, images: torch.Tensor, rows: range) -> list[BadSample]:
+    def _load_chunks(self, plan: _Plan, rgb: Rgb, chunks: Iterator[range]) -> list[BadSample]:
+        """Load chunks of rows until none is left; several threads take from the same iterator."""
+        return [sample for rows in chunks for sample in self._load_rows(plan, rgb, rows)]
+
+    def _load_rows(self, plan: _Plan, rgb: Rgb, rows: range) -> list[BadSample]:
         """Read, check and decode neighbouring rows. Returns the bad ones."""
         reasons: dict[int, str] = {}
         encoded: dict[int, Encoded] = {}
         for row in rows:
             try:
-                if not self._from_cache(plan, row, images[row]):
+                if not self._from_cache(plan, row, rgb[row]):
                     encoded[row] = self._read(plan, row)
             except BadSampleError as error:
                 reasons[row] = str(error)
-        failures = self._decoder.decode(list(encoded.values()), plan.spec.transform, [images[row] for row in encoded])
+        failures = self._decoder.decode(list(encoded.values()), plan.spec.transform, [rgb[row] for row in encoded])
         reasons |= {row: reason for row, reason in zip(encoded, failures, strict=True) if reason is not None}
-        return [self._bad_sample(plan.spec, images, row, reason) for row, reason in sorted(reasons.items())]
+        return [self._bad_sample(plan.spec, rgb, row, reason) for row, reason in sorted(reasons.items())]
 
     def _build_fetcher(self) -> Fetcher:
         config = self.config
@@ -153,7 +165,7 @@ class LoaderWorker:
         header = read_header(data, max_pixels=self.config.max_pixels)
         return Encoded(sample_id, data, header, plan.boxes[row], bool(plan.flips[row]), plan.demand(row))
 
-    def _from_cache(self, plan: _Plan, row: int, out: torch.Tensor) -> bool:
+    def _from_cache(self, plan: _Plan, row: int, out: Rgb) -> bool:
         """Write a row from the cache if its sample is there."""
         pixels = self._cache.get(int(plan.spec.sample_ids[row]), plan.demand(row))
         if pixels is None:
@@ -162,8 +174,8 @@ class LoaderWorker:
         resize_into(out, box, flip=bool(plan.flips[row]), transform=plan.spec.transform)
         return True
 
-    def _bad_sample(self, spec: BatchSpec, images: torch.Tensor, row: int, reason: str) -> BadSample:
-        images[row] = 0
+    def _bad_sample(self, spec: BatchSpec, rgb: Rgb, row: int, reason: str) -> BadSample:
+        rgb[row] = 0
         sample_id = int(spec.sample_ids[row])
         key = self.index.keys[sample_id]
         return BadSample(row=row, sample_id=sample_id, draw=int(spec.draws[row]), key=key, reason=reason)
