@@ -79,6 +79,13 @@ def progress_bar(description: str) -> Iterator[Advance]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
+@contextmanager
+def working(description: str) -> Iterator[None]:
+    """A spinner on standard error for a long step whose length nobody knows; only on a terminal."""
+    with ERR.status(description):
+        yield
+
+
 def say(message: str) -> None:
     """One line for the person, on standard error."""
     ERR.print(message, highlight=False)

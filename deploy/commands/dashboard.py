@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 from tyro.conf import Positional
 
-from deploy.console import ERR, OUT, Answer, say, table
+from deploy.console import ERR, OUT, Answer, say, table, working
 from deploy.rundir import RunDir, RunError, find_run
 
 RAY_TARGETS = Path("/tmp/ray/prom_metrics_service_discovery.json")  # noqa: S108 - where Ray writes it
@@ -74,8 +75,9 @@ def _serve_finished(run: RunDir, *, open_browser: bool) -> None:
     from deploy.api.server import serving
     from deploy.config import load_config
 
-    say(f"{run.path} is over; reading its log")
-    with tempfile.TemporaryDirectory(prefix="tempera-") as folder, finished_parts(run) as parts:
+    with tempfile.TemporaryDirectory(prefix="tempera-") as folder, ExitStack() as stack:
+        with working(f"{run.path} is over; reading its log"):
+            parts = stack.enter_context(finished_parts(run))
         token = Path(folder) / "api-token"
         with serving(load_config(run.config), run, parts, token_path=token) as address:
             say(f"{_shown(address, token, at_terminal=ERR.is_terminal)}\nCtrl-C ends it")

@@ -9,7 +9,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from deploy.client import RunClient, author_name, reaches_elsewhere
-from deploy.console import Answer, progress_bar, table
+from deploy.console import Answer, progress_bar, table, working
 from deploy.rundir import RunDir, find_run
 
 
@@ -51,7 +51,7 @@ def inspect(*, run: Path | None = None, top: int = 10, export: Path | None = Non
 
 
 def _inspect_alive(run: Path | None, top: int, export: Path | None) -> dict[str, Any]:
-    with RunClient.find(run) as client:
+    with working("asking the run"), RunClient.find(run) as client:
         data = client.get("summary", top=top)
         if export is None:
             return data
@@ -65,7 +65,7 @@ def _inspect_finished(run: RunDir, top: int, export: Path | None) -> dict[str, A
     from scoring import Selection
     from scoring.inspect import export_table, table_summary
 
-    with opened_log(run) as (log, config, distance):
+    with working("reading the run's log"), opened_log(run) as (log, config, distance):
         selection = Selection(distance, config, runlog=log)
         data = table_summary(selection, top=top)
         return data if export is None else data | {"exported_rows": export_table(selection, export)}

@@ -17,6 +17,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from deploy.commands.dashboard import dashboard, monitor
 from deploy.observe.figures import figures
 from deploy.observe.metrics import BY_NAME
 from deploy.observe.monitor import write_monitoring
@@ -60,6 +61,16 @@ def test_metrics_need_the_token(live: LiveRun) -> None:
     with pytest.raises(urllib.error.HTTPError, match="401"):
         fetched(f"{live.url}/metrics")
     assert b"tempera_progress_steps" in fetched(f"{live.url}/metrics", live.token)
+
+
+def test_the_commands_name_the_page_and_keep_its_token_out_of_what_they_print(live: LiveRun, tmp_path: Path) -> None:
+    answer = dashboard(live.run.path)
+    assert answer is not None
+    assert answer.data["url"] == live.url
+    written = monitor(live.run.path, out=tmp_path).data["files"]
+    assert [Path(file).name for file in written] == ["prometheus.yml", "alerts.yml", "grafana.json"]
+    printed = [json.dumps(answer.data), str(answer.view), *(Path(file).read_text() for file in written)]
+    assert not any(live.token in text for text in printed)
 
 
 @pytest.mark.skipif(PROMETHEUS is None, reason="prometheus (Debian: prometheus) is not installed")
