@@ -122,7 +122,7 @@ export class Curve {
   draw() {
     if (!this.view || !this.width) return;
     const { total, nextStep, step } = this.view;
-    const height = Math.round(Math.min(400, Math.max(240, this.width * 0.44)));
+    const height = this.height();
     const [from, to] = [MARGIN.left, this.width - MARGIN.right];
     const bottom = height - MARGIN.bottom;
     this.x = scale([0, Math.max(total, nextStep)], [from, to]);
@@ -137,6 +137,13 @@ export class Curve {
     );
     this.drawLines(bottom);
     this.drawHandle();
+  }
+
+  /** As tall as what stands beside the chart; below it, by the width alone. */
+  height() {
+    const beside = this.node.nextElementSibling;
+    const level = beside && beside.offsetTop === this.node.offsetTop ? beside.offsetHeight : 0;
+    return Math.round(Math.max(Math.min(400, Math.max(240, this.width * 0.44)), Math.min(level, 440)));
   }
 
   drawLines(bottom) {

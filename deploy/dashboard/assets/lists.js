@@ -20,7 +20,7 @@ const SENTENCES = {
   loader_lost: () => "lost a loader",
   loader_removed: () => "removed a loader",
   bad_sample: () => "substituted a bad sample",
-  control_latency: (entry) => `measured ${short(entry.value)} s from a request to its first batch`,
+  control_latency: (entry) => `saw a change reach its first batch after ${short(entry.value)} s`,
 };
 
 /** What an entry of the log says, as a phrase after its author. */
