@@ -80,7 +80,7 @@ def _add_errors(app: FastAPI) -> None:
     def _(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         not_json = first["type"] == "json_invalid"
-        place = ".".join(str(part) for part in first["loc"][1:])
+        place = ".".join(str(part) for part in first["loc"][1:]) or "the body"
         return _error(400 if not_json else 422, "the body must be JSON." if not_json else f"{place}: {first['msg']}.")
 
     @app.exception_handler(HTTPException)

@@ -10,6 +10,7 @@ import json
 import logging
 import threading
 import time
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -26,6 +27,8 @@ NOTE_S = 0.25
 """Within a window a line is written at most so often."""
 FILE_BYTES, LAST_LINES = 256 * 1024, 256
 """Size at which the file begins again, with so many of its last lines."""
+NOTED = 4096
+"""Notes that are remembered."""
 SPEED_S = 20.0
 """The present speed is that of so many last seconds."""
 
@@ -92,7 +95,7 @@ class Consumption:
         self._lines = LineIndex(path)
         self._lock = threading.Lock()
         self._read = self._restarts = 0
-        self._recent: list[tuple[int, float]] = []
+        self._noted: deque[tuple[int, float]] = deque(maxlen=NOTED)
 
     def follow(self) -> list[tuple[int, float]]:
         """(step, time) of the batches noted since the last call, in order."""
@@ -102,25 +105,35 @@ class Consumption:
                 self._read, self._restarts = 0, self._lines.restarts
             rows = self._lines.rows_from(self._read)
             self._read += len(rows)
-            newest_s = self._recent[-1][1] if self._recent else 0.0
+            newest_s = self._noted[-1][1] if self._noted else 0.0
             fresh = [(int(row["step"]), float(row["time"])) for row in rows if row["time"] > newest_s]
-            self._recent = [*self._recent, *fresh]
-            while len(self._recent) > 2 and self._recent[0][1] < self._recent[-1][1] - SPEED_S:
-                self._recent.pop(0)
+            self._noted.extend(fresh)
             return fresh
 
     @property
     def step(self) -> int | None:
         """The newest step whose batch was seen to be taken; None before the first."""
         with self._lock:
-            return self._recent[-1][0] if self._recent else None
+            return self._noted[-1][0] if self._noted else None
+
+    def step_at(self, time_s: float) -> int | None:
+        """The step that the trainer was at, between two that were noted; None where that is not known."""
+        with self._lock:
+            noted = list(self._noted)
+        after = bisect_right(noted, time_s, key=lambda note: note[1])
+        if not 0 < after < len(noted):
+            return None
+        (first, began_s), (last, ended_s) = noted[after - 1], noted[after]
+        return first + int((last - first) * (time_s - began_s) / (ended_s - began_s))
 
     def seconds_a_step(self) -> float | None:
         """At the present speed; None before it is known."""
         with self._lock:
-            if len(self._recent) < 2:
-                return None
-            (first, began_s), (last, ended_s) = self._recent[0], self._recent[-1]
+            noted = list(self._noted)
+        if not noted:
+            return None
+        begin = bisect_left(noted, noted[-1][1] - SPEED_S, key=lambda note: note[1])
+        (first, began_s), (last, ended_s) = noted[max(0, min(begin, len(noted) - 2))], noted[-1]
         return (ended_s - began_s) / (last - first) if last > first and ended_s > began_s else None
 
 

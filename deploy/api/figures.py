@@ -58,8 +58,8 @@ def distribution(service: Service, bins: Annotated[int, Query(ge=1, le=512)] = 6
 @router.get("/solve")
 def solve(
     service: Service,
-    effective_size: Annotated[float | None, Query(gt=0, le=1)] = None,
-    temperature: Annotated[float | None, Query(gt=0)] = None,
+    effective_size: Annotated[float | None, Query(gt=0, le=1, allow_inf_nan=False)] = None,
+    temperature: Annotated[float | None, Query(gt=0, allow_inf_nan=False)] = None,
 ) -> dict[str, Any]:
     """The temperature that an effective size means, or the other way round."""
     if (effective_size is None) == (temperature is None):

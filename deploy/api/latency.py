@@ -28,8 +28,8 @@ class Pending:
     """When its request came, in seconds since the epoch."""
     step: int
     """First step under it."""
-    at_step: int
-    """Step that the trainer was at."""
+    taken_s: float
+    """When it was acknowledged."""
     what: str
     """Kind and author, for the log."""
 

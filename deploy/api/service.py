@@ -155,7 +155,6 @@ class RunService:
         """
         self._require_alive()
         control = Control(**asked.model_dump())
-        at_step = self._consumption.step or 0
         try:
             reply = self.parts.selection.control(control)
         except VersionConflict as conflict:
@@ -164,7 +163,7 @@ class RunService:
         self._kept.clear()
         if not self._resting():
             what = f"{asked.kind} by {asked.author}"
-            self.latency.expect(Pending(arrived_s=arrived_s, step=reply.step, at_step=at_step, what=what))
+            self.latency.expect(Pending(arrived_s=arrived_s, taken_s=time.time(), step=reply.step, what=what))
         return dict(finite(asdict(reply)))
 
     def scale(self, asked: ScaleRequest) -> dict[str, Any]:
@@ -300,7 +299,8 @@ class RunService:
         while not self.over.wait(FOLLOW_S):
             try:
                 for landed in self.latency.took(self._consumption.follow()):
-                    self.parts.selection.record(_landed_event(landed))
+                    at_step = self._consumption.step_at(landed.pending.taken_s)
+                    self.parts.selection.record(_landed_event(landed, at_step))
             except Exception:
                 log.warning("control latency was not measured for a moment", exc_info=True)
 
@@ -331,11 +331,10 @@ class Kept:
             self._answers.clear()
 
 
-def _landed_event(landed: Landed) -> Event:
+def _landed_event(landed: Landed, at_step: int | None) -> Event:
     change = landed.pending
-    message = (
-        f"{change.what}: first batch at step {change.step}, {change.step - change.at_step} steps after the request"
-    )
+    steps = "" if at_step is None else f", {change.step - at_step} steps after it was taken"
+    message = f"{change.what}: first batch at step {change.step}{steps}"
     return Event(kind=LATENCY_KIND, author=AUTHOR, message=message, value=round(landed.latency_s, 4))
 
 
