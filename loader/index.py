@@ -27,6 +27,7 @@ from loader.shards import ShardReader, local_path
 
 FORMAT_VERSION: Final = 1
 _METADATA_KEY: Final = b"tempera.index"
+_ROWS_A_READ: Final = 1 << 17
 COLUMNS: Final = {
     "shard": np.int32,
     "offset": np.int64,
@@ -87,8 +88,7 @@ class ShardIndex:
         try:
             with pq.ParquetFile(path) as file:
                 metadata = json.loads((file.schema_arrow.metadata or {})[_METADATA_KEY])
-                # One column at a time, copied out: Arrow's buffers for all of them would take twice the memory.
-                columns = {name: np.array(file.read([name])[name], dtype=kind) for name, kind in COLUMNS.items()}
+                columns = {name: _read_column(file, name, kind) for name, kind in COLUMNS.items()}
             pa.default_memory_pool().release_unused()
         except FileNotFoundError as error:
             raise MissingIndexError(f"no sample index at {path}. Build one: `{_command(path)}`") from error
@@ -181,6 +181,15 @@ def write_index(
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _read_column(file: pq.ParquetFile, name: str, kind: Any) -> NDArray[Any]:
+    """Return a numeric column. Arrow's buffers stay at a part of one column: whole ones would double the memory."""
+    column, start = np.empty(file.metadata.num_rows, kind), 0
+    for part in file.iter_batches(_ROWS_A_READ, columns=[name], use_threads=False):
+        column[start : start + len(part)] = part[name]
+        start += len(part)
+    return column
 
 
 def fingerprint(rows: IndexRows) -> str:
