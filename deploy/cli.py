@@ -44,7 +44,7 @@ GROUPS = {
     "manifest": "Write what a cluster is described with.",
     "shards": "Write, index and check WebDataset shards.",
     "set": "Change what a live run draws, from its next window on.",
-    "eval": "Evaluate a frozen encoder.",
+    "eval": "Evaluate an encoder: neighbours, probes, fine-tuning, few shots, detection, segmentation.",
     "bench": "Measure this machine, as ratios inside one run.",
 }
 BOX = "\u2502\u256d\u256e\u2570\u256f\u2500\u2022|+"
@@ -83,7 +83,15 @@ def build_app() -> SubcommandApp:
         "token": control.token,
         "replay": history.replay,
         "inspect": history.inspect,
-        "eval": {"knn": evaluate.knn},
+        "eval": {
+            "knn": evaluate.knn,
+            "linear": evaluate.linear,
+            "finetune": evaluate.finetune,
+            "fewshot": evaluate.fewshot,
+            "rauc": evaluate.rauc,
+            "detection": evaluate.detection,
+            "segmentation": evaluate.segmentation,
+        },
         "export": evaluate.export,
         "reproduce": reproduce.reproduce,
         "soak": soak.soak,

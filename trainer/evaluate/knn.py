@@ -51,6 +51,8 @@ PROTOCOLS: dict[str, Protocol] = {
     "clmae": Protocol(pool="mean", k=5, metric="euclidean", normalise=True),
 }
 """1-NN cosine on the class token is the prototype paper's; clmae also counts a hit when any of the 5 is right."""
+POOLS_NEEDED: tuple[Pool, ...] = ("cls", "mean")
+"""What features the protocols read."""
 
 
 def embed(

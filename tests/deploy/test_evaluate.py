@@ -1,0 +1,111 @@
+"""`tempera eval`: each evaluation as a person runs it, on a run of the digits and on a timm model from a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from deploy.cli import main
+from deploy.config import DataConfig
+from deploy.launch import launch_in_process
+from deploy.overrides import override
+from deploy.rundir import RunDir
+from deploy.runs import debug
+
+MODEL = "vit_tiny_patch16_224"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, digits: DataConfig) -> RunDir:
+    small = ("train.model.width=48", "train.model.depth=2", "train.model.heads=3", "train.model.decoder_depth=1")
+    steps = ("train.total_steps=16", "train.window_steps=4", "train.epoch_steps=4", "evaluate_every=4")
+    run = RunDir(tmp_path_factory.mktemp("evaluated") / "run")
+    launch_in_process(override(debug(digits), (*small, *steps, "pictures=false")), run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model(MODEL, num_classes=0).state_dict(), path)
+    return path
+
+
+def asked(capsys: pytest.CaptureFixture[str], *words: str | Path) -> dict:
+    capsys.readouterr()
+    assert main(["eval", *map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
+    capsys.readouterr()
+    assert main(["eval", *map(str, words)]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    return said[-1]
+
+
+def test_neighbours_of_a_run_and_of_a_timm_model(
+    run: RunDir, weights: Path, digits: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = asked(capsys, "knn", "--run", run.path, "--most", 200)
+    assert (ours["images"], ours["tested"]) == (200, 200)
+    assert min(ours[name] for name in ("nn_cls", "nn_mean", "weighted", "clmae", "nn_pixels")) > 0.2
+    assert ours["clmae_any_of_5"] >= ours["clmae"]
+    assert json.loads(Path(ours["file"]).read_text()) == ours
+    assert Path(ours["file"]) == run.report / "knn.json"
+    model = ("--timm", MODEL, "--weights", weights, "--image-size", 32, "--out", tmp_path)
+    data = ("--index", digits.index, "--test-index", digits.test_index, "--most", 100)
+    theirs = asked(capsys, "knn", *model, *data, "--no-pixels", "--backend", "faiss")
+    same = asked(capsys, "knn", *model, *data, "--no-pixels")
+    assert {key: value for key, value in theirs.items() if key != "file"}.items() <= same.items()
+    assert 0.2 < same["nn_cls"] < 1
+
+
+def test_a_probe_few_shots_and_fine_tuning_of_a_run(
+    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("--run", run.path, "--most", 200, "--out", tmp_path)
+    probe = asked(capsys, "linear", *common, "--recipe", "cached", "--set", "epochs=20", "batch=50", "base_lr=200")
+    assert probe["acc1"] > 0.2
+    assert len(probe["curve"]) == 20
+    shots = asked(capsys, "fewshot", *common, "--shots", 1, 4, "--draws", 2)["shots"]
+    assert [row["shots"] for row in shots] == [1, 4]
+    assert 0.1 < shots[0]["acc1"] <= shots[0]["acc5"] <= 1
+    tuned = asked(capsys, "finetune", *common, "--set", "epochs=2", "batch=40", "base_lr=0.001", "lr_batch=0")
+    assert tuned["recipe"] == "mae"
+    assert [line["epoch"] for line in tuned["curve"]] == [1, 2]
+    assert {path.name for path in tmp_path.glob("*.json")} == {"linear.json", "fewshot.json", "finetune.json"}
+
+
+def test_rauc_compares_two_runs_curves(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    curve = [line["nn_cls"] for line in run.metric_lines() if "nn_cls" in line]
+    assert len(curve) == 4
+    if sum(curve[1:]) > 3 * curve[0]:
+        found = asked(capsys, "rauc", run.path, run.path)
+        assert found["rauc"] == pytest.approx(1)
+        assert found["epochs"] == [1, 2, 3, 4]
+    assert "has no 'nn_best' in metrics.jsonl" in refused(capsys, "rauc", run.path, run.path, "--metric", "nn_best")
+    assert "start must be a measured epoch (1, 2, 3, 4); got 1.5" in refused(
+        capsys, "rauc", run.path, run.path, "--start", "1.5"
+    )
+
+
+def test_what_cannot_be_evaluated_is_one_line(
+    run: RunDir, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "needs --timm NAME" in refused(capsys, "linear", "--run", run.path, "--weights", weights)
+    model = ("--timm", MODEL, "--weights", weights, "--image-size", 32, "--out", tmp_path)
+    assert "a timm model needs --index FILE" in refused(capsys, "linear", *model)
+    assert "Did you mean 'bootmae'" in refused(capsys, "linear", "--run", run.path, "--recipe", "botmae")
+    assert "Did you mean 'epochs'" in refused(capsys, "finetune", "--run", run.path, "--set", "epoch=3")
+    assert "images/training/*.jpg" in refused(capsys, "segmentation", "--run", run.path, "--data", tmp_path)
+    nothing = tmp_path / "none.json"
+    files = ("--train-annotations", nothing, "--train-images", tmp_path)
+    held_out = ("--test-annotations", nothing, "--test-images", tmp_path)
+    assert "must be a COCO instances file" in refused(capsys, "detection", "--run", run.path, *files, *held_out)

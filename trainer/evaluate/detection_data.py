@@ -1,0 +1,119 @@
+"""Images, boxes and masks in COCO's format, cut and scaled as ViTDet trains on them (METHODS section 9)."""
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pycocotools.coco import COCO
+from torch import Tensor
+
+from trainer.config import require
+
+Target = dict[str, Tensor]
+SMALLEST_BOX = 1.0
+"""Pixels; what a crop leaves of a box is dropped below it."""
+
+
+class CocoFolder:
+    """The images of one annotation file; category k of the file, in order of id, is label 1 + k.
+
+    Raises:
+        ValueError: the file is no COCO annotation file, or images are missing.
+    """
+
+    def __init__(self, annotations: str | Path, images: str | Path) -> None:
+        self.images = Path(images)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+                self.coco = COCO(str(annotations))
+            self.ids: list[int] = sorted(self.coco.getImgIds())
+            self.categories: list[int] = sorted(self.coco.getCatIds())
+        except (OSError, ValueError, KeyError, AssertionError) as error:
+            raise ValueError(f"annotations must be a COCO instances file; {annotations} is not ({error}).") from error
+        require(
+            bool(self.ids and self.categories),
+            f"a COCO file must hold images and categories; {annotations}'s are empty.",
+        )
+        missing = [name for name in map(self.file, self.ids) if not (self.images / name).is_file()]
+        require(
+            not missing,
+            f"all images of {annotations} must be in {images}; {len(missing)} are not, first {missing[:1]}.",
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def file(self, image_id: int) -> str:
+        """Return an image's file name."""
+        return str(self.coco.loadImgs([image_id])[0]["file_name"])
+
+    def load(self, number: int) -> tuple[Tensor, Target]:
+        """Return (image uint8[3, H, W], boxes float32[n, 4] xyxy, labels int64[n], masks uint8[n, H, W]); no crowds."""
+        image_id = self.ids[number]
+        with Image.open(self.images / self.file(image_id)) as opened:
+            pixels = torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)
+        found = self.coco.loadAnns(self.coco.getAnnIds([image_id], iscrowd=False))
+        found = [one for one in found if one["bbox"][2] > 0 and one["bbox"][3] > 0]
+        boxes = torch.tensor([one["bbox"] for one in found], dtype=torch.float32).view(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        masks = [torch.from_numpy(self.coco.annToMask(one)) for one in found]
+        labels = [1 + self.categories.index(one["category_id"]) for one in found]
+        target = {
+            "boxes": boxes,
+            "labels": torch.tensor(labels, dtype=torch.int64),
+            "masks": torch.stack(masks) if masks else torch.zeros(0, *pixels.shape[1:], dtype=torch.uint8),
+        }
+        return pixels, target
+
+
+def letterbox(image: Tensor, side: int) -> tuple[Tensor, float]:
+    """Return the image in [0, 1] fitted into the top left of a square, and its scale."""
+    height, width = image.shape[1:]
+    scale = side / max(height, width)
+    size = max(round(height * scale), 1), max(round(width * scale), 1)
+    pixels = F.interpolate(image[None].float() / 255, size=size, mode="bilinear", antialias=True)[0].clamp(0, 1)
+    return F.pad(pixels, (0, side - size[1], 0, side - size[0])), scale
+
+
+def jitter(
+    image: Tensor, target: Target, *, side: int, scale: tuple[float, float], generator: np.random.Generator
+) -> tuple[Tensor, Target]:
+    """Return the pair at a random scale, cropped or padded to a square, mirrored with probability 1/2 (LSJ).
+
+    Args:
+        image: uint8[3, H, W].
+        target: its objects.
+        side: of the square.
+        scale: range of the random scale, 1 fits the image into the square.
+        generator: of everything random.
+    """
+    height, width = image.shape[1:]
+    factor = float(generator.uniform(*scale)) * side / max(height, width)
+    size = max(round(height * factor), 1), max(round(width * factor), 1)
+    pixels = F.interpolate(image[None].float() / 255, size=size, mode="bilinear", antialias=True)[0].clamp(0, 1)
+    masks = F.interpolate(target["masks"][:, None].float(), size=size, mode="nearest-exact")[:, 0].to(torch.uint8)
+    ratio = torch.tensor([size[1] / width, size[0] / height] * 2)
+    boxes = target["boxes"] * ratio
+    top, left = (int(generator.integers(max(length - side, 0) + 1)) for length in size)
+    pixels, masks = (part[..., top : top + side, left : left + side] for part in (pixels, masks))
+    seen = torch.tensor([pixels.shape[2], pixels.shape[1]] * 2, dtype=torch.float32)
+    boxes = (boxes - torch.tensor([left, top] * 2)).clamp(min=0).minimum(seen)
+    if generator.random() < 0.5:
+        pixels, masks = pixels.flip(-1), masks.flip(-1)
+        boxes = torch.stack([seen[0] - boxes[:, 2], boxes[:, 1], seen[0] - boxes[:, 0], boxes[:, 3]], dim=1)
+    kept = ((boxes[:, 2:] - boxes[:, :2]) >= SMALLEST_BOX).all(dim=1)
+    padding = (0, side - pixels.shape[2], 0, side - pixels.shape[1])
+    changed = {"boxes": boxes[kept], "labels": target["labels"][kept], "masks": F.pad(masks[kept], padding)}
+    return F.pad(pixels, padding), changed
+
+
+def batch_of(pairs: list[tuple[Tensor, Target]], device: Any) -> tuple[list[Tensor], list[Target]]:
+    """Return images and targets on a device, as torchvision's detectors take them."""
+    images = [image.to(device) for image, _ in pairs]
+    targets = [{name: value.to(device) for name, value in target.items()} for _, target in pairs]
+    return images, targets

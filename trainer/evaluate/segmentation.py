@@ -1,0 +1,205 @@
+"""Semantic segmentation with UperNet on ADE20K-format data: mIoU, all-pixel and mean class accuracy.
+
+Shapes: B batch, C classes, H W image.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainer.config import Precision, require
+from trainer.evaluate.finetune import layer_numbers
+from trainer.evaluate.fit import Figures, Fit, Progress, fit, named_groups
+from trainer.evaluate.metrics import PixelCounts
+from trainer.evaluate.segmentation_data import SceneAugment, SceneFolder, fit_within, pad
+from trainer.evaluate.subjects import Subject
+from trainer.evaluate.upernet import UperNet
+from trainer.precision import autocast
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentationConfig:
+    """One training of UperNet; the defaults are BootMAE's for ViT-B on ADE20K."""
+
+    steps: int = 160_000
+    """Optimizer steps."""
+    batch: int = 16
+    """Images of a step."""
+    base_lr: float = 4e-4
+    """Peak learning rate."""
+    warmup_steps: int = 1500
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.05
+    """AdamW weight decay of matrices."""
+    layer_decay: float = 0.65
+    """Factor on the rate for each encoder layer further from the head."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last block."""
+    crop: int = 512
+    """Side of the training crops and of the test's windows; a multiple of the patch size."""
+    stride: int = 341
+    """Step between the test's windows, at most `crop`."""
+    base: tuple[int, int] = (2048, 512)
+    """Longest and shortest side that images are fitted into."""
+    width: int = 768
+    """Channels of the head."""
+    test_every: int = 16_000
+    """Steps between tests."""
+    seed: int = 0
+    """Seed of the head, the order and the augmentation."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "crop", "stride", "width", "test_every"):
+            require(getattr(self, name) >= 1, f"{name} must be 1 or more; got {getattr(self, name)}.")
+        require(self.stride <= self.crop, f"stride must be at most crop ({self.crop}); got {self.stride}.")
+
+
+ADE20K = SegmentationConfig()
+SEGMENTATION: dict[str, SegmentationConfig] = {
+    "ade20k_160k": ADE20K,
+    "ade20k_80k": replace(ADE20K, steps=80_000, test_every=8000),  # PASS
+}
+
+
+def segmentation(
+    subject: Subject,
+    root: str | Path,
+    config: SegmentationConfig,
+    *,
+    device: torch.device,
+    num_classes: int = 0,
+    directory: str | Path | None = None,
+    progress: Progress | None = None,
+    precision: Precision = "auto",
+) -> Figures:
+    """Train UperNet and return miou, aacc and macc in [0, 1].
+
+    Args:
+        subject: where the backbone's weights come from.
+        root: data in ADE20K's layout.
+        config: recipe.
+        device: where to compute.
+        num_classes: classes of pixels; counted in the label maps when 0.
+        directory: for checkpoints; an interrupted training there is continued.
+        progress: called with (steps done, all steps).
+        precision: as in training.
+    """
+    train, test = SceneFolder(root, "training"), SceneFolder(root, "validation")
+    classes = num_classes or max(train.num_classes(), test.num_classes())
+    torch.manual_seed(config.seed)
+    backbone = subject.build(image_size=config.crop, drop_path=config.drop_path)
+    model = UperNet(backbone, classes, width=config.width).to(device)
+    augment = SceneAugment(crop=config.crop, base=config.base, seed=config.seed)
+    shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (subject.mean, subject.std))
+
+    def make(step: int) -> tuple[Tensor, Tensor]:
+        draws = range(step * config.batch, (step + 1) * config.batch)
+        pairs = [augment(*train.load(epoch_order(draw, len(train), config.seed)), draw) for draw in draws]
+        return torch.stack([image for image, _ in pairs]), torch.stack([labels for _, labels in pairs])
+
+    def loss(pair: tuple[Tensor, Tensor]) -> Tensor:
+        return model.loss((pair[0].to(device) - shift) / scale, pair[1].to(device))
+
+    def evaluate(step: int) -> Figures:
+        return measure(model, test, subject, config, num_classes=classes, device=device, precision=precision)
+
+    job = Fit(
+        model=model,
+        optimizer=torch.optim.AdamW(backbone_groups(model, config), lr=0.0, betas=(0.9, 0.999)),
+        batch=make,
+        loss=loss,
+        rate=poly_rate(config),
+        total_steps=config.steps,
+        precision=precision,
+        settings={"config": repr(config), "classes": classes, "samples": len(train), "subject": subject.name},
+    )
+    curve = fit(job, directory=directory, evaluate=evaluate, evaluate_every=config.test_every, progress=progress)
+    return {**{name: curve[-1][name] for name in ("miou", "aacc", "macc")}, "classes": classes, "curve": curve}
+
+
+def measure(
+    model: UperNet,
+    test: SceneFolder,
+    subject: Subject,
+    config: SegmentationConfig,
+    *,
+    num_classes: int,
+    device: torch.device,
+    precision: Precision = "auto",
+) -> dict[str, float]:
+    """Return the figures of a model over all images at their own size, by sliding windows."""
+    shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (subject.mean, subject.std))
+    counts = PixelCounts(num_classes)
+    for number in range(len(test)):
+        image, labels = test.load(number)
+        resized, _ = fit_within(image.float() / 255, labels, config.base, 1.0)
+        with torch.no_grad(), autocast(device, precision):
+            scores = slide(
+                lambda window: model(window)[0].float(),
+                (resized.to(device) - shift) / scale,
+                crop=config.crop,
+                stride=config.stride,
+                num_classes=num_classes,
+            )
+        own = torch.nn.functional.interpolate(scores[None], size=labels.shape, mode="bilinear", align_corners=False)
+        counts.add(own[0].argmax(dim=0).cpu(), labels)
+    return counts.figures()
+
+
+def slide(score: Callable[[Tensor], Tensor], image: Tensor, *, crop: int, stride: int, num_classes: int) -> Tensor:
+    """Return the mean scores [C, H, W] of windows that cover an image [3, H, W]; the last ones end at its border."""
+    height, width = image.shape[1:]
+    padded = pad(image, max(height, width, crop), 0.0)[:, : max(height, crop), : max(width, crop)]
+    total = padded.new_zeros(num_classes, *padded.shape[1:])
+    seen = padded.new_zeros(padded.shape[1:])
+    for top in starts(padded.shape[1], crop, stride):
+        for left in starts(padded.shape[2], crop, stride):
+            part = slice(top, top + crop), slice(left, left + crop)
+            total[:, *part] += score(padded[None, :, *part])[0]
+            seen[part] += 1
+    return (total / seen)[:, :height, :width]
+
+
+def starts(length: int, crop: int, stride: int) -> list[int]:
+    """Return where windows begin along a side."""
+    return [*range(0, length - crop, stride), length - crop]
+
+
+def epoch_order(draw: int, samples: int, seed: int) -> int:
+    """Return the sample of a draw: every epoch is a permutation."""
+    epoch, place = divmod(draw, samples)
+    return int(np.random.default_rng([seed, epoch]).permutation(samples)[place])
+
+
+def poly_rate(config: SegmentationConfig) -> Callable[[int], float]:
+    """Return the rate of a step: linear warm-up, then a straight line to 0 (power 1)."""
+
+    def rate(step: int) -> float:
+        falling = config.base_lr * (1 - step / config.steps)
+        return falling * min((step + 1) / max(config.warmup_steps, 1), 1.0)
+
+    return rate
+
+
+def backbone_groups(model: nn.Module, config: Any) -> list[dict[str, Any]]:
+    """Return AdamW groups: rates fall with depth inside `model.backbone`; everything else has the full rate."""
+    backbone: Any = model.backbone
+    layers = layer_numbers(backbone)
+    top = max(layers.values())
+    prefix = "backbone."
+
+    def scale(name: str) -> float:
+        return config.layer_decay ** (top - layers[name.removeprefix(prefix)]) if name.startswith(prefix) else 1.0
+
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return named_groups(
+        named,
+        weight_decay=config.weight_decay,
+        scale=scale,
+        free=lambda name, parameter: parameter.ndim <= 1 or name.endswith(("pos_embed", "cls_token")),
+    )

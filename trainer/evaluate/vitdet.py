@@ -1,0 +1,200 @@
+"""A plain ViT as a detection backbone, and a feature pyramid from its last map (ViTDet, Li et al., arXiv:2203.16527).
+
+1. Blocks attend inside windows of 14 x 14 tokens, but for four that attend everywhere.
+2. All have decomposed relative positions, which start at zero; absolute positions are resized to the image.
+3. The last map, stride 16, becomes strides 4, 8, 16, 32 and, pooled, 64.
+
+Shapes: B batch, H W grid of tokens, D width, N heads, C channels of the pyramid.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from trainer.config import require
+
+PYRAMID_WIDTH = 256
+WINDOW = 14
+
+
+class WindowBlock(nn.Module):
+    """A timm block on a map of tokens, with attention inside windows (or everywhere) and relative positions."""
+
+    def __init__(self, block: nn.Module, *, window: int, grid: int) -> None:
+        """Take a block over.
+
+        Args:
+            block: timm's, whose weights are used.
+            window: side of a window in tokens; 0 attends everywhere.
+            grid: side of the map that the positions of global attention are made for.
+        """
+        super().__init__()
+        taken: Any = block
+        self.block = taken
+        self.window = window
+        self.heads = int(taken.attn.num_heads)
+        side, width = window or grid, int(taken.attn.head_dim)
+        self.rel_pos_h = nn.Parameter(torch.zeros(2 * side - 1, width))
+        self.rel_pos_w = nn.Parameter(torch.zeros(2 * side - 1, width))
+
+    def forward(self, map_BHWD: Tensor) -> Tensor:
+        """Return the map after the block."""
+        block = self.block
+        attended = self.windowed(block.norm1(map_BHWD))
+        map_BHWD = map_BHWD + block.drop_path1(block.ls1(attended))
+        changed: Tensor = map_BHWD + block.drop_path2(block.ls2(block.mlp(block.norm2(map_BHWD))))
+        return changed
+
+    def windowed(self, map_BHWD: Tensor) -> Tensor:
+        """Return the attention's output, window by window; the map is padded to whole windows."""
+        if not self.window:
+            return self.attend(map_BHWD)
+        batch, height, width, depth = map_BHWD.shape
+        side = self.window
+        padded = F.pad(map_BHWD, (0, 0, 0, -width % side, 0, -height % side))
+        rows, columns = padded.shape[1] // side, padded.shape[2] // side
+        x = padded.view(batch, rows, side, columns, side, depth).transpose(2, 3).reshape(-1, side, side, depth)
+        x = self.attend(x).view(batch, rows, columns, side, side, depth).transpose(2, 3)
+        return x.reshape(batch, rows * side, columns * side, depth)[:, :height, :width]
+
+    def attend(self, map_BHWD: Tensor) -> Tensor:
+        """Return self-attention over a whole map with decomposed relative positions."""
+        attention = self.block.attn
+        batch, height, width, depth = map_BHWD.shape
+        qkv = attention.qkv(map_BHWD.flatten(1, 2)).view(batch, height * width, 3, self.heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        bias = relative_bias(q.view(batch, self.heads, height, width, -1), self.rel_pos_h, self.rel_pos_w)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        projected: Tensor = attention.proj(out.transpose(1, 2).reshape(batch, height * width, depth))
+        return projected.view(batch, height, width, -1)
+
+
+def relative_bias(query_BNHWd: Tensor, table_h: Tensor, table_w: Tensor) -> Tensor:
+    """Return what relative positions add to the logits, [B, N, H W, H W]: q . (R_h[row distance] + R_w[column's])."""
+    height, width = query_BNHWd.shape[2:4]
+    rows, columns = distances(table_h, height), distances(table_w, width)
+    by_row = torch.einsum("bnhwd,hkd->bnhwk", query_BNHWd, rows.to(query_BNHWd.dtype))
+    by_column = torch.einsum("bnhwd,wkd->bnhwk", query_BNHWd, columns.to(query_BNHWd.dtype))
+    both = by_row[..., :, None] + by_column[..., None, :]
+    return both.flatten(4, 5).flatten(2, 3)
+
+
+def distances(table: Tensor, side: int) -> Tensor:
+    """Return the vectors of all pairs of places along a side, [side, side, d]; the table is resized when it must be."""
+    if len(table) != 2 * side - 1:
+        table = F.interpolate(table.T[None], size=2 * side - 1, mode="linear", align_corners=False)[0].T
+    place = torch.arange(side, device=table.device)
+    return table[place[:, None] - place[None] + side - 1]
+
+
+class PlainBackbone(nn.Module):
+    """timm's VisionTransformer as maps of several strides, for torchvision's detectors.
+
+    Args:
+        trunk: timm model with the weights; its positions are made for `grid` x `grid` tokens.
+        grid: tokens along a side of the training image.
+        window: side of the attention windows, in tokens.
+        width: channels of the maps.
+
+    Raises:
+        ValueError: the encoder is no plain ViT.
+    """
+
+    def __init__(self, trunk: nn.Module, *, grid: int, window: int = WINDOW, width: int = PYRAMID_WIDTH) -> None:
+        super().__init__()
+        require(
+            isinstance(trunk, VisionTransformer),
+            f"detection needs a plain ViT with absolute positions (mae, bootmae, clmae); got {type(trunk).__name__}.",
+        )
+        model: Any = trunk
+        self.trunk = model
+        self.patch = int(model.patch_embed.patch_size[0])
+        everywhere = set(global_blocks(len(model.blocks)))
+        self.blocks = nn.ModuleList(
+            [
+                WindowBlock(block, window=0 if number in everywhere else min(window, grid), grid=grid)
+                for number, block in enumerate(model.blocks)
+            ]
+        )
+        self.trunk.blocks = nn.ModuleList()  # they have moved; one name each
+        self.pyramid = Pyramid(int(model.embed_dim), width)
+        self.out_channels = width
+
+    def forward(self, images_BCHW: Tensor) -> "OrderedDict[str, Tensor]":
+        """Return maps of [B, 256, h, w] named 0 to 3 and pool, at strides 4, 8, 16, 32 and 64."""
+        map_BDHW = self.trunk.patch_embed.proj(images_BCHW)
+        x = map_BDHW.permute(0, 2, 3, 1) + self.positions(map_BDHW.shape[2:])
+        for block in self.blocks:
+            x = block(x)
+        levels: OrderedDict[str, Tensor] = self.pyramid(x.permute(0, 3, 1, 2))
+        return levels
+
+    def positions(self, size: Sequence[int]) -> Tensor:
+        """Return the absolute positions of a map, [1, H, W, D], without the class token's."""
+        table = self.trunk.pos_embed[:, self.trunk.num_prefix_tokens :]
+        side = round(table.shape[1] ** 0.5)
+        square = table.view(1, side, side, -1).permute(0, 3, 1, 2)
+        if tuple(size) != (side, side):
+            square = F.interpolate(square, size=tuple(size), mode="bicubic", align_corners=False)
+        positions: Tensor = square.permute(0, 2, 3, 1)
+        return positions
+
+
+def global_blocks(blocks: int) -> tuple[int, ...]:
+    """Return the blocks that attend everywhere: the last of each quarter (2, 5, 8, 11 of 12)."""
+    return tuple(sorted({max(round(blocks * part / 4) - 1, 0) for part in (1, 2, 3, 4)}))
+
+
+class Pyramid(nn.Module):
+    """Simple feature pyramid: every level from the one last map."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        half, quarter = width // 2, width // 4
+        to4 = [
+            nn.ConvTranspose2d(width, half, 2, 2),
+            ChannelNorm(half),
+            nn.GELU(),
+            nn.ConvTranspose2d(half, quarter, 2, 2),
+        ]
+        self.levels = nn.ModuleList(
+            [
+                level(nn.Sequential(*to4), quarter, out),
+                level(nn.ConvTranspose2d(width, half, 2, 2), half, out),
+                level(nn.Identity(), width, out),
+                level(nn.MaxPool2d(2, 2), width, out),
+            ]
+        )
+
+    def forward(self, map_BDHW: Tensor) -> "OrderedDict[str, Tensor]":
+        """Return the levels by name, finest first."""
+        maps = OrderedDict((str(number), level(map_BDHW)) for number, level in enumerate(self.levels))
+        maps["pool"] = F.max_pool2d(maps["3"], 1, 2)
+        return maps
+
+
+def level(rescale: nn.Module, width: int, out: int) -> nn.Sequential:
+    """Return one level: rescale, then two convolutions with norms to the pyramid's channels."""
+    return nn.Sequential(
+        rescale,
+        nn.Conv2d(width, out, 1, bias=False),
+        ChannelNorm(out),
+        nn.Conv2d(out, out, 3, padding=1, bias=False),
+        ChannelNorm(out),
+    )
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of [B, C, H, W] maps."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=1e-6)
+
+    def forward(self, maps_BCHW: Tensor) -> Tensor:
+        """Return normalised maps."""
+        return super().forward(maps_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
