@@ -27,7 +27,7 @@ from loader.shard_builder import Shrink, build_dataset
 from loader.shard_writer import build_shards
 from loader.sources import ImageSample, ImageSource, digits, shrink
 from loader.stream import BatchStream
-from loader.windows import FixedWindows, Window, WindowSource
+from loader.windows import FixedWindows, WeightedWindows, Window, WindowSource
 from loader.worker import LoaderWorker
 
 __all__ = [
@@ -58,6 +58,7 @@ __all__ = [
     "StreamStalled",
     "TooManyBadSamplesError",
     "Transform",
+    "WeightedWindows",
     "Window",
     "WindowSource",
     "build_dataset",

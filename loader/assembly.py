@@ -110,7 +110,7 @@ class Assembler:
     def _plan(self) -> None:
         """Send groups until enough steps are in flight, but never look further than one window ahead of the trainer."""
         config = self._config
-        while self._next_step < config.total_steps and self._steps_in_flight() < config.prefetch_steps:
+        while self._next_step < config.total_steps and self._steps_in_flight() < self._prefetch_steps():
             window = self._next_step // config.window_steps
             furthest = self._delivered() // config.window_steps + 1
             if window > furthest:
@@ -119,7 +119,7 @@ class Assembler:
             steps = range(self._next_step, min(self._next_step + self._group_steps(), window_end))
             group = Group(self._windows.get(window), steps, config, self._buffers)
             self._next_step = steps.stop
-            if steps.stop + config.prefetch_steps > window_end and window < furthest:
+            if steps.stop + self._prefetch_steps() > window_end and window < furthest:
                 self._windows.prefetch(window + 1)
             self._groups.append(group)
             self._limit.planned(len(group))
@@ -129,10 +129,20 @@ class Assembler:
     def _steps_in_flight(self) -> int:
         return sum(len(group.steps) for group in self._groups)
 
+    def _prefetch_steps(self) -> int:
+        """Steps in flight: those asked for, or more when requests would be small and memory allows it."""
+        config = self._config
+        step_bytes = 3 * config.transform.size**2 * config.local_batch
+        allowed = min(config.window_steps, config.prefetch_bytes // step_bytes)
+        return max(config.prefetch_steps, min(2 * self._worthwhile_steps(), allowed))
+
     def _group_steps(self) -> int:
         """Steps that together give each loader a request worth sending, leaving room for a second group in flight."""
+        return max(1, min(self._worthwhile_steps(), self._prefetch_steps() // 2))
+
+    def _worthwhile_steps(self) -> int:
         wanted = self._config.min_request_images * max(1, len(self._loaders.members()))
-        return max(1, min(-(-wanted // self._config.local_batch), self._config.prefetch_steps // 2))
+        return -(-wanted // self._config.local_batch)
 
     def _send(self, group: Group, rows: NDArray[np.int64], tried: tuple[str, ...] = ()) -> None:
         """Ask for rows, each from its first choice among the members not tried and not overdue."""

@@ -27,6 +27,9 @@ class Transform:
     """Range of the crop's area as a share of the image's, in (0, 1]. Random crops only."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Range of the crop's width over its height. Random crops only."""
+    retry: bool = True
+    """Try up to ten boxes, then a central one, as torchvision does; False takes the first, cut to fit the image, as the
+    linear probes of MAE and BYOL do. Random crops only."""
     interpolation: Interpolation = "bicubic"
     """Resampling kernel, always with antialiasing."""
     flip: bool = True
@@ -117,7 +120,10 @@ class StreamConfig:
     prefetch_steps: int = 4
     """Steps that may be in flight or ready ahead of the trainer; bounds memory."""
     min_request_images: int = 64
-    """A request carries at least this many images where `prefetch_steps` allows it."""
+    """A request carries at least this many images: more steps are then in flight, as far as `prefetch_bytes` allows and
+    not more than a window."""
+    prefetch_bytes: int = 256 << 20
+    """Pixels that may be in flight when that takes more steps than `prefetch_steps`, in bytes."""
     request_deadline_s: float = 1.0
     """Least age at which a request is sent to a second loader as well, in seconds."""
     stall_timeout_s: float = 30.0

@@ -78,6 +78,8 @@ def boxes(
     w, h = width.astype(np.int64), height.astype(np.int64)
     if transform.kind == "center_crop":
         return np.stack([np.zeros_like(h), np.zeros_like(w), h, w], axis=1).astype(np.int32)
+    if not transform.retry:
+        return _first(uniforms(seed, draws, 0), w, h, transform).astype(np.int32)
     box = _central(w, h, transform)
     pending = np.arange(len(draws))
     for attempt in range(_ATTEMPTS):
@@ -93,16 +95,41 @@ def _attempt(
     u: NDArray[np.float64], width: NDArray[np.int64], height: NDArray[np.int64], transform: Transform
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """Try one round of torchvision's rejection loop. Returns which boxes fit, and the boxes."""
+    w, h = _sides(u, width, height, transform)
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    return fits, _placed(u, w, h, width, height)
+
+
+def _first(
+    u: NDArray[np.float64], width: NDArray[np.int64], height: NDArray[np.int64], transform: Transform
+) -> NDArray[np.int64]:
+    """Return the boxes of MAE's `util/crop.py`: no rejection, sides clamped to the image."""
+    w, h = _sides(u, width, height, transform)
+    return _placed(u, w.clip(1, width), h.clip(1, height), width, height)
+
+
+def _sides(
+    u: NDArray[np.float64], width: NDArray[np.int64], height: NDArray[np.int64], transform: Transform
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Draw width and height of boxes: the area uniformly, the aspect ratio uniformly in its logarithm."""
     low, high = transform.scale
     log_low, log_high = np.log(transform.ratio)
     area = width * height * (low + (high - low) * u[:, 0])
     aspect = np.exp(log_low + (log_high - log_low) * u[:, 1])
-    w = np.rint(np.sqrt(area * aspect)).astype(np.int64)
-    h = np.rint(np.sqrt(area / aspect)).astype(np.int64)
-    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    return np.rint(np.sqrt(area * aspect)).astype(np.int64), np.rint(np.sqrt(area / aspect)).astype(np.int64)
+
+
+def _placed(
+    u: NDArray[np.float64],
+    w: NDArray[np.int64],
+    h: NDArray[np.int64],
+    width: NDArray[np.int64],
+    height: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Place boxes uniformly; as (top, left, height, width)."""
     top = np.floor(u[:, 2] * (height - h + 1)).astype(np.int64)
     left = np.floor(u[:, 3] * (width - w + 1)).astype(np.int64)
-    return fits, np.stack([top, left, h, w], axis=1)
+    return np.stack([top, left, h, w], axis=1)
 
 
 def _central(width: NDArray[np.int64], height: NDArray[np.int64], transform: Transform) -> NDArray[np.int64]:

@@ -106,7 +106,7 @@ class WindowFetcher:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FixedWindow:
-    """A window of given ids, each equally probable, with no spares."""
+    """A window whose draws nobody changes any more."""
 
     index: int
     """Number of the window."""
@@ -115,13 +115,13 @@ class FixedWindow:
     sample_ids: NDArray[np.int64]
     """int64[S*G]."""
     probability: NDArray[np.float64]
-    """float64[S*G], all the same."""
+    """float64[S*G]."""
     version: int = 0
     """There is no weight table."""
     spare_ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Empty: a fixed order has no substitutes."""
+    """int64[K]; a fixed order has none."""
     spare_probability: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0, np.float64))
-    """Empty."""
+    """float64[K]."""
 
 
 class FixedWindows:
@@ -138,3 +138,43 @@ class FixedWindows:
         ids = self._sample_ids[np.arange(first, first + self._draws) % len(self._sample_ids)]
         probability = np.full(self._draws, 1 / len(self._sample_ids))
         return FixedWindow(index=index, first_draw=first, sample_ids=ids, probability=probability)
+
+
+class WeightedWindows:
+    """Windows of samples drawn with replacement by fixed weights, with spares: a weighted sampler for any loop.
+
+    Every window is a pure function of (seed, window): all ranks and every restart see the same draws. For weights that
+    change while they are drawn from, take a selection service instead.
+
+    Args:
+        weights: float64[N], not negative; a sample is drawn in proportion to its weight, and never when that is 0.
+        config: Sizes and seed.
+
+    Raises:
+        ValueError: If the weights are not finite, negative, or all 0.
+    """
+
+    def __init__(self, weights: NDArray[np.floating], config: StreamConfig) -> None:
+        total = float(np.sum(weights, dtype=np.float64)) if len(weights) else 0.0
+        if not (np.isfinite(total) and total > 0 and np.min(weights) >= 0):
+            raise ValueError(f"weights must be finite, not negative and not all 0; got {len(weights)} with sum {total}")
+        self._probability = np.asarray(weights, np.float64) / total
+        # float64: sums in float32 would make many of a million samples unreachable.
+        self._cumulative = np.cumsum(self._probability)
+        self._seed, self._draws = config.seed, config.window_steps * config.global_batch
+
+    def window(self, index: int) -> FixedWindow:
+        """Return the draws of a window, and one spare for every hundred."""
+        generator = np.random.Generator(np.random.Philox(key=np.array([self._seed, index], np.uint64)))
+        num_spares = max(2, self._draws // 100)
+        uniform = generator.random(self._draws + num_spares) * self._cumulative[-1]
+        ids = np.searchsorted(self._cumulative, uniform, side="right").clip(max=len(self._cumulative) - 1)
+        probability = self._probability[ids]
+        return FixedWindow(
+            index=index,
+            first_draw=index * self._draws,
+            sample_ids=ids[: self._draws],
+            probability=probability[: self._draws],
+            spare_ids=ids[self._draws :],
+            spare_probability=probability[self._draws :],
+        )

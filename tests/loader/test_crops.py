@@ -102,3 +102,25 @@ def test_half_of_the_draws_are_flipped_and_center_crops_never():
 
 def test_center_crops_take_the_whole_image():
     assert make_boxes(2, 30, 20, kind="center_crop").tolist() == [[0, 0, 20, 30]] * 2
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (900, 200), (200, 900), (3, 700)])
+def test_crops_without_retries_have_the_distribution_of_maes_probe(width, height):
+    """The reference is written from the method's text: one draw, sides clamped to the image, then placed."""
+    ours = make_boxes(6000, width, height, scale=(0.08, 1.0), retry=False)
+    rng = np.random.default_rng(0)
+    area = width * height * rng.uniform(0.08, 1.0, 6000)
+    aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), 6000))
+    w = np.minimum(np.round(np.sqrt(area * aspect)), width)
+    h = np.minimum(np.round(np.sqrt(area / aspect)), height)
+    theirs = np.stack([rng.integers(0, height - h + 1), rng.integers(0, width - w + 1), h, w], axis=1)
+    for column in range(4):
+        assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-4
+    assert (ours[:, 0] + ours[:, 2] <= height).all()
+    assert (ours[:, 1] + ours[:, 3] <= width).all()
+    assert (ours[:, 2:] >= 1).all()
+
+
+def test_bilinear_crops_of_two_thirds_take_at_least_that_area():
+    box = make_boxes(3000, 400, 400, scale=(0.67, 1.0)).astype(np.int64)
+    assert ((box[:, 2] * box[:, 3]) / 160_000 > 0.66).all()
