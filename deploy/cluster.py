@@ -38,7 +38,7 @@ def authenticate(token_path: Path) -> None:
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_path.resolve())
 
 
-def _token_file() -> Path:
+def token_file() -> Path:
     """Where Ray looks for a token that is in a file."""
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
@@ -68,7 +68,7 @@ def cluster(directory: Path, *, num_cpus: int) -> Iterator[Endpoint]:
     quiet()
     import ray
 
-    token_path = "" if os.environ.get(TOKEN) else str(_token_file())
+    token_path = "" if os.environ.get(TOKEN) else str(token_file())
     context: Any = ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
     try:
         yield _endpoint(context, token_path)
@@ -129,10 +129,10 @@ def require_token() -> None:
     Raises:
         RunError: it has none.
     """
-    if not os.environ.get(TOKEN) and not _token_file().is_file():
+    if not os.environ.get(TOKEN) and not token_file().is_file():
         raise RunError(
             f"a cluster is only talked to with its token. Set RAY_AUTH_TOKEN_PATH to a file with it (there is none at "
-            f"{_token_file()}), or set {TOKEN}."
+            f"{token_file()}), or set {TOKEN}."
         )
     os.environ["RAY_AUTH_MODE"] = "token"
 

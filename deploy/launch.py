@@ -30,7 +30,7 @@ from deploy.api.server import serving
 from deploy.cluster import cluster
 from deploy.config import RunConfig, load_config, save_config
 from deploy.live import LiveRun
-from deploy.observe import RayExporter
+from deploy.observe import exported_to_ray
 from deploy.observe.run import observed
 from deploy.rank import Rank, SelectionPort, selection_config
 from deploy.rundir import Endpoint, RunDir, RunError
@@ -69,7 +69,7 @@ def launch(config: RunConfig, run: RunDir, *, beside: Beside | None = None) -> T
         client = stack.enter_context(_actors(config, run, endpoint, selection_part))
         stack.enter_context(run.published(endpoint))
         stack.enter_context(_requests(run))
-        stack.enter_context(serving(config, run, live_parts(client.selection, client.fleet), exporter=RayExporter))
+        stack.enter_context(serving(config, run, live_parts(client.selection, client.fleet), exporter=exported_to_ray))
         if beside:
             stack.enter_context(beside(client))
         return _train_on_ray(config, run, endpoint)
@@ -146,7 +146,7 @@ def _actors(config: RunConfig, run: RunDir, endpoint: Endpoint, selection_part: 
         name=endpoint.selection,
     )
     fleet = start_fleet(
-        config.fleet.kinds(_loader_config(config)),
+        config.fleet.kinds(loader_config(config)),
         size=config.fleet.loaders,
         name=endpoint.fleet,
         policy=config.fleet.policy,
@@ -224,7 +224,8 @@ def _reach_loaders(endpoint: Endpoint) -> LoaderPool:
     return RayLoaders(connect_fleet(endpoint.fleet))
 
 
-def _loader_config(config: RunConfig) -> LoaderConfig:
+def loader_config(config: RunConfig) -> LoaderConfig:
+    """What each of the run's loaders is given."""
     fleet = config.fleet
     return LoaderConfig(
         index=str(Path(config.data.index).resolve()),
@@ -239,7 +240,7 @@ def _loader_config(config: RunConfig) -> LoaderConfig:
 
 
 def _local_workers(config: RunConfig) -> list[LoaderWorker]:
-    return [LoaderWorker(_loader_config(config)) for _ in range(config.fleet.loaders)]
+    return [LoaderWorker(loader_config(config)) for _ in range(config.fleet.loaders)]
 
 
 def prototype_distances(config: RunConfig) -> NDArray[np.float32] | None:

@@ -1,28 +1,73 @@
-"""`tempera doctor`: what could go wrong here, and what to do about it."""
+"""`tempera doctor`: what could go wrong here, or on a cluster, and what to do about it."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from deploy.console import Answer, table
+from deploy.console import ERR, Answer, say, table
+from deploy.rundir import RunError
 
 MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "error": "[red]error[/]"}
+ANSWER = '{"findings": '
 
 
-def doctor(*, out: Path = Path("runs"), index: Path | None = None) -> Answer:
-    """Check versions, memory, disk, devices and, if named, an index against its shards.
+def doctor(
+    *,
+    out: Path = Path("runs"),
+    index: Path | None = None,
+    address: str | None = None,
+    cluster: bool = False,
+    python: str = "python",
+) -> Answer:
+    """Check versions, memory, disk, ports, token, devices and, if named, an index; on a cluster, every node of it.
 
     Args:
         out: where runs would be written.
-        index: index.parquet to check.
+        index: index.parquet to check; a sample of each shard is read.
+        address: URL of a cluster's dashboard: check that cluster, with paths as its nodes see them.
+        cluster: check the cluster that this process is in, as --address does from outside.
+        python: the interpreter with the dependencies, on that cluster's head.
     """
+    if address is not None:
+        return _shown(_from_outside(address, out, index, python))
+    if cluster:
+        from deploy.doctor_cluster import examine_cluster
+
+        return _shown([asdict(finding) for finding in examine_cluster(directory=out, index=index)])
     from deploy.doctor import examine
 
-    findings = examine(directory=out, index=index)
-    rows = [(MARKS[finding.level], finding.check, finding.found, finding.advice) for finding in findings]
+    return _shown([asdict(finding) for finding in examine(directory=out, index=index)])
+
+
+def _from_outside(address: str, out: Path, index: Path | None, python: str) -> list[dict[str, Any]]:
+    """The same command as a job on the cluster's head; its answer is the last line of the job's log."""
+    from deploy import jobs
+
+    words = ["doctor", "--cluster", "--json", "--out", str(out), *(("--index", str(index)) if index else ())]
+    client = jobs.connect(address)
+    job_id = jobs.submit(client, jobs.entry_point(words, python=python), run="doctor", out=str(out))
+    say(f"asking every node of {address}")
+    lines: list[str] = []
+    status = jobs.follow(client, job_id, show=lines.append, advance=lambda _: None)
+    answers = [line for line in lines if line.startswith(ANSWER)]
+    if not answers:
+        for line in lines[-20:]:
+            ERR.print(line, markup=False, highlight=False, soft_wrap=True)
+        raise RunError(f"the doctor's job on {address} {status} without an answer; its log is above.")
+    findings: list[dict[str, Any]] = json.loads(answers[-1])["findings"]
+    return findings
+
+
+def _shown(findings: list[dict[str, Any]]) -> Answer:
+    on_nodes = any(finding["node"] for finding in findings)
+    columns = ("", "check", *(("node",) if on_nodes else ()), "found", "what to do")
+    fields = ("check", *(("node",) if on_nodes else ()), "found", "advice")
+    rows = [(MARKS[finding["level"]], *(finding[field] for field in fields)) for finding in findings]
     return Answer(
-        data={"findings": [asdict(finding) for finding in findings]},
-        view=table("", ("", "check", "found", "what to do"), rows),
-        ok=all(finding.level != "error" for finding in findings),
+        data={"findings": findings},
+        view=table("", columns, rows),
+        ok=all(finding["level"] != "error" for finding in findings),
     )

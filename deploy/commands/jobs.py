@@ -31,6 +31,7 @@ def submit(
     roles: Roles = "auto",
     python: str = "python",
     detach: bool = False,
+    dry_run: bool = False,
 ) -> Answer:
     """Start a named run as a job of a Ray cluster, or continue the run that its directory holds.
 
@@ -46,6 +47,7 @@ def submit(
         roles: keep loaders and ranks on the nodes labelled tempera-role=loader and =trainer; auto asks the cluster.
         python: the interpreter with the dependencies, on the cluster's head.
         detach: return when the job is submitted, instead of following its log.
+        dry_run: submit nothing; show the plan, what would be shipped, and which nodes the cluster has by role.
     """
     from deploy import jobs
 
@@ -56,6 +58,8 @@ def submit(
     placed = jobs.placement(_roles(roles, address))
     words += placed if set else ["--set", *placed] if placed else []
     entry = jobs.entry_point(words, python=python)
+    if dry_run:
+        return _plan(config, entry, module)
     job_id = jobs.submit(client, entry, run=config.name, out=str(out), modules=module)
     say(f"job {job_id} runs on {address}; `tempera stop --job {job_id} --address {address}` ends it with a checkpoint")
     facts: dict[str, Any] = {"job": job_id, "run": str(out), "placement": placed}
@@ -110,6 +114,17 @@ def _checked(name: str, index: Path, settings: tuple[str, ...], modules: tuple[P
 
     sys.path[:0] = [str(path.resolve().parent) for path in modules]  # `extensions` are imported when the run is made
     return override(choose(name, RUNS, "a run")(DataConfig(index=str(index))), settings)
+
+
+def _plan(config: RunConfig, entry: str, modules: tuple[Path, ...]) -> Answer:
+    from deploy.commands.runs import plan_answer
+    from deploy.shipping import shipped_files
+
+    files = [*shipped_files(), *modules]
+    shipped = {"files": len(files), "bytes": sum(path.stat().st_size for path in files if path.is_file())}
+    say(f"would submit: {entry}")
+    say(f"would ship {shipped['files']} files, {shipped['bytes'] / 2**20:.1f} MiB")
+    return plan_answer(config, entrypoint=entry, shipped=shipped)
 
 
 def _roles(roles: Roles, address: str) -> set[str]:

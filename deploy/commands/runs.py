@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -29,6 +29,7 @@ def train(
     out: Path | None = None,
     set: tuple[str, ...] = (),
     ray: bool = True,
+    dry_run: bool = False,
 ) -> Answer:
     """Start a named run.
 
@@ -45,6 +46,7 @@ def train(
         out: run directory; runs/NAME by default.
         set: fields to change, as in --set train.total_steps=200 curriculum.end=0.5.
         ray: use actors under Ray; --no-ray runs everything in this process.
+        dry_run: start nothing; show the plan: steps, windows, memory, images/s needed and there, PASS rounds.
     """
     from deploy.config import DataConfig
     from deploy.overrides import combination, override
@@ -58,7 +60,24 @@ def train(
         method=method, masking=masking, curriculum=curriculum, mto=mto_preset or ("recommended" if mto else None)
     )
     config = override(choose(name, RUNS, "a run")(data), (*parts, *set))
+    if dry_run:
+        return plan_answer(config)
     return _run(config, RunDir(out or Path("runs") / config.name), ray=ray)
+
+
+def plan_answer(config: RunConfig, **more: Any) -> Answer:
+    """What a run will do and cost, from its configuration and a short probe of this machine.
+
+    Args:
+        config: the run.
+        more: facts to add to the plan.
+    """
+    from deploy.launch import loader_config
+    from deploy.plan import make_plan, plan_view
+
+    say("measuring this machine for a few seconds")
+    plan = make_plan(config, loader_config(config)) | more
+    return Answer(data=plan, view=plan_view(plan))
 
 
 def resume(path: Positional[Path], *, ray: bool = True) -> Answer:

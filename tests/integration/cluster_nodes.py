@@ -53,6 +53,7 @@ class Nodes:
 
     dashboard: str
     temp: Path
+    head: str = ""
     nodes: list[Node] = field(default_factory=list)
 
     def of(self, role: str) -> list[Node]:
@@ -100,7 +101,7 @@ def cluster_in_namespaces(*roles: str) -> Iterator[Nodes]:
         words += ["--num-cpus=0", f"--temp-dir={temp}", f"--node-ip-address={subnet}.1"]
         head = _start([RAY, "start", *words], temp / "head.log")
         stack.callback(_end_tree, head)
-        cluster = Nodes(f"http://127.0.0.1:{dashboard}", temp)
+        cluster = Nodes(f"http://127.0.0.1:{dashboard}", temp, f"{subnet}.1")
         _wait_for(lambda: _answers(cluster), [head], temp / "head.log")
         for number, role in enumerate(roles):
             name, address = f"{tag}n{number}", f"{subnet}.{number + 2}"
@@ -131,7 +132,7 @@ def cluster_of_raylets(*roles: str) -> Iterator[Nodes]:
         words += ["--num-cpus=0", f"--temp-dir={temp}", "--node-ip-address=127.0.0.1"]
         head = _start([RAY, "start", *words], temp / "head.log")
         stack.callback(_end_tree, head)
-        cluster = Nodes(f"http://127.0.0.1:{dashboard}", temp)
+        cluster = Nodes(f"http://127.0.0.1:{dashboard}", temp, "127.0.0.1")
         _wait_for(lambda: _answers(cluster), [head], temp / "head.log")
         for number, role in enumerate(roles):
             address = f"127.0.0.{number + 2}"

@@ -37,6 +37,28 @@ def cluster() -> Iterator[Nodes]:
         yield nodes
 
 
+def test_the_doctor_asks_every_node_and_measures_the_way_between_them(
+    cluster: Nodes, digits: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["doctor", "--address", cluster.dashboard, "--python", sys.executable, "--out", tmp_path / "runs"]
+    status = main([*map(str, [*words, "--index", digits.index]), "--json"])
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert status == (1 if any(finding["level"] == "error" for finding in findings) else 0)
+    by_check: dict[str, list[dict[str, Any]]] = {}
+    for finding in findings:
+        by_check.setdefault(finding["check"], []).append(finding)
+    assert by_check["roles"][0]["found"] == "4 nodes: 2 for loaders, 1 for trainers"
+    answered = {finding["node"]: finding["level"] for finding in by_check["node"]}
+    assert answered == {f"{node.address} {node.role}": "ok" for node in cluster.nodes} | {cluster.head: "ok"}
+    assert {finding["level"] for finding in by_check["clock"]} == {"ok"}, "the nodes are on one machine"
+    assert [finding["level"] for finding in by_check["python alike"] + by_check["ray alike"]] == ["ok", "ok"]
+    ways = {finding["node"]: finding["found"] for finding in by_check["network"]}
+    trainer = cluster.of("trainer")[0]
+    assert set(ways) == {f"{node.address} loader -> {trainer.address} trainer" for node in cluster.of("loader")}
+    assert all("images/s of 224 pixels" in found for found in ways.values())
+    assert "index" not in by_check, "an index that every node can read is not worth a line"
+
+
 def test_a_submitted_run_keeps_its_places_through_scaling_node_loss_and_resume(
     cluster: Nodes, digits: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,7 +143,7 @@ def wait_until(condition: Callable[[], bool], what: str, *, cluster: Nodes) -> N
             log = client.get_job_logs(newest.job_id)[-6000:]
             pytest.fail(f"no {what}: {newest.status} {newest.message}\n{log}\n{ray_logs(cluster)}")
         time.sleep(0.3)
-    print(f"{what}: {time.monotonic() - started:.1f} s")
+    print(f"{what}: {time.monotonic() - started:.1f} s", file=sys.__stderr__, flush=True)
 
 
 def ray_logs(cluster: Nodes) -> str:
