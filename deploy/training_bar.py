@@ -5,8 +5,7 @@ Inside a job nobody sees a bar: there, lines of the log say the same (`deploy.pr
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,10 +21,12 @@ from rich.progress import (
 
 from deploy import progress_lines
 from deploy.console import ERR
+from deploy.repeated import repeated
 from deploy.rundir import RunDir
 
 POLL_S = 0.5
 LINE_EVERY_S = 2.0
+FOLLOWING = {"name": "training-bar", "trouble": "the run's progress could not be read"}
 
 
 @contextmanager
@@ -43,7 +44,7 @@ def training_bar(run: RunDir, *, total_steps: int, description: str = "training"
         return
     with training_progress() as progress:
         task = progress.add_task(description, total=total_steps, facts="")
-        with _repeated(lambda: show_progress(progress, task, _newest(run)), every_s=POLL_S):
+        with repeated(lambda: show_progress(progress, task, _newest(run)), every_s=POLL_S, **FOLLOWING):
             yield
 
 
@@ -91,24 +92,5 @@ def _lines(run: RunDir, total_steps: int) -> Iterator[None]:
             ERR.file.write(progress_lines.encode({**facts, "total_steps": total_steps}) + "\n")
             ERR.file.flush()
 
-    with _repeated(write, every_s=LINE_EVERY_S):
+    with repeated(write, every_s=LINE_EVERY_S, **FOLLOWING):
         yield
-
-
-@contextmanager
-def _repeated(act: Callable[[], None], *, every_s: float) -> Iterator[None]:
-    """Do something now and then until the block ends, and once more then."""
-    over = threading.Event()
-
-    def repeat() -> None:
-        while not over.wait(every_s):
-            act()
-
-    thread = threading.Thread(target=repeat, name="training-bar", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-        act()

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import re
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from deploy.observe.trackers import Tracker
+from deploy.repeated import repeated
 from deploy.rundir import RunDir
 from scoring import read_entries
 
@@ -29,40 +29,30 @@ GROUPS = {"images_per_s": "speed", "data_wait": "speed", "lr": "optimizer", "gra
 STEP_OF_PICTURE = re.compile(r"step-(\d+)(?:-(\w+))?$")
 
 
-class Follower:
-    """A thread that follows a run for as long as its `with` block lasts, and to the end of its files after that."""
-
-    def __init__(self, run: RunDir, trackers: Sequence[Tracker], *, poll_s: float = POLL_S) -> None:
-        self._run, self._trackers, self._poll_s = run, trackers, poll_s
-        self._file: tuple[int, int] = (0, 0)
-        self._sequence = 0
-        self._pictures: dict[Path, float] = {}
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="trackers", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._over.set()
-        self._thread.join(JOIN_S)
-        for tracker in self._trackers:
+@contextmanager
+def following(run: RunDir, trackers: Sequence[Tracker], *, poll_s: float = POLL_S) -> Iterator[None]:
+    """Tell trackers what a run writes for as long as the block lasts, to the end of its files; then close them."""
+    follower = Follower(run, trackers)
+    trouble = "the trackers could not be told what is new; it stays in metrics.jsonl"
+    try:
+        with repeated(follower.poll, every_s=poll_s, name="trackers", trouble=trouble, join_s=JOIN_S):
+            yield
+    finally:
+        for tracker in trackers:
             try:
                 tracker.close()
             except Exception:  # a service that is away must not fail a run that is done
                 log.warning("%s could not be closed", type(tracker).__name__, exc_info=True)
 
-    def _loop(self) -> None:
-        over = False
-        while not over:
-            over = self._over.wait(self._poll_s)
-            try:
-                self.poll()
-            except Exception:  # numbers are also in metrics.jsonl; training goes on
-                log.warning("the trackers could not be told what is new", exc_info=True)
+
+class Follower:
+    """What of a run its trackers know already."""
+
+    def __init__(self, run: RunDir, trackers: Sequence[Tracker]) -> None:
+        self._run, self._trackers = run, trackers
+        self._file: tuple[int, int] = (0, 0)
+        self._sequence = 0
+        self._pictures: dict[Path, float] = {}
 
     def poll(self) -> None:
         """Hand over what is new."""

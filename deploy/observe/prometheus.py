@@ -6,11 +6,9 @@ thread sets them every few seconds; Ray puts `ray_` before each name, which our 
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import Any, Self
+from contextlib import contextmanager
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -18,12 +16,10 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from deploy.observe.metrics import METRICS, State, readings
-
-log = logging.getLogger(__name__)
+from deploy.repeated import repeated
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 EVERY_S = 5.0
-JOIN_S = 10.0
 
 
 def metrics_text(state: State) -> bytes:
@@ -50,31 +46,27 @@ class _Snapshot(Collector):
         yield from families.values()
 
 
+@contextmanager
+def exported_to_ray(source: Callable[[], State], *, every_s: float = EVERY_S) -> Iterator[None]:
+    """Hand a run's metrics to Ray, which must have been initialised, for as long as the block lasts.
+
+    Args:
+        source: gives the run's state.
+        every_s: seconds between two readings.
+    """
+    exporter = RayExporter(source)
+    trouble = "the metrics could not be read; the next reading has them"
+    with repeated(exporter.export, every_s=every_s, name="ray-metrics", trouble=trouble):
+        yield
+
+
 class RayExporter:
-    """A thread that hands the metrics to Ray for as long as its `with` block lasts."""
+    """The metrics as Ray's, and what its counters have counted."""
 
-    def __init__(self, source: Callable[[], State], *, every_s: float = EVERY_S) -> None:
-        """Make the metrics known to Ray, which must have been initialised.
-
-        Args:
-            source: gives the run's state.
-            every_s: seconds between two readings.
-        """
-        self._source, self._every_s = source, every_s
+    def __init__(self, source: Callable[[], State]) -> None:
+        self._source = source
         self._metrics: dict[str, Any] = _ray_metrics()
         self._counted: dict[tuple[str, ...], float] = {}
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="ray-metrics", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._over.set()
-        self._thread.join(JOIN_S)
 
     def export(self) -> None:
         """Hand over the present values."""
@@ -89,13 +81,6 @@ class RayExporter:
             grown = value - before if value >= before else value  # a loader that started anew counts from 0
             if grown > 0:
                 target.inc(grown, tags=labels)
-
-    def _follow(self) -> None:
-        while not self._over.wait(self._every_s):
-            try:
-                self.export()
-            except Exception:  # the run's actors may be away for a moment; the next reading has their numbers
-                log.warning("the metrics could not be read", exc_info=True)
 
 
 def _ray_metrics() -> dict[str, Any]:

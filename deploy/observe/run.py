@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 from deploy.config import RunConfig
-from deploy.observe.follow import Follower
+from deploy.observe.follow import following
 from deploy.observe.trackers import build_trackers
 from deploy.rundir import RunDir
 
@@ -26,5 +26,5 @@ def observed(config: RunConfig, run: RunDir, *, environment: Mapping[str, str] =
     """
     services = tuple(name.strip() for name in environment.get(TRACKERS, "").split(",") if name.strip())
     trackers = build_trackers(run.path / "tensorboard", services, name=config.name, config=asdict(config))
-    with Follower(run, trackers):
+    with following(run, trackers):
         yield

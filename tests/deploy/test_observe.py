@@ -15,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from deploy.observe.follow import Follower
+from deploy.observe.follow import Follower, following
 from deploy.observe.grafana import dashboard
 from deploy.observe.metrics import BY_NAME, METRICS, readings
 from deploy.observe.monitor import ALERTS, write_monitoring
@@ -204,7 +204,7 @@ def test_tensorboard_files_hold_the_metrics_and_pictures_of_a_run(tmp_path: Path
     write_lines(run, range(1, 4))
     run.report.mkdir()
     Image.new("RGB", (8, 6), "red").save(run.report / "step-000003-masks.png")
-    with Follower(run, [TensorBoard(folder)], poll_s=0.02):
+    with following(run, [TensorBoard(folder)], poll_s=0.02):
         pass
     found = scalars(folder)
     assert found["loss/loss", 2] == 0.5
@@ -216,14 +216,14 @@ def test_tensorboard_files_hold_the_metrics_and_pictures_of_a_run(tmp_path: Path
 
 def test_a_resumed_run_has_each_step_once_in_its_event_files(tmp_path: Path) -> None:
     run, folder = RunDir(tmp_path), tmp_path / "tensorboard"
-    follower = Follower(run, [TensorBoard(folder)])
+    board = TensorBoard(folder)
+    follower = Follower(run, [board])
     write_lines(run, range(1, 6))
     follower.poll()
     MetricsLog(run.metrics).rewind(3)
     write_lines(run, range(3, 5))
     follower.poll()
-    with follower:
-        pass
+    board.close()
     losses = [event.step for event in events(folder) for value in event.summary.value if value.tag == "loss/loss"]
     assert losses == [1, 2, 3, 4]
 

@@ -21,7 +21,7 @@ from deploy.commands.dashboard import dashboard, monitor
 from deploy.observe.figures import figures
 from deploy.observe.metrics import BY_NAME
 from deploy.observe.monitor import write_monitoring
-from deploy.observe.prometheus import RayExporter
+from deploy.observe.prometheus import exported_to_ray
 from deploy.run_report import write_run_report
 from deploy.rundir import RunDir
 from scoring import Control, Event
@@ -140,8 +140,7 @@ def test_ray_exports_the_same_metrics_under_its_prefix() -> None:
 
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
-        exporter = RayExporter(state, every_s=0.5)
-        with exporter:
+        with exported_to_ray(state, every_s=0.5):
             port = ray.nodes()[0]["MetricsExportPort"]
             text = until(lambda: _with_all(fetched(f"http://127.0.0.1:{port}/metrics").decode()), "an export")
     finally:
