@@ -5,8 +5,8 @@ Inside a job nobody sees a bar: there, lines of the log say the same (`deploy.pr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from rich.progress import (
@@ -26,7 +26,6 @@ from deploy.rundir import RunDir
 
 POLL_S = 0.5
 LINE_EVERY_S = 2.0
-FOLLOWING = {"name": "training-bar", "trouble": "the run's progress could not be read"}
 
 
 @contextmanager
@@ -44,7 +43,7 @@ def training_bar(run: RunDir, *, total_steps: int, description: str = "training"
         return
     with training_progress() as progress:
         task = progress.add_task(description, total=total_steps, facts="")
-        with repeated(lambda: show_progress(progress, task, _newest(run)), every_s=POLL_S, **FOLLOWING):
+        with _following(lambda: show_progress(progress, task, _newest(run)), POLL_S):
             yield
 
 
@@ -92,5 +91,9 @@ def _lines(run: RunDir, total_steps: int) -> Iterator[None]:
             ERR.file.write(progress_lines.encode({**facts, "total_steps": total_steps}) + "\n")
             ERR.file.flush()
 
-    with repeated(write, every_s=LINE_EVERY_S, **FOLLOWING):
+    with _following(write, LINE_EVERY_S):
         yield
+
+
+def _following(act: Callable[[], None], every_s: float) -> AbstractContextManager[None]:
+    return repeated(act, every_s=every_s, name="training-bar", trouble="the run's progress could not be read")

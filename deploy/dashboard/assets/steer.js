@@ -133,6 +133,6 @@ export class Steer {
 
 function boundText({ control, latency }) {
   const seconds = control.bound_s === null ? "" : `, about ${duration(control.bound_s)}`;
-  const so = latency.count ? ` So far half took ${duration(latency.p50_s)} or less.` : "";
+  const so = latency.count ? ` The last took ${duration(latency.last_s)}.` : "";
   return `That is window ${count(control.next_window)}; batches drawn under it come after at most ${count(control.bound_steps)} steps${seconds}.${so}`;
 }
