@@ -103,7 +103,10 @@ class RunClient:
             RunError: there is none.
         """
         if path is None and reaches_elsewhere():
-            return cls(os.environ[URL], os.environ.get(TOKEN, ""))
+            token = os.environ.get(TOKEN, "").strip()
+            if not token:
+                raise RunError(f"{TOKEN} must hold the run's token where {URL} is set: the text of its api-token file.")
+            return cls(os.environ[URL], token)
         return cls.attach(find_run(path))
 
     @property
