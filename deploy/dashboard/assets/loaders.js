@@ -38,7 +38,8 @@ export class Loaders {
     byId("more").disabled = !open;
     const ready = fleet.members.filter((member) => member.state === "ready").length;
     const fixed = fleet.scalable === false ? " Their number is fixed in this run." : "";
-    setText(byId("fleet-reason"), `${count(ready)} of ${count(fleet.desired)} ready. ${because(fleet)}${fixed}`);
+    const about = `${count(ready)} of ${count(fleet.desired)} ready. ${because(fleet)}${fixed}`;
+    setText(byId("fleet-reason"), fleet.desired ? about : `There are none: ${fleet.reason || "the run is over"}.`);
     const names = new Set(fleet.members.map((member) => member.name));
     for (const [name, tile] of this.tiles) {
       if (names.has(name)) continue;
