@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +8,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from trainer_fakes import tiny
 
 from trainer import build_method
-from trainer.evaluate import embed, knn, nearest_neighbour_accuracy
+from trainer.evaluate import PROTOCOLS, embed, knn, nearest_neighbour_accuracy, neighbour_figures
+from trainer.evaluate.knn import memory_bytes
 
 
 def clouds(seed, count, spread=1.0):
@@ -64,3 +68,52 @@ def test_embedding_takes_uint8_batches_and_leaves_the_mode_alone():
     assert method.training
     with pytest.raises(ValueError, match="at least one batch"):
         embed(method, [])
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_faiss_and_torch_agree_under_every_protocol(name, monkeypatch):
+    monkeypatch.setattr(knn, "_BLOCK_ROWS", 37)
+    monkeypatch.setattr(knn, "_QUERY_ROWS", 11)
+    train, test = clouds(0, 150, spread=2.0), clouds(10, 60, spread=2.0)
+    for exclude, queries in ((False, test), (True, train)):
+        figures = [
+            neighbour_figures(name, train, queries, exclude_self=exclude, backend=backend)
+            for backend in ("torch", "faiss")
+        ]
+        assert figures[0] == figures[1]
+        assert figures[0]["any_k"] >= figures[0]["acc1"] > 0.2
+
+
+def test_clmaes_protocol_equals_sklearn_on_normed_features():
+    (train, labels), (test, wanted) = clouds(0, 150, spread=2.0), clouds(10, 60, spread=2.0)
+    normed = [
+        (part - part.mean(1, keepdims=True)) / np.sqrt(part.var(1, keepdims=True) + 1e-5) for part in (train, test)
+    ]
+    reference = KNeighborsClassifier(5).fit(normed[0], labels)
+    figures = neighbour_figures("clmae", (train, labels), (test, wanted))
+    assert figures["acc1"] == pytest.approx(reference.score(normed[1], wanted))
+    rows = reference.kneighbors(normed[1], return_distance=False)
+    assert figures["any_k"] == pytest.approx((labels[rows] == wanted[:, None]).any(axis=1).mean())
+
+
+MEASURE = """
+import resource, sys
+import numpy as np
+from trainer.evaluate.knn import memory_bytes, neighbour_figures
+queries, stored, width = 200, 100_000, 96
+kilobytes = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+small = (np.ones((50, width), np.float32), np.zeros(50, np.int64))
+neighbour_figures("weighted", small, small)
+before = kilobytes()
+rng = np.random.default_rng(0)
+features = [(rng.standard_normal((n, width), np.float32), np.arange(n) % 10) for n in (stored, queries)]
+neighbour_figures("weighted", *features)
+print((kilobytes() - before) * 1024 / memory_bytes(queries, stored, width))
+"""
+
+
+def test_all_of_imagenet_fits_as_computed_and_a_smaller_search_takes_no_more_than_computed():
+    assert memory_bytes(50_000, 1_281_167, 768) < 4.6 * 2**30
+    assert memory_bytes(50_000, 1_281_167, 768) > (50_000 + 1_281_167) * 768 * 4
+    said = subprocess.run([sys.executable, "-c", MEASURE], check=True, capture_output=True, text=True)
+    assert float(said.stdout) < 1.1
