@@ -19,6 +19,7 @@ from loader.batch import BadSample, Batch, BatchSpec
 from loader.buffers import ImageBuffers
 from loader.config import StreamConfig
 from loader.errors import LoaderLost, StreamStalled
+from loader.foresight import Foresight
 from loader.groups import Group
 from loader.pool import Handle, LoaderPool, TellingPool
 from loader.routing import Deadline, route
@@ -77,7 +78,7 @@ class Assembler:
         self._stats, self._on_bad, self._delivered = stats, on_bad, delivered
         self._next_step = delivered()
         self._groups: deque[Group] = deque()
-        self._buffers = ImageBuffers()
+        self._buffers, self._foresight = ImageBuffers(), Foresight()
         self._requests: dict[Handle, _Request] = {}
         self._deadline = Deadline(least_s=config.request_deadline_s)
         self._limit = BadSampleLimit(config.max_bad_share)
@@ -117,7 +118,7 @@ class Assembler:
                 return
             window_end = min((window + 1) * config.window_steps, config.total_steps)
             steps = range(self._next_step, min(self._next_step + self._group_steps(), window_end))
-            group = Group(self._windows.get(window), steps, config, self._buffers)
+            group = self._group(window, steps)
             self._next_step = steps.stop
             if steps.stop + self._prefetch_steps() > window_end and window < furthest:
                 self._windows.prefetch(window + 1)
@@ -125,6 +126,11 @@ class Assembler:
             self._limit.planned(len(group))
             self._loaders.refresh()
             self._send(group, np.arange(len(group)))
+
+    def _group(self, window: int, steps: range) -> Group:
+        draws = self._windows.get(window)
+        hints = self._foresight.hints(draws, self._windows.peek(window + 1))
+        return Group(draws, steps, self._config, hints=hints, buffers=self._buffers)
 
     def _steps_in_flight(self) -> int:
         return sum(len(group.steps) for group in self._groups)

@@ -30,7 +30,8 @@ class BatchSpec:
     transform: Transform
     """Applied to every image."""
     probability: NDArray[np.float64] | None = None
-    """float64[n], with which each sample is drawn: a hint for caches that decides no pixel. None when unknown."""
+    """float64[n], how often each sample will be drawn, per draw: its probability, or more where its next draws are
+    known. A hint for caches that decides no pixel; None when unknown."""
 
     def __len__(self) -> int:
         return len(self.sample_ids)

@@ -1,7 +1,8 @@
 """Decoded pixels of the samples that will be drawn most.
 
-The draws' probabilities come with every request, so nothing has to be guessed from past use: the cache keeps what
-saves the most decoding per byte, which is probability times encoded size (what decoding costs) over decoded size.
+The draws' probabilities come with every request, higher where the next draws are known already (`foresight`), so
+nothing has to be guessed from past use: the cache keeps what saves the most decoding per byte, which is probability
+times encoded size (what decoding costs) over decoded size.
 It holds whole decoded images, crops are cut from them, so a hit gives the same pixels as a miss.
 
 A probability can go out of date: tables change. A sample of probability p that was not drawn for 8/p draws has
@@ -97,12 +98,13 @@ class PixelCache:
             self._used += pixels.nbytes
             heapq.heappush(self._lowest, (entry.value, sample_id))
 
-    def stats(self) -> dict[str, int]:
-        """Return cache_hits, cache_misses, cache_entries and cache_bytes."""
+    def stats(self) -> dict[str, float | int]:
+        """Return cache_hits, cache_misses, cache_hit_rate in [0, 1], cache_entries and cache_bytes."""
         with self._lock:
             return {
                 "cache_hits": self._hits,
                 "cache_misses": self._misses,
+                "cache_hit_rate": self._hits / max(1, self._hits + self._misses),
                 "cache_entries": len(self._entries),
                 "cache_bytes": self._used,
             }

@@ -20,7 +20,15 @@ from loader.windows import Window
 class Group:
     """The rows of some steps: what was asked, what has come, what was substituted."""
 
-    def __init__(self, window: Window, steps: range, config: StreamConfig, buffers: ImageBuffers) -> None:
+    def __init__(
+        self,
+        window: Window,
+        steps: range,
+        config: StreamConfig,
+        *,
+        hints: NDArray[np.float64],
+        buffers: ImageBuffers,
+    ) -> None:
         self.steps = steps
         self._window, self._config = window, config
         first_in_window = (steps.start - window.index * config.window_steps) * config.global_batch
@@ -29,6 +37,7 @@ class Group:
         self._sample_ids = np.asarray(window.sample_ids, np.int64)[self._position]
         self._draws = window.first_draw + self._position
         self._probability = np.asarray(window.probability, np.float64)[self._position]
+        self._hints = hints[self._position]
         self._attempt = np.zeros(len(self._position), np.int64)
         self._missing = np.ones(len(self._position), np.bool_)
         self._bad: list[BadSample] = []
@@ -54,7 +63,7 @@ class Group:
             draws=self._draws[rows],
             seed=self._config.seed,
             transform=self._config.transform,
-            probability=self._probability[rows],
+            probability=self._hints[rows],
         )
 
     def fill(self, rows: NDArray[np.int64], spec: BatchSpec, pixels: Pixels) -> list[BadSample]:
@@ -100,7 +109,7 @@ class Group:
             return found
         self._attempt[row] += 1
         self._sample_ids[row] = self._window.spare_ids[decision.spare]
-        self._probability[row] = self._window.spare_probability[decision.spare]
+        self._probability[row] = self._hints[row] = self._window.spare_probability[decision.spare]
         return found
 
     def _batch(self, number: int, step: int) -> Batch:

@@ -70,6 +70,13 @@ class WindowFetcher:
         if index not in self._futures and index * self._config.window_steps < self._config.total_steps:
             self._futures[index] = self._thread.submit(self._source.window, index)
 
+    def peek(self, index: int) -> Window | None:
+        """Return a window if it is here already."""
+        future = self._futures.get(index)
+        if future is None or not future.done() or future.exception() is not None:
+            return None
+        return future.result()
+
     def get(self, index: int) -> Window:
         """Return a window and forget the ones before it.
 
