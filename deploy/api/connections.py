@@ -1,8 +1,8 @@
-"""Connections with a deadline: uvicorn's HTTP protocol, which would wait for a silent peer forever, with two rules.
+"""Connections with a deadline: uvicorn's HTTP protocol, which would wait for a silent peer forever, with three rules.
 
-A connection on which no request is under way for HEADER_TIMEOUT_S is closed, and where there are more than CONNECTIONS,
-the one that has been idle the longest makes room. So neither silent nor slow peers use up the process's descriptors,
-which a trainer in it needs too.
+A connection on which no request is under way for HEADER_TIMEOUT_S is closed, and one whose peer takes nothing of an
+answer for SEND_TIMEOUT_S; where there are more than CONNECTIONS, the one that has been idle the longest makes room. So
+neither silent nor slow peers use up the process's descriptors, which a trainer in it needs too.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from deploy.api.options import CONNECTIONS, HEADER_TIMEOUT_S
+from deploy.api.options import CONNECTIONS, HEADER_TIMEOUT_S, SEND_TIMEOUT_S
 
 
 class WatchedProtocol(H11Protocol):
     """One connection."""
 
     _deadline: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock; make room."""
@@ -32,10 +33,22 @@ class WatchedProtocol(H11Protocol):
             victim.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clocks."""
         super().connection_lost(exc)
-        if self._deadline is not None:
-            self._deadline.cancel()
+        for clock in (self._deadline, self._unread):
+            if clock is not None:
+                clock.cancel()
+
+    def pause_writing(self) -> None:
+        """The peer does not read as fast as we write; it has a while to."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(SEND_TIMEOUT_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It has read."""
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
 
     def on_response_complete(self) -> None:
         """The next request has as long as the first."""

@@ -25,7 +25,6 @@ from deploy.api.options import (
     BURST,
     RATE,
     REQUESTS_IN_WORK,
-    SEND_TIMEOUT_S,
     ApiOptions,
 )
 from deploy.api.token import TokenFile
@@ -215,7 +214,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 class _Reply:
-    """Sends with our headers on every answer, and gives up on a peer that does not read."""
+    """Sends with our headers on every answer."""
 
     def __init__(self, send: Send, scope: Scope) -> None:
         self._send = send
@@ -226,7 +225,7 @@ class _Reply:
             given = list(message.get("headers", ()))
             names = {name for name, _ in given}
             message["headers"] = given + [header for header in self._extra if header[0] not in names]
-        await asyncio.wait_for(self._send(message), SEND_TIMEOUT_S)
+        await self._send(message)
 
 
 async def _refuse(refused: Refused, send: Send, receive: Receive) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 """What a browser on this machine, or at the near end of a forwarded port, calls the server."""
+EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - what a person may ask for
 BODY_BYTES = 64 * 1024
 """Largest body of a request."""
 HEADER_BYTES = 16 * 1024
@@ -57,7 +58,18 @@ class ApiOptions:
     @property
     def hosts(self) -> frozenset[str]:
         """Every name that the server answers to, without a port."""
-        return LOOPBACK_NAMES | {name.lower() for name in self.allow_hosts}
+        return LOOPBACK_NAMES | {name.lower() for name in (*self.allow_hosts, self._own_name)}
+
+    def url(self, port: int) -> str:
+        """The server's address on this machine."""
+        return f"http://{self._own_name}:{port}"
+
+    @property
+    def _own_name(self) -> str:
+        """What this machine calls the address; one that means all of them includes the loopback."""
+        if self.bind in EVERY_ADDRESS:
+            return "127.0.0.1"
+        return f"[{self.bind}]" if ":" in self.bind else self.bind
 
     @staticmethod
     def from_environment(environment: Mapping[str, str] = os.environ) -> ApiOptions:

@@ -67,7 +67,9 @@ def serving(
     announced = token_path is None
     path = token_path or run.api_token
     listener = _listen(options)
-    url = f"http://{options.bind}:{listener.getsockname()[1]}"
+    url = options.url(listener.getsockname()[1])
+    if options.bind not in ("127.0.0.1", "::1", "localhost"):
+        log.warning("the API listens at %s, beyond this machine, and does not encrypt", options.bind)
     write_token(path, options.token)
     try:
         with (

@@ -301,6 +301,20 @@ def test_silent_peers_are_hung_up_on(client: RunClient, run: RunDir, monkeypatch
         assert read_reply(halfway).status == 408
 
 
+def test_a_peer_that_reads_nothing_is_cut_off(client: RunClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.api.connections.SEND_TIMEOUT_S", 0.5)
+    asked, received = 200, b""
+    with Raw(client).connect() as peer:
+        peer.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * asked)
+        time.sleep(2.0)
+        try:
+            while piece := peer.recv(2**20):
+                received += piece
+        except ConnectionResetError:
+            pass
+    assert received.count(b"HTTP/1.1 200") < asked
+
+
 def hung_up(peer: socket.socket) -> bool:
     try:
         return peer.recv(1) == b""
@@ -377,6 +391,11 @@ def test_options_that_cannot_be_are_refused_by_name(variables: dict[str, str], w
     with pytest.raises(ValueError, match=words) as failure:
         ApiOptions.from_environment(variables)
     assert "short" not in str(failure.value)
+    assert ApiOptions(bind="0.0.0.0").url(80) == "http://127.0.0.1:80"
+    assert (ApiOptions(bind="::1").url(80), "10.0.0.5" in ApiOptions(bind="10.0.0.5").hosts) == (
+        "http://[::1]:80",
+        True,
+    )
     good = ApiOptions.from_environment({"TEMPERA_API_HOSTS": "a.example, b.example", "TEMPERA_API_PORT": "8123"})
     assert (good.port, good.allow_hosts, good.bind) == (8123, ("a.example", "b.example"), "127.0.0.1")
 

@@ -344,3 +344,6 @@ def test_kept_answers_are_made_once_a_while() -> None:
         now[0] = time_s
         kept("a", 1.0, lambda: made.append(now[0]))
     assert made == [0.0, 1.0]
+    kept("b", 9.0, lambda: kept.clear() or made.append(9.0))
+    kept("b", 9.0, lambda: made.append(9.5))
+    assert made[2:] == [9.0, 9.5], "what was made before a change is not kept after it"
