@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loader.connections import Connections
+from loader.dali_index import read_dali_index, write_dali_index
 from loader.errors import BadSampleError, BadShardError
 from loader.header import read_header
 from loader.index import COLUMNS, IndexRows, ShardIndex, write_index
@@ -126,7 +127,7 @@ def index_shard(
     path = local_path(url)
     with Connections(allow_hosts=allow_hosts) as connections, closing(open_shard(url, connections=connections)) as file:
         read_at = file.read_at if path is not None else ReadAhead(file.read_at).read_at
-        members = walk_tar(read_at, file.num_bytes, url=url)
+        members = _members(path, read_at, file.num_bytes, url)
         for key, group in groupby(members, lambda member: split_name(member.name)[0]):
             bundle = list(group)
             if not key or key.endswith("/"):
@@ -145,10 +146,16 @@ def index_shard(
     if skipped:
         log.warning("%s: %d samples' further images are not used; the first of each sample is", url, skipped)
     if path is not None:
-        _write_dali_index(path.with_suffix(".idx"), bundles)
+        write_dali_index(path.with_suffix(".idx"), bundles)
     if progress is not None:
         progress(num_bytes)
     return ShardRows(num_bytes, np.array(values, np.int64).reshape(-1, 6), keys)
+
+
+def _members(path: Path | None, read_at: ReadAt, num_bytes: int, url: str) -> Iterable[TarMember]:
+    """Return the members of a tar: from the `.idx` beside it if that fits, or else by walking it."""
+    listed = read_dali_index(path.with_suffix(".idx"), read_at, num_bytes) if path is not None else None
+    return walk_tar(read_at, num_bytes, url=url) if listed is None else listed
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -195,15 +202,6 @@ def _refuse_duplicates(bundles: list[list[TarMember]], url: str) -> None:
                 "Give every sample its own name and rebuild the shard."
             )
         seen[member.name] = member.offset
-
-
-def _write_dali_index(path: Path, bundles: list[list[TarMember]]) -> None:
-    lines = [f"v1.2 {len(bundles)}"]
-    lines += [" ".join(f"{split_name(m.name)[1]} {m.offset} {m.size} {m.name}" for m in b) for b in bundles]
-    try:
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        log.warning("DALI index not written: %s. Only DALI's own readers need it.", error)
 
 
 def _merge(parts: list[ShardRows]) -> IndexRows:

@@ -1,8 +1,8 @@
 """Walks a tar without extracting it: names, offsets and sizes of its regular files.
 
-Reads USTAR, PAX (`x` and `g` records) and GNU (`L` long names, base-256 sizes). Links, devices, directories and
-sparse files are passed over; nothing is ever written to disk. Every header's checksum is verified and every size is
-bounded by the file, so a truncated or hostile archive is an error before anything is allocated for it.
+Reads USTAR, PAX (`x` and `g` records) and GNU (`L` long names, base-256 sizes). Links, devices and directories are
+passed over, sparse files refused; nothing is ever written to disk. Every header's checksum is verified and every size
+is bounded by the file, so a truncated or hostile archive is an error before anything is allocated for it.
 """
 
 from __future__ import annotations
@@ -65,8 +65,14 @@ def walk_tar(read_at: ReadAt, total_bytes: int, *, url: str) -> Iterator[TarMemb
             continue
         fields = defaults | extra
         extra = {}
-        if kind in _REGULAR and not any(name.startswith("GNU.sparse") for name in fields):
-            yield TarMember(fields.get("path") or _name(block), data, size)
+        name = fields.get("path") or member_name(block)
+        if kind == b"S" or any(field.startswith("GNU.sparse") for field in fields):
+            raise BadShardError(
+                f"{url} holds {fields.get('GNU.sparse.name', name)!r} as a sparse file, whose bytes are not in one "
+                "piece. Pack it again without --sparse."
+            )
+        if kind in _REGULAR:
+            yield TarMember(name, data, size)
 
 
 def is_member_header(block: bytes, size: int) -> bool:
@@ -107,7 +113,8 @@ def _number(field: bytes) -> int | None:
     return int(digits, 8) if all(48 <= digit < 56 for digit in digits) else None
 
 
-def _name(block: bytes) -> str:
+def member_name(block: bytes) -> str:
+    """Return the name in a member's own header; records before it may hold a longer one."""
     name = block[:100].rstrip(b"\0").split(b"\0", 1)[0]
     prefix = block[345:500].split(b"\0", 1)[0] if block[257:263] == b"ustar\0" else b""
     return (prefix + b"/" + name if prefix else name).decode("utf-8", "surrogateescape")

@@ -80,6 +80,89 @@ def test_the_dali_index_is_the_one_that_wds2idx_writes(digit_index, tmp_path):
     assert shard.with_suffix(".idx").read_text() == theirs.read_text()
 
 
+def pack(path: Path, kind: str, members: list[tuple[str, bytes]]) -> None:
+    """Write a tar as the tool of that name does."""
+    if kind == "webdataset":
+        import webdataset
+
+        with webdataset.TarWriter(str(path)) as writer:
+            for (name, data), (_, label) in zip(members[::2], members[1::2], strict=True):
+                writer.write({"__key__": name.partition(".")[0], "jpg": data, "cls": label})
+    elif kind.startswith("tar "):
+        folder = path.parent / kind.replace(" ", "-")
+        for name, data in members:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+        names = [name for name, _ in members]
+        subprocess.run([*kind.split(), "-cf", str(path), *names], cwd=folder, check=True)
+    else:
+        formats = {"pax": tarfile.PAX_FORMAT, "ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT}
+        with tarfile.open(path, "w", format=formats[kind.partition(" ")[0]]) as tar:
+            for name, data in members:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                # As bsdtar: a PAX record before every member, with times to the nanosecond.
+                info.pax_headers = {"mtime": "1700000000.123456789"} if kind == "pax bsdtar" else {}
+                tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["webdataset", "pax", "ustar", "gnu", "pax bsdtar", "tar --format=gnu", "tar --format=pax", "tar --format=ustar"],
+)
+@pytest.mark.parametrize("folder", ["", "a-long-directory-name/" * 6], ids=["short", "long"])
+def test_tars_of_every_tool_give_the_same_index(photos, tmp_path, kind, folder):
+    if kind.startswith("tar ") and shutil.which("tar") is None:
+        pytest.skip("needs the tar command")
+    members = []
+    for number, photo in enumerate(photos[:4]):
+        members += [(f"{folder}p{number}.jpg", photo), (f"{folder}p{number}.cls", str(number).encode())]
+    pack(tmp_path / "x.tar", kind, members)
+    index = build_index([tmp_path / "x.tar"], tmp_path / "i.parquet")
+    assert index.keys == [f"{folder}p{number}" for number in range(4)]
+    assert index.label.tolist() == [0, 1, 2, 3]
+    with index.reader() as reader:
+        assert [index.read(row, reader) for row in range(4)] == photos[:4]
+    again = build_index([tmp_path / "x.tar"], tmp_path / "again.parquet")
+    assert again.fingerprint == index.fingerprint
+
+
+def refuse_to_walk(*args: object, **options: object) -> None:
+    raise AssertionError("the tar was walked")
+
+
+def test_an_idx_beside_a_tar_is_read_instead_of_walking_it(photo_index, tmp_path, monkeypatch):
+    shard = shutil.copy(photo_index.shard_urls[0], tmp_path / "x.tar")
+    subprocess.run([sys.executable, "-m", "wds2idx", str(shard)], check=True, capture_output=True, cwd=tmp_path)
+    monkeypatch.setattr("loader.index_builder.walk_tar", refuse_to_walk)
+    index = build_index([shard], tmp_path / "i.parquet")
+    assert (index.crc32 == photo_index.crc32[:10]).all()
+    assert index.keys == photo_index.keys[:10]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: text.replace("jpg 512", "jpg 1024", 1),
+        lambda text: text.replace("photo001.jpg", "photo009.jpg", 1),
+        lambda text: "\n".join(text.splitlines()[:-2]) + "\n",
+        lambda text: text.replace("v1.2", "v1.1", 1),
+        lambda text: "v1.2 1\njpg words 3 a.jpg\n",
+        lambda text: "v1.2 1\njpg 512 99999999999 photo000.jpg\n",
+        lambda text: "v1.2 1\njpg -512 4 photo000.jpg\n",
+        lambda text: "",
+    ],
+)
+def test_an_idx_that_does_not_fit_its_tar_is_not_believed(photo_index, tmp_path, spoil):
+    shard = Path(shutil.copy(photo_index.shard_urls[0], tmp_path / "x.tar"))
+    good = Path(photo_index.shard_urls[0]).with_suffix(".idx").read_text()
+    shard.with_suffix(".idx").write_text(spoil(good))
+    index = build_index([shard], tmp_path / "i.parquet")
+    assert index.keys == photo_index.keys[:10]
+    assert (index.offset == photo_index.offset[:10]).all()
+    assert shard.with_suffix(".idx").read_text() == good
+
+
 def test_samples_without_an_image_and_hidden_files_are_passed_over(photos, tmp_path):
     members = [
         ("a.txt", b"text"),

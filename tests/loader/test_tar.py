@@ -81,6 +81,17 @@ def test_tars_of_the_tar_command_are_read(tmp_path: Path, kind):
     assert [(m.name, data[m.offset : m.offset + m.size]) for m in walk(data)] == [("in/dir/a.jpg", b"a" * 1000)]
 
 
+@pytest.mark.skipif(shutil.which("tar") is None, reason="needs the tar command")
+@pytest.mark.parametrize("kind", ["gnu", "oldgnu", "pax"])
+def test_sparse_files_are_refused(tmp_path: Path, kind):
+    with (tmp_path / "a.jpg").open("wb") as file:
+        file.seek(1 << 20)
+        file.write(b"x")
+    subprocess.run(["tar", f"--format={kind}", "--sparse", "-cf", "out.tar", "a.jpg"], cwd=tmp_path, check=True)
+    with pytest.raises(BadShardError, match=r"holds '.*a\.jpg' as a sparse file.*without --sparse"):
+        walk((tmp_path / "out.tar").read_bytes())
+
+
 def test_only_regular_files_are_yielded():
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:

@@ -1,0 +1,121 @@
+"""Loaders that come and go under load, streams over fixed weights, and requests that are worth sending."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from loader import BatchStream, LoaderConfig, LoaderWorker, LocalLoaders, StreamConfig, Transform, WeightedWindows
+from loader.routing import route
+
+CONFIG = StreamConfig(seed=9, global_batch=48, total_steps=48, window_steps=8, transform=Transform(size=16))
+
+
+class ElasticLoaders(LocalLoaders):
+    """Sixteen loaders in this process, of which as many are members as somebody wishes."""
+
+    def __init__(self, workers: list[LoaderWorker]) -> None:
+        super().__init__(workers)
+        self.wished = 1
+        self.sent: list[int] = []
+        self.asked: set[str] = set()
+
+    def members(self) -> tuple[str, ...]:
+        return super().members()[: self.wished]
+
+    def submit(self, member: str, spec: object) -> object:
+        self.sent.append(len(spec))
+        self.asked.add(member)
+        return super().submit(member, spec)
+
+
+@pytest.fixture(scope="module")
+def pool(photo_index):
+    pool = ElasticLoaders([LoaderWorker(LoaderConfig(index=str(photo_index.path))) for _ in range(16)])
+    yield pool
+    pool.close()
+
+
+def digest(stream: BatchStream, on_step: object = lambda step: None) -> str:
+    sha = hashlib.sha256()
+    for batch in stream:
+        on_step(batch.step)
+        for part in (batch.draws, batch.sample_ids, batch.images.contiguous().numpy()):
+            sha.update(part.tobytes())
+    return sha.hexdigest()
+
+
+def test_one_to_sixteen_and_back_under_load_loses_and_repeats_nothing(pool, random_windows):
+    pool.wished = 1
+    draws: list[int] = []
+    expected = digest(BatchStream(random_windows(24, CONFIG), pool, CONFIG))
+    sizes = [1, 2, 4, 8, 16, 11, 16, 5, 2, 1]
+    stream = BatchStream(random_windows(24, CONFIG), pool, CONFIG)
+    pool.asked.clear()
+
+    def scale(step: int) -> None:
+        pool.wished = sizes[step * len(sizes) // CONFIG.total_steps]
+
+    sha = hashlib.sha256()
+    for batch in stream:
+        scale(batch.step)
+        draws.extend(batch.draws.tolist())
+        for part in (batch.draws, batch.sample_ids, batch.images.contiguous().numpy()):
+            sha.update(part.tobytes())
+    assert sha.hexdigest() == expected
+    assert draws == list(range(CONFIG.total_steps * CONFIG.global_batch))
+    assert len(pool.asked) == 16
+
+
+@pytest.mark.parametrize("size", [1, 4, 8, 16])
+def test_requests_carry_what_they_should_however_many_loaders_there_are(pool, random_windows, size):
+    config = replace(CONFIG, window_steps=48, total_steps=48, min_request_images=32)
+    pool.wished, pool.sent = size, []
+    digest(BatchStream(random_windows(24, config), pool, config))
+    # 24 samples do not divide evenly among many loaders: what counts is the number of calls.
+    assert len(pool.sent) <= 48 * 48 / 32
+
+
+def test_memory_bounds_how_far_requests_grow(pool, random_windows):
+    step_bytes = 3 * 16 * 16 * 48
+    config = replace(CONFIG, window_steps=48, total_steps=48, min_request_images=64, prefetch_bytes=2 * step_bytes)
+    pool.wished, pool.sent = 16, []
+    digest(BatchStream(random_windows(24, config), pool, config))
+    assert max(pool.sent) <= config.prefetch_steps // 2 * 48
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 16])
+def test_one_more_loader_moves_its_share_of_the_samples_and_no_other(size):
+    ids = np.arange(20_000)
+    names = [f"loader-{number}" for number in range(size + 1)]
+    before, after = route(ids, names[:size]), route(ids, names)
+    moved = before != after
+    assert (after[moved] == size).all()
+    assert moved.mean() == pytest.approx(1 / (size + 1), rel=0.1)
+
+
+def test_fixed_weights_are_drawn_in_proportion_and_zero_never(pool, photo_index):
+    weights = np.arange(24, dtype=np.float64)
+    config = replace(CONFIG, global_batch=5000, window_steps=4)
+    ids = np.concatenate([WeightedWindows(weights, config).window(index).sample_ids for index in range(5)])
+    counts = np.bincount(ids, minlength=24)
+    assert counts[0] == 0
+    expected = len(ids) * weights[1:] / weights.sum()
+    assert (((counts[1:] - expected) ** 2) / expected).sum() < 56  # chi-square of 22 degrees, p = 1e-4
+
+
+def test_windows_of_fixed_weights_are_the_same_for_every_rank_and_restart(pool):
+    weights = np.random.default_rng(0).random(24)
+    config = replace(CONFIG, total_steps=12)
+    whole = digest(BatchStream(WeightedWindows(weights, config), pool, config))
+    assert digest(BatchStream(WeightedWindows(weights, config), pool, config)) == whole
+    first, second = WeightedWindows(weights, config).window(3), WeightedWindows(weights * 7, config).window(3)
+    assert (first.sample_ids == second.sample_ids).all()
+    assert np.allclose(first.probability, weights[first.sample_ids] / weights.sum())
+    assert len(first.spare_ids) == 3
+    for wrong in (np.zeros(4), np.array([1.0, -1.0, 3.0]), np.array([np.nan, 1.0]), np.zeros(0)):
+        with pytest.raises(ValueError, match="weights must be finite"):
+            WeightedWindows(wrong, config)
