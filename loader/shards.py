@@ -196,7 +196,7 @@ class ShardReader:
             file = self._opened(shard)
             with self._lock:
                 self._open[shard] = file
-                del self._opening[shard]
+                self._opening.pop(shard, None)  # another thread may have opened it anew since it was evicted
                 # A read may be in flight on the evicted file: dropping the reference closes it once nobody reads.
                 if len(self._open) > MAX_OPEN_SHARDS:
                     self._open.popitem(last=False)
