@@ -109,3 +109,37 @@ def prototypes(path: Path, *, rows: Sequence[tuple[str, NDArray[np.uint8]]]) -> 
     figure.suptitle("each row one cluster: nearest to the prototype on the left, farthest on the right", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI)
+
+
+def distances(path: Path, *, distance: NDArray[np.floating[Any]]) -> None:
+    """How far samples are from their prototypes, as a histogram.
+
+    Args:
+        path: PNG to write.
+        distance: in [0, 1], float[N].
+    """
+    with _axes(path) as axes:
+        axes.hist(distance, bins=60, range=(0.0, 1.0), color=COOL, alpha=0.85)
+        axes.set(xlabel="distance to the prototype, nearest to farthest of its cluster", ylabel="samples", xlim=(0, 1))
+
+
+def overlap(path: Path, *, names: Sequence[str], share: NDArray[np.floating[Any]], title: str) -> None:
+    """A square of shares between named things, each cell with its figure.
+
+    Args:
+        path: PNG to write.
+        names: of rows and columns.
+        share: float[n, n] in [0, 1].
+        title: what a cell says.
+    """
+    side = 1.6 + 1.1 * len(names)
+    with _axes(path, width=side + 1.0, height=side) as axes:
+        axes.grid(visible=False)
+        axes.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0)
+        axes.set_xticks(range(len(names)), labels=list(names), rotation=30, ha="right")
+        axes.set_yticks(range(len(names)), labels=list(names))
+        for row, values in enumerate(share):
+            for column, value in enumerate(values):
+                shade = "white" if value > 0.6 else "black"
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=shade)
+        axes.set_title(title, fontsize=9)

@@ -22,8 +22,8 @@ Uint8 = NDArray[np.uint8]
 
 IMAGES_AT_ONCE = 128
 UNTRAINED = "vit_small_patch16_224"
-UNTRAINED_TOKENS = 14
-"""Patches along a side of the untrained network, as 16-pixel patches of 224 pixels have."""
+UNTRAINED_TOKENS, SMALLEST_PATCH = 14, 4
+"""Patches along a side of the untrained network, as 16-pixel patches of 224 pixels have; fewer of a small image."""
 
 
 class EncoderFeatures:
@@ -85,7 +85,7 @@ def timm_features(
 
 
 def untrained_features(*, size: int, seed: int = 0, device: str = "cpu") -> EncoderFeatures:
-    """A ViT-S with random weights (one of the paper's feature spaces), its patches a 14th of the side.
+    """A ViT-S with random weights (one of the paper's feature spaces), its patches a 14th of the side or 4 pixels.
 
     Args:
         size: side of the images.
@@ -93,7 +93,7 @@ def untrained_features(*, size: int, seed: int = 0, device: str = "cpu") -> Enco
         device: where to compute.
     """
     torch.manual_seed(seed)
-    patch = max(1, size // UNTRAINED_TOKENS)
+    patch = max(SMALLEST_PATCH, size // UNTRAINED_TOKENS)
     model = timm.create_model(UNTRAINED, num_classes=0, img_size=size // patch * patch, patch_size=patch)
     cropped = _Cropped(model, size // patch * patch)
     half = (0.5, 0.5, 0.5)

@@ -2,47 +2,164 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
 from deploy.console import Answer, table
 
+if TYPE_CHECKING:
+    from deploy.feature_job import FeatureSpec
+
+DEFAULT_SIZE = 32
+OUR_SPACES = ("pixels", "hog", "sift", "untrained")
+
 
 def score(
-    index: Positional[Path],
+    index: Positional[Path | None] = None,
     *,
     out: Path | None = None,
     features: str = "pixels",
-    size: int = 32,
+    weights: Path | None = None,
+    from_run: Path | None = None,
+    compare: tuple[Path, ...] = (),
+    size: int | None = None,
     clusters: int | None = None,
+    clusters_from: Literal["kmeans", "labels"] = "kmeans",
+    normalise: Literal["none", "standardise", "l2", "library"] = "none",
+    workers: int = 0,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    kmeans: Literal["auto", "cpu", "gpu"] = "auto",
+    keep_features: bool = False,
     seed: int = 0,
 ) -> Answer:
     """Cluster the images of an index and store each one's distance to its prototype.
 
+    Stopped, the same command goes on from the features that are there.
+
     Args:
-        index: index.parquet.
+        index: index.parquet; with --from-run the run's own.
         out: prototypes.parquet to write; beside the index by default.
-        features: feature space.
-        size: side of the evaluation crop in pixels.
+        features: pixels, hog, sift, untrained (a ViT with random weights), or a timm model (vit_small_patch8_224.dino).
+        weights: file with the timm model's weights (safetensors, or tensors of PyTorch); by default those of the hub.
+        from_run: score with this run's own encoder; a live run draws by the new distances from its next window on.
+        compare: prototype files of the same data, to see how much their rankings agree; nothing is scored.
+        size: side of the evaluation crop in pixels; by default 32, a timm model's own, or the run's.
         clusters: number of clusters; by default the Davies-Bouldin index chooses it.
-        seed: of k-means.
+        clusters_from: kmeans, or labels: the classes as clusters, which is what an oracle would find.
+        normalise: none as in the paper, standardise each dimension, l2 for rows of length 1, or library for both.
+        workers: processes under Ray that compute features, on GPUs where there are some; 0 computes here.
+        device: where networks compute.
+        kmeans: where k-means runs; gpu is an error where faiss has none.
+        keep_features: leave the features beside the prototypes, for other numbers of clusters.
+        seed: of k-means, words and random weights.
     """
-    from deploy import plots
+    if compare:
+        return _compare(compare, out)
+    from deploy import score_report
     from deploy import scoring_job as job
 
-    target = out or index.parent / "prototypes.parquet"
-    scored = job.score(index, target, features=features, size=size, num_clusters=clusters, seed=seed)
-    picture = target.parent / "report" / "prototypes.png"
-    plots.prototypes(picture, rows=job.prototype_rows(index, scored.prototypes, size=size))
-    data = {
+    if from_run is not None:
+        source, spec, default = _of_run(from_run, index)
+    else:
+        source, spec, default = _of_index(index, features, weights, size)
+    spec, target = replace(spec, seed=seed, device=device), out or default
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scored = job.score(
+        source,
+        target,
+        features=spec,
+        num_clusters=clusters,
+        seed=seed,
+        labels_as_clusters=clusters_from == "labels",
+        normalise=normalise,
+        device=kmeans,
+        workers=workers,
+        keep_features=keep_features,
+    )
+    title = f"{spec.space}: {scored.num_clusters} clusters of {len(scored.prototypes.distance):,} images"
+    pictures = score_report.write_score_pictures(
+        target.parent / "report", source, scored.prototypes, size=spec.size, title=title
+    )
+    data: dict[str, Any] = {
         "prototypes": str(target),
-        "picture": str(picture),
+        "pictures": pictures,
         "samples": len(scored.prototypes.distance),
         "clusters": scored.num_clusters,
+        "davies_bouldin": {str(k): value for k, value in scored.prototypes.davies_bouldin.items()},
+        "largest_k_tried": scored.at_border,
+        "kmeans_device": scored.kmeans_device,
         "mean_distance": float(scored.prototypes.distance.mean()),
         "bad_samples": list(scored.bad),
     }
-    return Answer(
-        data=data, view=table("", ("", ""), [(name.replace("_", " "), str(value)) for name, value in data.items()])
+    if from_run is not None:
+        data["swapped_in"] = _swap_in(from_run, target)
+    return Answer(data=data, view=_view(data))
+
+
+def _of_index(
+    index: Path | None, features: str, weights: Path | None, size: int | None
+) -> tuple[Path, FeatureSpec, Path]:
+    """The index, the feature space, and the file to write."""
+    from deploy.feature_job import FeatureSpec
+
+    if index is None:
+        raise ValueError("tempera score needs an index.parquet, --from-run or --compare; got none of them.")
+    held = None if weights is None else str(weights.absolute())
+    side = size or (DEFAULT_SIZE if features in OUR_SPACES else _model_size(features))
+    return index, FeatureSpec(space=features, size=side, weights=held), index.parent / "prototypes.parquet"
+
+
+def _of_run(run: Path, index: Path | None) -> tuple[Path, FeatureSpec, Path]:
+    """The same where the features are those of a run's encoder; the file lies in the run directory."""
+    from deploy.config import load_config
+    from deploy.feature_job import FeatureSpec, checkpoint_step
+    from deploy.rundir import RunDir
+
+    config = load_config(RunDir(run).require().config)
+    spec = FeatureSpec(space="run", size=config.train.model.image_size, run=str(run.absolute()))
+    target = run / "prototypes" / f"step-{checkpoint_step(run):08d}.parquet"
+    return index or Path(config.data.index), spec, target
+
+
+def _model_size(name: str) -> int:
+    from scoring.encoders import model_size
+
+    return model_size(name)
+
+
+def _swap_in(run: Path, prototypes: Path) -> dict[str, Any] | None:
+    """Give a live run the new distances; None where the run is not alive."""
+    from deploy.client import RunClient, author_name
+    from deploy.feature_job import checkpoint_step
+    from deploy.rundir import RunDir
+
+    if RunDir(run).endpoint() is None:
+        return None
+    reason = f"scored by the run's own encoder at step {checkpoint_step(run)}"
+    return RunClient.attach(RunDir(run)).control(
+        "distances", str(prototypes.absolute()), author=author_name(), reason=reason
     )
+
+
+def _compare(files: tuple[Path, ...], out: Path | None) -> Answer:
+    from deploy.score_report import compare
+
+    picture = out or files[0].parent / "report" / "overlap.png"
+    data = compare(files, picture) | {"picture": str(picture)}
+    rows = [
+        (one, other, data["rank_correlation"][i][j], data["nearest_overlap"][i][j])
+        for i, one in enumerate(data["names"])
+        for j, other in enumerate(data["names"][:i])
+    ]
+    columns = ("space", "and space", "rank correlation", "nearest tenth in common")
+    return Answer(data=data, view=table(f"agreement; picture in {picture}", columns, rows))
+
+
+def _view(data: dict[str, Any]) -> Any:
+    rows = [(name.replace("_", " "), str(value)) for name, value in data.items() if name != "davies_bouldin"]
+    if data["largest_k_tried"]:
+        rows.append(("note", "the index is lowest at the largest K tried; its minimum may lie beyond. See --clusters."))
+    return table("", ("", ""), rows)

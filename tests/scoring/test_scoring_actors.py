@@ -1,6 +1,7 @@
 import os
 import pickle
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -128,6 +129,9 @@ def test_ranges_in_actors_draw_the_same_and_survive_the_loss_of_one(run, tmp_pat
     both(lambda s: s.control(Control(kind="round", value="bss", author="trainer")))
     both(lambda s: s.control(Control(kind="policy", value="bss*prototypical", author="ann")))
     window(1)
+    other = Prototypes.load(tmp_path / "prototypes.parquet")
+    replace(other, distance=other.distance[::-1].copy()).save(tmp_path / "other.parquet")
+    both(lambda s: s.control(Control(kind="distances", value=str(tmp_path / "other.parquet"), author="ann")))
     ranges = client.range_actors()
     assert [part["num_samples"] for part in ranges] == [256, 244]
     os.kill(ranges[1]["pid"], signal.SIGKILL)

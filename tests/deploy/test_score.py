@@ -1,0 +1,170 @@
+"""`tempera score`: from an index to prototypes and their pictures, in every feature space, in one go or in several."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from deploy import feature_job
+from deploy.cli import main
+from deploy.config import DataConfig
+from deploy.feature_job import FeatureSpec, compute_features
+from deploy.launch import launch_in_process
+from deploy.overrides import override
+from deploy.prototype_page import write_prototype_page
+from deploy.rundir import RunDir
+from deploy.runs import debug
+from deploy.score_report import size_by_temperature
+from deploy.scoring_job import score
+from loader import ShardIndex, build_index, build_shards
+from loader.sources import digits as digits_of
+from scoring import Prototypes
+from trainer.evaluate.knn import embed
+from trainer.export import load_encoder
+
+
+def answer(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main([*words, "--json"]) == 0
+    facts: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return facts
+
+
+@pytest.fixture(scope="module")
+def index(digits: DataConfig) -> Path:
+    return Path(digits.index)
+
+
+def test_spaces_are_scored_and_compared(tmp_path: Path, index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = []
+    for space, more in (
+        ("hog", ()),
+        ("sift", ("--normalise", "library")),
+        ("pixels", ("--clusters-from", "labels")),
+    ):
+        files.append(tmp_path / space / f"{space}.parquet")
+        facts = answer(
+            capsys, "score", str(index), "--features", space, "--clusters", "12", "--out", str(files[-1]), *more
+        )
+        assert facts["clusters"] == (10 if space == "pixels" else 12)
+        assert facts["kmeans_device"] == "cpu"
+        assert {Path(path).name for path in facts["pictures"]} == {
+            "prototypes.html", "prototypes.png", "distances.png", "temperature.png"
+        }  # fmt: skip
+        assert [path.name for path in files[-1].parent.iterdir() if path.is_dir()] == ["report"]
+    facts = answer(capsys, "score", "--compare", *map(str, files), "--out", str(tmp_path / "overlap.png"))
+    agreement = np.array(facts["rank_correlation"])
+    np.testing.assert_allclose(np.diag(agreement), 1)
+    assert 0.05 < np.array(facts["nearest_overlap"])[0, 1] < 1
+    assert (tmp_path / "overlap.png").stat().st_size > 1000
+
+
+def test_weights_of_a_file_are_used(tmp_path: Path, index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    name = "vit_tiny_patch16_224"
+    save_file(timm.create_model(name, img_size=32).state_dict(), tmp_path / "w.safetensors")
+    words = ("score", str(index), "--features", name, "--size", "32", "--clusters", "5", "--out", str(tmp_path / "p"))
+    assert answer(capsys, *words, "--weights", str(tmp_path / "w.safetensors"))["clusters"] == 5
+    assert main([*words, "--weights", str(tmp_path / "none")]) == 2
+    assert "--weights must be a file" in capsys.readouterr().err
+    assert main(["score", str(index), "--features", "hogg"]) == 2
+    assert "does not know 'hogg'" in capsys.readouterr().err.replace("\n", " ")
+    assert main(["score"]) == 2
+    assert main(["score", str(index), "--kmeans", "gpu"]) == 2
+
+
+def test_a_run_scores_with_its_own_encoder(
+    tmp_path: Path, digits: DataConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ("train.total_steps=4", "train.checkpoint_every=4", "train.model.width=48", "train.model.depth=1")
+    run = RunDir(tmp_path / "run")
+    launch_in_process(override(debug(digits), (*small, "train.warmup_steps=1", "pictures=false")), run)
+    facts = answer(capsys, "score", "--from-run", str(run.path), "--clusters", "7")
+    assert facts["swapped_in"] is None  # nobody draws: the run is over
+    found = Prototypes.load(run.path / "prototypes" / "step-00000004.parquet")
+    assert (found.num_clusters, found.centroids.shape[1]) == (7, 48)
+    assert found.fingerprint == ShardIndex.load(digits.index).fingerprint
+    encoder = load_encoder(run.path)
+    images = next(images for images, _ in feature_job.Images(Path(digits.index), 32).batches(np.arange(3)))
+    config = debug(digits).train
+    expected = embed(encoder, [images], mean=config.mean, std=config.std)
+    features = feature_job.FeatureSpec(space="run", run=str(run.path)).build(tmp_path)(images)
+    np.testing.assert_allclose(features, expected, atol=1e-5)
+
+
+def test_a_job_that_stopped_goes_on_with_what_is_missing(
+    tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_job, "CHUNK_SAMPLES", 400)
+    spec = FeatureSpec(space="sift")
+    whole = compute_features(index, spec, tmp_path / "whole")
+    made: list[int] = []
+    make = feature_job.ChunkMaker.make
+
+    def stops(self: feature_job.ChunkMaker, chunk: int) -> int:
+        if chunk == 2:
+            raise KeyboardInterrupt
+        made.append(chunk)
+        return make(self, chunk)
+
+    monkeypatch.setattr(feature_job.ChunkMaker, "make", stops)
+    with pytest.raises(KeyboardInterrupt):
+        compute_features(index, spec, tmp_path / "parts")
+    monkeypatch.setattr(feature_job.ChunkMaker, "make", lambda self, chunk: made.append(chunk) or make(self, chunk))
+    done: list[tuple[int, int]] = []
+    parts = compute_features(index, spec, tmp_path / "parts", advance=lambda *now: done.append(now))
+    assert made == [0, 1, 2, 3]
+    assert done == [(1200, 1437), (1437, 1437)]
+    np.testing.assert_array_equal(parts[:], whole[:])
+    with pytest.raises(ValueError, match="same space"):
+        compute_features(index, replace(spec, space="hog"), tmp_path / "parts")
+
+
+@pytest.mark.ray
+def test_workers_under_ray_compute_the_same(tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_job, "CHUNK_SAMPLES", 500)
+    here = compute_features(index, FeatureSpec(space="pixels"), tmp_path / "here")
+    there = compute_features(index, FeatureSpec(space="pixels"), tmp_path / "there", workers=2)
+    np.testing.assert_array_equal(here[:], there[:])
+
+
+def test_a_sample_that_cannot_be_decoded_is_far_from_every_prototype(tmp_path: Path) -> None:
+    samples = list(islice(digits_of().samples, 40))
+    samples[7] = replace(samples[7], data=samples[7].data[: len(samples[7].data) // 2])
+    build_index(build_shards(samples, tmp_path / "shards"), tmp_path / "index.parquet")
+    found = score(tmp_path / "index.parquet", tmp_path / "p.parquet", num_clusters=3)
+    assert len(found.bad) == 1
+    assert found.prototypes.distance[7] == 1.0
+
+
+def test_the_page_shows_every_cluster_and_escapes_what_the_data_says(
+    tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = "\"><script>alert('x')</script>"
+    load = ShardIndex.load(index)
+    monkeypatch.setattr(ShardIndex, "keys", [hostile] * len(load), raising=False)
+    prototypes = Prototypes.load(index.parent / "prototypes.parquet")
+    write_prototype_page(tmp_path / "p.html", index, prototypes, title="<b>")
+    page = (tmp_path / "p.html").read_text()
+    assert page.count("<section") == prototypes.num_clusters == 20
+    assert page.count("data:image/jpeg;base64,") == 20 * 16
+    assert page.count("<script>") == 1
+    assert "alert(&#x27;x&#x27;)" in page
+    assert "&lt;b&gt;" in page
+    assert not re.search(r"(src|href)=[\"']?http", page)
+
+
+def test_effective_size_rises_with_temperature_to_its_limit(index: Path) -> None:
+    for sizes in size_by_temperature(Prototypes.load(index.parent / "prototypes.parquet")).values():
+        assert sizes == sorted(sizes)
+        assert 0.6 < sizes[-1] < 0.6323
