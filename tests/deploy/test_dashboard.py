@@ -34,6 +34,7 @@ ASSETS = Path(__file__).parents[2] / "deploy" / "dashboard" / "assets"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 WAIT_MS = 60_000
 LONG_STEPS = 10_000
+LOADED_S = 2.0
 
 pytestmark = [
     pytest.mark.browser,
@@ -321,7 +322,9 @@ def test_a_run_of_ten_thousand_steps_is_there_in_two_seconds(
             assert "10,000" in here.text("facts")
             assert here.page.locator("#apply").is_disabled()
             assert here.complaints == []
-    assert min(seconds) < 2.0, seconds
+            if seconds[-1] < LOADED_S:
+                break
+    assert min(seconds) < LOADED_S, seconds
 
 
 def write_history(config: RunConfig, run: RunDir) -> None:
