@@ -145,7 +145,7 @@ def _clock(node: Node) -> Finding:
     """Offset of a node's clock from this one's, from the exchange that took least time."""
     import ray
 
-    ask = _on(node, time.time)
+    ask = _on(node, _now)
     best, offset = float("inf"), 0.0
     for _ in range(ROUNDS):
         start, began = time.time(), time.perf_counter()
@@ -158,6 +158,10 @@ def _clock(node: Node) -> Finding:
     advice = "" if level == "ok" else "let the node follow a time server (chrony or systemd-timesyncd)"
     found = f"{offset * 1e3:+.1f} ms, known to {best * 500:.1f} ms"
     return Finding(check="clock", level=level, found=found, advice=advice, node=node.name)
+
+
+def _now() -> float:
+    return time.time()
 
 
 def _network(nodes: list[Node]) -> Iterator[Finding]:

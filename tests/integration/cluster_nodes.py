@@ -97,9 +97,7 @@ def cluster_in_namespaces(*roles: str) -> Iterator[Nodes]:
         _ip("addr", "add", f"{subnet}.1/24", "dev", tag)
         _ip("link", "set", tag, "up")
         port, dashboard = _free_port(), _free_port()
-        words = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
-        words += ["--num-cpus=0", f"--temp-dir={temp}", f"--node-ip-address={subnet}.1"]
-        head = _start([RAY, "start", *words], temp / "head.log")
+        head = _head(temp, address=f"{subnet}.1", port=port, dashboard=dashboard)
         stack.callback(_end_tree, head)
         cluster = Nodes(f"http://127.0.0.1:{dashboard}", temp, f"{subnet}.1")
         _wait_for(lambda: _answers(cluster), [head], temp / "head.log")
@@ -128,15 +126,14 @@ def cluster_of_raylets(*roles: str) -> Iterator[Nodes]:
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, temp, ignore_errors=True)
         port, dashboard = _free_port(), _free_port()
-        words = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
-        words += ["--num-cpus=0", f"--temp-dir={temp}", "--node-ip-address=127.0.0.1"]
-        head = _start([RAY, "start", *words], temp / "head.log")
+        head = _head(temp, address="127.0.0.1", port=port, dashboard=dashboard)
         stack.callback(_end_tree, head)
         cluster = Nodes(f"http://127.0.0.1:{dashboard}", temp, "127.0.0.1")
         _wait_for(lambda: _answers(cluster), [head], temp / "head.log")
         for number, role in enumerate(roles):
             address = f"127.0.0.{number + 2}"
             words = [f"--address=127.0.0.1:{port}", f"--node-ip-address={address}", "--num-cpus=1"]
+            words.append(f"--dashboard-agent-listen-port={_free_port()}")
             process = _start([RAY, "start", *words, f"--labels=tempera-role={role}"], temp / f"{number}.log")
             node = TreeNode(role, process, address)
             stack.callback(node.kill)
@@ -160,6 +157,14 @@ COMMON = (
     "--min-worker-port=0",
     "--max-worker-port=0",
 )
+
+
+def _head(temp: Path, *, address: str, port: int, dashboard: int) -> subprocess.Popen[bytes]:
+    """Start a head without CPUs, on ports that no other Ray of this machine has."""
+    words = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
+    words += ["--num-cpus=0", f"--temp-dir={temp}", f"--node-ip-address={address}"]
+    words += [f"--{what}-port={_free_port()}" for what in ("dashboard-agent-listen", "ray-client-server")]
+    return _start([RAY, "start", *words], temp / "head.log")
 
 
 def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:

@@ -42,7 +42,9 @@ def test_the_doctor_asks_every_node_and_measures_the_way_between_them(
 ) -> None:
     words = ["doctor", "--address", cluster.dashboard, "--python", sys.executable, "--out", tmp_path / "runs"]
     status = main([*map(str, [*words, "--index", digits.index]), "--json"])
-    findings = json.loads(capsys.readouterr().out)["findings"]
+    said = capsys.readouterr()
+    assert said.out, said.err
+    findings = json.loads(said.out)["findings"]
     assert status == (1 if any(finding["level"] == "error" for finding in findings) else 0)
     by_check: dict[str, list[dict[str, Any]]] = {}
     for finding in findings:
