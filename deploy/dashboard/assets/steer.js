@@ -131,7 +131,8 @@ export class Steer {
   }
 }
 
-function boundText({ control, latency }) {
+function boundText({ control, latency, read_only }) {
+  if (read_only) return "This run is over and shown for reading; `tempera resume` continues it.";
   const seconds = control.bound_s === null ? "" : `, about ${duration(control.bound_s)}`;
   const so = latency.count ? ` The last took ${duration(latency.last_s)}.` : "";
   return `That is window ${count(control.next_window)}; batches drawn under it come after at most ${count(control.bound_steps)} steps${seconds}.${so}`;
