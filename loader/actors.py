@@ -65,10 +65,10 @@ class LoaderActor:
 
     @ray.method(concurrency_group="load")
     def load(self, spec: BatchSpec, slot: Slot | None = None) -> Pixels:
-        """Return the pixels of a spec; given a slot, write the images there and return none."""
-        if slot is None:
+        """Return the pixels of a spec; given a slot of a ring that still has an owner, write them there."""
+        out = None if slot is None else self._rings.images(slot, len(spec), spec.transform.size)
+        if out is None:
             return self._worker.load(spec)
-        out = self._rings.images(slot, len(spec), spec.transform.size)
         return replace(self._worker.load(spec, out=out), images=_IN_SLOT)
 
     @ray.method(concurrency_group="control")
@@ -320,7 +320,7 @@ class RayLoaders:
             self._drop(request)
             raise LoaderLost(f"{request.member} was lost: {first_line(error)}") from error
         request.answered = True
-        if request.slot is None:
+        if request.slot is None or len(pixels.images):
             return pixels
         size = request.spec.transform.size
         return replace(pixels, images=self._slots.images(request.slot, len(request.spec), size))

@@ -10,18 +10,21 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import simplejpeg
+import torch
 from numpy.typing import NDArray
 
 from loader.batch import BatchSpec
+from loader.bench_index import bench_index
 from loader.bench_peers import PEERS
 from loader.config import LoaderConfig, StreamConfig, Transform
 from loader.index import ShardIndex
@@ -34,12 +37,19 @@ from loader.stream import BatchStream
 from loader.windows import FixedWindow
 from loader.worker import LoaderWorker
 
+if TYPE_CHECKING:
+    from loader.fleet_client import FleetClient
+
 THREADS: Final = 2
 EFFECTIVE_SIZES: Final = (0.61, 0.25, 0.12)
 CACHED_SHARE: Final = 0.4
 """Share of the decoded images that the caches of all loaders together hold."""
 _BATCH: Final = 64
+_REQUESTS: Final = 2
 _TRANSFORM: Final = Transform()
+
+_TRANSPORTS: Final = {"ring": "through shared memory", "object_store": "through the object store"}
+_RING_BYTES: Final = {"ring": 256 << 20, "object_store": 0}
 
 Progress = Callable[[str], None]
 
@@ -63,24 +73,29 @@ def bench_loader(
 
     Returns:
         `{"raw_decode", "in_process", "service", "cached": {"0.61", "0.25", "0.12"}, "peers": {name: ...}}`, all
-        images/s; with "cuda" `{"raw_decode", "gpu": [{"threads", "hw_decoder_load", "images_per_s", "host_cpus"}]}`.
+        images/s, with these beside them: "object_store" has the figures of "service" and "cached" without shared
+        memory, "cache_hit_rate" the share of hits by effective size, "index" what `bench_index` measures. With "cuda"
+        `{"raw_decode", "gpu": [{"threads", "hw_decoder_load", "images_per_s", "host_cpus", "gpu_memory_mb"}]}`.
 
     Raises:
-        ValueError: If there are no images, or the device is unknown.
+        ValueError: If there are no images, or the device is unknown or not there.
     """
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device must be cpu or cuda; got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda needs a GPU and its driver; none was found here. Use cpu")
     keep_freed_memory()
     say = progress or (lambda _: None)
     with tempfile.TemporaryDirectory(prefix="tempera-bench-") as scratch:
-        index = _index(Path(images), Path(scratch))
+        tars = _tars(Path(images), Path(scratch))
+        index = build_index(tars, Path(scratch) / "index.parquet")
         with index.reader() as reader:
             encoded = [index.read(row, reader) for row in range(len(index))]
         if device == "cuda":
             say("raw decode")
             with _raw_decode(encoded) as raw:
                 limit = rate(raw, seconds)
-            return {"raw_decode": limit, "gpu": [_gpu(index, point, seconds, say) for point in _gpu_sweep()]}
+            return {"raw_decode": limit, "gpu": sweep_dali(index, seconds, device_id=0, say=say)}
         report: dict[str, Any] = {}
         say("raw decode and in process")
         config = LoaderConfig(index=str(index.path), threads=THREADS)
@@ -88,6 +103,8 @@ def bench_loader(
             report |= rates({"raw_decode": raw, "in_process": ours}, seconds)
         report |= _services(index, seconds, say)
         report["peers"] = _peers(encoded, seconds, say) if peers else {}
+        say("index")
+        report["index"] = bench_index(tars, Path(scratch), seconds=seconds / 2)
     return report
 
 
@@ -141,12 +158,10 @@ def rates(sources: dict[str, Iterator[int]], seconds: float, *, slice_s: float =
     return {name: counted[name] / spent[name] for name in sources}
 
 
-def _index(images: Path, scratch: Path) -> ShardIndex:
-    """Index the images, after writing them into shards if they are files."""
+def _tars(images: Path, scratch: Path) -> list[Path]:
+    """Return the shards, after writing them if the images are files."""
     tars = [images] if images.suffix == ".tar" else sorted(images.glob("*.tar"))
-    if not tars:
-        tars = [Path(path) for path in build_shards(class_folders(images), scratch / "shards")]
-    return build_index(tars, scratch / "index.parquet")
+    return tars or [Path(path) for path in build_shards(class_folders(images), scratch / "shards")]
 
 
 @contextmanager
@@ -165,8 +180,8 @@ def _raw_decode(encoded: list[bytes]) -> Iterator[Iterator[int]]:
 
 @contextmanager
 def _in_process(config: LoaderConfig) -> Iterator[Iterator[int]]:
-    """Our decoder, its cache of sound images warm."""
-    with LoaderWorker(config) as worker:
+    """Our decoder, all images known to be sound. Two requests are under way, as in a stream."""
+    with LoaderWorker(config) as worker, ThreadPoolExecutor(_REQUESTS) as requests:
         rng = np.random.default_rng(0)
         size = 2 * _BATCH  # as large as the requests of a stream
 
@@ -181,7 +196,13 @@ def _in_process(config: LoaderConfig) -> Iterator[Iterator[int]]:
 
         everything = np.arange(len(worker.index))
         worker.load(BatchSpec(sample_ids=everything, draws=everything, seed=0, transform=_TRANSFORM))
-        yield (load(number) for number in itertools.count())
+        under_way = deque(requests.submit(load, number) for number in range(_REQUESTS))
+
+        def finish(number: int) -> int:
+            under_way.append(requests.submit(load, number))
+            return under_way.popleft().result()
+
+        yield (finish(number) for number in itertools.count(_REQUESTS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,28 +222,36 @@ class _Draws:
 
 
 def _services(index: ShardIndex, seconds: float, say: Progress) -> dict[str, Any]:
-    """The whole way: loader actors to this process, without a cache and with one."""
-    uniform = np.full(len(index), 1 / len(index))
-    plain = LoaderConfig(index=str(index.path))
-    decoded = 3 * int((index.width.astype(np.int64) * index.height).sum())
-    cached = LoaderConfig(index=str(index.path), cache_bytes=int(CACHED_SHARE * decoded / THREADS))
-    say("service")
-    with _actors(plain) as pool:
-        service = _service(pool, uniform, seconds)
-    shares = {}
-    with _actors(cached) as pool:
-        for size in EFFECTIVE_SIZES:
-            say(f"service with a cache at effective size {size}")
-            shares[str(size)] = _service(pool, probabilities(len(index), size), seconds)
-    return {"service": service, "cached": shares}
-
-
-@contextmanager
-def _actors(config: LoaderConfig) -> Iterator[LoaderPool]:
+    """The whole way: loader actors to this process, without a cache and with one, through each transport."""
     from loader.actors import RayLoaders, local_fleet  # noqa: PLC0415 - Ray is needed only here
 
-    with local_fleet(config, size=THREADS) as fleet:
-        yield RayLoaders(fleet)
+    uniform = np.full(len(index), 1 / len(index))
+    decoded = 3 * int((index.width.astype(np.int64) * index.height).sum())
+    plain = LoaderConfig(index=str(index.path))
+    cached = LoaderConfig(index=str(index.path), cache_bytes=int(CACHED_SHARE * decoded / THREADS))
+    through: dict[str, dict[str, Any]] = {"ring": {}, "object_store": {}}
+    hit_rate = {}
+    with local_fleet(plain, size=THREADS) as fleet:
+        for transport, figures in through.items():
+            say(f"service, {_TRANSPORTS[transport]}")
+            pool = RayLoaders(fleet, ring_bytes=_RING_BYTES[transport])
+            figures["service"] = _service(pool, uniform, seconds)
+    with local_fleet(cached, size=THREADS) as fleet:
+        for size, (transport, figures) in itertools.product(EFFECTIVE_SIZES, through.items()):
+            say(f"service with a cache at effective size {size}, {_TRANSPORTS[transport]}")
+            before = _cache_uses(fleet)
+            pool = RayLoaders(fleet, ring_bytes=_RING_BYTES[transport])
+            figures.setdefault("cached", {})[str(size)] = _service(pool, probabilities(len(index), size), seconds)
+            hits, uses = (after - earlier for after, earlier in zip(_cache_uses(fleet), before, strict=True))
+            hit_rate[str(size)] = hits / max(1, uses)
+    return {**through["ring"], "object_store": through["object_store"], "cache_hit_rate": hit_rate}
+
+
+def _cache_uses(fleet: FleetClient) -> tuple[int, int]:
+    """Return (hits, uses) of all loaders' caches since they started, as of their last check."""
+    loaders = fleet.status()["loaders"]
+    hits, misses = (sum(loader.get(name, 0) for loader in loaders) for name in ("cache_hits", "cache_misses"))
+    return hits, hits + misses
 
 
 def _service(pool: LoaderPool, probability: NDArray[np.float64], seconds: float) -> float:
@@ -246,23 +275,55 @@ def _peers(encoded: list[bytes], seconds: float, say: Progress) -> dict[str, flo
     return found
 
 
-def _gpu_sweep() -> list[tuple[int, float]]:
-    return list(itertools.product((4, 8, 16), (0.0, 0.5, 0.65, 0.8, 0.95)))
+def sweep_dali(
+    index: ShardIndex,
+    seconds: float,
+    *,
+    device_id: int | None,
+    say: Progress,
+    threads: Sequence[int] = (4, 8, 16),
+    loads: Sequence[float] = (0.0, 0.5, 0.65, 0.8, 0.95),
+) -> list[dict[str, float]]:
+    """Measure DALI's decoder for each number of threads and share of the hardware engine.
+
+    Args:
+        index: The images.
+        seconds: Length of each measurement.
+        device_id: The GPU; None runs DALI on the CPU.
+        say: Told what is measured.
+        threads: Numbers of host threads.
+        loads: Shares of the JPEG engine, in [0, 1].
+
+    Returns:
+        For each point threads, hw_decoder_load, images_per_s, host_cpus (processors kept busy by this process) and
+        gpu_memory_mb (in use on the whole device afterwards).
+    """
+    points = []
+    for number, load in itertools.product(threads, loads):
+        say(f"DALI, {number} threads, hardware decoder load {load}")
+        config = LoaderConfig(
+            index=str(index.path), threads=number, decoder="dali", device_id=device_id, hw_decoder_load=load
+        )
+        with _in_process(config) as batches:
+            next(batches)
+            began_s, cpu_s = time.perf_counter(), time.process_time()
+            images_per_s = rate(batches, seconds)
+            host_cpus = (time.process_time() - cpu_s) / (time.perf_counter() - began_s)
+            memory = _gpu_memory_mb(device_id)
+        points.append(
+            {
+                "threads": number,
+                "hw_decoder_load": load,
+                "images_per_s": images_per_s,
+                "host_cpus": host_cpus,
+                "gpu_memory_mb": memory,
+            }
+        )
+    return points
 
 
-def _gpu(index: ShardIndex, point: tuple[int, float], seconds: float, say: Progress) -> dict[str, float]:
-    threads, hw_decoder_load = point
-    say(f"GPU, {threads} threads, hardware decoder load {hw_decoder_load}")
-    config = LoaderConfig(
-        index=str(index.path), threads=threads, decoder="dali", device_id=0, hw_decoder_load=hw_decoder_load
-    )
-    began_s, cpu_s = time.perf_counter(), time.process_time()
-    with _in_process(config) as batches:
-        images_per_s = rate(batches, seconds)
-    host_cpus = (time.process_time() - cpu_s) / (time.perf_counter() - began_s)
-    return {
-        "threads": threads,
-        "hw_decoder_load": hw_decoder_load,
-        "images_per_s": images_per_s,
-        "host_cpus": host_cpus,
-    }
+def _gpu_memory_mb(device_id: int | None) -> float:
+    if device_id is None:
+        return 0.0
+    free, total = torch.cuda.mem_get_info(device_id)
+    return (total - free) / 1e6

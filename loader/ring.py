@@ -151,16 +151,15 @@ class RingUser:
             self._rings[address.nonce] = mapping
             return True
 
-    def images(self, slot: Slot, num_images: int, size: int) -> torch.Tensor:
-        """Return uint8[n, 3, size, size] in a slot, in channels-last memory.
+    def images(self, slot: Slot, num_images: int, size: int) -> torch.Tensor | None:
+        """Return uint8[n, 3, size, size] in a slot, in channels-last memory; None when its ring is not mapped any more.
 
         Raises:
             ValueError: If the slot lies outside its ring, or is too small.
-            KeyError: If the ring is not attached.
         """
         with self._lock:
-            memory = self._rings[slot.nonce].memory
-        return _images(memory, slot, num_images, size)
+            mapping = self._rings.get(slot.nonce)
+        return None if mapping is None else _images(mapping.memory, slot, num_images, size)
 
     def drop_orphans(self) -> None:
         """Let go of rings whose owners have died or let go of them."""

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import itertools
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from loader.bench import bench_loader, probabilities, rate, rates
+from loader.bench import bench_loader, probabilities, rate, rates, sweep_dali
+from loader.bench_index import bench_index, open_cost, write_large_index
 from loader.bench_peers import PEERS
+from loader.index import ShardIndex
 from loader.memory import keep_freed_memory
 
 
@@ -59,6 +63,41 @@ def test_wrong_devices_and_empty_folders_are_refused(tmp_path):
         bench_loader(tmp_path, device="tpu")
     with pytest.raises(ValueError, match="no images under"):
         bench_loader(tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_gpu_sweep_needs_a_gpu(photo_index):
+    with pytest.raises(ValueError, match="needs a GPU"):
+        bench_loader(photo_index.path.parent, device="cuda")
+
+
+def test_the_gpu_sweep_measures_every_point(photo_index):
+    said: list[str] = []
+    points = sweep_dali(photo_index, 0.05, device_id=None, say=said.append, threads=(1, 2), loads=(0.5,))
+    assert [(point["threads"], point["hw_decoder_load"]) for point in points] == [(1, 0.5), (2, 0.5)]
+    for point in points:
+        assert point["images_per_s"] > 0
+        assert point["host_cpus"] > 0
+        assert point["gpu_memory_mb"] == 0
+    assert len(said) == 2
+
+
+def test_the_index_is_measured_in_a_process_of_its_own(photo_index, tmp_path):
+    tars = [Path(url) for url in photo_index.shard_urls]
+    figures = bench_index(tars, tmp_path, seconds=0.05, num_samples=5000)
+    assert set(figures) == {"index_build_mb_per_s", "index_open_s", "index_open_mb"}
+    assert figures["index_build_mb_per_s"] > 0
+    assert 0 < figures["index_open_s"] < 10
+
+
+def test_opening_an_index_takes_no_more_memory_than_its_columns(tmp_path):
+    path = write_large_index(tmp_path / "large.parquet", 400_000)
+    open_cost(str(path))
+    _, held = open_cost(str(path))
+    # 28 bytes a sample, and Arrow's buffers for a part of a column.
+    assert held < 1.3 * 28 * 400_000
+    index = ShardIndex.load(path)
+    assert (len(index), index.shard[-1], index.shard_urls[399][-16:]) == (400_000, 399, "train-000399.tar")
 
 
 def test_freed_memory_can_be_kept():

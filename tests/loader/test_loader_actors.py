@@ -223,3 +223,24 @@ def test_loaders_that_cannot_start_are_an_error_that_says_why(local_ray, tmp_pat
     config = LoaderConfig(index=str(tmp_path / "none.parquet"))
     with pytest.raises(LoaderLost, match=r"cannot start.*no sample index at"):
         start_fleet(config, size=1, name="broken", num_cpus=0)
+
+
+def test_the_benchmark_reports_every_figure(local_ray, photo_index):
+    from loader.bench import bench_loader
+
+    report = bench_loader(photo_index.path.parent, seconds=0.2)
+    figures = ("raw_decode", "in_process", "service", "cached", "peers")
+    assert tuple(name for name in report if name in figures) == (
+        "raw_decode",
+        "in_process",
+        "service",
+        "cached",
+        "peers",
+    )
+    assert set(report) - set(figures) == {"object_store", "cache_hit_rate", "index"}
+    sizes = {"0.61", "0.25", "0.12"}
+    assert set(report["cached"]) == set(report["object_store"]["cached"]) == set(report["cache_hit_rate"]) == sizes
+    numbers = [report[name] for name in ("raw_decode", "in_process", "service")] + list(report["cached"].values())
+    assert all(isinstance(number, float) and number > 0 for number in numbers)
+    assert all(0 <= rate <= 1 for rate in report["cache_hit_rate"].values())
+    assert report["peers"] == {}

@@ -80,9 +80,11 @@ def test_a_loader_lets_go_of_a_ring_that_its_owner_has_dropped():
     assert user.attach(ring.address)
     user.drop_orphans()
     assert len(user) == 1
+    slot = ring.allocate(IMAGE_BYTES)
     del ring
     user.drop_orphans()
     assert len(user) == 0
+    assert user.images(slot, 1, SIZE) is None
     assert ring_mappings() == 0
 
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +118,32 @@ def test_a_missing_shard_is_raised_not_reported_as_bad(photo_index, tmp_path):
 def test_ids_outside_the_index_are_refused(worker, sample_id):
     with pytest.raises(ValueError, match=r"sample ids must be in 0\.\.23"):
         worker.load(make_spec([0, sample_id]))
+
+
+REQUEST, CACHE_BYTES = 256, 4 << 20
+
+
+def grown_bytes(index: str) -> tuple[int, int]:
+    """Bytes that a loader's process gains by many requests, and those in its cache."""
+    pages = Path("/proc/self/statm")
+    with LoaderWorker(LoaderConfig(index=index, threads=2, cache_bytes=CACHE_BYTES)) as worker:
+        worker.load(make_spec(range(2)))
+        before = int(pages.read_text().split()[1])
+        rng = np.random.default_rng(0)
+        for number in range(20):
+            spec = make_spec(rng.integers(0, 24, REQUEST), first_draw=number * REQUEST, transform=Transform(size=64))
+            worker.load(replace(spec, probability=rng.random(REQUEST)))
+        grown = int(pages.read_text().split()[1]) - before
+        return grown * os.sysconf("SC_PAGE_SIZE"), int(worker.stats()["cache_bytes"])
+
+
+def test_a_loader_stays_within_its_cache_and_a_request(photo_index):
+    with multiprocessing.get_context("spawn").Pool(1) as child:
+        grown, cached = child.apply_async(grown_bytes, (str(photo_index.path),)).get(120)
+    assert 0 < cached <= CACHE_BYTES
+    request = REQUEST * 3 * 64 * 64
+    # A thread more costs the allocator's arena and the decoder's tables; twenty requests unheld would be 63 MB.
+    assert grown < CACHE_BYTES + request + (24 << 20)
 
 
 def test_stats_count_what_was_done(worker):
