@@ -24,7 +24,18 @@ def loader(*, images: Path, peers: bool = False, device: Literal["cpu", "cuda"] 
     from loader.bench import bench_loader
 
     data = bench_loader(images, peers=peers, device=device, progress=lambda what: say(f"  measuring {what}"))
-    return Answer(data=data, view=_figures("images/s", _flat(data)))
+    if device == "cuda":
+        names = ("threads", "hw_decoder_load", "images_per_s", "host_cpus", "gpu_memory_mb")
+        rows = [tuple(point[name] for name in names) for point in data["gpu"]]
+        return Answer(data=data, view=table("DALI on the GPU", names, rows))
+    figures = _flat({name: part for name, part in data.items() if name not in ("index", "cache_hit_rate")})
+    rated = table(
+        "images/s",
+        ("loader", "images/s", "of raw decode"),
+        [(name, round(value), f"{value / data['raw_decode']:.2f}") for name, value in figures],
+    )
+    others = _figures("cache and index", _flat({"cache_hit_rate": data["cache_hit_rate"], **data["index"]}))
+    return Answer(data=data, view=Group(rated, others))
 
 
 def selection() -> Answer:
