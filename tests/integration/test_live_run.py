@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from deploy.client import RunClient
 from deploy.config import DataConfig
 from deploy.launch import launch_in_process
 from deploy.overrides import override
@@ -124,6 +125,27 @@ def test_a_change_lands_in_the_window_that_its_reply_names(live: tuple[RunDir, s
     assert by_kind["effective_size"]["reason"] == "look wider"
     assert by_kind["release"]["window"] == released["window"]
     assert f"pid {process.pid}" in refused("resume", run.path)
+
+
+def test_a_run_under_ray_rests_on_request_and_its_control_latency_is_measured(
+    live: tuple[RunDir, subprocess.Popen[str]],
+) -> None:
+    run, process = live
+    with RunClient.attach(run) as client:
+        client.control("effective_size", 0.3, author="ann")
+        wait_until(lambda: client.state()["latency"]["count"] > 0, process)
+        client.pause(author="ann", reason="lunch")
+        wait_until(lambda: client.state()["paused"], process)
+        step = len(losses(run))
+        time.sleep(1.0)
+        assert len(losses(run)) == step
+        assert client.resume(author="ann")["pausing"] is False
+        wait_until(lambda: len(losses(run)) > step, process)
+        kinds = [entry["kind"] for entry in client.log(limit=50, changes_only=True)]
+        assert {"effective_size", "control_latency", "pause", "resume"} <= set(kinds)
+        loaders = client.state()["fleet"]
+        assert (loaders["scalable"], loaders["members"][0]["state"]) == (True, "ready")
+        client.control("release", None, author="ann")
 
 
 def test_watch_shows_what_status_says(live: tuple[RunDir, subprocess.Popen[str]]) -> None:
