@@ -45,7 +45,6 @@ EFFECTIVE_SIZES: Final = (0.61, 0.25, 0.12)
 CACHED_SHARE: Final = 0.4
 """Share of the decoded images that the caches of all loaders together hold."""
 _BATCH: Final = 64
-_REQUESTS: Final = 2
 _TRANSFORM: Final = Transform()
 
 _TRANSPORTS: Final = {"ring": "through shared memory", "object_store": "through the object store"}
@@ -179,9 +178,9 @@ def _raw_decode(encoded: list[bytes]) -> Iterator[Iterator[int]]:
 
 
 @contextmanager
-def _in_process(config: LoaderConfig) -> Iterator[Iterator[int]]:
-    """Our decoder, all images known to be sound. Two requests are under way, as in a stream."""
-    with LoaderWorker(config) as worker, ThreadPoolExecutor(_REQUESTS) as requests:
+def _in_process(config: LoaderConfig, *, ahead: int = 0) -> Iterator[Iterator[int]]:
+    """Our decoder, all images known to be sound, with some requests under way ahead of the one that is counted."""
+    with LoaderWorker(config) as worker, ThreadPoolExecutor(1 + ahead) as requests:
         rng = np.random.default_rng(0)
         size = 2 * _BATCH  # as large as the requests of a stream
 
@@ -196,13 +195,13 @@ def _in_process(config: LoaderConfig) -> Iterator[Iterator[int]]:
 
         everything = np.arange(len(worker.index))
         worker.load(BatchSpec(sample_ids=everything, draws=everything, seed=0, transform=_TRANSFORM))
-        under_way = deque(requests.submit(load, number) for number in range(_REQUESTS))
+        under_way = deque(requests.submit(load, number) for number in range(ahead))
 
         def finish(number: int) -> int:
             under_way.append(requests.submit(load, number))
             return under_way.popleft().result()
 
-        yield (finish(number) for number in itertools.count(_REQUESTS))
+        yield (finish(number) for number in itertools.count(ahead))
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +303,7 @@ def sweep_dali(
         config = LoaderConfig(
             index=str(index.path), threads=number, decoder="dali", device_id=device_id, hw_decoder_load=load
         )
-        with _in_process(config) as batches:
+        with _in_process(config, ahead=1) as batches:
             next(batches)
             began_s, cpu_s = time.perf_counter(), time.process_time()
             images_per_s = rate(batches, seconds)
