@@ -1,6 +1,21 @@
 """The data plane: WebDataset shards in, reproducible batches of pixels out.
 
 Start with `build_index`, `LoaderWorker` and `BatchStream`; `loader.actors` (not imported here) runs loaders on Ray.
+In any PyTorch loop, over stock tars and with a weight for every image:
+
+    index = build_index(["data/shard-000000.tar"], "data/index.parquet")
+    config = StreamConfig(seed=0, global_batch=256, total_steps=1000, transform=Transform(size=224))
+    windows = WeightedWindows(np.ones(len(index)), config)
+    loaders = LocalLoaders([LoaderWorker(LoaderConfig(index="data/index.parquet", threads=2))])
+    stream = BatchStream(windows, loaders, config)
+    if saved is not None:
+        stream.load_state_dict(saved)
+    for batch in stream:
+        images = batch.images.to(device, non_blocking=True).float().div(255)
+        ...
+        saved = stream.state_dict()  # with the model's: the loop goes on behind this batch
+
+Every rank makes its own stream with its `rank` and `world_size`, and gets its share of the same draws.
 """
 
 from loader.batch import BadSample, Batch, BatchSpec, Pixels

@@ -1,0 +1,128 @@
+"""What can be wrong with shards: each is an error that says so, or costs one draw; none gives a wrong pixel."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from loader import (
+    BadShardError,
+    BatchSpec,
+    LoaderConfig,
+    LoaderWorker,
+    ShardIndex,
+    StaleIndexError,
+    Transform,
+    build_index,
+)
+
+
+def with_size(tar: bytes, field: bytes) -> bytes:
+    """Put another size into the first member's header, with a checksum that is right."""
+    block = bytearray(tar[:512])
+    block[124:136] = field
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + tar[512:]
+
+
+def boundary(tar: bytes) -> int:
+    """Where the second member's header starts."""
+    size = int(tar[124:135], 8)
+    return 512 + -(-size // 512) * 512
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda tar: tar[: len(tar) // 3], "truncated"),
+        (lambda tar: tar[: boundary(tar)], "no end-of-archive marker"),
+        (lambda tar: np.random.default_rng(0).bytes(50_000), "not a valid tar"),
+        (lambda tar: with_size(tar, b"\xff" * 12), "unreadable member size"),
+        (lambda tar: with_size(tar, b"\x80" + (2**70).to_bytes(11, "big")), "does not fit"),
+        (lambda tar: with_size(tar, b"77777777777\0"), "does not fit"),
+        (lambda tar: tar[: boundary(tar)] + tar, "twice"),
+        (lambda tar: b"", "truncated"),
+    ],
+    ids=["truncated", "member boundary", "garbage", "negative", "huge", "large", "duplicate keys", "empty"],
+)
+@pytest.mark.parametrize("idx", [False, True], ids=["alone", "with the old idx"])
+def test_a_bad_tar_is_not_indexed(photo_index, tmp_path, spoil, message, idx):
+    shard = tmp_path / "x.tar"
+    good = Path(photo_index.shard_urls[0])
+    shard.write_bytes(spoil(good.read_bytes()))
+    if idx:
+        shutil.copy(good.with_suffix(".idx"), shard.with_suffix(".idx"))
+    with pytest.raises(BadShardError, match=message):
+        build_index([shard], tmp_path / "i.parquet")
+    assert not (tmp_path / "i.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: path.unlink(), "missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-2048]), "bytes, not"),
+        (lambda path: path.write_bytes(b""), "has 0 bytes"),
+        (lambda path: path.write_bytes(path.read_bytes()[1024:] + bytes(1024)), "no member of"),
+    ],
+    ids=["gone", "cut", "empty", "moved"],
+)
+def test_a_shard_that_changed_since_it_was_indexed_gives_no_pixel(photo_index, tmp_path, change, message):
+    shutil.copytree(photo_index.path.parent, tmp_path / "copy")
+    index = ShardIndex.load(tmp_path / "copy" / photo_index.path.name)
+    change(Path(index.shard_urls[1]))
+    spec = BatchSpec(sample_ids=np.arange(10, 20), draws=np.arange(10), seed=0, transform=Transform(size=8))
+    with (
+        LoaderWorker(LoaderConfig(index=str(index.path))) as worker,
+        pytest.raises(StaleIndexError, match=rf"shard-000001\.tar.*{message}.*tempera shards index"),
+    ):
+        worker.load(spec)
+
+
+def dimension_bomb() -> bytes:
+    """A JPEG of 3 KB whose frame header claims 20,000 x 20,000 pixels: 1.2 GB."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (640, 640)).save(buffer, "JPEG")
+    data = bytearray(buffer.getvalue())
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = (20_000).to_bytes(2, "big") * 2
+    return bytes(data)
+
+
+def scan_bomb() -> bytes:
+    """A progressive JPEG that repeats one scan 2,000 times."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (640, 640)).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    scan = data.index(b"\xff\xda")
+    return data[:scan] + data[scan : scan + 60] * 2000 + b"\xff\xd9"
+
+
+def test_bombs_and_empty_samples_cost_one_draw_each_and_no_memory(photos, tmp_path):
+    bad = {2: dimension_bomb(), 4: b"", 5: scan_bomb()}
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for number in range(8):
+            data = bad.get(number, photos[number])
+            info = tarfile.TarInfo(f"p{number}.jpg")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    index = build_index([tmp_path / "x.tar"], tmp_path / "i.parquet")
+    spec = BatchSpec(sample_ids=np.arange(8), draws=np.arange(8), seed=0, transform=Transform(size=16))
+    with LoaderWorker(LoaderConfig(index=str(index.path))) as worker:
+        started = time.thread_time()
+        pixels = worker.load(spec)
+        assert time.thread_time() - started < 1.0
+    assert [(sample.sample_id, sample.key) for sample in pixels.bad] == [(2, "p2"), (4, "p4"), (5, "p5")]
+    assert "20000 x 20000" in pixels.bad[0].reason
+    assert "0 bytes" in pixels.bad[1].reason
+    assert "scans" in pixels.bad[2].reason
+    assert not pixels.images[[2, 4, 5]].any()
+    assert all(pixels.images[row].any() for row in (0, 1, 3, 6, 7))
