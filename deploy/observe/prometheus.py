@@ -61,33 +61,21 @@ def exported_to_ray(source: Callable[[], State], *, every_s: float = EVERY_S) ->
 
 
 class RayExporter:
-    """The metrics as Ray's, and what its counters have counted."""
+    """The metrics as Ray's.
+
+    Counters too are set, not counted up: a Ray counter is not there before its first increment, and a rule that asks
+    how much it has grown would miss that one.
+    """
 
     def __init__(self, source: Callable[[], State]) -> None:
+        from ray.util.metrics import Gauge
+
         self._source = source
-        self._metrics: dict[str, Any] = _ray_metrics()
-        self._counted: dict[tuple[str, ...], float] = {}
+        self._gauges: dict[str, Any] = {
+            metric.name: Gauge(metric.name, description=metric.help, tag_keys=metric.labels) for metric in METRICS
+        }
 
     def export(self) -> None:
         """Hand over the present values."""
         for metric, labels, value in readings(self._source()):
-            target = self._metrics[metric.name]
-            if metric.kind == "gauge":
-                target.set(value, tags=labels)
-                continue
-            key = (metric.name, *labels.values())
-            before = self._counted.get(key, 0.0)
-            self._counted[key] = value
-            grown = value - before if value >= before else value  # a loader that started anew counts from 0
-            if grown > 0:
-                target.inc(grown, tags=labels)
-
-
-def _ray_metrics() -> dict[str, Any]:
-    from ray.util import metrics as ray_metrics
-
-    kinds: dict[str, Any] = {"gauge": ray_metrics.Gauge, "counter": ray_metrics.Counter}
-    return {
-        metric.name: kinds[metric.kind](metric.name, description=metric.help, tag_keys=metric.labels)
-        for metric in METRICS
-    }
+            self._gauges[metric.name].set(value, tags=labels)
