@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 RAY = str(Path(sys.executable).parent / "ray")
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 STORE_BYTES = 128 << 20
 FAST = {
     # A dead node is noticed in a few seconds, not in fifteen; no processes are started ahead of need.

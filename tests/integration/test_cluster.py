@@ -23,9 +23,9 @@ ROLES = ("loader", "loader", "trainer")
 OWN_METHOD = Path(__file__).parent.parent / "trainer" / "example_method.py"
 SETTINGS = ("train.total_steps=100000", "train.checkpoint_every=50", "train.log_every=1", "train.global_batch=64")
 SETTINGS += ('extensions=["example_method"]', "train.method=mean_colour")
-PATIENCE_S = 150.0
+PATIENCE_S = 300.0
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_a_submitted_run_keeps_its_places_through_scaling_node_loss_and_resume(
     again = tempera(*words)
     wait_until(lambda: steps(run) >= stopped_at + 5, "steps after resuming", cluster=cluster)
     listed = {job["job_id"]: job["status"] for job in tempera("jobs", "--address", cluster.dashboard)["jobs"]}
-    assert listed == {submitted["job"]: "STOPPED", again["job"]: "RUNNING"}
+    assert [listed[job["job"]] for job in (submitted, again)] == ["STOPPED", "RUNNING"]
     tempera("stop", "--job", again["job"], "--address", cluster.dashboard)
 
     logged = [line["step"] for line in run.metric_lines() if "loss" in line]
@@ -137,7 +137,6 @@ def steps(run: RunDir) -> int:
 def wait_until(condition: Callable[[], bool], what: str, *, cluster: Nodes) -> None:
     """Wait; an ended job, or too long a wait, shows the job's log."""
     client = connect(cluster.dashboard)
-    started = time.monotonic()
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         newest = list_jobs(client)[0]
@@ -145,7 +144,6 @@ def wait_until(condition: Callable[[], bool], what: str, *, cluster: Nodes) -> N
             log = client.get_job_logs(newest.job_id)[-6000:]
             pytest.fail(f"no {what}: {newest.status} {newest.message}\n{log}\n{ray_logs(cluster)}")
         time.sleep(0.3)
-    print(f"{what}: {time.monotonic() - started:.1f} s", file=sys.__stderr__, flush=True)
 
 
 def ray_logs(cluster: Nodes) -> str:
