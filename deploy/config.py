@@ -258,6 +258,11 @@ class RunConfig:
         self.load_extensions()
         choose(self.train.method, METHODS, "train.method")
         parse_policy(self.curriculum.policy, self.curriculum.user_policies)
+        if self.curriculum.adaptive and self.curriculum.growth.metric != "loss" and not self.evaluate_every:
+            raise ValueError(
+                f"an adaptive schedule that follows {self.curriculum.growth.metric} needs evaluate_every above 0; got "
+                "0. Set it to some epochs of steps, or follow the loss."
+            )
         if self.train.deterministic and self.fleet.decoder == "mixed":
             raise ValueError(
                 "train.deterministic needs loaders of one kind: CPU and GPU decoders differ by rounding, so in a mixed "

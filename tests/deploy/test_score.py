@@ -41,8 +41,11 @@ def answer(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def index(digits: DataConfig) -> Path:
-    return Path(digits.index)
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """320 labelled images."""
+    folder = tmp_path_factory.mktemp("few")
+    build_index(build_shards(list(islice(digits_of().samples, 320)), folder / "shards"), folder / "index.parquet")
+    return folder / "index.parquet"
 
 
 def test_spaces_are_scored_and_compared(tmp_path: Path, index: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,7 +108,7 @@ def test_a_run_scores_with_its_own_encoder(
 def test_a_job_that_stopped_goes_on_with_what_is_missing(
     tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feature_job, "CHUNK_SAMPLES", 400)
+    monkeypatch.setattr(feature_job, "CHUNK_SAMPLES", 100)
     spec = FeatureSpec(space="sift")
     whole = compute_features(index, spec, tmp_path / "whole")
     made: list[int] = []
@@ -124,7 +127,7 @@ def test_a_job_that_stopped_goes_on_with_what_is_missing(
     done: list[tuple[int, int]] = []
     parts = compute_features(index, spec, tmp_path / "parts", advance=lambda *now: done.append(now))
     assert made == [0, 1, 2, 3]
-    assert done == [(1200, 1437), (1437, 1437)]
+    assert done == [(300, 320), (320, 320)]
     np.testing.assert_array_equal(parts[:], whole[:])
     with pytest.raises(ValueError, match="same space"):
         compute_features(index, replace(spec, space="hog"), tmp_path / "parts")
@@ -132,7 +135,7 @@ def test_a_job_that_stopped_goes_on_with_what_is_missing(
 
 @pytest.mark.ray
 def test_workers_under_ray_compute_the_same(tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feature_job, "CHUNK_SAMPLES", 500)
+    monkeypatch.setattr(feature_job, "CHUNK_SAMPLES", 120)
     here = compute_features(index, FeatureSpec(space="pixels"), tmp_path / "here")
     there = compute_features(index, FeatureSpec(space="pixels"), tmp_path / "there", workers=2)
     np.testing.assert_array_equal(here[:], there[:])
@@ -148,8 +151,9 @@ def test_a_sample_that_cannot_be_decoded_is_far_from_every_prototype(tmp_path: P
 
 
 def test_the_page_shows_every_cluster_and_escapes_what_the_data_says(
-    tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, digits: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    index = Path(digits.index)
     hostile = "\"><script>alert('x')</script>"
     load = ShardIndex.load(index)
     monkeypatch.setattr(ShardIndex, "keys", [hostile] * len(load), raising=False)
@@ -164,7 +168,7 @@ def test_the_page_shows_every_cluster_and_escapes_what_the_data_says(
     assert not re.search(r"(src|href)=[\"']?http", page)
 
 
-def test_effective_size_rises_with_temperature_to_its_limit(index: Path) -> None:
-    for sizes in size_by_temperature(Prototypes.load(index.parent / "prototypes.parquet")).values():
+def test_effective_size_rises_with_temperature_to_its_limit(digits: DataConfig) -> None:
+    for sizes in size_by_temperature(Prototypes.load(digits.prototypes or "")).values():
         assert sizes == sorted(sizes)
         assert 0.6 < sizes[-1] < 0.6323
