@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,6 +17,7 @@ from deploy.client import ChangedSince, Refused, RunClient
 from deploy.config import DataConfig
 from deploy.rundir import RunDir
 from tests.deploy.api_run import alive, tiny, wait_for
+from tests.deploy.test_cli import answer, refusal
 
 HEAVY = ("torch", "ray", "numpy", "loader", "scoring", "trainer", "fastapi")
 ROOT = Path(__file__).parents[2]
@@ -29,23 +29,6 @@ CPU_S = 1.5
 def run(tmp_path_factory: pytest.TempPathFactory, digits: DataConfig) -> Iterator[RunDir]:
     with alive(tmp_path_factory.mktemp("cli") / "run", tiny(digits, steps=10**6)) as run:
         yield run
-
-
-def answer(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
-    capsys.readouterr()
-    status = main([*map(str, words), "--json"])
-    shown = capsys.readouterr()
-    assert status == 0, shown.err
-    value: dict[str, Any] = json.loads(shown.out)
-    return value
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    capsys.readouterr()
-    assert main([*map(str, words)]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tempera: ")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 def test_a_change_is_forecast_made_logged_and_released(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
