@@ -29,7 +29,7 @@ def reproduce(
     The same command goes on where an interrupted study was; arms that claims share are trained once.
 
     Args:
-        claim: prototypes, temperature, hard, features, clusters, pass, clmae or mto.
+        claim: prototypes, temperature, hard, features, clusters, pass, clmae, mto or fewshot.
         data: folder with train/ and test/, each with one folder of images a class.
         out: folder for everything that is written.
         budget: minutes for all arms and seeds; decides the epochs, from a measured step.

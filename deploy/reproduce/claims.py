@@ -7,8 +7,8 @@ that. `sweep` holds the papers' ablations. Adding a claim is one entry of CLAIMS
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 SIZE_OF_TEMPERATURE = {0.01: 0.004, 0.05: 0.122, 0.08: 0.236, 0.2: 0.495, 0.4: 0.592, 0.6: 0.614}
 """The paper's fixed temperatures and the effective sizes they mean on ImageNet-1K (Lin et al., CVPR 2025). The arms
@@ -34,6 +34,8 @@ class Arm:
     """Feature space of the prototypes."""
     num_clusters: int = 100
     """Prototypes."""
+    clusters_from: Literal["kmeans", "labels"] = "kmeans"
+    """labels: the classes are the clusters, which is the paper's oracle."""
     method: str = "mae"
     """A name in trainer.METHODS."""
     model: Mapping[str, Any] = field(default_factory=dict)
@@ -105,6 +107,10 @@ def _pass(name: str, *, paper: Mapping[str, float] | None = None, **settings: An
     )
 
 
+def _masked(ratio: float) -> Mapping[str, Any]:
+    return {"pass_": {"enabled": True}, "mask_ratio": ratio}
+
+
 UNIFORM = Arm(name="uniform", paper={"nn_cls": 30.25})
 HARD = Arm(name="hard", policy="hard", paper={"nn_cls": 24.63})
 ANNEALED = _prototypical(paper={"nn_cls": 47.40})
@@ -144,11 +150,14 @@ CLAIMS: dict[str, Claim] = {
         title="The curriculum helps in every feature space, more in a better one",
         source=f"{CURRICULUM_PAPER}, feature spaces",
         arms=(
-            UNIFORM,
+            Arm(name="uniform", paper={"nn_cls": 31.70}),
             _prototypical("hog"),
-            _prototypical("pixels", features="pixels"),
+            _prototypical("sift", features="sift", paper={"nn_cls": 36.85}),
+            _prototypical("untrained", features="untrained", paper={"nn_cls": 32.63}),
+            _prototypical("oracle", clusters_from="labels", paper={"nn_cls": 37.83}),
         ),
-        expected=(Expectation(arm="hog", than="uniform"), Expectation(arm="pixels", than="uniform")),
+        expected=tuple(Expectation(arm=name, than="uniform") for name in ("hog", "sift", "untrained", "oracle")),
+        sweep=(_prototypical("pixels", features="pixels"),),
     ),
     "clusters": Claim(
         title="The number of clusters matters little around the one that Davies-Bouldin chooses",
@@ -165,7 +174,15 @@ CLAIMS: dict[str, Claim] = {
         sweep=(
             *(_pass(f"pass-keep-{keep}", keep=keep) for keep in (0.2, 0.4, 0.5)),
             *(_pass(f"pass-tau-{tau}", temperature=tau) for tau in (0.05, 0.5, 1.0)),
+            *(replace(_pass(f"pass-mask-{ratio}"), model=_masked(ratio)) for ratio in (0.4, 0.6, 0.9)),
         ),
+    ),
+    "fewshot": Claim(
+        title="The curriculum's encoder learns more from five labelled images a class",
+        source=f"{CURRICULUM_PAPER}, 5-shot linear probe, mean over eight data sets",
+        arms=(_prototypical(paper={"shot5_cls": 47.23}), Arm(name="uniform", paper={"shot5_cls": 41.77})),
+        expected=(Expectation(arm="prototypical", than="uniform", metric="shot5_cls"),),
+        metrics=("shot5_cls", "shot5_mean", "nn_cls"),
     ),
     "clmae": Claim(
         title="Masks learned from easy to hard beat random masks",

@@ -51,9 +51,17 @@ def with_prototypes(data: DataConfig, arm: Arm, *, size: int) -> DataConfig:
         return data
     index = Path(data.index)
     clusters = min(arm.num_clusters, max(1, len(ShardIndex.load(index)) // FEWEST_IN_CLUSTER))
-    prototypes = index.parent / f"prototypes-{arm.features}-{clusters}.parquet"
+    oracle = arm.clusters_from == "labels"
+    prototypes = index.parent / f"prototypes-{arm.features}-{'labels' if oracle else clusters}.parquet"
     if not prototypes.is_file():
-        scoring_job.score(index, prototypes, features=arm.features, size=size, num_clusters=clusters)
+        scoring_job.score(
+            index,
+            prototypes,
+            features=arm.features,
+            size=size,
+            num_clusters=None if oracle else clusters,
+            labels_as_clusters=oracle,
+        )
     return replace(data, prototypes=str(prototypes))
 
 

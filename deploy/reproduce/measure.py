@@ -8,10 +8,14 @@ from pathlib import Path
 from deploy.config import DataConfig
 from deploy.probe import Labelled
 from trainer import load_method
+from trainer.evaluate.features import Features
+from trainer.evaluate.fewshot import FewShotConfig, few_shot
 from trainer.evaluate.knn import embed_pools, nearest_neighbour_accuracy
 
 GALLERY, TEST = 20_000, 10_000
 """Largest numbers of images that classify and that are classified."""
+SHOTS = 5
+"""Labelled images a class of the few-shot probe, the mean of three draws."""
 DINO_NEIGHBOURS, DINO_TEMPERATURE = 20, 0.07
 """Weighted k-NN as DINO does it (METHODS section 9)."""
 
@@ -50,6 +54,9 @@ class Measure:
             metrics[f"knn{DINO_NEIGHBOURS}_{pool}"] = nearest_neighbour_accuracy(
                 *labelled, k=DINO_NEIGHBOURS, temperature=DINO_TEMPERATURE
             )
+            known = Features(gallery[pool], self.gallery.labels)
+            (row,) = few_shot(known, Features(test[pool], self.test.labels), FewShotConfig(shots=(SHOTS,)))
+            metrics[f"shot{SHOTS}_{pool}"] = row["acc1"]
         return metrics
 
     def pixels(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,7 +14,7 @@ from deploy.report import Section, write_report
 from deploy.reproduce.claims import Arm, Claim
 from deploy.reproduce.plan import Plan
 from deploy.reproduce.study import Outcome
-from deploy.reproduce.table import Cells, Verdict, rows
+from deploy.reproduce.table import Cell, Cells, Verdict, rows
 
 
 def table_data(plan: Plan, claim: Claim, found: Cells, judged: Sequence[Verdict], floor: float) -> dict[str, Any]:
@@ -26,14 +27,14 @@ def table_data(plan: Plan, claim: Claim, found: Cells, judged: Sequence[Verdict]
         judged: the directions.
         floor: 1-NN accuracy of raw pixels.
     """
-    arms = {
-        arm: {
-            name: {"mean": cell.mean, "sd": cell.spread, "by_seed": list(cell.values)} for name, cell in metrics.items()
-        }
-        for arm, metrics in found.items()
-    }
+    arms = {arm: {name: _cell(cell) for name, cell in metrics.items()} for arm, metrics in found.items()}
     directions = [
-        {"direction": str(one), "holds": one.holds, "difference_by_seed": list(one.differences)} for one in judged
+        {
+            "direction": str(one),
+            "holds": one.holds,
+            "difference_by_seed": [x if math.isfinite(x) else None for x in one.differences],
+        }
+        for one in judged
     ]
     return {
         "claim": plan.claim,
@@ -44,6 +45,12 @@ def table_data(plan: Plan, claim: Claim, found: Cells, judged: Sequence[Verdict]
         "arms": arms,
         "directions": directions,
     }
+
+
+def _cell(cell: Cell) -> dict[str, Any]:
+    """A cell as JSON, where what is not a number is null."""
+    values = [value if math.isfinite(value) else None for value in cell.values]
+    return {"mean": cell.mean if math.isfinite(cell.mean) else None, "sd": cell.spread, "by_seed": values}
 
 
 def write_page(

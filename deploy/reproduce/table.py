@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from deploy.reproduce.claims import Arm, Claim, Expectation
 from deploy.reproduce.study import Outcome
+from trainer.evaluate.rauc import common_curve, rauc
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,15 +80,8 @@ def cells(outcomes: Sequence[Outcome], *, baseline: str | None) -> dict[str, dic
     if baseline is not None:
         for arm, several in by_arm.items():
             pairs = zip(several, by_arm[baseline], strict=True)
-            found[arm]["rauc"] = Cell(values=tuple(rauc(ours.curve, base.curve) for ours, base in pairs))
+            found[arm]["rauc"] = Cell(values=tuple(_rauc(ours, base) for ours, base in pairs))
     return found
-
-
-def rauc(curve: Mapping[str, Any], baseline: Mapping[str, Any], *, metric: str = "nn_cls") -> float:
-    """Ratio of the areas above the baseline's first point, by trapezoids (MTO, Eq. 6)."""
-    ours, base = curve[metric], baseline[metric]
-    first = base[0][1]
-    return _area(ours, first) / _area(base, first)
 
 
 def verdicts(claim: Claim, found: Cells) -> list[Verdict]:
@@ -123,13 +115,22 @@ def rows(claim: Claim, arms: Sequence[Arm], found: Cells) -> tuple[tuple[str, ..
     return columns, lines
 
 
+def _rauc(ours: Outcome, base: Outcome, *, metric: str = "nn_cls") -> float:
+    """Of two training curves; not a number where the baseline does not rise, so that there is nothing to compare."""
+    steps, curve, reference = common_curve(_points(ours, metric), _points(base, metric))
+    try:
+        return rauc(steps, reference, curve)
+    except ValueError:
+        return math.nan
+
+
+def _points(outcome: Outcome, metric: str) -> list[tuple[float, float]]:
+    return [(point[0], point[1]) for point in outcome.curve[metric]]
+
+
 def _shown(cell: Cell | None, metric: str) -> str:
     if cell is None:
         return "-"
     if metric != "rauc":
         return str(cell)
     return f"{cell.mean:.2f}" + ("" if cell.spread is None else f" +- {cell.spread:.2f}")
-
-
-def _area(points: Sequence[Sequence[float]], floor: float) -> float:
-    return sum((right[0] - left[0]) * ((left[1] + right[1]) / 2 - floor) for left, right in itertools.pairwise(points))

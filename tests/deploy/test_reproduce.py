@@ -13,7 +13,7 @@ from deploy.commands.reproduce import reproduce
 from deploy.reproduce import CLAIMS, Arm, Claim, Expectation
 from deploy.reproduce.arms import Scale, run_config
 from deploy.reproduce.study import Outcome
-from deploy.reproduce.table import cells, rauc, rows, verdicts
+from deploy.reproduce.table import cells, rows, verdicts
 
 CLAIM = Claim(
     title="one beats two",
@@ -42,10 +42,15 @@ def test_table_gives_mean_and_spread_and_each_direction_by_seed():
     assert level.holds == "yes"  # a mean difference of 0 is above minus one standard error, .1
 
 
-def test_rauc_is_the_ratio_of_the_areas_above_the_first_point():
-    base = {"nn_cls": [[100, 80.0], [200, 81.0], [400, 82.5]]}
-    ours = {"nn_cls": [[100, 81.0], [200, 82.2], [400, 83.0]]}
-    assert rauc(ours, base) == pytest.approx(1.7)  # METHODS section 6
+def test_rauc_is_taken_against_the_baseline_seed_by_seed():
+    def curve(arm: str, values: list[float]) -> Outcome:
+        points = {"nn_cls": [[step, value] for step, value in zip((100, 200, 400), values, strict=True)]}
+        return Outcome(arm=arm, seed=0, metrics={"nn_cls": values[-1]}, curve=points, steps=400, seconds=1.0)
+
+    found = cells([curve("base", [80.0, 81.0, 82.5]), curve("ours", [81.0, 82.2, 83.0])], baseline="base")
+    assert found["ours"]["rauc"].values == pytest.approx((1.7,))  # METHODS section 6
+    flat = cells([curve("base", [80.0, 80.0, 80.0]), curve("ours", [81.0, 82.2, 83.0])], baseline="base")
+    assert np.isnan(flat["ours"]["rauc"].mean)  # nothing to compare with
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
