@@ -30,6 +30,8 @@ _CONTEXT_ROWS: Final = 8
 """Rows below a box that its last row needs: chroma is interpolated from the next row, at most 4 pixels further down."""
 _OPTIONS: Final = ":fancy_upsampling=1 :fast_idct=0"
 """The settings of a plain libjpeg-turbo decoder, which the whole decoding uses."""
+_KEPT_BYTES: Final = 8 << 20
+"""Largest box whose memory a thread keeps for its next one."""
 
 
 class RegionDecoder:
@@ -65,10 +67,11 @@ class RegionDecoder:
             thread.settings = codec.DecodeParams(apply_exif_orientation=False, color_spec=codec.SRGB)
             thread.image = None
         region = codec.CodeStream(data).get_sub_code_stream(0, codec.Region(*edges))
-        thread.image = thread.decoder.decode(region, params=thread.settings, image=thread.image)
-        if thread.image is None:
+        image = thread.decoder.decode(region, params=thread.settings, image=thread.image)
+        if image is None:
             return None
-        pixels: NDArray[np.uint8] = np.asarray(thread.image)
+        pixels: NDArray[np.uint8] = np.asarray(image)
+        thread.image = image if pixels.nbytes <= _KEPT_BYTES else None
         return pixels
 
 
