@@ -49,7 +49,7 @@ HEADERS = (
     (b"cross-origin-opener-policy", b"same-origin"),
     (
         b"content-security-policy",
-        b"default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' blob: data:; "
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
         b"connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     ),
 )
