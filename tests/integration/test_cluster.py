@@ -100,8 +100,10 @@ def test_a_submitted_run_keeps_its_places_through_scaling_node_loss_and_resume(
     wait_until(lambda: steps(run) > held["step"], "the window of the change", cluster=cluster)
     wait_until(lambda: len(ready()) == 2, "two loaders", cluster=cluster)
 
-    lost, kept = cluster.of("loader")
-    kept_id = cluster.ids("loader")[kept.address]
+    ids = cluster.ids("loader")
+    at_work = ready()[0]["node"]
+    lost, kept = sorted(cluster.of("loader"), key=lambda node: ids[node.address] != at_work)
+    kept_id = ids[kept.address]
     lost.kill()
     before = steps(run)
     wait_until(lambda: steps(run) >= before + 10, "training after a node was lost", cluster=cluster)
