@@ -112,27 +112,28 @@ def _listing(source: Path, image: str, label: str, run: Runner) -> Listing:
 
     if not source.exists():
         raise ValueError(f"there is nothing at {source}; give a folder of images, Parquet files or tars.")
-    if found := [path for path in parquet_files(source) if path.suffix == ".parquet"]:
-        return loader.list_parquet(found, image=image, label=label)
     if found := [path for path in tar_files(source) if path.suffix == ".tar"]:
         with tempfile.TemporaryDirectory() as scratch, progress_bar("reading tars") as advance:
             index = loader.build_index(found, Path(scratch) / "index.parquet", progress=advance, run=run)
             return loader.list_tars(index)
+    if found := [path for path in parquet_files(source) if path.suffix == ".parquet"]:
+        return loader.list_parquet(found, image=image, label=label)
     return loader.list_folder(source)
 
 
-def verify(path: Positional[Path], *, full: bool = False) -> Answer:
+def verify(path: Positional[Path], *, full: bool = False, allow_hosts: tuple[str, ...] = ()) -> Answer:
     """Check that the shards are those that were indexed.
 
     Args:
         path: index.parquet.
         full: read every sample and check its CRC-32, instead of sizes only.
+        allow_hosts: hosts that may have private addresses, and may be reached by plain http.
     """
     from loader import ShardIndex
 
     index = ShardIndex.load(path)
     with progress_bar("verifying") as advance:
-        index.verify(full=full, progress=advance)
+        index.verify(full=full, allow_hosts=allow_hosts, progress=advance)
     checked = "every byte" if full else "names and sizes"
     data = {"samples": len(index), "shards": len(index.shard_urls), "fingerprint": index.fingerprint, "full": full}
     return Answer(
