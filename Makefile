@@ -6,7 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format lint types imports lock clean
+MINUTES ?= 20
+
+.PHONY: demo test soak check format lint types imports lock clean
 
 $(INSTALLED): constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tempera needs Python 3.11 or later; set PYTHON=")'
@@ -20,6 +22,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+soak: $(INSTALLED)
+	$(BIN)/tempera soak --minutes $(MINUTES) --out runs/soak-$$(date +%Y%m%d-%H%M%S)
 
 check: $(INSTALLED) lint types imports test
 
