@@ -16,6 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from trainer.pictures import save_whole
+
 WARM, COOL, GREY = "#d1495b", "#2e6f95", "#8d99ae"
 DPI = 120
 
@@ -29,7 +31,7 @@ def _axes(path: Path, *, width: float = 7.2, height: float = 3.6) -> Iterator[Ax
     axes.grid(alpha=0.25)
     yield axes
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
+    save_whole(figure, path, dpi=DPI)
 
 
 def effective_size(
@@ -108,7 +110,7 @@ def prototypes(path: Path, *, rows: Sequence[tuple[str, NDArray[np.uint8]]]) -> 
         axes_row[0].text(-0.15, 0.5, label, transform=axes_row[0].transAxes, ha="right", va="center", fontsize=8)
     figure.suptitle("each row one cluster: nearest to the prototype on the left, farthest on the right", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
+    save_whole(figure, path, dpi=DPI)
 
 
 def distances(path: Path, *, distance: NDArray[np.floating[Any]]) -> None:

@@ -13,7 +13,7 @@ from deploy.config import RunConfig
 from deploy.observe.figures import figure_sections, figures
 from deploy.report import Section, write_report
 from deploy.rundir import RunDir
-from trainer.pictures import heterogeneity_plot
+from trainer.pictures import heterogeneity_plot, save_whole
 
 PICTURE = re.compile(r"step-(\d+)-([a-z_]+)\.png")
 TITLES = {
@@ -75,6 +75,6 @@ def _curves(run: RunDir) -> dict[Path, str]:
             pictures[run.report / file] = caption
     heterogeneity = heterogeneity_plot(run.path / "metrics.jsonl") if lines else None
     if heterogeneity is not None:
-        heterogeneity.savefig(run.report / "heterogeneity.png", dpi=120)
+        save_whole(heterogeneity, run.report / "heterogeneity.png", dpi=plots.DPI)
         pictures[run.report / "heterogeneity.png"] = "heterogeneity of masked tokens by layer"
     return pictures

@@ -53,8 +53,15 @@ class Pictures:
         method.eval()
         with torch.no_grad():
             for name, columns in draw(method, self.config, self.images_u8).items():
-                grid(columns).savefig(self.out_dir / f"step-{step:08d}-{name}.png", dpi=100)
+                save_whole(grid(columns), self.out_dir / f"step-{step:08d}-{name}.png", dpi=100)
         method.train(training)
+
+
+def save_whole(figure: Figure, path: Path, *, dpi: int) -> None:
+    """Write a figure as PNG beside its place and rename it there: who looks meanwhile sees a whole picture or none."""
+    aside = path.with_name(f".{path.name}.tmp")
+    figure.savefig(aside, dpi=dpi, format="png")
+    aside.replace(path)
 
 
 Columns = dict[str, NDArray[Any]]

@@ -90,6 +90,7 @@ class Recorder:
         self._loss_sum: Tensor | None = None
         self._loss_steps = 0
         self._saved_step = -1
+        self._substituted = 0
 
     def __enter__(self) -> "Recorder":
         return self
@@ -131,6 +132,7 @@ class Recorder:
         self._unread.append((self.state.step - 1, np.asarray(batch.sample_ids), result))
         self._loss_sum = result.loss if self._loss_sum is None else self._loss_sum + result.loss
         self._loss_steps += 1
+        self._substituted += len(getattr(batch, "substituted", ()))  # a stream of one's own need not know of spares
         if self.state.device.type == "cpu":
             self.check_finite()
 
@@ -155,6 +157,8 @@ class Recorder:
         """Read the numbers of the step, check them, write them."""
         self.check_finite()
         numbers = {"loss": result.loss, **result.parts}
+        numbers["bad_samples"] = result.loss.new_tensor(self._substituted * self.state.context.world_size)
+        self._substituted = 0
         mean = self.state.context.mean(torch.stack([value.detach().double() for value in numbers.values()]))
         values: dict[str, Any] = dict(zip(numbers, mean.tolist(), strict=True))
         values |= {"lr": learning_rate(self.state.config, self.state.step - 1), "grad_norm": float(result.grad_norm)}
