@@ -86,8 +86,14 @@ def test_score_writes_prototypes_and_their_picture(
     scored = answer(capsys, "score", digits.index, "--out", tmp_path / "prototypes.parquet", "--clusters", 10)
     assert scored["clusters"] == 10
     assert Path(scored["prototypes"]).is_file()
-    with Image.open(scored["picture"]) as picture:
-        assert picture.format == "PNG"
+    pictures = [Path(picture) for picture in scored["pictures"]]
+    assert {picture.suffix for picture in pictures} == {".html", ".png"}
+    for picture in pictures:
+        if picture.suffix == ".html":
+            assert "<script" in picture.read_text()
+        else:
+            with Image.open(picture) as image:
+                assert image.format == "PNG"
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_failed_draw_leaves_a_landed_change_where_it_was_promised(selection, dra
     with pytest.raises(ValueError, match="fails now"):
         drawing.result(10)
     assert selection.control(set_size(0.55)).window == 2
-    with pytest.raises(ValueError, match="a round must follow a drawn window"):
+    with pytest.raises(ValueError, match="a change of the table must follow a drawn window"):
         selection.control(Control(kind="round", value="bss", author="trainer"))
     FAIL.clear()
     again = selection.window(1, effective_size=0.25)
