@@ -3,7 +3,7 @@
 Ray reads its authentication mode when it is imported, so this module imports it inside its functions, after the
 environment is set.
 1. `cluster` uses the Ray that RAY_ADDRESS names, as in a submitted job, or else starts one on this machine with a token
-   of its own in the run directory, and shuts down what it started.
+   of its own in the run directory (or the one that RAY_AUTH_TOKEN_PATH names), and shuts down what it started.
 2. `join` connects this process to a running cluster with that cluster's token.
 """
 
@@ -83,13 +83,14 @@ def local_cluster(directory: Path, *, num_cpus: int) -> Iterator[Endpoint]:
     What Ray prints of its workers goes to ray.log in the directory, not to the person's screen.
 
     Args:
-        directory: where the token is kept (a run directory).
+        directory: where the token is kept (a run directory), unless RAY_AUTH_TOKEN_PATH names one: Ray reads its token
+            once a process, so whoever starts several clusters in one must use one token.
         num_cpus: logical CPUs; loaders and trainers are placed by them, they do not bind cores.
 
     Yields:
         How other processes of the same user reach the cluster.
     """
-    token_path = directory / ".ray-token"
+    token_path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or directory / ".ray-token")
     authenticate(token_path)
     quiet()
     import ray

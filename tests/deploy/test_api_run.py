@@ -224,7 +224,7 @@ def test_training_does_not_notice_who_looks_on(tmp_path: Path, digits: DataConfi
         over.set()
         for thread in threads:
             thread.join()
-    assert answers.count(200) > 10
+    assert answers.count(200) > 2  # the others hit the rate limit
     assert set(answers) <= {200, 429, 0}
     assert losses(run) == losses(alone)
     assert len(losses(run)) == ENOUGH

@@ -25,7 +25,7 @@ SETTINGS = ("train.total_steps=100000", "train.checkpoint_every=50", "train.log_
 SETTINGS += ('extensions=["example_method"]', "train.method=mean_colour")
 PATIENCE_S = 300.0
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
