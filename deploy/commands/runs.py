@@ -28,6 +28,8 @@ def train(
     mto_preset: Annotated[str | None, arg(name="mto.preset")] = None,
     out: Path | None = None,
     set: tuple[str, ...] = (),
+    profile: int = 0,
+    deterministic: bool = False,
     ray: bool = True,
     dry_run: bool = False,
 ) -> Answer:
@@ -45,6 +47,8 @@ def train(
         mto_preset: add them as recommended, as in the paper, or literal (the formulas exactly as printed).
         out: run directory; runs/NAME by default.
         set: fields to change, as in --set train.total_steps=200 curriculum.end=0.5.
+        profile: write a trace of so many steps into the run directory, as in --profile 10.
+        deterministic: deterministic kernels only, and loaders of one kind.
         ray: use actors under Ray; --no-ray runs everything in this process.
         dry_run: start nothing; show the plan: steps, windows, memory, images/s needed and there, PASS rounds.
     """
@@ -59,7 +63,8 @@ def train(
     parts = combination(
         method=method, masking=masking, curriculum=curriculum, mto=mto_preset or ("recommended" if mto else None)
     )
-    config = override(choose(name, RUNS, "a run")(data), (*parts, *set))
+    flags = ([f"train.profile_steps={profile}"] if profile else []) + ["train.deterministic=true"] * deterministic
+    config = override(choose(name, RUNS, "a run")(data), (*parts, *flags, *set))
     if dry_run:
         return plan_answer(config)
     return _run(config, RunDir(out or Path("runs") / config.name), ray=ray)
