@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 
 MINUTES ?= 20
 
-.PHONY: demo test test-cluster soak check format lint types imports lock clean
+.PHONY: demo test test-cluster test-faults soak check format lint types imports lock clean
 
 $(INSTALLED): constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tempera needs Python 3.11 or later; set PYTHON=")'
@@ -21,10 +21,13 @@ demo: $(INSTALLED)
 	$(BIN)/tempera demo
 
 test: $(INSTALLED)
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m 'not cluster'
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m 'not cluster and not faults'
 
 test-cluster: $(INSTALLED)
 	$(BIN)/pytest -m cluster
+
+test-faults: $(INSTALLED)
+	$(BIN)/pytest -m faults
 
 soak: $(INSTALLED)
 	$(BIN)/tempera soak --minutes $(MINUTES) --out runs/soak-$$(date +%Y%m%d-%H%M%S)
