@@ -17,6 +17,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from deploy import failpoints
 from deploy.rundir import Endpoint, RunError
 
 NAMESPACE = "tempera"
@@ -104,6 +105,7 @@ def local_cluster(directory: Path, *, num_cpus: int) -> Iterator[Endpoint]:
         object_store_memory=OBJECT_STORE_BYTES,
         log_to_driver=False,
         logging_level=logging.WARNING,
+        runtime_env=failpoints.runtime_env(),
     )
     endpoint = _endpoint(context, str(token_path.resolve()))
     try:

@@ -7,6 +7,7 @@ fault (a missing or replaced shard, storage that does not answer) is raised inst
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,9 @@ from loader.errors import BadSampleError
 from loader.fetch import Fetched, Fetcher
 from loader.header import read_header
 from loader.index import ShardIndex
+
+FAILPOINT = "tempera.failpoint"
+"""Audit event of a place that can be made to fail: nothing, unless somebody listens."""
 
 
 class Decoder(Protocol):
@@ -70,6 +74,7 @@ class LoaderWorker:
             ValueError: If a sample id is not in the index.
         """
         started = time.monotonic()
+        sys.audit(FAILPOINT, "loader.request")
         self._check_ids(spec)
         images = self._buffers.take(len(spec), spec.transform.size) if out is None else out
         rgb: Rgb = images.permute(0, 2, 3, 1).numpy()
@@ -85,9 +90,11 @@ class LoaderWorker:
             tasks = [self._threads.submit(self._load_chunks, plan, rgb, chunks) for _ in range(self.config.threads)]
             wait(tasks)
             results = [task.result() for task in tasks]
+        sys.audit(FAILPOINT, "loader.decoded")
         bad = tuple(sorted((sample for result in results for sample in result), key=lambda sample: sample.row))
         seconds = time.monotonic() - started
         self._count(len(spec), len(bad), seconds)
+        sys.audit(FAILPOINT, "loader.reply")
         return Pixels(images=images.numpy(), bad=bad, decode_s=seconds)
 
     def stats(self) -> dict[str, float | int]:
@@ -163,6 +170,11 @@ class LoaderWorker:
         else:
             data = self.index.read(sample_id, self._reader)
         header = read_header(data, max_pixels=self.config.max_pixels)
+        indexed = (int(self.index.width[sample_id]), int(self.index.height[sample_id]))
+        if indexed != (header.width, header.height):  # the box was made for the index's sides
+            raise BadSampleError(
+                f"image is {header.width} x {header.height}; the index says {indexed[0]} x {indexed[1]}"
+            )
         return Encoded(sample_id, data, header, plan.boxes[row], bool(plan.flips[row]), plan.demand(row))
 
     def _from_cache(self, plan: _Plan, row: int, out: Rgb) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from scoring.logschema import (
 )
 from scoring.records import TABLE_CHANGES, LogEntry, Window, WindowFacts
 from scoring.scores import ScoreReport
+from scoring.snapshots import FAILPOINT
 
 REPORTS_AT_ONCE = 256
 TRIMMED_AT_ONCE = 16
@@ -248,12 +250,14 @@ class RunLog:
                 self._connection.execute("BEGIN IMMEDIATE")
                 try:
                     yield self._connection
+                    sys.audit(FAILPOINT, "selection.append")
                     self._connection.execute("COMMIT")
                 except BaseException:
                     if self._connection.in_transaction:
                         self._connection.execute("ROLLBACK")
                     raise
-            except sqlite3.OperationalError as error:
+                sys.audit(FAILPOINT, "selection.appended")
+            except (sqlite3.OperationalError, OSError) as error:
                 raise LogUnavailable(
                     f"run log {self.path} must be writable; it is not ({error}). Free some disk space; what was "
                     "acknowledged is not lost."

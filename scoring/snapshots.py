@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 
 Packed = tuple[dict[str, NDArray[Any]], dict[str, Any]]
 """Arrays and facts of one id range, see `Columns.pack`."""
+
+FAILPOINT = "tempera.failpoint"
+"""Audit event of a place that can be made to fail: nothing, unless somebody listens."""
 
 MAGIC = b"TEMPERA\n"
 SCHEMA_VERSION = 2
@@ -55,6 +59,7 @@ class Disk:
 
     def write(self, file: IO[bytes], data: bytes | memoryview) -> None:
         """Write some bytes; they may be lost, or half there, until the sync."""
+        sys.audit(FAILPOINT, "snapshot.write", file, data)
         file.write(data)
 
     def sync(self, file: IO[bytes]) -> None:
@@ -64,7 +69,9 @@ class Disk:
 
     def rename(self, source: Path, target: Path) -> None:
         """Give a file its name, and bring the name to the disk."""
+        sys.audit(FAILPOINT, "snapshot.rename")
         os.replace(source, target)
+        sys.audit(FAILPOINT, "snapshot.renamed")
         descriptor = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,9 @@ from torch import Tensor, nn
 from trainer.errors import CheckpointError
 
 log = logging.getLogger(__name__)
+
+FAILPOINT = "tempera.failpoint"
+"""Audit event of a place that can be made to fail: nothing, unless somebody listens."""
 
 FORMAT = 1
 _PREFIX = "step-"
@@ -119,17 +123,21 @@ class Checkpoints:
         temporary = self.directory / f".writing-{final.name}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
+        sys.audit(FAILPOINT, "checkpoint.write")
         for file, group in tensors.items():
             save_file(_to_host(group, copied), temporary / f"{file}.safetensors")
         files = {
             path.name: {"bytes": path.stat().st_size, "crc32": _crc32(path)} for path in temporary.glob("*.safetensors")
         }
+        sys.audit(FAILPOINT, "checkpoint.state")
         text = json.dumps({"format": FORMAT, "step": step, **state, "files": files}, indent=1)
         (temporary / "state.json").write_text(text, "ascii")
         for path in (*temporary.iterdir(), temporary):
             _sync(path)
         shutil.rmtree(final, ignore_errors=True)
+        sys.audit(FAILPOINT, "checkpoint.rename")
         temporary.rename(final)
+        sys.audit(FAILPOINT, "checkpoint.renamed")
         _sync(self.directory)
         self._prune()
         return final

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 MARK = "TEMPERA_SOAK"
+SHARED = "/dev/shm/"  # noqa: S108 - it is looked at, nothing is written
 ROLES = {
     "loader": "ray::LoaderActor",
     "fleet": "ray::LoaderFleet",
@@ -19,10 +21,16 @@ ROLES = {
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a process holds."""
+    """What a process holds at a moment."""
 
-    resident_bytes: int
-    """Resident memory."""
+    time: float
+    """Seconds since the epoch."""
+    pid: int
+    """The process."""
+    role: str
+    """A key of ROLES, or "driver"."""
+    private_bytes: int
+    """Resident memory that it shares with nobody."""
     descriptors: int
     """Open file descriptors."""
 
@@ -45,17 +53,32 @@ class Processes:
 
     def of(self, role: str) -> list[int]:
         """Process ids of a role, a key of ROLES."""
-        title = ROLES[role].encode()
-        return [pid for pid in self.alive() if _read(pid, "cmdline").startswith(title)]
+        return [pid for pid, found in self.roles().items() if found == role]
 
-    def usage(self, pid: int) -> Usage | None:
+    def roles(self) -> dict[int, str]:
+        """Process id -> role, of all that have one."""
+        titles = {pid: _read(pid, "cmdline") for pid in self.alive()}
+        return {
+            pid: role
+            for pid, title in titles.items()
+            for role, name in ROLES.items()
+            if title.startswith(name.encode())
+        }
+
+    def usage(self, pid: int, role: str) -> Usage | None:
         """What a process holds; None when it is gone."""
         try:
-            pages = int((Path("/proc") / str(pid) / "statm").read_text().split()[1])
+            pages = list(map(int, (Path("/proc") / str(pid) / "statm").read_text().split()))
             descriptors = len(os.listdir(f"/proc/{pid}/fd"))
+            private = (pages[1] - pages[2]) * os.sysconf("SC_PAGE_SIZE")
         except (OSError, IndexError):
             return None
-        return Usage(resident_bytes=pages * os.sysconf("SC_PAGE_SIZE"), descriptors=descriptors)
+        return Usage(time=time.time(), pid=pid, role=role, private_bytes=private, descriptors=descriptors)
+
+    def shared_files(self) -> set[str]:
+        """Files in shared memory that some process of the run has mapped."""
+        lines = (line for pid in self.alive() for line in _read(pid, "maps").decode(errors="replace").splitlines())
+        return {line.split(SHARED, 1)[1] for line in lines if SHARED in line and not line.endswith("(deleted)")}
 
 
 def _read(pid: int, name: str) -> bytes:

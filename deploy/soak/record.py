@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from deploy.soak.processes import Usage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,14 +20,30 @@ class Injection:
     """In words."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Holdings:
+    """What the run holds while nothing is wrong."""
+
+    resources: Mapping[str, float]
+    """Ray resources that are free, by name."""
+    processes: Mapping[str, int]
+    """Role -> how many."""
+
+
 @dataclass
 class Record:
     """What was done and seen, for the verdict."""
 
     injections: list[Injection] = field(default_factory=list)
     """In order."""
-    usage: list[tuple[float, int, int]] = field(default_factory=list)
-    """(time, resident bytes, descriptors) of the process that drives the run."""
+    usage: list[Usage] = field(default_factory=list)
+    """What its processes held, every few seconds."""
+    before: Holdings | None = None
+    """Before the first fault."""
+    after: Holdings | None = None
+    """After the last, as many loaders being wished for as before."""
+    mapped: set[str] = field(default_factory=set)
+    """Files in shared memory that it has used."""
     poisoned: frozenset[int] = frozenset()
     """Samples that were damaged."""
     exit_status: int | None = None
@@ -32,4 +51,4 @@ class Record:
     strays: int = 0
     """Processes left over."""
     shared_memory: tuple[str, ...] = ()
-    """Files left over in /dev/shm."""
+    """Of these, what is left over."""

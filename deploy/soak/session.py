@@ -24,14 +24,15 @@ from deploy.config import DataConfig, RunConfig, save_config
 from deploy.console import progress_bar, say
 from deploy.demo_data import prepare
 from deploy.overrides import override
-from deploy.rundir import RunDir, RunError
+from deploy.rundir import Endpoint, RunDir, RunError
 from deploy.runs import debug
 from deploy.scoring_job import score
-from deploy.soak.faults import FAULTS, NotInjected, Target
+from deploy.soak.faults import AUTHOR, FAULTS, NotInjected, Target
+from deploy.soak.leaks import holdings, left_in_shared_memory, look, settled
 from deploy.soak.processes import Processes
-from deploy.soak.record import Injection, Record
+from deploy.soak.record import Holdings, Injection, Record
 from deploy.soak.storage import ShardServer
-from deploy.soak.verdict import Outcome, judge
+from deploy.soak.verdict import Outcome, judge, load_checker
 from loader import ShardIndex, build_index
 
 HOST = "127.0.0.1"
@@ -64,7 +65,7 @@ def soak(out: Path, *, minutes: float, seed: int, kinds: tuple[str, ...] = ()) -
     """
     if out.exists() and any(out.iterdir()):
         raise RunError(f"--out must be a new folder; {out} holds something. Take another.")
-    before = set(_shared_memory())
+    load_checker()
     processes, record = Processes(), Record()
     chance = random.Random(seed)  # noqa: S311 - a storm, not a secret
     with ExitStack() as stack:
@@ -72,10 +73,12 @@ def soak(out: Path, *, minutes: float, seed: int, kinds: tuple[str, ...] = ()) -
         target = Target(run=run, processes=processes, storage=server)
         with _driven(run, processes, record):
             _wait_for_batches(run, processes)
+            record.before = holdings(_endpoint(run), processes)
             _storm(target, record, minutes=minutes, chance=chance, kinds=kinds or tuple(FAULTS))
+            record.after = _calm(target, config, record.before)
         time.sleep(SAMPLE_S)
         record.strays = len(processes.alive())
-        record.shared_memory = tuple(sorted(set(_shared_memory()) - before))
+        record.shared_memory = left_in_shared_memory(record)
         return judge(run, config, record, acknowledged=target.acknowledged, seed=seed)
 
 
@@ -147,7 +150,7 @@ def _storm(target: Target, record: Record, *, minutes: float, chance: random.Ran
         due = began + chance.uniform(FEWEST_S, MOST_S)
         while (now := time.monotonic()) < began + seconds:
             advance(int(now - began), int(seconds))
-            _sample(target, record)
+            look(target.processes, target.run.endpoint(), record)
             if now >= due:
                 bag = bag or chance.sample(kinds, len(kinds))
                 _inject(target, record, bag.pop(), chance)
@@ -155,6 +158,20 @@ def _storm(target: Target, record: Record, *, minutes: float, chance: random.Ran
             time.sleep(min(SAMPLE_S, max(0.0, due - time.monotonic())))
     target.storage.misbehaviour = ""
     time.sleep(MOST_S / 2)  # what was done last must be survived, too
+
+
+def _calm(target: Target, config: RunConfig, before: Holdings) -> Holdings:
+    """As many loaders as at the start; what the run holds when it has come to rest."""
+    with target.client() as client:
+        client.scale(config.fleet.loaders, author=AUTHOR, reason="the storm is over")
+    return settled(_endpoint(target.run), target.processes, before)
+
+
+def _endpoint(run: RunDir) -> Endpoint:
+    endpoint = run.endpoint()
+    if endpoint is None:
+        raise RunError(f"the run in {run.path} is not alive; see its driver.log.")
+    return endpoint
 
 
 def _inject(target: Target, record: Record, kind: str, chance: random.Random) -> None:
@@ -166,16 +183,3 @@ def _inject(target: Target, record: Record, kind: str, chance: random.Random) ->
         return
     record.injections.append(Injection(time=moment, kind=kind, what=what))
     say(f"  {kind}: {what}")
-
-
-def _sample(target: Target, record: Record) -> None:
-    """Memory and descriptors of the process that drives the run."""
-    endpoint = target.run.endpoint()
-    usage = target.processes.usage(endpoint.pid) if endpoint else None
-    if usage is not None:
-        record.usage.append((time.time(), usage.resident_bytes, usage.descriptors))
-
-
-def _shared_memory() -> list[str]:
-    folder = Path("/dev/shm")  # noqa: S108 - it is looked at, nothing is written
-    return [path.name for path in folder.iterdir()] if folder.is_dir() else []

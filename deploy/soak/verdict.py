@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from rich.console import Group, RenderableType
 
+import deploy
 from deploy.config import RunConfig
 from deploy.console import table
 from deploy.oracle import pixel_hash
 from deploy.rundir import RunDir, RunError, write_json
+from deploy.soak.leaks import leaks, slopes
 from deploy.soak.record import Injection, Record
 from loader import BatchSpec, LoaderConfig, LoaderWorker
 
 CHECKED_PIXELS = 512
-GROWTH_LIMIT = 5 * 2**20
-"""Bytes a minute that the driving process may grow by, fitted over the second half of the storm."""
-DESCRIPTOR_LIMIT = 64
-"""Descriptors that it may hold more at the end of the storm than after its first tenth."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +39,8 @@ class Outcome:
     """Invariants that were broken, leaks, and an end that was not clean; empty is a pass."""
     recovery: Mapping[str, Mapping[str, float]]
     """Kind -> {"p50_s", "p95_s"} of the standstill that followed."""
+    growth: Mapping[str, float]
+    """Role -> MiB a minute by which its oldest process grew."""
     steps: int
     """Optimizer steps of the surviving lineage."""
     draws: int
@@ -53,6 +57,7 @@ class Outcome:
             "faults": dict(self.faults),
             "violations": list(self.violations),
             "recovery": {kind: dict(values) for kind, values in self.recovery.items()},
+            "growth_mib_per_min": dict(self.growth),
             "steps": self.steps,
             "draws": self.draws,
             "incarnations": self.incarnations,
@@ -80,12 +85,9 @@ def judge(
     Raises:
         RunError: the checker is not here; it lives beside the tests, in a checkout.
     """
-    try:
-        from tests.integration.checker import check, read_evidence
-    except ImportError as error:
-        raise RunError("the checker lives in tests/integration; start `tempera soak` in a checkout.") from error
-    evidence = read_evidence(run.path, acknowledged=tuple(acknowledged), poisoned=record.poisoned)
-    checked = check(evidence, reference=reference_decoder(config), most_pixels=CHECKED_PIXELS)
+    checker = load_checker()
+    evidence = checker.read_evidence(run.path, acknowledged=tuple(acknowledged), poisoned=record.poisoned)
+    checked = checker.check(evidence, reference=reference_decoder(config), most_pixels=CHECKED_PIXELS)
     broken = [f"{name}: {line}" for name, lines in checked.breaches.items() for line in lines[:5]]
     moments = sorted(line["time"] for lines in evidence.incarnations for line in lines)
     outcome = Outcome(
@@ -93,6 +95,7 @@ def judge(
         faults=_counted(record.injections),
         violations=(*broken, *leaks(record)),
         recovery=standstills(record.injections, moments),
+        growth=slopes(record),
         steps=checked.steps,
         draws=checked.draws,
         incarnations=len(evidence.incarnations),
@@ -100,6 +103,21 @@ def judge(
     )
     write_json(run.path / "soak.json", outcome.data() | {"injections": [(i.time, i.what) for i in record.injections]})
     return outcome
+
+
+def load_checker() -> ModuleType:
+    """The checker, which lives beside the tests: it is not installed.
+
+    Raises:
+        RunError: it is not here.
+    """
+    path = Path(deploy.__file__).parents[1] / "tests" / "integration" / "checker.py"
+    spec = importlib.util.spec_from_file_location("checker", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise RunError(f"the checker lives in tests/integration, and there is no {path}. Start this in a checkout.")
+    sys.modules["checker"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def reference_decoder(config: RunConfig) -> Callable[[Sequence[int], Sequence[int]], list[str]]:
@@ -117,27 +135,6 @@ def reference_decoder(config: RunConfig) -> Callable[[Sequence[int], Sequence[in
             return [pixel_hash(image) for image in worker.load(spec).images.transpose(0, 2, 3, 1)]
 
     return decode
-
-
-def leaks(record: Record) -> list[str]:
-    """What the run left behind or let grow, one line each."""
-    found = []
-    if record.exit_status != 0:
-        found.append(f"the run was asked to stop and ended with status {record.exit_status}")
-    if record.strays:
-        found.append(f"{record.strays} processes are left over")
-    if record.shared_memory:
-        found.append(f"shared memory is left over: {', '.join(record.shared_memory[:5])}")
-    half = record.usage[len(record.usage) // 2 :]
-    if len(half) > 10:
-        times, resident, _ = np.asarray(half, dtype=np.float64).T
-        growth = 60.0 * float(np.polyfit(times - times[0], resident, 1)[0])
-        if growth > GROWTH_LIMIT:
-            found.append(f"the driving process grew by {growth / 2**20:.1f} MiB a minute")
-        grown = record.usage[-1][2] - record.usage[len(record.usage) // 10][2]
-        if grown > DESCRIPTOR_LIMIT:
-            found.append(f"the driving process holds {grown} more descriptors than at the start")
-    return found
 
 
 def standstills(injections: Sequence[Injection], moments: Sequence[float]) -> dict[str, dict[str, float]]:
