@@ -22,21 +22,19 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from deploy.api.parts import live_parts, local_parts
 from deploy.api.server import serving
 from deploy.cluster import cluster
 from deploy.config import RunConfig, load_config, save_config
+from deploy.curriculum import prototype_distances, selection_config
 from deploy.live import LiveRun
 from deploy.observe import exported_to_ray
 from deploy.observe.run import observed
-from deploy.rank import Rank, SelectionPort, selection_config
+from deploy.rank.rank import Rank, SelectionPort
 from deploy.rundir import Endpoint, RunDir, RunError
 from deploy.scribe import Scribe
 from loader import LoaderConfig, LoaderPool, LoaderWorker, LocalLoaders, ShardIndex
-from scoring import Prototypes, RunLog, Selection, SelectionConfig
+from scoring import RunLog, Selection, SelectionConfig
 from trainer import SingleProcess, TrainResult, train
 
 log = logging.getLogger(__name__)
@@ -241,8 +239,3 @@ def loader_config(config: RunConfig) -> LoaderConfig:
 
 def _local_workers(config: RunConfig) -> list[LoaderWorker]:
     return [LoaderWorker(loader_config(config)) for _ in range(config.fleet.loaders)]
-
-
-def prototype_distances(config: RunConfig) -> NDArray[np.float32] | None:
-    """The run's distances, float32[N]; None when it has none."""
-    return None if config.data.prototypes is None else Prototypes.load(config.data.prototypes).distance

@@ -43,8 +43,8 @@ def temporary_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     """The handwritten digits: training and test shards, indices, prototypes."""
-    from deploy.demo_data import prepare
-    from deploy.scoring_job import score
+    from deploy.demo.data import prepare
+    from deploy.prototypes.job import score
 
     folder = tmp_path_factory.mktemp("digits")
     data = prepare(folder, images=None, shards=())

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.api.tail import LineIndex
-from deploy.oracle import Stream
+from deploy.rank.oracle import Stream
 from loader import Batch
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,14 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy.config import load_config
+from deploy.curriculum import prototype_distances, selection_config
+from deploy.rundir import RunDir, RunError
 from loader import LoaderWorker, ShardIndex
-from scoring import Control, ControlReply, Event, LogEntry, RunLog, Selection, read_entries
+from scoring import Control, ControlReply, Event, LogEntry, RunLog, Selection, SelectionConfig, read_entries
 from scoring.views import VIEWS
 
 
@@ -98,11 +104,8 @@ def local_parts(selection: Selection, workers: Sequence[LoaderWorker]) -> Parts:
 
 
 @contextmanager
-def finished_parts(run: Any) -> Iterator[Parts]:
+def finished_parts(run: RunDir) -> Iterator[Parts]:
     """Of a run that is over: its selection recovered from the log, which is then let go of, so that it can be resumed.
-
-    Args:
-        run: deploy.rundir.RunDir.
 
     Raises:
         RunError: there is no log, or the run is alive.
@@ -113,17 +116,12 @@ def finished_parts(run: Any) -> Iterator[Parts]:
 
 
 @contextmanager
-def opened_log(run: Any) -> Iterator[tuple[RunLog, Any, Any]]:
+def opened_log(run: RunDir) -> Iterator[tuple[RunLog, SelectionConfig, NDArray[np.float32] | None]]:
     """The log of a run that is not alive, its selection's configuration and its distances.
 
     Raises:
         RunError: there is no log, or the run is alive.
     """
-    from deploy.config import load_config
-    from deploy.launch import prototype_distances
-    from deploy.rank import selection_config
-    from deploy.rundir import RunError
-
     if run.is_alive:
         raise RunError(f"{run.path} is alive; its log has one writer. Ask again when it has stopped.")
     if not run.log.is_file():

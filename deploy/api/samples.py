@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from deploy.config import RunConfig
-from deploy.scoring_job import evaluation_transform
+from deploy.prototypes.job import evaluation_transform
 from loader import BadSampleError, BatchSpec, LoaderConfig, LoaderWorker, ShardIndex
 from scoring import Prototypes
 from scoring.temperature import DistanceProfile

@@ -23,9 +23,9 @@ from deploy.api.record import QUIET_KINDS, Record, finite
 from deploy.api.samples import Samples
 from deploy.api.tail import LineIndex
 from deploy.config import RunConfig
-from deploy.logs import plain_entry
-from deploy.rank import effective_size_schedule
+from deploy.curriculum import effective_size_schedule
 from deploy.rundir import RunDir
+from deploy.terminal.logs import plain_entry
 from scoring import Control, Event, VersionConflict
 
 log = logging.getLogger(__name__)

@@ -170,7 +170,7 @@ def log(*, run: Path | None = None, limit: int = 40) -> Answer:
         run: the run's directory; by default the one that is alive under runs/, or the newest.
         limit: how many of the last entries.
     """
-    from deploy.logs import log_entries, log_table
+    from deploy.terminal.logs import log_entries, log_table
 
     found = None if run is None and reaches_elsewhere() else find_run(run)
     if found is None or found.is_alive:

@@ -34,24 +34,24 @@ def doctor(
     if address is not None:
         return _shown(_from_outside(address, out, index, python))
     if cluster:
-        from deploy.doctor_cluster import examine_cluster
+        from deploy.doctor.cluster import examine_cluster
 
         return _shown([asdict(finding) for finding in examine_cluster(directory=out, index=index)])
-    from deploy.doctor import examine
+    from deploy.doctor.checks import examine
 
     return _shown([asdict(finding) for finding in examine(directory=out, index=index)])
 
 
 def _from_outside(address: str, out: Path, index: Path | None, python: str) -> list[dict[str, Any]]:
     """The same command as a job on the cluster's head; its answer is the last line of the job's log."""
-    from deploy import jobs
+    from deploy.jobs import ray_jobs
 
     words = ["doctor", "--cluster", "--json", "--out", str(out), *(("--index", str(index)) if index else ())]
-    client = jobs.connect(address)
-    job_id = jobs.submit(client, jobs.entry_point(words, python=python), run="doctor", out=str(out))
+    client = ray_jobs.connect(address)
+    job_id = ray_jobs.submit(client, ray_jobs.entry_point(words, python=python), run="doctor", out=str(out))
     say(f"asking every node of {address}")
     lines: list[str] = []
-    status = jobs.follow(client, job_id, show=lines.append, advance=lambda _: None)
+    status = ray_jobs.follow(client, job_id, show=lines.append, advance=lambda _: None)
     answers = [line for line in lines if line.startswith(ANSWER)]
     if not answers:
         for line in lines[-20:]:

@@ -49,18 +49,18 @@ def submit(
         detach: return when the job is submitted, instead of following its log.
         dry_run: submit nothing; show the plan, what would be shipped, and which nodes the cluster has by role.
     """
-    from deploy import jobs
+    from deploy.jobs import ray_jobs
 
     paths = {"index": index, "out": out, "prototypes": prototypes, "test-index": test_index}
     words = _train_words(name, paths, set)
     config = _checked(name, index, set, module)
-    client = jobs.connect(address)
-    placed = jobs.placement(_roles(roles, address))
+    client = ray_jobs.connect(address)
+    placed = ray_jobs.placement(_roles(roles, address))
     words += placed if set else ["--set", *placed] if placed else []
-    entry = jobs.entry_point(words, python=python)
+    entry = ray_jobs.entry_point(words, python=python)
     if dry_run:
         return _plan(config, entry, module)
-    job_id = jobs.submit(client, entry, run=config.name, out=str(out), modules=module)
+    job_id = ray_jobs.submit(client, entry, run=config.name, out=str(out), modules=module)
     say(f"job {job_id} runs on {address}; `tempera stop --job {job_id} --address {address}` ends it with a checkpoint")
     facts: dict[str, Any] = {"job": job_id, "run": str(out), "placement": placed}
     if detach:
@@ -75,9 +75,9 @@ def jobs(*, address: str) -> Answer:
     Args:
         address: URL of the cluster's dashboard.
     """
-    from deploy import jobs as cluster_jobs
+    from deploy.jobs import ray_jobs
 
-    found = cluster_jobs.list_jobs(cluster_jobs.connect(address))
+    found = ray_jobs.list_jobs(ray_jobs.connect(address))
     rows = [(job.job_id, job.status, job.run, job.out, job.started, job.minutes, job.message) for job in found]
     view = table("", ("job", "status", "run", "directory", "started", "minutes", ""), rows)
     return Answer(data={"jobs": [asdict(job) for job in found]}, view=view)
@@ -85,11 +85,11 @@ def jobs(*, address: str) -> Answer:
 
 def stop_job(job: str, address: str | None) -> Answer:
     """Ask a job to write a checkpoint and end; returns when it has."""
-    from deploy import jobs as cluster_jobs
+    from deploy.jobs import ray_jobs
 
     if address is None:
         raise RunError("--job needs --address, the URL of the cluster's dashboard, as in http://127.0.0.1:8265.")
-    ended = cluster_jobs.stop(cluster_jobs.connect(address), job)
+    ended = ray_jobs.stop(ray_jobs.connect(address), job)
     return Answer(data=asdict(ended), view=f"{job}: {ended.status}; submitting the same run again continues it.")
 
 
@@ -118,7 +118,7 @@ def _checked(name: str, index: Path, settings: tuple[str, ...], modules: tuple[P
 
 def _plan(config: RunConfig, entry: str, modules: tuple[Path, ...]) -> Answer:
     from deploy.commands.runs import plan_answer
-    from deploy.shipping import shipped_files
+    from deploy.jobs.shipping import shipped_files
 
     files = [*shipped_files(), *modules]
     shipped = {"files": len(files), "bytes": sum(path.stat().st_size for path in files if path.is_file())}
@@ -128,14 +128,14 @@ def _plan(config: RunConfig, entry: str, modules: tuple[Path, ...]) -> Answer:
 
 
 def _roles(roles: Roles, address: str) -> set[str]:
-    from deploy.jobs import LOADER, TRAINER, labelled_roles
+    from deploy.jobs.ray_jobs import LOADER, TRAINER, labelled_roles
 
     return {"yes": {LOADER, TRAINER}, "no": set[str]()}[roles] if roles != "auto" else labelled_roles(address)
 
 
 def _follow(client: Any, job_id: str) -> str:
-    from deploy.jobs import follow
-    from deploy.training_bar import show_progress, training_progress
+    from deploy.jobs.ray_jobs import follow
+    from deploy.terminal.training_bar import show_progress, training_progress
 
     with training_progress() as progress:
         task = progress.add_task("training", total=None, facts="")

@@ -78,7 +78,7 @@ def plan_answer(config: RunConfig, **more: Any) -> Answer:
         more: facts to add to the plan.
     """
     from deploy.launch import loader_config
-    from deploy.plan import make_plan, plan_view
+    from deploy.plan.build import make_plan, plan_view
 
     say("measuring this machine for a few seconds")
     plan = make_plan(config, loader_config(config)) | more
@@ -104,7 +104,7 @@ def status(*, run: Path | None = None) -> Answer:
     Args:
         run: the run's directory; by default the one that is alive under runs/, or the newest.
     """
-    from deploy.watch import looking, status_view
+    from deploy.terminal.watch import looking, status_view
 
     with looking(run) as look:
         facts = look()
@@ -119,14 +119,14 @@ def watch(*, run: Path | None = None, every: float = 1.0, once: bool = False) ->
         every: seconds between two drawings.
         once: draw a single time.
     """
-    from deploy.watch import watch as watch_run
+    from deploy.terminal.watch import watch as watch_run
 
     watch_run(run, every_s=every, once=once)
 
 
 def _run(config: RunConfig, run: RunDir, *, ray: bool) -> Answer:
     from deploy.launch import launch, launch_in_process
-    from deploy.training_bar import training_bar
+    from deploy.terminal.training_bar import training_bar
 
     say(f"run {config.name} in {run.path}; `tempera watch --run {run.path}` shows it live")
     with run.held(), training_bar(run, total_steps=config.train.total_steps):

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from deploy.console import Answer, table
 
 if TYPE_CHECKING:
-    from deploy.feature_job import FeatureSpec
+    from deploy.prototypes.features import FeatureSpec
 
 DEFAULT_SIZE = 32
 OUR_SPACES = ("pixels", "hog", "sift", "untrained")
@@ -58,8 +58,7 @@ def score(
     """
     if compare:
         return _compare(compare, out)
-    from deploy import score_report
-    from deploy import scoring_job as job
+    from deploy.prototypes import job, report
 
     if from_run is not None:
         source, spec, default = _of_run(from_run, index)
@@ -80,7 +79,7 @@ def score(
         keep_features=keep_features,
     )
     title = f"{spec.space}: {scored.num_clusters} clusters of {len(scored.prototypes.distance):,} images"
-    pictures = score_report.write_score_pictures(
+    pictures = report.write_score_pictures(
         target.parent / "report", source, scored.prototypes, size=spec.size, title=title
     )
     data: dict[str, Any] = {
@@ -103,7 +102,7 @@ def _of_index(
     index: Path | None, features: str, weights: Path | None, size: int | None
 ) -> tuple[Path, FeatureSpec, Path]:
     """The index, the feature space, and the file to write."""
-    from deploy.feature_job import FeatureSpec
+    from deploy.prototypes.features import FeatureSpec
 
     if index is None:
         raise ValueError("tempera score needs an index.parquet, --from-run or --compare; got none of them.")
@@ -115,7 +114,7 @@ def _of_index(
 def _of_run(run: Path, index: Path | None) -> tuple[Path, FeatureSpec, Path]:
     """The same where the features are those of a run's encoder; the file lies in the run directory."""
     from deploy.config import load_config
-    from deploy.feature_job import FeatureSpec, checkpoint_step
+    from deploy.prototypes.features import FeatureSpec, checkpoint_step
     from deploy.rundir import RunDir
 
     config = load_config(RunDir(run).require().config)
@@ -134,7 +133,7 @@ def _swap_in(run: Path, prototypes: Path) -> dict[str, Any] | None:
     """Give a live run the new distances; None where the run is not alive."""
     from deploy.client import author_name
     from deploy.cluster import join
-    from deploy.feature_job import checkpoint_step
+    from deploy.prototypes.features import checkpoint_step
     from deploy.rundir import RunDir
 
     endpoint = RunDir(run).endpoint()
@@ -150,7 +149,7 @@ def _swap_in(run: Path, prototypes: Path) -> dict[str, Any] | None:
 
 
 def _compare(files: tuple[Path, ...], out: Path | None) -> Answer:
-    from deploy.score_report import compare
+    from deploy.prototypes.report import compare
 
     picture = out or files[0].parent / "report" / "overlap.png"
     data = compare(files, picture) | {"picture": str(picture)}

@@ -15,10 +15,10 @@ from typing import Any
 import yaml
 
 from deploy.config import RunConfig
-from deploy.jobs import LOADER, ROLE_LABEL, TRAINER, placement
+from deploy.jobs.ray_jobs import LOADER, ROLE_LABEL, TRAINER, placement
+from deploy.jobs.shipping import GRACE_S
 from deploy.manifests.network import CLUSTER_LABEL, network_policy
 from deploy.manifests.pods import SHARED, PodNeeds, PodSettings, container_security, pod_security, pod_template
-from deploy.shipping import GRACE_S
 
 LONGEST_NAME = 40
 """Kubernetes allows 63 characters; KubeRay appends to them."""

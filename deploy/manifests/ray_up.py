@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
-from deploy.jobs import LOADER, ROLE_LABEL, TRAINER
+from deploy.jobs.ray_jobs import LOADER, ROLE_LABEL, TRAINER
 from trainer.config import from_dict
 
 PORT = 6379

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from deploy import scoring_job
 from deploy.config import DataConfig
 from deploy.console import progress_bar
+from deploy.prototypes import job
 from deploy.reproduce.claims import Arm
 from deploy.rundir import RunError
 from loader import ImageSample, ImageSource, ShardIndex, build_index, build_shards, class_folders
@@ -54,7 +54,7 @@ def with_prototypes(data: DataConfig, arm: Arm, *, size: int) -> DataConfig:
     oracle = arm.clusters_from == "labels"
     prototypes = index.parent / f"prototypes-{arm.features}-{'labels' if oracle else clusters}.parquet"
     if not prototypes.is_file():
-        scoring_job.score(
+        job.score(
             index,
             prototypes,
             features=arm.features,

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from deploy.config import DataConfig
-from deploy.probe import Labelled
+from deploy.rank.probe import Labelled
 from trainer import load_method
 from trainer.evaluate.features import Features
 from trainer.evaluate.fewshot import FewShotConfig, few_shot

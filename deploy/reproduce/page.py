@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from deploy import plots
-from deploy.report import Section, write_report
+from deploy.pages import plots
+from deploy.pages.report import Section, write_report
 from deploy.reproduce.claims import Arm, Claim
 from deploy.reproduce.plan import Plan
 from deploy.reproduce.study import Outcome

@@ -23,7 +23,7 @@ from deploy.reproduce.data import with_prototypes
 from deploy.reproduce.measure import Measure
 from deploy.reproduce.plan import Plan
 from deploy.rundir import RunDir, RunError, write_json
-from deploy.training_bar import training_bar
+from deploy.terminal.training_bar import training_bar
 from trainer import model_size
 
 

@@ -22,11 +22,11 @@ import numpy as np
 
 from deploy.config import DataConfig, RunConfig, save_config
 from deploy.console import progress_bar, say
-from deploy.demo_data import prepare
+from deploy.demo.data import prepare
 from deploy.overrides import override
+from deploy.prototypes.job import score
 from deploy.rundir import Endpoint, RunDir, RunError
 from deploy.runs import debug
-from deploy.scoring_job import score
 from deploy.soak.faults import AUTHOR, FAULTS, NotInjected, Target
 from deploy.soak.leaks import holdings, left_in_shared_memory, look, settled
 from deploy.soak.processes import Processes

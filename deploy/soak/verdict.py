@@ -18,7 +18,7 @@ from rich.console import Group, RenderableType
 import deploy
 from deploy.config import RunConfig
 from deploy.console import table
-from deploy.oracle import pixel_hash
+from deploy.rank.oracle import pixel_hash
 from deploy.rundir import RunDir, RunError, write_json
 from deploy.soak.leaks import leaks, slopes
 from deploy.soak.record import Injection, Record

@@ -22,11 +22,11 @@ from PIL import Image
 from deploy.api.parts import LocalSelection, Parts
 from deploy.api.server import serving
 from deploy.config import DataConfig, FleetConfig, RunConfig, save_config
-from deploy.launch import prototype_distances
-from deploy.rank import Rank, selection_config
+from deploy.curriculum import prototype_distances, selection_config
+from deploy.prototypes.job import score
+from deploy.rank.rank import Rank
 from deploy.rundir import RunDir
 from deploy.runs import debug
-from deploy.scoring_job import score
 from loader import ImageSample, ImageSource, LoaderConfig, LoaderWorker, Pixels, ShardIndex, build_index, build_shards
 from loader.errors import LoaderLost
 from loader.fleet import Fleet

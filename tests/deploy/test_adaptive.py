@@ -8,10 +8,10 @@ import pytest
 
 from deploy.cli import main
 from deploy.config import DataConfig, RunConfig
+from deploy.curriculum import selection_config
 from deploy.launch import launch_in_process
-from deploy.metric_reports import MetricReports
 from deploy.overrides import override
-from deploy.rank import selection_config
+from deploy.rank.metric_reports import MetricReports
 from deploy.rundir import RunDir
 from deploy.runs import debug, tiny_adaptive
 from scoring import Event, read_entries

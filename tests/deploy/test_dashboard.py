@@ -18,8 +18,7 @@ from deploy.api.options import ApiOptions
 from deploy.api.parts import finished_parts
 from deploy.api.server import serving
 from deploy.config import RunConfig, save_config
-from deploy.launch import prototype_distances
-from deploy.rank import effective_size_schedule, selection_config
+from deploy.curriculum import effective_size_schedule, prototype_distances, selection_config
 from deploy.rundir import RunDir
 from loader import ShardIndex
 from scoring import Control, RunLog, Selection

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from deploy import doctor_machine
 from deploy.cli import main
 from deploy.config import DataConfig
-from deploy.doctor import examine
-from deploy.doctor_data import data_findings
-from deploy.findings import Finding
+from deploy.doctor import machine
+from deploy.doctor.checks import examine
+from deploy.doctor.data import data_findings
+from deploy.doctor.findings import Finding
 
 
 def by_check(findings: list[Finding]) -> dict[str, Finding]:
@@ -36,8 +36,8 @@ def test_a_sound_machine_has_no_errors_and_every_check_speaks(
 
 def test_what_is_wrong_comes_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setattr(doctor_machine, "LEAST_SHARED", 1 << 60)
-    monkeypatch.setattr(doctor_machine, "LEAST_DISK", 1 << 60)
+    monkeypatch.setattr(machine, "LEAST_SHARED", 1 << 60)
+    monkeypatch.setattr(machine, "LEAST_DISK", 1 << 60)
     found = by_check(examine(directory=tmp_path, index=tmp_path / "none.parquet"))
     assert (found["ray authentication"].level, found["index"].level) == ("error", "error")
     assert "unset RAY_AUTH_MODE" in found["ray authentication"].advice
@@ -59,7 +59,7 @@ def test_a_token_must_be_long_and_its_owners_alone(
     path.chmod(mode)
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
-    found = by_check(list(doctor_machine.token(tmp_path)))["token"]
+    found = by_check(list(machine.token(tmp_path)))["token"]
     assert (found.level, advice in found.advice) == (level, True)
     assert text not in found.found
 
@@ -69,10 +69,10 @@ def test_a_taken_port_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         server.bind(("127.0.0.1", 0))
         server.listen()
         port = server.getsockname()[1]
-        monkeypatch.setattr(doctor_machine, "PORTS", {port: "a test"})
-        (taken,) = doctor_machine.ports(tmp_path)
+        monkeypatch.setattr(machine, "PORTS", {port: "a test"})
+        (taken,) = machine.ports(tmp_path)
     assert f"{port} (a test)" in taken.found
-    (free,) = doctor_machine.ports(tmp_path)
+    (free,) = machine.ports(tmp_path)
     assert "are free" in free.found
 
 

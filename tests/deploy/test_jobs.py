@@ -13,13 +13,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from deploy import jobs, progress_lines
 from deploy.cli import main
+from deploy.jobs import ray_jobs
+from deploy.jobs.shipping import PACKAGES, package_folders, runtime_environment, shipped_files
 from deploy.rundir import RunError
-from deploy.shipping import PACKAGES, package_folders, runtime_environment, shipped_files
+from deploy.terminal import progress_lines
 
 ROOT = Path(__file__).parent.parent.parent
-LIST_SHIPPED = "from deploy.shipping import *; print([str(p) for p in shipped_files()], package_folders())"
+LIST_SHIPPED = "from deploy.jobs.shipping import *; print([str(p) for p in shipped_files()], package_folders())"
 
 
 class LogServer:
@@ -41,22 +42,22 @@ class LogServer:
 
 
 def test_a_log_is_passed_on_once_through_lost_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "POLL_S", 0.01)
+    monkeypatch.setattr(ray_jobs, "POLL_S", 0.01)
     facts = {"step": 3, "total_steps": 9, "loss": 0.5, "images_per_s": 100.0}
     chunks = ["first\nsec", "ond\n" + progress_lines.encode(facts) + "\nthi", "rd\nlast"]
     lines: list[str] = []
     seen: list[dict[str, object]] = []
     server = LogServer(chunks, breaks=[1, 2, 0])
-    assert jobs.follow(server, "job", show=lines.append, advance=seen.append) == "SUCCEEDED"
+    assert ray_jobs.follow(server, "job", show=lines.append, advance=seen.append) == "SUCCEEDED"
     assert lines == ["first", "second", "third", "last"]
     assert seen == [facts]
 
 
 def test_a_log_that_stays_lost_is_given_up_and_the_job_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "POLL_S", 0.01)
-    monkeypatch.setattr(jobs, "RECONNECT_S", 0.05)
+    monkeypatch.setattr(ray_jobs, "POLL_S", 0.01)
+    monkeypatch.setattr(ray_jobs, "RECONNECT_S", 0.05)
     with pytest.raises(RunError, match="the job goes on"):
-        jobs.follow(LogServer([], breaks=[0] * 1000), "job", show=lambda _: None, advance=lambda _: None)
+        ray_jobs.follow(LogServer([], breaks=[0] * 1000), "job", show=lambda _: None, advance=lambda _: None)
 
 
 @pytest.mark.parametrize("line", ["tempera-progress {", 'tempera-progress {"step": 1}', "tempera-progress 3", "loss 1"])
@@ -66,7 +67,7 @@ def test_a_line_that_is_no_progress_is_a_line(line: str) -> None:
 
 def test_every_word_of_a_job_is_quoted_for_the_shell() -> None:
     words = ["train", "debug", "--set", 'extensions=["a"]', "name=x; touch /tmp/y", "$(id)"]
-    entry = jobs.entry_point(words)
+    entry = ray_jobs.entry_point(words)
     said = subprocess.run(["sh", "-c", f"printf '%s\\n' {entry}"], check=True, capture_output=True, text=True).stdout
     assert said.splitlines() == ["python", "-P", "-m", "deploy.cli", *words]
     assert shlex.split(entry)[4:] == words

@@ -14,10 +14,10 @@ import pytest
 from deploy.cli import main
 from deploy.config import DataConfig, RunConfig
 from deploy.launch import launch_in_process
-from deploy.logs import knob_history, log_entries
 from deploy.overrides import override
 from deploy.rundir import RunDir, RunError
 from deploy.runs import debug
+from deploy.terminal.logs import knob_history, log_entries
 from scoring import RunLog
 from trainer import METHODS
 

@@ -18,11 +18,11 @@ from urllib.parse import urlencode
 import pytest
 
 from deploy.commands.dashboard import dashboard, monitor
-from deploy.observe.figures import figures
 from deploy.observe.metrics import BY_NAME
 from deploy.observe.monitor import write_monitoring
 from deploy.observe.prometheus import exported_to_ray
-from deploy.run_report import write_run_report
+from deploy.pages.figures import figures
+from deploy.pages.run import write_run_report
 from deploy.rundir import RunDir
 from scoring import Control, Event
 from tests.deploy.observe_fakes import state

@@ -11,8 +11,8 @@ from deploy.cli import main
 from deploy.config import DataConfig
 from deploy.launch import loader_config
 from deploy.overrides import override
-from deploy.plan import make_plan, plan_view
-from deploy.probing import count_parameters
+from deploy.plan.build import make_plan, plan_view
+from deploy.plan.measure import count_parameters
 from deploy.runs import RUNS
 from trainer import METHODS
 
@@ -70,12 +70,12 @@ def test_what_is_not_known_here_is_said() -> None:
 
 
 def test_too_few_loaders_are_named_with_how_many_would_do(digits: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    from deploy import plan, probing
+    from deploy.plan import build, measure
 
-    trained = probing.TrainerProbe(images_per_s=1000.0, scored_per_s=0.0, activation_bytes=1, device="cpu")
-    monkeypatch.setattr(probing, "probe_trainer", lambda *_, **__: trained)
-    monkeypatch.setattr(probing, "probe_loader", lambda *_, **__: 150.0)
+    trained = measure.TrainerProbe(images_per_s=1000.0, scored_per_s=0.0, activation_bytes=1, device="cpu")
+    monkeypatch.setattr(measure, "probe_trainer", lambda *_, **__: trained)
+    monkeypatch.setattr(measure, "probe_loader", lambda *_, **__: 150.0)
     config = override(RUNS["debug"](digits), ("fleet.loaders=2", "trainers.workers=2"))
-    made = plan.make_plan(config, loader_config(config))
+    made = build.make_plan(config, loader_config(config))
     assert (made["speed"]["needed_images_per_s"], made["speed"]["available_images_per_s"]) == (2000.0, 300.0)
     assert any("--set fleet.loaders=14" in note for note in made["notes"])

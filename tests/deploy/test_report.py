@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deploy import plots
-from deploy.report import Section, write_report
+from deploy.pages import plots
+from deploy.pages.report import Section, write_report
 
 
 def test_report_is_self_contained_and_escapes_what_it_shows(tmp_path: Path) -> None:

@@ -15,17 +15,17 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from deploy import feature_job
 from deploy.cli import main
 from deploy.config import DataConfig
-from deploy.feature_job import FeatureSpec, compute_features
 from deploy.launch import launch_in_process
 from deploy.overrides import override
-from deploy.prototype_page import write_prototype_page
+from deploy.prototypes import features as described
+from deploy.prototypes.features import FeatureSpec, compute_features
+from deploy.prototypes.job import score
+from deploy.prototypes.page import write_prototype_page
+from deploy.prototypes.report import size_by_temperature
 from deploy.rundir import RunDir
 from deploy.runs import debug
-from deploy.score_report import size_by_temperature
-from deploy.scoring_job import score
 from loader import ShardIndex, build_index, build_shards
 from loader.sources import digits as digits_of
 from scoring import Prototypes
@@ -98,32 +98,32 @@ def test_a_run_scores_with_its_own_encoder(
     assert (found.num_clusters, found.centroids.shape[1]) == (7, 48)
     assert found.fingerprint == ShardIndex.load(digits.index).fingerprint
     encoder = load_encoder(run.path)
-    images = next(images for images, _ in feature_job.Images(Path(digits.index), 32).batches(np.arange(3)))
+    images = next(images for images, _ in described.Images(Path(digits.index), 32).batches(np.arange(3)))
     config = debug(digits).train
     expected = embed(encoder, [images], mean=config.mean, std=config.std)
-    features = feature_job.FeatureSpec(space="run", run=str(run.path)).build(tmp_path)(images)
+    features = described.FeatureSpec(space="run", run=str(run.path)).build(tmp_path)(images)
     np.testing.assert_allclose(features, expected, atol=1e-5)
 
 
 def test_a_job_that_stopped_goes_on_with_what_is_missing(
     tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feature_job, "CHUNK_SAMPLES", 100)
+    monkeypatch.setattr(described, "CHUNK_SAMPLES", 100)
     spec = FeatureSpec(space="sift")
     whole = compute_features(index, spec, tmp_path / "whole")
     made: list[int] = []
-    make = feature_job.ChunkMaker.make
+    make = described.ChunkMaker.make
 
-    def stops(self: feature_job.ChunkMaker, chunk: int) -> int:
+    def stops(self: described.ChunkMaker, chunk: int) -> int:
         if chunk == 2:
             raise KeyboardInterrupt
         made.append(chunk)
         return make(self, chunk)
 
-    monkeypatch.setattr(feature_job.ChunkMaker, "make", stops)
+    monkeypatch.setattr(described.ChunkMaker, "make", stops)
     with pytest.raises(KeyboardInterrupt):
         compute_features(index, spec, tmp_path / "parts")
-    monkeypatch.setattr(feature_job.ChunkMaker, "make", lambda self, chunk: made.append(chunk) or make(self, chunk))
+    monkeypatch.setattr(described.ChunkMaker, "make", lambda self, chunk: made.append(chunk) or make(self, chunk))
     done: list[tuple[int, int]] = []
     parts = compute_features(index, spec, tmp_path / "parts", advance=lambda *now: done.append(now))
     assert made == [0, 1, 2, 3]
@@ -135,7 +135,7 @@ def test_a_job_that_stopped_goes_on_with_what_is_missing(
 
 @pytest.mark.ray
 def test_workers_under_ray_compute_the_same(tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feature_job, "CHUNK_SAMPLES", 120)
+    monkeypatch.setattr(described, "CHUNK_SAMPLES", 120)
     here = compute_features(index, FeatureSpec(space="pixels"), tmp_path / "here")
     there = compute_features(index, FeatureSpec(space="pixels"), tmp_path / "there", workers=2)
     np.testing.assert_array_equal(here[:], there[:])

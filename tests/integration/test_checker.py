@@ -13,8 +13,8 @@ import pytest
 
 from deploy.config import DataConfig, RunConfig
 from deploy.launch import launch_in_process
-from deploy.oracle import pixel_hash
 from deploy.overrides import override
+from deploy.rank.oracle import pixel_hash
 from deploy.rundir import RunDir
 from deploy.runs import debug
 from loader import BatchSpec, LoaderConfig, LoaderWorker

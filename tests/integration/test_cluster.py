@@ -15,7 +15,7 @@ import pytest
 from deploy.cli import main
 from deploy.client import RunClient
 from deploy.config import DataConfig
-from deploy.jobs import ENDED, connect, list_jobs
+from deploy.jobs.ray_jobs import ENDED, connect, list_jobs
 from deploy.rundir import RunDir
 from tests.integration.cluster_nodes import Nodes, cluster_in_namespaces, cluster_of_raylets, namespaces_work
 

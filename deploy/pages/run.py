@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from deploy import plots
 from deploy.config import RunConfig
-from deploy.observe.figures import figure_sections, figures
-from deploy.report import Section, write_report
+from deploy.pages import plots
+from deploy.pages.figures import figure_sections, figures
+from deploy.pages.report import Section, write_report
 from deploy.rundir import RunDir
 from trainer.pictures import heterogeneity_plot, save_whole
 

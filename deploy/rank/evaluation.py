@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.config import RunConfig
-from deploy.probe import NearestNeighbourProbe
-from deploy.run_report import write_run_report
+from deploy.pages.run import write_run_report
+from deploy.prototypes.job import evaluation_transform, sweep
+from deploy.rank.probe import NearestNeighbourProbe
 from deploy.rundir import RunDir
-from deploy.scoring_job import evaluation_transform, sweep
 from loader import ShardIndex
 from trainer import Method
 from trainer.pictures import Pictures

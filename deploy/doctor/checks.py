@@ -12,9 +12,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from deploy import doctor_machine
-from deploy.doctor_data import data_findings
-from deploy.findings import Finding
+from deploy.doctor import machine
+from deploy.doctor.data import data_findings
+from deploy.doctor.findings import Finding
 
 NEEDED = {
     "torch": (2, 11),
@@ -77,12 +77,12 @@ def _faiss(_: Path) -> Iterator[Finding]:
 CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     _versions,
     _faiss,
-    doctor_machine.processors,
-    doctor_machine.memory,
-    doctor_machine.gpu,
-    doctor_machine.dali,
-    doctor_machine.token,
-    doctor_machine.ports,
+    machine.processors,
+    machine.memory,
+    machine.gpu,
+    machine.dali,
+    machine.token,
+    machine.ports,
 )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deploy.scoring_job import evaluation_transform, sweep
+from deploy.prototypes.job import evaluation_transform, sweep
 from loader import ShardIndex
 from trainer.evaluate.knn import embed_pools, nearest_neighbour_accuracy
 

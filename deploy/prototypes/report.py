@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy import plots
-from deploy.prototype_page import write_prototype_page
-from deploy.scoring_job import prototype_rows
+from deploy.pages import plots
+from deploy.prototypes.job import prototype_rows
+from deploy.prototypes.page import write_prototype_page
 from scoring import Prototypes
 from scoring.temperature import DistanceProfile
 

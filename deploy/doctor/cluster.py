@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.cluster import NAMESPACE, quiet, require_token
-from deploy.findings import Finding, Level
-from deploy.jobs import LOADER, ROLE_LABEL, TRAINER
+from deploy.doctor.findings import Finding, Level
+from deploy.jobs.ray_jobs import LOADER, ROLE_LABEL, TRAINER
 
 BLOCK_BYTES = 32 << 20
 IMAGE_BYTES = 3 * 224 * 224
@@ -104,7 +104,7 @@ def _examine_here(directory: str, index: str | None) -> dict[str, Any]:
     """Runs on each node."""
     import ray
 
-    from deploy.doctor import examine
+    from deploy.doctor.checks import examine
 
     found = examine(directory=Path(directory), index=Path(index) if index else None)
     return {"findings": found, "python": platform.python_version(), "ray": ray.__version__}

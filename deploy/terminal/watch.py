@@ -21,8 +21,8 @@ from rich.text import Text
 
 from deploy.client import RunClient, reaches_elsewhere
 from deploy.console import OUT, table
-from deploy.logs import log_entries, log_table
 from deploy.rundir import RunDir, RunError, find_run
+from deploy.terminal.logs import log_entries, log_table
 
 BARS = " " + "".join(chr(block) for block in range(0x2581, 0x2589))
 TREND_POINTS = 60

@@ -16,8 +16,8 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from deploy.feature_job import Images
-from deploy.scoring_job import PickedMembers, picked_members
+from deploy.prototypes.features import Images
+from deploy.prototypes.job import PickedMembers, picked_members
 from loader import ShardIndex
 from scoring import Prototypes
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from deploy import progress_lines
+from deploy.terminal import progress_lines
 
 PACKAGES = ("loader", "scoring", "trainer", "deploy")
 LEFT_OUT = ("__pycache__", "reports")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deploy.cluster import TOKEN, token_file
-from deploy.findings import Finding
+from deploy.doctor.findings import Finding
 
 GIB = 2**30
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - its size is read, nothing is written

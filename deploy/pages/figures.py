@@ -12,12 +12,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from deploy import plots
 from deploy.api.consumed import quantile
 from deploy.config import RunConfig
-from deploy.logs import knob_history, what
-from deploy.report import Section
+from deploy.curriculum import effective_size_schedule
+from deploy.pages import plots
+from deploy.pages.report import Section
 from deploy.rundir import RunDir
+from deploy.terminal.logs import knob_history, what
 from scoring import LogEntry, read_entries
 
 LOG_LINES = 200
@@ -84,8 +85,6 @@ def _of(entries: Sequence[LogEntry], kind: str) -> list[LogEntry]:
 
 def _curve(run: RunDir, config: RunConfig) -> Path | None:
     """The picture of the effective size; None for a policy that has none, or a schedule that follows metrics."""
-    from deploy.rank import effective_size_schedule  # a rank draws its report: there it is the other way round
-
     lines = run.metric_lines(tail=1)
     laws = [entry for entry in read_entries(run.log) if entry.effective_size is not None]
     if config.curriculum.adaptive or not lines or not laws or laws[0].temperature is None:

@@ -19,19 +19,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy import plots, runs
-from deploy import scoring_job as job
+from deploy import runs
 from deploy.client import RunClient
 from deploy.config import DataConfig, RunConfig
 from deploy.console import say
-from deploy.demo_control import ControlScript
-from deploy.demo_data import DemoData, prepare
-from deploy.demo_report import Arm, DemoFigures, write_demo_report
+from deploy.demo.control import ControlScript
+from deploy.demo.data import DemoData, prepare
+from deploy.demo.report import Arm, DemoFigures, write_demo_report
 from deploy.launch import launch, launch_in_process
 from deploy.live import LiveRun
-from deploy.probe import NearestNeighbourProbe
+from deploy.pages import plots
+from deploy.prototypes import job
+from deploy.rank.probe import NearestNeighbourProbe
 from deploy.rundir import RunDir, RunError
-from deploy.training_bar import training_bar
+from deploy.terminal.training_bar import training_bar
 from loader import ShardIndex
 from trainer import TrainResult
 

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from deploy.api.consumed import NotedStream
 from deploy.config import RunConfig
-from deploy.evaluation import Evaluation, Looks
-from deploy.metric_reports import LOSS, MetricReports
-from deploy.oracle import OracleStream, Stream
+from deploy.curriculum import effective_size_schedule
+from deploy.prototypes.job import SWEEP_IMAGES, evaluation_transform
+from deploy.rank.evaluation import Evaluation, Looks
+from deploy.rank.metric_reports import LOSS, MetricReports
+from deploy.rank.oracle import OracleStream, Stream
 from deploy.rundir import RunDir
-from deploy.scoring_job import SWEEP_IMAGES, evaluation_transform
 from loader import BadSample, BatchStream, FixedWindows, LoaderPool, ShardIndex, StreamConfig, Transform
-from scoring import SCHEDULES, Control, Event, SelectionConfig
+from scoring import Control, Event
 from trainer import Method, ScheduledWindows
 from trainer.context import Context
 from trainer.sweep import Sweep, SweepResult
@@ -163,34 +164,6 @@ def each_once(
         good = np.arange(min(SWEEP_IMAGES, len(ids) - batch.step * SWEEP_IMAGES))
         good = np.setdiff1d(good, [sample.row for sample in batch.substituted])
         yield batch.sample_ids[good], batch.images[good]
-
-
-def effective_size_schedule(config: RunConfig) -> Callable[[float], float]:
-    """Effective dataset size by training progress in [0, 1]; of an adaptive run the start."""
-    curriculum = config.curriculum
-    if curriculum.adaptive:
-        return SCHEDULES["fixed"](start=curriculum.start)
-    return SCHEDULES[curriculum.schedule](start=curriculum.start, end=curriculum.end)
-
-
-def selection_config(config: RunConfig, *, num_samples: int, fingerprint: str) -> SelectionConfig:
-    """The selection's part of a run."""
-    curriculum, train = config.curriculum, config.train
-    reported = "loss" if train.model.pass_.enabled else "bss"  # what the trainer calls a sample's training loss
-    whole = SelectionConfig(
-        seed=train.seed,
-        global_batch=train.global_batch,
-        window_steps=train.window_steps,
-        num_samples=num_samples,
-        policy=curriculum.policy,
-        effective_size=curriculum.start,
-        spare_fraction=curriculum.spare_fraction,
-        fingerprint=fingerprint,
-        user_policies=curriculum.user_policies,
-        adaptive=curriculum.adaptive,
-        options=curriculum.options(rho=train.model.pass_.keep, reported=reported),
-    )
-    return whole.in_ranges(curriculum.partitions)
 
 
 def _reporter(selection: SelectionPort) -> Callable[[BadSample], None]:

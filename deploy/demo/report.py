@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from deploy import plots
 from deploy.config import RunConfig
 from deploy.console import table
-from deploy.logs import knob_history, log_entries, what
-from deploy.rank import effective_size_schedule
-from deploy.report import Section, write_report
-from deploy.run_report import predictions
+from deploy.curriculum import effective_size_schedule
+from deploy.pages import plots
+from deploy.pages.report import Section, write_report
+from deploy.pages.run import predictions
 from deploy.rundir import RunDir
+from deploy.terminal.logs import knob_history, log_entries, what
 from scoring import Prototypes, solve_temperature
 
 COLUMNS = ("trained on", "1-NN, CLS token", "1-NN, mean of patches", "last loss", "seconds")

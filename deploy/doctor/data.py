@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deploy.findings import Finding
+from deploy.doctor.findings import Finding
 
 MOST_SHARDS = 64
 """Shards of which a sample is read; evenly taken when there are more."""

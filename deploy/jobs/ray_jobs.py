@@ -1,7 +1,7 @@
 """Runs as jobs of a Ray cluster: submit, follow, list, stop, through the cluster's job server.
 
 The token comes from the environment and travels in a header only. The entry point runs on the head, and is the same
-`tempera train` as on a laptop; the code is shipped (`deploy.shipping`).
+`tempera train` as on a laptop; the code is shipped (`deploy.jobs.shipping`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from deploy import progress_lines
 from deploy.cluster import LOOPBACK, require_token
 from deploy.console import say
+from deploy.jobs.shipping import GRACE_S, runtime_environment
 from deploy.rundir import RunError
-from deploy.shipping import GRACE_S, runtime_environment
+from deploy.terminal import progress_lines
 
 ROLE_LABEL = "tempera-role"
 """Node label that our manifests and cluster descriptions set: loader or trainer."""

@@ -77,7 +77,7 @@ def _num_samples(config: RunConfig, notes: list[str]) -> int | None:
 
 
 def _measure(config: RunConfig, loader: LoaderConfig, num_samples: int | None, notes: list[str]) -> Facts:
-    from deploy.probing import count_parameters, probe_loader, probe_trainer
+    from deploy.plan.measure import count_parameters, probe_loader, probe_trainer
 
     measured: Facts = {"parameters": count_parameters(config.train)}
     if num_samples:

@@ -1,6 +1,6 @@
 """A progress bar for training that runs in other processes: it reads the run's metrics as they are written.
 
-Inside a job nobody sees a bar: there, lines of the log say the same (`deploy.progress_lines`).
+Inside a job nobody sees a bar: there, lines of the log say the same (`deploy.terminal.progress_lines`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from deploy import progress_lines
 from deploy.console import ERR
 from deploy.repeated import repeated
 from deploy.rundir import RunDir
+from deploy.terminal import progress_lines
 
 POLL_S = 0.5
 LINE_EVERY_S = 2.0

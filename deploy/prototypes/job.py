@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.console import progress_bar
-from deploy.feature_job import FeatureSpec, Images, compute_features, evaluation_transform
+from deploy.prototypes.features import FeatureSpec, Images, compute_features, evaluation_transform
 from loader import BatchSpec, LoaderConfig, LoaderWorker, ShardIndex, Transform
 from scoring import Prototypes, prototype_distances
 from scoring.clusters import kmeans_device

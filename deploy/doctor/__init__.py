@@ -1,0 +1,1 @@
+"""The doctor: what could go wrong on this machine or on a cluster, found before money is spent."""

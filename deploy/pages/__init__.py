@@ -1,0 +1,1 @@
+"""A run's report: its figures, its pictures, and the one self-contained page that shows them."""

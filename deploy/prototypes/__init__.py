@@ -1,0 +1,1 @@
+"""From an index to prototypes: features, clusters, distances, and pages to look at them."""
