@@ -18,6 +18,8 @@ from loader.errors import StorageUnavailable
 SCHEMES: Final = ("file", "https", "s3", "gs")
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 """IPv6 addresses that stand for an IPv4 one (RFC 6052): the last 32 bits."""
+_COMPATIBLE: Final = ipaddress.ip_network("::/96")
+"""The same in their first form (RFC 4291, deprecated)."""
 
 
 def check_url(url: str, *, allow_hosts: tuple[str, ...] = ()) -> SplitResult:
@@ -43,6 +45,11 @@ def check_form(url: str, *, allow_hosts: tuple[str, ...] = ()) -> SplitResult:
     parts = urlsplit(url)
     if "://" not in url:
         return SplitResult("file", "", url, "", "")
+    if "@" in parts.netloc:
+        raise ValueError(
+            f"shard URLs must not name a user; got one for {parts.netloc.rpartition('@')[2][:100]!r}. Credentials come "
+            "from the environment."
+        )
     if parts.scheme not in SCHEMES and not (parts.scheme == "http" and parts.hostname in allow_hosts):
         raise ValueError(f"shard URLs must be {', '.join(SCHEMES)}; got {parts.scheme!r} in {url[:100]!r}")
     return parts
@@ -73,8 +80,10 @@ def _is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         inside = ip.ipv4_mapped or ip.sixtofour
-        if ip in _NAT64:
+        if ip in _NAT64 or ip in _COMPATIBLE:
             inside = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inside is not None:
             return inside.is_global and not inside.is_multicast
+        if ip.is_site_local:  # deprecated, private, and global to Python
+            return False
     return ip.is_global and not ip.is_multicast

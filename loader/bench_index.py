@@ -13,8 +13,9 @@ from typing import Final
 
 import numpy as np
 
-from loader.index import COLUMNS, IndexRows, ShardIndex, write_index
+from loader.index import IndexRows, ShardIndex, write_index
 from loader.index_builder import build_index
+from loader.index_checks import COLUMNS
 
 IMAGENET_SAMPLES: Final = 1_281_167
 _SAMPLES_A_SHARD: Final = 1_000

@@ -30,6 +30,9 @@ def read_dali_index(path: Path, read_at: ReadAt, total_bytes: int) -> list[TarMe
         when anything in it does not fit the tar. Then the tar has to be walked.
     """
     try:
+        # A member takes more of its tar than of the index: one that is longer than the tar is none.
+        if not path.is_file() or path.stat().st_size > total_bytes:
+            return None
         lines = path.read_text("utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return None

@@ -23,21 +23,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from loader.errors import MissingIndexError
+from loader.index_checks import COLUMNS, FORMAT_VERSION, check_places, check_schema, checked_metadata
 from loader.shards import ShardReader, local_path
 
-FORMAT_VERSION: Final = 1
 _METADATA_KEY: Final = b"tempera.index"
 _ROWS_A_READ: Final = 1 << 17
-COLUMNS: Final = {
-    "shard": np.int32,
-    "offset": np.int64,
-    "size": np.int32,
-    "crc32": np.uint32,
-    "width": np.uint16,
-    "height": np.uint16,
-    "label": np.int32,
-}
-"""Type of each numeric column. 16-bit sides hold JPEG's limit; width 0 marks an unreadable header."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,8 +77,10 @@ class ShardIndex:
         path = Path(path).absolute()
         try:
             with pq.ParquetFile(path) as file:
-                metadata = json.loads((file.schema_arrow.metadata or {})[_METADATA_KEY])
+                metadata = checked_metadata((file.schema_arrow.metadata or {})[_METADATA_KEY])
+                check_schema(file, file_bytes=path.stat().st_size)
                 columns = {name: _read_column(file, name, kind) for name, kind in COLUMNS.items()}
+            check_places(columns, metadata["shard_bytes"])
             pa.default_memory_pool().release_unused()
         except FileNotFoundError as error:
             raise MissingIndexError(f"no sample index at {path}. Build one: `{_command(path)}`") from error
@@ -96,12 +88,6 @@ class ShardIndex:
             raise MissingIndexError(
                 f"{path} is not a sample index ({error}). Build it again: `{_command(path)}`"
             ) from error
-        if metadata.get("format") != FORMAT_VERSION:
-            found = metadata.get("format")
-            raise MissingIndexError(
-                f"{path} has index format {found}; this version reads {FORMAT_VERSION}. "
-                f"Build it again: `{_command(path)}`"
-            )
         return cls(path, columns, metadata)
 
     def __len__(self) -> int:
@@ -115,7 +101,10 @@ class ShardIndex:
     @cached_property
     def keys(self) -> list[str]:
         """Name of each sample in its shard."""
-        keys: list[str] = pq.read_table(self.path, columns=["key"])["key"].to_pylist()
+        column = pq.read_table(self.path, columns=["key"])["key"]
+        if column.null_count:
+            raise MissingIndexError(f"{self.path} lacks keys. Build it again: `{_command(self.path)}`")
+        keys: list[str] = column.to_pylist()
         return keys
 
     @property
@@ -187,8 +176,12 @@ def _read_column(file: pq.ParquetFile, name: str, kind: Any) -> NDArray[Any]:
     """Return a numeric column. Arrow's buffers stay at a part of one column: whole ones would double the memory."""
     column, start = np.empty(file.metadata.num_rows, kind), 0
     for part in file.iter_batches(_ROWS_A_READ, columns=[name], use_threads=False):
+        if part[name].null_count or start + len(part) > len(column):
+            raise ValueError(f"column {name!r} has empty or further rows")
         column[start : start + len(part)] = part[name]
         start += len(part)
+    if start != len(column):
+        raise ValueError(f"column {name!r} has {start} rows of {len(column)}")
     return column
 
 

@@ -25,7 +25,8 @@ from loader.connections import Connections
 from loader.dali_index import read_dali_index, write_dali_index
 from loader.errors import BadSampleError, BadShardError
 from loader.header import read_header
-from loader.index import COLUMNS, IndexRows, ShardIndex, write_index
+from loader.index import IndexRows, ShardIndex, write_index
+from loader.index_checks import COLUMNS
 from loader.parallel import Runner, here
 from loader.shards import local_path, open_shard
 from loader.storage import ReadAhead
@@ -217,7 +218,10 @@ def _class_names(url: str) -> list[str]:
     shard = local_path(url)
     if shard is None or not (path := shard.parent / "classes.json").is_file():
         return []
-    names = json.loads(path.read_text())
+    try:
+        names = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path} must be a JSON list of class names; fix or remove it")
     return names

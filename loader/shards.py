@@ -8,6 +8,7 @@ are a BadSampleError (they cost one draw).
 from __future__ import annotations
 
 import os
+import stat
 import threading
 import time
 import zlib
@@ -22,7 +23,7 @@ from urllib.request import url2pathname
 
 from loader.addresses import check_form
 from loader.connections import Connections
-from loader.errors import BadSampleError, StaleIndexError
+from loader.errors import BadSampleError, BadShardError, StaleIndexError
 from loader.storage import HttpShard, open_gs, open_s3
 from loader.tar import BLOCK, is_member_header
 
@@ -49,7 +50,10 @@ class LocalShard:
 
     def __init__(self, path: str | Path) -> None:
         self._fd = -1
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # A device acts when it is opened, and a pipe waits for its other end: neither is touched.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise BadShardError(f"a shard must be a regular file; {path} is none. Name a .tar file.")
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
     @property
     def num_bytes(self) -> int:
@@ -99,6 +103,7 @@ def open_shard(url: str, *, connections: Connections) -> ShardFile:
     Raises:
         ValueError: If the URL is refused.
         FileNotFoundError: If there is no such shard.
+        BadShardError: If it is a device, a pipe or a directory.
         StorageUnavailable: If remote storage does not answer.
     """
     parts = check_form(url, allow_hosts=connections.allow_hosts)
@@ -207,6 +212,8 @@ class ShardReader:
             file = open_shard(self._urls[shard], connections=self._connections)
         except FileNotFoundError as error:
             raise stale(self._urls[shard], "it is missing", self._index_path) from error
+        except BadShardError as error:
+            raise stale(self._urls[shard], "it is no regular file", self._index_path) from error
         if file.num_bytes != self._num_bytes[shard]:
             found = file.num_bytes
             file.close()
