@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Group
+from rich.table import Table
 from tyro.conf import Positional
 
 from deploy.console import Answer, table
 
+if TYPE_CHECKING:
+    from deploy.reproduce import Claim
+    from deploy.reproduce.page import Written
+
 
 def reproduce(
-    claim: Positional[str],
+    claims: Positional[tuple[str, ...]],
     *,
     data: Path,
     out: Path = Path("runs/reproduce"),
@@ -22,14 +29,15 @@ def reproduce(
     batch: int = 256,
     size: str = "tiny",
     lr: float = 1.5e-3,
+    workers: int | None = None,
     sweep: bool = False,
 ) -> Answer:
-    """Train the arms of a paper's comparison, evaluate them, and say which directions hold.
+    """Train the arms of papers' comparisons, evaluate them, and say which directions hold.
 
     The same command goes on where an interrupted study was; arms that claims share are trained once.
 
     Args:
-        claim: prototypes, temperature, hard, features, clusters, pass, clmae, mto or fewshot.
+        claims: one or several of prototypes, temperature, hard, features, clusters, pass, clmae, mto, fewshot; or all.
         data: folder with train/ and test/, each with one folder of images a class.
         out: folder for everything that is written.
         budget: minutes for all arms and seeds; decides the epochs, from a measured step.
@@ -39,44 +47,66 @@ def reproduce(
         batch: images of a step.
         size: tiny (128 wide, 4 deep) or cifar (192 wide, 12 deep).
         lr: peak learning rate for 256 images.
-        sweep: add the paper's ablations.
+        workers: queue the arms as Ray tasks of one CPU each, so many at a time, on the cluster that RAY_ADDRESS names
+            or on this machine; without it they train in turn, in this process.
+        sweep: add the papers' ablations.
     """
-    from deploy.reproduce import CLAIMS, Study, make_plan
+    from deploy.reproduce import Study, make_plans
     from deploy.reproduce.arms import Scale
     from deploy.reproduce.data import prepare_data
-    from deploy.reproduce.page import table_data, write_page
-    from deploy.reproduce.table import cells, rows, verdicts
+    from deploy.reproduce.measure import Measure
+    from deploy.reproduce.page import write_claim
+    from deploy.reproduce.queue import in_turn, side_by_side
     from loader import ShardIndex
     from trainer import model_size
-    from trainer.config import choose, require
+    from trainer.config import require
 
     require(seeds >= 1, f"--seeds must be 1 or more; got {seeds}.")
-    chosen = choose(claim, CLAIMS, "a claim")
-    arms = chosen.arms + (chosen.sweep if sweep else ())
-    images = prepare_data(data, out / f"data-{samples or 'all'}", samples=samples, size=model_size(size).image_size)
+    require(workers is None or workers >= 1, f"--workers must be 1 or more; got {workers}.")
+    chosen = _chosen(claims, sweep=sweep)
+    image_size = model_size(size).image_size
+    images = prepare_data(data, out / f"data-{samples or 'all'}", samples=samples, size=image_size)
     scale = Scale(samples=len(ShardIndex.load(images.index)), epochs=1, global_batch=batch, size=size, base_lr=lr)
-    folder = out / (f"{claim}-sweep" if sweep else claim)
-    plan = make_plan(
-        folder / "plan.json",
-        claim=claim,
-        arms=arms,
+    plans = make_plans(
+        out,
+        {folder: claim.arms for folder, claim in chosen.items()},
         seeds=seeds,
         scale=scale,
         data=images,
         budget_minutes=budget,
         epochs=epochs,
+        workers=workers or 1,
     )
-    study = Study(plan, arms, data=images, out=out)
-    outcomes = list(study.run())
-    found = cells(outcomes, baseline=chosen.baseline)
-    judged, floor = verdicts(chosen, found), study.measure.pixels()
-    page = write_page(
-        folder, plan=plan, claim=chosen, arms=arms, outcomes=outcomes, found=found, judged=judged, floor=floor
+    study = Study(scale=next(iter(plans.values())).scale, seeds=seeds, data=images, out=out)
+    study.run(
+        [arm for claim in chosen.values() for arm in claim.arms], queue=side_by_side(workers) if workers else in_turn
     )
-    columns, lines = rows(chosen, arms, found)
-    view = Group(
-        table(chosen.title, columns, lines),
-        table("does it hold here?", ("direction", "holds"), [(str(one), one.holds) for one in judged]),
-        f"report: {page}",
+    floor = Measure(images, size=image_size).pixels()
+    written = [
+        write_claim(
+            out / folder, plan=plans[folder], claim=claim, outcomes=list(study.outcomes(claim.arms)), floor=floor
+        )
+        for folder, claim in chosen.items()
+    ]
+    views = [view for one in written for view in _view(one)]
+    return Answer(data={one.folder.name: one.data for one in written}, view=Group(*views))
+
+
+def _chosen(names: tuple[str, ...], *, sweep: bool) -> dict[str, Claim]:
+    """Folder of each claim -> the claim with the arms to train."""
+    from deploy.reproduce import CLAIMS
+    from trainer.config import choose
+
+    wanted = tuple(CLAIMS) if names == ("all",) else names
+    claims = {name: choose(name, CLAIMS, "a claim") for name in wanted}
+    if not sweep:
+        return claims
+    return {f"{name}-sweep": replace(claim, arms=claim.arms + claim.sweep) for name, claim in claims.items()}
+
+
+def _view(written: Written) -> tuple[Table | str, ...]:
+    return (
+        table(written.claim.title, written.columns, written.rows),
+        table("does it hold here?", ("direction", "holds"), [(str(one), one.holds) for one in written.judged]),
+        f"report: {written.page}",
     )
-    return Answer(data=table_data(plan, chosen, found, judged, floor) | {"report": str(page)}, view=view)

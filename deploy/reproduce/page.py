@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from deploy.pages import plots
 from deploy.pages.report import Section, write_report
 from deploy.reproduce.claims import Arm, Claim
 from deploy.reproduce.plan import Plan
-from deploy.reproduce.study import Outcome
-from deploy.reproduce.table import Cell, Cells, Verdict, rows
+from deploy.reproduce.queue import Outcome
+from deploy.reproduce.table import Cell, Cells, Verdict, cells, rows, verdicts
 
 
 def table_data(plan: Plan, claim: Claim, found: Cells, judged: Sequence[Verdict], floor: float) -> dict[str, Any]:
@@ -53,39 +53,54 @@ def _cell(cell: Cell) -> dict[str, Any]:
     return {"mean": cell.mean if math.isfinite(cell.mean) else None, "sd": cell.spread, "by_seed": values}
 
 
-def write_page(
-    folder: Path,
-    *,
-    plan: Plan,
-    claim: Claim,
-    arms: Sequence[Arm],
-    outcomes: Sequence[Outcome],
-    found: Cells,
-    judged: Sequence[Verdict],
-    floor: float,
-) -> Path:
-    """Draw the curves and write report.html and report.json.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    """A claim's results and where they lie."""
 
-    Returns:
-        The page's path.
+    claim: Claim
+    """What was compared."""
+    folder: Path
+    """Of its files."""
+    page: Path
+    """report.html."""
+    columns: tuple[str, ...]
+    """Of the table for people."""
+    rows: list[tuple[object, ...]]
+    """One an arm."""
+    judged: list[Verdict]
+    """The directions."""
+    data: dict[str, Any]
+    """What report.json holds."""
+
+
+def write_claim(folder: Path, *, plan: Plan, claim: Claim, outcomes: Sequence[Outcome], floor: float) -> Written:
+    """Judge the outcomes, draw the curves, and write report.html and report.json.
+
+    Args:
+        folder: where to.
+        plan: what was run.
+        claim: what was compared.
+        outcomes: of all its arms and seeds.
+        floor: 1-NN accuracy of raw pixels.
     """
-    columns, lines = rows(claim, arms, found)
+    found = cells(outcomes, baseline=claim.baseline)
+    judged = verdicts(claim, found)
+    columns, lines = rows(claim, claim.arms, found)
     scale = plan.scale
     lead = (
         f"{claim.source}. Here: {scale.samples:,} images, {scale.epochs} epochs of batch {scale.global_batch}, model "
         f"{scale.size}, {plan.seeds} seeds; accuracies in per cent, mean +- standard deviation over the seeds; raw "
         f"pixels have {100 * floor:.1f}."
     )
-    verdicts = [
-        (str(one), one.holds, ", ".join(f"{difference:+.3f}" for difference in one.differences)) for one in judged
-    ]
+    held = [(str(one), one.holds, ", ".join(f"{difference:+.3f}" for difference in one.differences)) for one in judged]
     sections = [
         Section(title="Arms", columns=columns, rows=lines),
-        Section(title="Does it hold here?", columns=("direction", "holds", "difference by seed"), rows=verdicts),
-        Section(title="Training", pictures=_pictures(folder, arms, outcomes)),
+        Section(title="Does it hold here?", columns=("direction", "holds", "difference by seed"), rows=held),
+        Section(title="Training", pictures=_pictures(folder, claim.arms, outcomes)),
     ]
     data = table_data(plan, claim, found, judged, floor)
-    return write_report(folder, title=claim.title, lead=lead, sections=sections, data=data)
+    page = write_report(folder, title=claim.title, lead=lead, sections=sections, data=data)
+    return Written(claim=claim, folder=folder, page=page, columns=columns, rows=lines, judged=judged, data=data)
 
 
 def _pictures(folder: Path, arms: Sequence[Arm], outcomes: Sequence[Outcome]) -> dict[Path, str]:

@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -35,44 +35,57 @@ class Plan:
     """Model and length."""
 
 
-def make_plan(
-    path: Path,
+def make_plans(
+    out: Path,
+    claims: Mapping[str, Sequence[Arm]],
     *,
-    claim: str,
-    arms: Sequence[Arm],
     seeds: int,
     scale: Scale,
     data: DataConfig,
     budget_minutes: float,
     epochs: int | None,
-) -> Plan:
-    """The plan that the folder holds, or a new one.
+    workers: int = 1,
+) -> dict[str, Plan]:
+    """The plans that the folders hold, or new ones; all claims train equally long.
 
     Args:
-        path: plan.json.
-        claim: name of the claim.
-        arms: what is trained.
+        out: folder of the study; a claim's plan is in its folder there.
+        claims: name of the claim's folder -> what is trained.
         seeds: seeds of each arm.
         scale: everything but the epochs.
         data: training images for the probe.
-        budget_minutes: time for everything; used where `epochs` is None and the folder holds no plan.
+        budget_minutes: time for everything; used where `epochs` is None and no folder holds a plan.
         epochs: passes over the data.
+        workers: arms at a time.
 
     Raises:
-        RunError: the folder holds another plan, or the budget does not pay for one epoch.
+        RunError: a folder holds another plan, or the budget does not pay for one epoch.
     """
-    names = tuple(arm.name for arm in arms)
-    if path.is_file():
-        found = _load(path)
-        asked = Plan(claim=claim, seeds=seeds, arms=names, scale=replace(scale, epochs=epochs or found.scale.epochs))
-        if asked != found:
-            raise RunError(f"{path.parent} holds a study with another plan ({path}). Take another --out, or remove it.")
-        return found
-    whole = replace(scale, epochs=epochs or _affordable(arms, seeds, scale, data, budget_minutes))
-    plan = Plan(claim=claim, seeds=seeds, arms=names, scale=whole)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, asdict(plan))
-    return plan
+    paths = {name: out / name / "plan.json" for name in claims}
+    found = {name: _load(path) for name, path in paths.items() if path.is_file()}
+    if epochs is None and found:
+        epochs = next(iter(found.values())).scale.epochs
+    if epochs is None:
+        together = {_settings(arm): arm for arms in claims.values() for arm in arms}
+        epochs = _affordable(list(together.values()), seeds, scale, data, budget_minutes * workers)
+    whole = replace(scale, epochs=epochs)
+    plans = {}
+    for name, arms in claims.items():
+        plans[name] = Plan(claim=name, seeds=seeds, arms=tuple(arm.name for arm in arms), scale=whole)
+        if name in found and found[name] != plans[name]:
+            raise RunError(
+                f"{paths[name].parent} holds a study with another plan ({paths[name]}). Take another --out, or "
+                "remove it."
+            )
+    for name, plan in plans.items():
+        paths[name].parent.mkdir(parents=True, exist_ok=True)
+        write_json(paths[name], asdict(plan))
+    return plans
+
+
+def _settings(arm: Arm) -> str:
+    """What an arm trains, whatever it is called."""
+    return repr(replace(arm, name="", paper={}))
 
 
 def _affordable(arms: Sequence[Arm], seeds: int, scale: Scale, data: DataConfig, budget_minutes: float) -> int:

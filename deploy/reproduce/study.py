@@ -8,104 +8,70 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from deploy.config import DataConfig, RunConfig
-from deploy.console import say
-from deploy.launch import launch_in_process
-from deploy.reproduce.arms import run_config
+from deploy.reproduce.arms import Scale, run_config
 from deploy.reproduce.claims import Arm
 from deploy.reproduce.data import with_prototypes
-from deploy.reproduce.measure import Measure
-from deploy.reproduce.plan import Plan
-from deploy.rundir import RunDir, RunError, write_json
-from deploy.terminal.training_bar import training_bar
+from deploy.reproduce.queue import Outcome, Queue, Task
 from trainer import model_size
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """One trained and evaluated arm."""
-
-    arm: str
-    """Its name."""
-    seed: int
-    """Its seed."""
-    metrics: dict[str, float]
-    """Of the final encoder."""
-    curve: dict[str, list[list[float]]]
-    """Metric -> [step, value] pairs of the training curve."""
-    steps: int
-    """Optimizer steps."""
-    seconds: float
-    """Of the last session that trained it."""
-
-
 class Study:
-    """The arms of a plan on one data set."""
+    """Arms on one data set."""
 
-    def __init__(self, plan: Plan, arms: tuple[Arm, ...], *, data: DataConfig, out: Path) -> None:
+    def __init__(self, *, scale: Scale, seeds: int, data: DataConfig, out: Path) -> None:
         """Prepare; nothing runs yet.
 
         Args:
-            plan: seeds and scale.
-            arms: what is trained.
+            scale: model and length of every arm.
+            seeds: how often each is trained, with seeds 0 .. seeds - 1.
             data: indexed shards of both splits.
             out: folder that keeps the arms of every claim.
         """
-        self.plan, self._arms, self._data, self._out = plan, arms, data, out
-        self.size = model_size(plan.scale.size).image_size
-        self.measure = Measure(data, size=self.size)
+        self._scale, self._seeds, self._data, self._out = scale, seeds, data, out
+        self._size = model_size(scale.size).image_size
 
-    def run(self) -> Iterator[Outcome]:
-        """Train and evaluate what is not there yet, one arm after the other.
+    def run(self, arms: Sequence[Arm], *, queue: Queue) -> None:
+        """Train and evaluate what is not there yet.
 
         Seeds are outermost: a study that is cut off has all arms of the first seed.
         """
-        jobs = [(arm, seed) for seed in range(self.plan.seeds) for arm in self._arms]
-        for number, (arm, seed) in enumerate(jobs, start=1):
-            data = with_prototypes(self._data, arm, size=self.size)
-            config = run_config(arm, data=data, scale=self.plan.scale, seed=seed)
-            yield self._outcome(
-                config, arm=arm.name, seed=seed, title=f"[{number}/{len(jobs)}] {arm.name}, seed {seed}"
-            )
+        tasks: dict[str, Task] = {}
+        for seed in range(self._seeds):
+            for arm in arms:
+                task = self._task(arm, seed)
+                tasks.setdefault(task.folder.name.rpartition("-")[2], task)
+        queue([task for task in tasks.values() if not task.result.is_file()])
 
-    def _outcome(self, config: RunConfig, *, arm: str, seed: int, title: str) -> Outcome:
-        run = RunDir(self._out / "arms" / f"{config.name}-{_digest(config)}")
-        result = run.path / "outcome.json"
-        if result.is_file():
-            say(f"{title}: already there")
-            return Outcome(**(json.loads(result.read_text()) | {"arm": arm}))
-        began = time.monotonic()
-        with run.held(), training_bar(run, total_steps=config.train.total_steps, description=title):
-            ended = launch_in_process(config, run)
-        if ended.reason != "finished":
-            raise RunError(f"{title} was stopped at step {ended.step}; the same command goes on from there.")
-        outcome = Outcome(
-            arm=arm,
-            seed=seed,
-            metrics=self.measure(run.path),
-            curve=_curve(run),
-            steps=ended.step,
-            seconds=time.monotonic() - began,
-        )
-        write_json(result, asdict(outcome))
-        return outcome
+    def outcomes(self, arms: Sequence[Arm]) -> Iterator[Outcome]:
+        """What the arms measured, under their names here.
 
+        Raises:
+            FileNotFoundError: an arm was not run.
+        """
+        for seed in range(self._seeds):
+            for arm in arms:
+                found = json.loads(self._task(arm, seed).result.read_text())
+                yield Outcome(**(found | {"arm": arm.name}))
 
-def _curve(run: RunDir) -> dict[str, list[list[float]]]:
-    lines = run.metric_lines()
-    names = sorted({name for line in lines for name in line if name.startswith("nn_")} | {"loss"})
-    return {name: [[line["step"], line[name]] for line in lines if line.get(name) is not None] for name in names}
+    def _task(self, arm: Arm, seed: int) -> Task:
+        data = with_prototypes(self._data, arm, size=self._size)
+        config = run_config(arm, data=data, scale=self._scale, seed=seed)
+        digest = _digest(config)
+        there = sorted((self._out / "arms").glob(f"*-{digest}"))
+        folder = there[0] if there else self._out / "arms" / f"{config.name}-{digest}"
+        return Task(config=config, folder=folder.resolve(), arm=arm.name, seed=seed, size=self._size)
 
 
 def _digest(config: RunConfig) -> str:
-    """Of everything that decides what is trained; where the data lies does not."""
+    """Of everything that decides what is trained; its name and where the data lies do not."""
     value: dict[str, Any] = asdict(config)
+    del value["name"]
     value["data"] = {
         name: Path(found).name if isinstance(found, str) else found for name, found in value["data"].items()
     }

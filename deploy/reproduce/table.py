@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from deploy.reproduce.claims import Arm, Claim, Expectation
-from deploy.reproduce.study import Outcome
+from deploy.reproduce.queue import Outcome
 from trainer.evaluate.rauc import common_curve, rauc
 
 

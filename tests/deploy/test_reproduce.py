@@ -12,7 +12,7 @@ from PIL import Image
 from deploy.commands.reproduce import reproduce
 from deploy.reproduce import CLAIMS, Arm, Claim, Expectation
 from deploy.reproduce.arms import Scale, run_config
-from deploy.reproduce.study import Outcome
+from deploy.reproduce.queue import Outcome
 from deploy.reproduce.table import cells, rows, verdicts
 
 CLAIM = Claim(
@@ -82,27 +82,40 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_study_trains_each_arm_once_and_continues(folders: Path, tmp_path: Path):
     settings = {"data": folders, "out": tmp_path, "epochs": 2, "seeds": 2, "samples": 32, "batch": 16}
-    answer = reproduce("hard", **settings).data
+    answer = reproduce(("hard",), **settings).data["hard"]
     assert set(answer["arms"]) == {"hard", "uniform", "prototypical"}
     assert all(len(arm["nn_cls"]["by_seed"]) == 2 for arm in answer["arms"].values())
     assert (tmp_path / "hard" / "report.html").stat().st_size > 10_000
     trained = {path: path.stat().st_mtime_ns for path in tmp_path.glob("arms/*/outcome.json")}
     assert len(trained) == 6
-    again = reproduce("prototypes", **settings).data  # the same three arms
-    assert again["arms"] == answer["arms"]
+    again = reproduce(("prototypes", "fewshot"), **settings).data  # the same three arms
+    assert again["prototypes"]["arms"] == answer["arms"]
+    assert set(again["fewshot"]["arms"]) == {"uniform", "prototypical"}
     assert trained == {path: path.stat().st_mtime_ns for path in tmp_path.glob("arms/*/outcome.json")}
     plan = json.loads((tmp_path / "hard" / "plan.json").read_text())
     assert plan["scale"]["samples"] == 32
     with pytest.raises(ValueError, match="another plan"):
-        reproduce("hard", **(settings | {"seeds": 3}))
+        reproduce(("hard",), **(settings | {"seeds": 3}))
+
+
+@pytest.mark.ray
+def test_arms_that_ray_runs_are_those_that_one_process_runs(folders: Path, tmp_path: Path):
+    settings = {"data": folders, "epochs": 1, "seeds": 1, "samples": 32, "batch": 16}
+    queued = reproduce(("hard",), out=tmp_path / "queued", workers=2, **settings).data["hard"]["arms"]
+    in_turn = reproduce(("hard",), out=tmp_path / "turn", **settings).data["hard"]["arms"]
+    assert {arm: found["nn_mean"]["mean"] for arm, found in queued.items()} == pytest.approx(
+        {arm: found["nn_mean"]["mean"] for arm, found in in_turn.items()}, abs=1 / 8
+    )  # one of sixteen test images may fall otherwise: threads add in another order
 
 
 def test_bad_input_is_one_clear_line(folders: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="Did you mean 'prototypes'"):
-        reproduce("prototipes", data=folders, out=tmp_path)
+        reproduce(("prototipes",), data=folders, out=tmp_path)
     with pytest.raises(ValueError, match="has no train/"):
-        reproduce("hard", data=tmp_path, out=tmp_path)
+        reproduce(("hard",), data=tmp_path, out=tmp_path)
     with pytest.raises(ValueError, match="--seeds must be 1 or more"):
-        reproduce("hard", data=folders, out=tmp_path, seeds=0)
+        reproduce(("hard",), data=folders, out=tmp_path, seeds=0)
+    with pytest.raises(ValueError, match="--workers must be 1 or more"):
+        reproduce(("hard",), data=folders, out=tmp_path, workers=0)
     with pytest.raises(ValueError, match="must pay for one epoch"):
-        reproduce("hard", data=folders, out=tmp_path, samples=32, batch=16, budget=1e-6)
+        reproduce(("hard",), data=folders, out=tmp_path, samples=32, batch=16, budget=1e-6)
