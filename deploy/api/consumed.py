@@ -1,7 +1,8 @@
-"""What the trainer has taken from its stream, told to whoever watches: `consumed.jsonl`, one line a window and a while.
+"""What the trainer has taken from its stream, told to whoever watches: `consumed.jsonl`, one line a step.
 
-The first rank writes it at the moment that its loop takes a batch, so that the time from a request to the first batch
-drawn under it is measured where that batch is used. The file is of the run that is alive and begins anew with it.
+The first rank notes when its loop asks for a batch and when it takes it, so that the time from a request to the first
+batch drawn under it is measured where that batch is used. Lines are written when a window begins, and every so often.
+The file is of the run that is alive and begins anew with it.
 """
 
 from __future__ import annotations
@@ -24,31 +25,37 @@ from loader import Batch
 log = logging.getLogger(__name__)
 
 NOTE_S = 0.25
-"""Within a window a line is written at most so often."""
-FILE_BYTES, LAST_LINES = 256 * 1024, 256
+"""Within a window lines are written at most so often."""
+FILE_BYTES, LAST_LINES = 512 * 1024, 1024
 """Size at which the file begins again, with so many of its last lines."""
-NOTED = 4096
+NOTED = 8192
 """Notes that are remembered."""
 SPEED_S = 20.0
 """The present speed is that of so many last seconds."""
 
 
 class NotedStream:
-    """A stream of batches that notes when the first of a window is taken."""
+    """A stream of batches that notes when each is asked for, and when it is taken."""
 
     def __init__(
         self, stream: Stream, path: Path, *, window_steps: int, clock: Callable[[], float] = time.time
     ) -> None:
         self._stream, self._path, self._window_steps, self._clock = stream, path, window_steps, clock
-        self._noted_s, self._bytes = 0.0, 0
+        self._written_s, self._bytes = 0.0, 0
+        self._fresh: list[str] = []
         self._last: deque[str] = deque(maxlen=LAST_LINES)
         self._warned = False
 
     def __iter__(self) -> Iterator[Batch]:
         with closing(self._stream.__iter__()) as batches:  # type: ignore[type-var]  # it is a generator
-            for batch in batches:
-                self._note(batch.step)
-                yield batch
+            try:
+                asked_s = self._clock()
+                for batch in batches:
+                    self._note(batch.step, asked_s)
+                    yield batch
+                    asked_s = self._clock()
+            finally:
+                self._write()
 
     def state_dict(self) -> dict[str, int]:
         """See `BatchStream.state_dict`."""
@@ -62,30 +69,34 @@ class NotedStream:
         """See `BatchStream.stats`."""
         return self._stream.stats()
 
-    def _note(self, step: int) -> None:
+    def _note(self, step: int, asked_s: float) -> None:
         now = self._clock()
-        if step % self._window_steps and now - self._noted_s < NOTE_S:
+        note = {"step": step, "asked": round(asked_s, 4), "time": round(now, 4)}
+        self._fresh.append(json.dumps(note) + "\n")
+        if step % self._window_steps == 0 or now - self._written_s >= NOTE_S:
+            self._written_s = now
+            self._write()
+
+    def _write(self) -> None:
+        """Append what is fresh; a file that has grown large begins again with its last lines."""
+        lines, self._fresh = self._fresh, []
+        if not lines:
             return
-        self._noted_s = now
+        self._last.extend(lines)
+        self._bytes += sum(map(len, lines))
         try:
-            self._write(json.dumps({"step": step, "time": round(now, 4)}) + "\n")
+            if self._bytes <= FILE_BYTES:
+                with self._path.open("a", encoding="ascii") as file:
+                    file.write("".join(lines))
+                return
+            aside = self._path.with_name(self._path.name + ".part")
+            aside.write_text("".join(self._last), "ascii")
+            aside.replace(self._path)
+            self._bytes = sum(map(len, self._last))
         except OSError:  # a full disk must not end a run for the sake of its watchers
             if not self._warned:
                 log.warning("what is consumed could not be noted; control latency is not measured", exc_info=True)
             self._warned = True
-
-    def _write(self, line: str) -> None:
-        """Append; a file that has grown large begins again with its last lines."""
-        self._last.append(line)
-        self._bytes += len(line)
-        if self._bytes <= FILE_BYTES:
-            with self._path.open("a", encoding="ascii") as file:
-                file.write(line)
-            return
-        aside = self._path.with_name(self._path.name + ".part")
-        aside.write_text("".join(self._last), "ascii")
-        aside.replace(self._path)
-        self._bytes = 0
 
 
 class Consumption:
@@ -96,9 +107,10 @@ class Consumption:
         self._lock = threading.Lock()
         self._read = self._restarts = 0
         self._noted: deque[tuple[int, float]] = deque(maxlen=NOTED)
+        self._asked: deque[float] = deque(maxlen=NOTED)
 
     def follow(self) -> list[tuple[int, float]]:
-        """(step, time) of the batches noted since the last call, in order."""
+        """(step, time taken) of the batches noted since the last call, in order."""
         with self._lock:
             self._lines.update()
             if self._lines.restarts != self._restarts:
@@ -106,9 +118,11 @@ class Consumption:
             rows = self._lines.rows_from(self._read)
             self._read += len(rows)
             newest_s = self._noted[-1][1] if self._noted else 0.0
-            fresh = [(int(row["step"]), float(row["time"])) for row in rows if row["time"] > newest_s]
-            self._noted.extend(fresh)
-            return fresh
+            fresh = [row for row in rows if row["time"] > newest_s]
+            taken = [(int(row["step"]), float(row["time"])) for row in fresh]
+            self._noted.extend(taken)
+            self._asked.extend(float(row["asked"]) for row in fresh)
+            return taken
 
     @property
     def step(self) -> int | None:
@@ -117,14 +131,10 @@ class Consumption:
             return self._noted[-1][0] if self._noted else None
 
     def step_at(self, time_s: float) -> int | None:
-        """The step that the trainer was at, between two that were noted; None where that is not known."""
+        """The step that the trainer was at: the last that it had asked for by then; None where that is not known."""
         with self._lock:
-            noted = list(self._noted)
-        after = bisect_right(noted, time_s, key=lambda note: note[1])
-        if not 0 < after < len(noted):
-            return None
-        (first, began_s), (last, ended_s) = noted[after - 1], noted[after]
-        return first + int((last - first) * (time_s - began_s) / (ended_s - began_s))
+            before = bisect_right(self._asked, time_s)
+            return self._noted[before - 1][0] if before else None
 
     def seconds_a_step(self) -> float | None:
         """At the present speed; None before it is known."""

@@ -87,9 +87,10 @@ def quantiles(seconds: list[float]) -> dict[str, float | None]:
     return {"p50_s": quantile(seconds, 0.5), "p99_s": quantile(seconds, 0.99)}
 
 
-def bound_steps(window_steps: int) -> int:
+def bound_steps(window_steps: int, *, ranks: int = 1) -> int:
     """Most steps that the trainer takes from a request to the first batch drawn under it.
 
-    It ends the step that it is at; the window that follows may have been drawn, and the one after that as well.
+    It ends the step that it is at, and one of several ranks may be at the next one already; the window that follows may
+    have been drawn, and the one after that as well.
     """
-    return 1 + window_steps * (1 + PREFETCHED_WINDOWS)
+    return min(ranks, 2) + window_steps * (1 + PREFETCHED_WINDOWS)

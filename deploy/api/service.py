@@ -238,8 +238,8 @@ class RunService:
         selection = dict(finite(self.parts.selection.state()))
         asked = self._asked_for()
         speed = None if self.parts.read_only else self._consumption.seconds_a_step()
-        window_steps = self.config.train.window_steps
-        steps = bound_steps(window_steps)
+        progress = self._progress(speed)
+        steps = self._bound_steps(int(selection["next_step"]) - progress["step"])
         return {
             "run": {
                 "name": self.config.name,
@@ -248,14 +248,14 @@ class RunService:
                 "started": self._started_s,
                 "status": self._status(asked),
             },
-            "progress": self._progress(speed),
+            "progress": progress,
             "selection": selection,
             "fleet": self.loaders(),
             "control": {
                 "version": selection["control_version"],
                 "next_window": selection["next_window"],
                 "next_step": selection["next_step"],
-                "window_steps": window_steps,
+                "window_steps": self.config.train.window_steps,
                 "bound_steps": steps,
                 "bound_s": None if speed is None else steps * speed,
             },
@@ -266,6 +266,11 @@ class RunService:
             "read_only": self.parts.read_only,
             "time": time.time(),
         }
+
+    def _bound_steps(self, drawn_ahead: int) -> int:
+        """Most steps until a change lands; a trainer that went back to a checkpoint first takes what is drawn."""
+        steps = bound_steps(self.config.train.window_steps, ranks=self.config.trainers.workers)
+        return max(steps, drawn_ahead)
 
     def _status(self, asked: dict[str, bool]) -> str:
         if self.parts.read_only:

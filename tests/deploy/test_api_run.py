@@ -27,6 +27,8 @@ from deploy.client import ChangedSince, Refused, RunClient
 from deploy.config import DataConfig, load_config
 from deploy.launch import launch_in_process
 from deploy.rundir import RunDir, RunError
+from loader import BatchStream, LoaderConfig, LoaderWorker, LocalLoaders, StreamConfig, Transform
+from loader.windows import FixedWindow, FixedWindows
 from scoring import RunLog
 from tests.deploy.api_run import WINDOW_STEPS, alive, tiny, wait_for
 
@@ -311,6 +313,34 @@ def test_latency_is_from_the_request_to_the_batch() -> None:
     assert quantile([], 0.5) is None
 
 
+def test_no_change_lands_later_than_the_bound_says(tmp_path: Path, digits: DataConfig) -> None:
+    """A real stream, steps of uneven length, and a control at every moment: the bound is reached, never exceeded."""
+    window_steps, total, now = 4, 120, [0.0]
+    drawn = [-1]
+
+    class Windows(FixedWindows):
+        def window(self, index: int) -> FixedWindow:
+            drawn[0] = max(drawn[0], index)
+            return super().window(index)
+
+    config = StreamConfig(
+        seed=0, global_batch=8, total_steps=total, window_steps=window_steps, transform=Transform(size=16)
+    )
+    path, asked = tmp_path / "consumed.jsonl", []
+    with closing(LocalLoaders([LoaderWorker(LoaderConfig(index=digits.index))])) as loaders:
+        stream = BatchStream(Windows(np.arange(64), config), loaders, config)
+        for batch in NotedStream(stream, path, window_steps=window_steps, clock=lambda: now[0]):
+            for _ in range(4):  # a request comes at any moment of a step; the last of a window takes longest
+                now[0] += 5.0 if batch.step % window_steps == window_steps - 1 else 0.01
+                time.sleep(0.002)
+                asked.append((now[0], (drawn[0] + 1) * window_steps))
+    consumption = Consumption(path)
+    consumption.follow()
+    took = [lands - (consumption.step_at(time_s) or 0) for time_s, lands in asked if lands < total]
+    assert max(took) == bound_steps(window_steps) == 2 * window_steps + 1
+    assert bound_steps(window_steps, ranks=8) == 2 * window_steps + 2, "another rank may be at the next step"
+
+
 class Steps:
     """A stream of bare steps."""
 
@@ -332,7 +362,7 @@ def test_what_is_consumed_is_noted_in_a_file_that_stays_small(tmp_path: Path, mo
     assert path.stat().st_size < 70_000
     steps = np.array([step for step, _ in seen])
     assert np.array_equal(steps[steps % 2 == 0], np.arange(0, 10_000, 2)), "no window is missed, none is told twice"
-    assert consumption.step_at(91.007) == 9000
+    assert [consumption.step_at(at) for at in (91.005, 91.015, 1000.0)] == [9000, 9001, 9999]
     assert consumption.step_at(0.5) is None
     assert consumption.seconds_a_step() == pytest.approx(0.01, rel=0.01)
 
