@@ -123,6 +123,10 @@ class Failpoints:
             self._listening = True
             sys.addaudithook(self._hook)
 
+    def passed(self) -> dict[str, int]:
+        """Place -> how often this process has come by, of the places that were chosen."""
+        return {name: point.passed for name, point in self._points.items()}
+
     def _hook(self, event: str, details: tuple[Any, ...]) -> None:
         if event != EVENT or (point := self._points.get(details[0])) is None:
             return

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
 from deploy.cluster import join
-from deploy.rundir import Endpoint
+from deploy.rundir import Endpoint, RunDir, RunError
 from deploy.soak.processes import SHARED, Processes, Usage
 from deploy.soak.record import Holdings, Record
 
@@ -23,29 +28,43 @@ SETTLE_S = 90.0
 FLUCTUATING = ("memory", "object_store_memory")
 
 
-def holdings(endpoint: Endpoint, processes: Processes) -> Holdings:
-    """What the run holds now; for a moment this process joins its cluster to see.
+def holdings(run: RunDir, processes: Processes) -> Holdings:
+    """What the run holds now; another process joins its cluster to see, for a process has one token for life.
 
     Args:
-        endpoint: of the run.
+        run: its directory.
         processes: of the run.
     """
-    import ray
-
-    join(endpoint)
-    try:
-        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-        resources = {name: value for name, value in free.items() if name not in FLUCTUATING}
-    finally:
-        ray.shutdown()
+    command = [sys.executable, "-m", "deploy.soak.leaks", str(run.path)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    told = subprocess.run(  # noqa: S603 - our own command
+        command, env=environment, check=False, capture_output=True, text=True, timeout=SETTLE_S
+    )
+    if told.returncode:
+        raise RunError(f"the run's cluster must answer; it does not: {told.stderr.strip()[-500:]}")
+    resources = json.loads(told.stdout.splitlines()[-1])
     roles = list(processes.roles().values())
     return Holdings(resources=resources, processes={role: roles.count(role) for role in sorted(set(roles))})
 
 
-def settled(endpoint: Endpoint, processes: Processes, before: Holdings) -> Holdings:
+def free_resources(run: RunDir) -> dict[str, float]:
+    """Ray resources of a run's cluster that nobody has taken."""
+    endpoint = run.endpoint()
+    if endpoint is None:
+        raise RunError(f"the run in {run.path} is not alive; see its driver.log.")
+    join(endpoint)
+    import ray  # it reads its authentication when it is imported
+
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    ray.shutdown()
+    names = {name: re.sub(r"_[0-9a-f]{16,}$", "", name) for name in free if name not in FLUCTUATING}
+    return {names[name]: round(free[name], 3) for name in sorted(names)}  # placement groups bear another id each
+
+
+def settled(run: RunDir, processes: Processes, before: Holdings) -> Holdings:
     """What the run holds once it holds what it held before, or when that takes too long."""
     deadline = time.monotonic() + SETTLE_S
-    while (now := holdings(endpoint, processes)) != before and time.monotonic() < deadline:
+    while (now := holdings(run, processes)) != before and time.monotonic() < deadline:
         time.sleep(3.0)
     return now
 
@@ -109,3 +128,7 @@ def _growth(history: list[Usage]) -> float:
     half = history[len(history) // 2 :]
     times = np.array([usage.time - half[0].time for usage in half])
     return 60.0 * float(np.polyfit(times, [float(usage.private_bytes) for usage in half], 1)[0])
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(free_resources(RunDir(Path(sys.argv[1])))) + "\n")

@@ -25,7 +25,7 @@ from deploy.console import progress_bar, say
 from deploy.demo.data import prepare
 from deploy.overrides import override
 from deploy.prototypes.job import score
-from deploy.rundir import Endpoint, RunDir, RunError
+from deploy.rundir import RunDir, RunError
 from deploy.runs import debug
 from deploy.soak.faults import AUTHOR, FAULTS, NotInjected, Target
 from deploy.soak.leaks import holdings, left_in_shared_memory, look, settled
@@ -73,7 +73,7 @@ def soak(out: Path, *, minutes: float, seed: int, kinds: tuple[str, ...] = ()) -
         target = Target(run=run, processes=processes, storage=server)
         with _driven(run, processes, record):
             _wait_for_batches(run, processes)
-            record.before = holdings(_endpoint(run), processes)
+            record.before = holdings(run, processes)
             _storm(target, record, minutes=minutes, chance=chance, kinds=kinds or tuple(FAULTS))
             record.after = _calm(target, config, record.before)
         time.sleep(SAMPLE_S)
@@ -164,14 +164,7 @@ def _calm(target: Target, config: RunConfig, before: Holdings) -> Holdings:
     """As many loaders as at the start; what the run holds when it has come to rest."""
     with target.client() as client:
         client.scale(config.fleet.loaders, author=AUTHOR, reason="the storm is over")
-    return settled(_endpoint(target.run), target.processes, before)
-
-
-def _endpoint(run: RunDir) -> Endpoint:
-    endpoint = run.endpoint()
-    if endpoint is None:
-        raise RunError(f"the run in {run.path} is not alive; see its driver.log.")
-    return endpoint
+    return settled(target.run, target.processes, before)
 
 
 def _inject(target: Target, record: Record, kind: str, chance: random.Random) -> None:
