@@ -20,7 +20,7 @@ from scoring.draw_counts import DrawCounts
 from scoring.policies import PolicyOptions, PolicyPlan
 from scoring.prototypes import load_distances
 from scoring.sampling import BLOCK, SEGMENT_BLOCKS, Blocks, Float64, Int64, Segment
-from scoring.scores import SCORE_KINDS, ScoreReport, ScoreTable
+from scoring.scores import SCORE_KINDS, ScoreReport, ScoreTable, is_order
 from scoring.temperature import checked_distance, distance_bins, expected_distinct
 
 Item = TypeVar("Item")
@@ -274,6 +274,23 @@ class Columns:
             order, producers[kind] = table.pack()
             arrays |= {f"score.{kind}": table.values, f"holder.{kind}": table.holder, f"order.{kind}": order}
         return arrays, {"first_id": self.first_id, "num_samples": self.num_samples, "producers": producers}
+
+    def accepts(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> bool:
+        """Whether these are what `pack` gives of a range like this one."""
+        above = arrays.get("times_above", np.empty(0))
+        shapes = {"times": ("<u2", (self.num_samples,)), "times_above": ("<i8", (2, above.shape[-1]))}
+        for kind, producers in facts["producers"].items():
+            order = arrays.get(f"order.{kind}", np.empty((0, 0)))
+            shapes |= {f"score.{kind}": ("<f4", (self.padded,)), f"holder.{kind}": ("<u4", (self.padded,))}
+            shapes[f"order.{kind}"] = ("<i8", (max(1, len(order)), 3))
+            if not is_order(order, producers) or int(arrays[f"holder.{kind}"].max(initial=0)) >= len(order):
+                return False
+        for name in arrays:
+            if name.startswith("subset."):
+                shapes[name] = ("|u1", (self.padded // 8,))
+        kinds = {name.partition(".")[2] for name in shapes if "." in name}
+        found = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
+        return kinds <= set(SCORE_KINDS) and found == shapes and self.counts.accepts(above)
 
     def unpack(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
         """Take over what `pack` gave."""

@@ -15,7 +15,7 @@ from scoring.config import SelectionConfig
 from scoring.policies import DIRECTION, SUBSET_KINDS, PolicyPlan, parse_policy
 from scoring.records import CONTROL_KINDS, METRIC, SCHEDULE, TABLE_CHANGES, TRAINER, Control, LogEntry
 from scoring.table import SampleTable
-from scoring.temperature import DistanceProfile, checked_effective_size, checked_temperature
+from scoring.temperature import COLDEST, HOTTEST, DistanceProfile, checked_effective_size, checked_temperature
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,5 +160,21 @@ def checked_control(control: Control, state: ControlState, resolver: Resolver) -
         raise ValueError(
             f"{control.kind} needs a policy that has a temperature; got policy {state.policy!r}. Set the policy first."
         )
-    check = checked_effective_size if control.kind == "effective_size" else checked_temperature
-    return check(control.value)
+    return _checked_number(control.kind, control.value)
+
+
+def _checked_number(kind: str, value: float) -> float:
+    """An effective size or a temperature that a law can be solved for."""
+    if kind == "effective_size":
+        return checked_effective_size(_as_float(value))
+    temperature = checked_temperature(_as_float(value))
+    if not COLDEST <= temperature <= HOTTEST:
+        raise ValueError(f"temperature must be in {COLDEST:g}..{HOTTEST:g}; got {temperature}. Try 0.07 to 0.6.")
+    return temperature
+
+
+def _as_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond every float
+        return math.inf

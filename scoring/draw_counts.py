@@ -15,6 +15,8 @@ from scoring.sampling import Int64
 
 LOW_BITS = 16
 LOW_MASK = (1 << LOW_BITS) - 1
+HIGH_LIMIT = 1 << 8
+"""A snapshot with a row of 2^24 draws is not believed, for the histogram of draws grows with it; the log is."""
 
 
 class DrawCounts:
@@ -56,6 +58,12 @@ class DrawCounts:
         rows = np.array(sorted(self._high), np.int64)
         high = np.array([self._high[int(row)] for row in rows], np.int64)
         return {"times": self._low, "times_above": np.stack([rows, high])}
+
+    def accepts(self, above: Int64) -> bool:
+        """Whether `unpack` can take these rows with more than 65,535 draws."""
+        rows, high = above
+        known = bool(((rows >= 0) & (rows < len(self._low))).all())
+        return known and bool(((high >= 0) & (high < HIGH_LIMIT)).all())
 
     def unpack(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Take over what `pack` gave."""

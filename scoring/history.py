@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scoring.errors import CorruptLog
+from scoring.policies import SUBSET_KINDS
 from scoring.records import LogEntry
 from scoring.runlog import RunLog
 from scoring.scores import ScoreReport
@@ -36,7 +37,9 @@ class History:
     def fits(self, ranges: Sequence[Packed]) -> bool:
         """Whether a snapshot is of the same id ranges; the log alone serves where the table is cut otherwise now."""
         cut = [(part.first_id, part.num_samples) for part in self.table.ranges]
-        return cut == [(facts["first_id"], facts["num_samples"]) for _, facts in ranges]
+        if cut != [(facts["first_id"], facts["num_samples"]) for _, facts in ranges]:
+            return False
+        return all(part.accepts(*packed) for part, packed in zip(self.table.ranges, ranges, strict=True))
 
     def restore(self, position: Position, ranges: Sequence[Packed], log: RunLog) -> None:
         """Begin at a snapshot instead of at the start; distances are not in it, but in their file."""
@@ -56,7 +59,9 @@ class History:
 
     def close_round(self, entry: LogEntry) -> None:
         """Close a round whose scores have been merged, exactly."""
-        border = json.loads(entry.detail)
+        border = _detail(entry, threshold=float, last_id=int)
+        if entry.value not in SUBSET_KINDS or entry.value not in self.table.scored():
+            raise CorruptLog(f"log entry {entry.sequence} must close a round of scores that are there; it does not.")
         self.table.close_round(str(entry.value), border["threshold"], border["last_id"])
         self._advance(rounds_through=entry.sequence)
 
@@ -74,14 +79,16 @@ class History:
         self._advance(rounds_through=entry.sequence)
 
     def count(self, index: int, ids: NDArray[np.int64]) -> None:
-        """Count the draws of the next window."""
+        """Count the draws of the next window; CorruptLog if they are of no samples."""
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self.table.num_samples:
+            raise CorruptLog(f"window {index} must draw samples below {self.table.num_samples}; it does not.")
         self.table.count(ids)
         self._advance(next_window=index + 1)
 
     def follow(self, log: RunLog, *, scores_through: int | None = None, rounds_through: int | None = None) -> None:
         """Read scores and rounds of the log, up to these positions or to its end."""
         for entry in log.table_changes(after=self.position.rounds_through):
-            cut = json.loads(entry.detail)["scores_through"]
+            cut = _detail(entry, scores_through=int)["scores_through"]
             wanted = rounds_through is None or entry.sequence <= rounds_through
             if not wanted and (scores_through is None or scores_through <= cut):
                 break
@@ -91,6 +98,8 @@ class History:
 
     def _merge_from(self, log: RunLog, through: int | None) -> None:
         for sequence, report in log.reports(after=self.position.scores_through, through=through):
+            if len(report.ids) and not 0 <= report.ids.min() <= report.ids.max() < self.table.num_samples:
+                raise CorruptLog(f"score report {sequence} must be of samples below {self.table.num_samples}.")
             self.merge([(sequence, report)])
 
     def _advance(self, **changes: int) -> None:
@@ -111,13 +120,26 @@ def describe_file(log: RunLog, path: str | Path) -> dict[str, Any]:
 
 def checked_file(log: RunLog, entry: LogEntry) -> Path:
     """The file that an entry names; CorruptLog if it is not what it was."""
-    described = json.loads(entry.detail)
+    described = _detail(entry, path=str, digest=str)
     path = (log.path.parent if log.path else Path()) / str(described["path"])
     if not path.is_file() or _digest(path) != described["digest"]:
         raise CorruptLog(
             f"the distances of log entry {entry.sequence} must lie in {path} as they did; they do not. Restore it."
         )
     return path
+
+
+def _detail(entry: LogEntry, **kinds: type) -> dict[str, Any]:
+    """What an entry that changes the table keeps beside its value; CorruptLog if a field is missing."""
+    try:
+        detail = json.loads(entry.detail)
+        found = {name: detail[name] for name in kinds}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptLog(f"the detail of log entry {entry.sequence} must be whole; it is not ({error!r}).") from error
+    for name, kind in kinds.items():
+        if isinstance(found[name], bool) or not isinstance(found[name], (int, kind) if kind is float else kind):
+            raise CorruptLog(f"{name} of log entry {entry.sequence} must be {kind.__name__}; got {found[name]!r}.")
+    return found
 
 
 def _digest(path: Path) -> str:

@@ -26,8 +26,12 @@ class Housekeeping:
     def restore(self) -> None:
         """Begin the history at the newest snapshot that fits it."""
         newest = self._snapshots.load() if self._snapshots else None
-        if newest is not None and self._history.fits(newest[1]):
+        if newest is None:
+            return
+        if self._history.fits(newest[1]):
             self._history.restore(*newest, self._log)
+        else:
+            log.warning("the snapshot is not of this table; the log alone is read")
 
     def snapshot(self) -> None:
         """Write the sample table beside the log, so that recovery begins there."""

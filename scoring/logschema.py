@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scoring.errors import CorruptLog, LogInUse
-from scoring.records import LogEntry, Window, WindowFacts
-from scoring.scores import ScoreReport
+from scoring.records import METRIC, SCHEDULE, LogEntry, Window, WindowFacts
+from scoring.scores import SCORE_KINDS, ScoreReport
 
 SCHEMA_VERSION = 2
 APPLICATION_ID = 0x54454D50  # "TEMP", so that `file` and we know our own
@@ -38,10 +38,39 @@ CREATE TABLE scores (sequence INTEGER PRIMARY KEY, producer TEXT NOT NULL, repor
     UNIQUE (producer, report, kind));
 """
 
+TABLES = ("meta", "log", "windows", "scores")
+SHAPE = {("table", name, name) for name in TABLES} | {
+    ("index", "log_request", "log"),
+    ("index", "sqlite_autoindex_meta_1", "meta"),
+    ("index", "sqlite_autoindex_scores_1", "scores"),
+}
+"""What a log's schema holds: type, name and table."""
+
 ENTRY_FIELDS = tuple(field.name for field in fields(LogEntry))
 FACT_FIELDS = tuple(field.name for field in fields(WindowFacts))
 SELECT_ENTRY = 'SELECT "' + '", "'.join(ENTRY_FIELDS) + '" FROM log'  # noqa: S608
 SELECT_FACTS = 'SELECT "' + '", "'.join(FACT_FIELDS) + '", digest FROM windows'  # noqa: S608
+ENTRY_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("sequence", "window", "step", "version", "in_force"), (int,)),
+    **dict.fromkeys(("author", "kind", "value", "reason", "request", "detail"), (str,)),
+    **dict.fromkeys(("temperature", "effective_size"), (float, int, type(None))),
+    "time": (float, int),
+}
+FACT_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(FACT_FIELDS, (int,)),
+    **dict.fromkeys(("temperature", "effective_size"), (float, int)),
+    **dict.fromkeys(("policy", "digest"), (str,)),
+}
+REPORT_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("step", "sequence", "checksum"), (int,)),
+    **dict.fromkeys(("ids", "vals"), (bytes,)),
+    "producer": (str,),
+}
+DRAWS_KINDS: dict[str, tuple[type, ...]] = {"checksum": (int,), "ids": (bytes,), "probability": (bytes,)}
+COUNTED = frozenset(
+    ("sequence", "window", "step", "version", "index", "first_draw", "num_draws", "num_spares", "scores_through")
+)
+NUMBER_KINDS = ("effective_size", "temperature", SCHEDULE, METRIC)
 SELECT_DRAWS = "SELECT checksum, ids, probability FROM windows"
 SELECT_REPORT = "SELECT sequence, producer, report, kind, step, checksum, ids, vals FROM scores"
 
@@ -58,6 +87,7 @@ def connect(path: Path | None, *, read_only: bool) -> sqlite3.Connection:
     name = ":memory:" if path is None else f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
     try:
         connection = sqlite3.connect(name, uri=path is not None, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA trusted_schema=OFF")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         if not read_only:
@@ -73,6 +103,12 @@ def connect(path: Path | None, *, read_only: bool) -> sqlite3.Connection:
             f"run log {path} must have schema {SCHEMA_VERSION}; got {version} (application {application:#x}). "
             "Use the release that wrote it, or begin a new run directory."
         )
+    try:
+        shape = set(connection.execute("SELECT type, name, tbl_name FROM sqlite_schema"))
+    except sqlite3.DatabaseError as error:
+        raise CorruptLog(f"run log {path} must be a readable SQLite file; it is not ({error}).") from error
+    if shape != SHAPE:  # a view or a trigger would run code of the file's own
+        raise CorruptLog(f"run log {path} must have a run log's tables and no others. Restore run.sqlite from a copy.")
     return connection
 
 
@@ -106,9 +142,35 @@ def entry_row(entry: LogEntry) -> list[Any]:
 
 
 def entry_of(row: tuple[Any, ...]) -> LogEntry:
-    """The inverse of `entry_row`."""
+    """The inverse of `entry_row`; CorruptLog if a field is not of its kind."""
     named = dict(zip(ENTRY_FIELDS, row, strict=True))
-    return LogEntry(**{**named, "value": json.loads(named["value"]), "in_force": bool(named["in_force"])})
+    _check_kinds(named, ENTRY_KINDS, "log entry", named["sequence"])
+    try:
+        value = json.loads(named["value"])
+        if not (value is None or isinstance(value, str) or (isinstance(value, int | float) and float(value) == value)):
+            raise ValueError("it is no plain value")
+        if value is not None and named["kind"] in NUMBER_KINDS:
+            float(value)
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise CorruptLog(f"the value of log entry {named['sequence']} must be a number or a text ({error}).") from error
+    return LogEntry(**{**named, "value": value, "in_force": bool(named["in_force"])})
+
+
+def facts_of(row: tuple[Any, ...]) -> tuple[WindowFacts, str]:
+    """Facts of a window and its digest; CorruptLog if a field is not of its kind."""
+    named = dict(zip(FACT_FIELDS, row[:-1], strict=True))
+    _check_kinds({**named, "digest": row[-1]}, FACT_KINDS, "window", named["index"])
+    return WindowFacts(**named), str(row[-1])
+
+
+def _check_kinds(named: dict[str, Any], kinds: dict[str, tuple[type, ...]], what: str, number: object) -> None:
+    """SQLite keeps whatever is put into a column."""
+    for name, wanted in kinds.items():
+        value = named[name]
+        if type(value) not in wanted or (name in COUNTED and value < 0):
+            raise CorruptLog(
+                f"{name} of {what} {number} must not be {str(value)[:40]!r}. Restore run.sqlite from a copy."
+            )
 
 
 def window_row(facts: WindowFacts, window: Window) -> tuple[Any, ...]:
@@ -121,6 +183,10 @@ def window_row(facts: WindowFacts, window: Window) -> tuple[Any, ...]:
 
 def window_of(facts: WindowFacts, digest: str, checksum: int, ids: bytes, probability: bytes) -> Window:
     """The inverse of `window_row`; CorruptLog if the draws are not what was written."""
+    drawn_kinds = {"checksum": checksum, "ids": ids, "probability": probability}
+    _check_kinds(drawn_kinds, DRAWS_KINDS, "window", facts.index)
+    if len(probability) != 8 * (facts.num_draws + facts.num_spares):
+        raise CorruptLog(f"window {facts.index} must hold {facts.num_draws + facts.num_spares} draws; it does not.")
     if zlib.crc32(probability, zlib.crc32(ids)) != checksum:
         raise CorruptLog(f"window {facts.index} must match its checksum; it does not. Restore run.sqlite from a copy.")
     drawn = np.frombuffer(probability, "<f8").astype(np.float64)
@@ -140,11 +206,17 @@ def report_row(sequence: int, report: ScoreReport) -> tuple[Any, ...]:
 def report_of(row: tuple[Any, ...]) -> tuple[int, ScoreReport]:
     """The inverse of `report_row`; CorruptLog if the scores are not what was written."""
     position, producer, sequence, kind, step, checksum, ids, values = row
+    named = {"producer": producer, "step": step, "sequence": sequence, "checksum": checksum, "ids": ids, "vals": values}
+    _check_kinds(named, REPORT_KINDS, "score report", position)
     if zlib.crc32(values, zlib.crc32(ids)) != checksum:
         raise CorruptLog(
             f"score report {position} must match its checksum; it does not. Restore run.sqlite from a copy."
         )
+    if kind not in SCORE_KINDS or len(values) % 4:
+        raise CorruptLog(f"score report {position} must be of a known kind; got {str(kind)[:40]!r}.")
     scores = np.frombuffer(values, "<f4").astype(np.float32)
+    if not (np.abs(scores) <= np.finfo(np.float32).max).all() or (scores < 0).any():
+        raise CorruptLog(f"score report {position} must hold finite scores from 0 up.")
     return position, ScoreReport(
         ids=unpack_ids(ids, len(scores)), values=scores, kind=kind, step=step, producer=producer, sequence=sequence
     )

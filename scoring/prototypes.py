@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,9 @@ from scoring.normalise import normalised
 Float32 = NDArray[np.float32]
 METADATA_KEY = b"tempera.prototypes"
 SCHEMA_VERSION = 1
+COLUMNS = {"distance": pa.float32(), "cluster": pa.int32()}
+FREE_ROWS = 1 << 20
+"""Any file may have so many rows; one with more takes a byte a row at least."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,42 +87,76 @@ class Prototypes:
         """
         if not Path(path).exists():
             raise FileNotFoundError(f"prototypes {path} must exist; there is none. Run `tempera score` to make it.")
-        try:
-            table = pq.read_table(path)
-            facts = json.loads((table.schema.metadata or {})[METADATA_KEY])
-            if facts["schema"] != SCHEMA_VERSION:
-                raise ValueError(f"schema must be {SCHEMA_VERSION}; got {facts['schema']}")
-            centroids = np.frombuffer(base64.b64decode(facts["centroids"]), "<f4").reshape(facts["centroids_shape"])
-            columns = [table[name].to_numpy() for name in ("distance", "cluster")]
-        except (pa.ArrowException, KeyError, ValueError) as error:
-            raise ValueError(f"{path} must be a file of `tempera score`; it is not ({error}).") from error
-        return Prototypes(
-            distance=columns[0].astype(np.float32),
-            cluster=columns[1].astype(np.int32),
-            centroids=centroids.astype(np.float32),
-            davies_bouldin={int(k): float(value) for k, value in facts["davies_bouldin"].items()},
-            fingerprint=str(facts["fingerprint"]),
-        )
+        with _opened(path) as file:
+            facts = _facts(file)
+            columns = [_column(file, name) for name in COLUMNS]
+            return Prototypes(
+                distance=columns[0],
+                cluster=columns[1],
+                centroids=_centroids(facts),
+                davies_bouldin={int(k): float(value) for k, value in dict(facts["davies_bouldin"]).items()},
+                fingerprint=str(facts["fingerprint"]),
+            )
 
 
 def num_distances(path: str | Path) -> int:
-    """Samples of a file that `Prototypes.save` wrote."""
-    return int(pq.read_metadata(path).num_rows)
+    """Samples of a file that `Prototypes.save` wrote; ValueError if it is none."""
+    with _opened(path) as file:
+        return int(file.metadata.num_rows)
 
 
 def fingerprint_of(path: str | Path) -> str:
     """Fingerprint of the data that a file of `Prototypes.save` is of, empty when unknown; ValueError if it is none."""
-    try:
-        facts = (pq.read_schema(path).metadata or {})[METADATA_KEY]
-        return str(json.loads(facts)["fingerprint"])
-    except (pa.ArrowException, KeyError, ValueError) as error:
-        raise ValueError(f"{path} must be a file of `tempera score`; it is not ({error}).") from error
+    with _opened(path) as file:
+        return str(_facts(file)["fingerprint"])
 
 
 def load_distances(path: str | Path, first: int, last: int) -> Float32:
-    """Distances of the samples [first, last) of a file that `Prototypes.save` wrote."""
-    column = pq.read_table(path, columns=["distance"])["distance"]
-    return np.asarray(column.slice(first, last - first).to_numpy(), dtype=np.float32)
+    """Distances of the samples [first, last) of a file that `Prototypes.save` wrote; ValueError if it is none."""
+    with _opened(path) as file:
+        return np.asarray(_column(file, "distance")[first:last], dtype=np.float32)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[pq.ParquetFile]:
+    """The file; ValueError if it is none of ours, or claims more than a file of its length can hold."""
+    try:
+        with pq.ParquetFile(path) as file:
+            claims, file_bytes = file.metadata, Path(path).stat().st_size
+            groups = map(claims.row_group, range(claims.num_row_groups))
+            if claims.num_rows > max(FREE_ROWS, file_bytes):
+                raise ValueError(f"it claims {claims.num_rows} rows in {file_bytes} bytes")
+            if any(group.total_byte_size > 16 * group.num_rows + FREE_ROWS for group in groups):
+                raise ValueError("its columns claim more bytes than its rows need")
+            yield file
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path} must be a file of `tempera score`; it is not ({error}).") from error
+
+
+def _facts(file: pq.ParquetFile) -> dict[str, Any]:
+    """What stands beside the columns."""
+    facts = dict(json.loads((file.schema_arrow.metadata or {})[METADATA_KEY]))
+    if facts["schema"] != SCHEMA_VERSION:
+        raise ValueError(f"schema must be {SCHEMA_VERSION}; got {facts['schema']}")
+    return facts
+
+
+def _column(file: pq.ParquetFile, name: str) -> NDArray[Any]:
+    """A column in its type, as long as the file says."""
+    found = file.schema_arrow.field(name).type
+    if found != COLUMNS[name]:
+        raise ValueError(f"column {name!r} must be {COLUMNS[name]}; it is {found}")
+    column = file.read(columns=[name], use_threads=False)[name]
+    if column.null_count or len(column) != file.metadata.num_rows:
+        raise ValueError(f"column {name!r} must have a value in every row")
+    return np.asarray(column.to_numpy())
+
+
+def _centroids(facts: dict[str, Any]) -> Float32:
+    values = np.frombuffer(base64.b64decode(facts["centroids"], validate=True), "<f4")
+    return values.reshape([int(side) for side in facts["centroids_shape"]]).astype(np.float32)
 
 
 def prototype_distances(

@@ -16,9 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scoring.errors import LogUnavailable, RunMismatch
+from scoring.errors import CorruptLog, LogUnavailable, RunMismatch
 from scoring.logschema import (
-    FACT_FIELDS,
     SELECT_DRAWS,
     SELECT_ENTRY,
     SELECT_FACTS,
@@ -26,6 +25,7 @@ from scoring.logschema import (
     connect,
     entry_of,
     entry_row,
+    facts_of,
     lock,
     report_of,
     report_row,
@@ -36,6 +36,7 @@ from scoring.records import TABLE_CHANGES, LogEntry, Window, WindowFacts
 from scoring.scores import ScoreReport
 from scoring.snapshots import FAILPOINT
 
+LAST_SEQUENCE = 1 << 62
 REPORTS_AT_ONCE = 256
 TRIMMED_AT_ONCE = 16
 """Reports cut in one transaction: few, for others wait to be acknowledged."""
@@ -56,13 +57,10 @@ class RunLog:
         self._lock_file = None if self.path is None else lock(self.path)
         try:
             self._connection = connect(self.path, read_only=False)
+            self._next_sequence = 1 + self._last_sequence()
         except BaseException:
             self._release()
             raise
-        self._next_sequence: int = 1 + max(
-            self._connection.execute(f"SELECT COALESCE(MAX(sequence), 0) FROM {table}").fetchone()[0]  # noqa: S608
-            for table in ("log", "scores")
-        )
 
     def close(self) -> None:
         """Close the file and release the lock."""
@@ -91,10 +89,12 @@ class RunLog:
 
     def identity(self) -> dict[str, Any]:
         """What `begin` wrote; empty for a log that no run has begun."""
-        with self._mutex:
-            return {
-                name: json.loads(value) for name, value in self._connection.execute("SELECT field, value FROM meta")
-            }
+        with self._reading():
+            stored = dict(self._connection.execute("SELECT field, value FROM meta"))
+        try:
+            return {name: json.loads(value) for name, value in stored.items()}
+        except (ValueError, TypeError, RecursionError) as error:
+            raise CorruptLog(f"the identity in run log {self.path} must be JSON; it is not ({error}).") from error
 
     def take_sequence(self) -> int:
         """The next position in the log. A position whose write fails stays empty."""
@@ -175,35 +175,35 @@ class RunLog:
             before: sequence of the entry after the last; None for no bound.
             without: kinds that are left out.
         """
-        with self._mutex:
+        with self._reading():
             return _entries(self._connection, limit, after=after, before=before, without=without)
 
     def entry_of(self, request: str) -> LogEntry | None:
         """The entry that a message with this identity left, if it came before."""
         if not request:
             return None
-        with self._mutex:
+        with self._reading():
             row = self._connection.execute(f"{SELECT_ENTRY} WHERE request = ?", (request,)).fetchone()
         return entry_of(row) if row else None
 
     def table_changes(self, *, after: int = 0) -> list[LogEntry]:
         """Changes of the table (rounds, other distances) with a sequence above `after`, in order."""
-        with self._mutex:
+        with self._reading():
             kinds = ", ".join("?" * len(TABLE_CHANGES))
             query = f"{SELECT_ENTRY} WHERE kind IN ({kinds}) AND sequence > ? ORDER BY sequence"
             return [entry_of(row) for row in self._connection.execute(query, (*TABLE_CHANGES, after))]
 
     def facts(self, *, first: int = 0) -> list[tuple[WindowFacts, str]]:
         """Facts and digests of all windows from an index on, in order."""
-        with self._mutex:
+        with self._reading():
             rows = self._connection.execute(f'{SELECT_FACTS} WHERE "index" >= ? ORDER BY "index"', (first,)).fetchall()
-        return [_facts(row) for row in rows]
+        return [facts_of(row) for row in rows]
 
     def last_facts(self) -> tuple[WindowFacts, str] | None:
         """Facts and digest of the newest window; None at the start."""
-        with self._mutex:
+        with self._reading():
             row = self._connection.execute(f'{SELECT_FACTS} ORDER BY "index" DESC LIMIT 1').fetchone()
-        return _facts(row) if row else None
+        return facts_of(row) if row else None
 
     def window(self, index: int) -> Window | None:
         """A stored window, checked; None if its draws are not kept any more, or it was not materialised.
@@ -211,17 +211,17 @@ class RunLog:
         Raises:
             CorruptLog: if it is not what was written.
         """
-        with self._mutex:
+        with self._reading():
             row = self._connection.execute(f'{SELECT_FACTS} WHERE "index" = ?', (index,)).fetchone()
             draws = self._connection.execute(f'{SELECT_DRAWS} WHERE "index" = ?', (index,)).fetchone()
-        return window_of(*_facts(row), *draws) if row and draws[1] is not None else None
+        return window_of(*facts_of(row), *draws) if row and draws[1] is not None else None
 
     def reports(self, *, after: int = 0, through: int | None = None) -> Iterator[tuple[int, ScoreReport]]:
         """Score reports with a sequence in (after, through], in order of arrival."""
         last = 2**63 - 1 if through is None else through
         query = f"{SELECT_REPORT} WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT {REPORTS_AT_ONCE}"
         while True:
-            with self._mutex:
+            with self._reading():
                 rows = self._connection.execute(query, (after, last)).fetchall()
             yield from map(report_of, rows)
             if len(rows) < REPORTS_AT_ONCE:
@@ -230,22 +230,37 @@ class RunLog:
 
     def stored_scores(self) -> int:
         """Scores in the log, also those that newer ones have taken the place of."""
-        with self._mutex:
+        with self._reading():
             return int(self._connection.execute("SELECT COALESCE(SUM(LENGTH(vals)), 0) / 4 FROM scores").fetchone()[0])
 
     def scores_were_read(self) -> bool:
         """Whether a window or a round depends on what the scores were at some point of the log."""
-        with self._mutex:
+        with self._reading():
             query = "SELECT EXISTS (SELECT 1 FROM windows WHERE scores_through > 0)"
             rounds = any(entry.kind == "round" for entry in self.table_changes())
             return bool(rounds or self._connection.execute(query).fetchone()[0])
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
+    def _last_sequence(self) -> int:
+        with self._reading():
+            last = max(
+                self._connection.execute(f"SELECT COALESCE(MAX(sequence), 0) FROM {table}").fetchone()[0]  # noqa: S608
+                for table in ("log", "scores")
+            )
+        if not 0 <= last < LAST_SEQUENCE:
+            raise CorruptLog(f"run log {self.path} must count its rows from 1; got {last}. Restore it from a copy.")
+        return int(last)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._mutex, _whole(self.path):
+            yield
+
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """All or nothing, on disk when it ends."""
-        with self._mutex:
+        with self._reading():
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
                 try:
@@ -284,7 +299,8 @@ def read_entries(
     """
     connection = connect(Path(path), read_only=True)
     try:
-        return _entries(connection, limit, after=after, before=before, without=without)
+        with _whole(Path(path)):
+            return _entries(connection, limit, after=after, before=before, without=without)
     finally:
         connection.close()
 
@@ -310,5 +326,15 @@ def _entries(
     return [entry_of(row) for row in rows][::-1]
 
 
-def _facts(row: tuple[Any, ...]) -> tuple[WindowFacts, str]:
-    return WindowFacts(**dict(zip(FACT_FIELDS, row[:-1], strict=True))), str(row[-1])
+@contextmanager
+def _whole(path: Path | None) -> Iterator[None]:
+    """A file whose pages do not fit together is no log."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        # What cannot be read now (locked, an I/O error) may be read later; other subclasses are our own mistakes.
+        if type(error) is not sqlite3.DatabaseError and "Could not decode" not in str(error):
+            raise
+        raise CorruptLog(
+            f"run log {path} must be whole; it is not ({error}). Restore run.sqlite from a copy."
+        ) from error

@@ -20,6 +20,10 @@ SCORE_KINDS = ("bss", "pass", "loss")
 
 REPORT_LIMIT = 1 << 24
 """Most scores of one report: 16 M."""
+NUMBER_LIMIT = 1 << 63
+"""Steps and sequences are below it: what the log's integers hold."""
+PRODUCER_LIMIT = 200
+"""Longest name of a producer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,6 +118,13 @@ class ScoreTable:
         return np.stack([order[:, 0], rank[order[:, 1]], order[:, 2]], axis=1)
 
 
+def is_order(order: Int64, producers: list[str]) -> bool:
+    """Whether this is what `ScoreTable.pack` gives: report 0 for none, producers that have a name."""
+    if order.ndim != 2 or order.shape[1:] != (3,) or not len(order) or (order[0] != -1).any():
+        return False
+    return bool(((order[1:, 1] >= 0) & (order[1:, 1] < len(producers))).all()) and len(set(producers)) == len(producers)
+
+
 def rows_of(report: ScoreReport, rows: slice | Int64) -> ScoreReport:
     """The part of a report at these positions."""
     return replace(report, ids=report.ids[rows], values=report.values[rows])
@@ -127,10 +138,12 @@ def checked_report(report: ScoreReport, num_samples: int) -> tuple[ScoreReport, 
     """
     if report.kind not in SCORE_KINDS:
         raise ValueError(f"kind must be one of {', '.join(SCORE_KINDS)}; got {report.kind!r}.")
-    if min(report.step, report.sequence) < 0 or not report.producer:
+    for name, number in (("step", report.step), ("sequence", report.sequence)):
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 0 <= number < NUMBER_LIMIT:
+            raise ValueError(f"{name} must be an integer in 0..2^63 - 1; got {str(number)[:40]}.")
+    if not isinstance(report.producer, str) or not 0 < len(report.producer) <= PRODUCER_LIMIT:
         raise ValueError(
-            f"step and sequence must be 0 or more, producer named; got {report.step}, {report.sequence}, "
-            f"{report.producer!r}."
+            f"producer must be a name of 1 to {PRODUCER_LIMIT} characters; got {str(report.producer)[:40]!r}."
         )
     ids, values, rejected = checked_scores(report.ids, report.values, num_samples)
     return replace(report, ids=ids, values=values, step=int(report.step), sequence=int(report.sequence)), rejected
@@ -143,6 +156,8 @@ def checked_scores(ids: ArrayLike, values: ArrayLike, num_samples: int) -> tuple
         ValueError: if ids are not integers, or ids and values are not two equally long lists of a sane length.
     """
     id_array, value_array = np.asarray(ids), np.asarray(values)
+    if value_array.size and value_array.dtype.kind not in "fiu":
+        raise ValueError(f"values must be real numbers; got {value_array.dtype}.")
     if value_array.dtype != np.float32:
         value_array = value_array.astype(np.float64)
     if id_array.ndim != 1 or id_array.shape != value_array.shape or len(id_array) > REPORT_LIMIT:

@@ -14,14 +14,18 @@ import struct
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scoring.snapshot_header import DTYPES, BadSnapshot, Described, Position, checked_header
+
 log = logging.getLogger(__name__)
+
+__all__ = ["BadSnapshot", "Disk", "Packed", "Position", "SnapshotStore", "read_snapshot"]
 
 Packed = tuple[dict[str, NDArray[Any]], dict[str, Any]]
 """Arrays and facts of one id range, see `Columns.pack`."""
@@ -35,23 +39,6 @@ PREFIX = struct.Struct("<8sIQ")
 CHECKSUM = struct.Struct("<I")
 HEADER_LIMIT = 1 << 26
 KEPT = 2
-DTYPES = ("<u2", "<u4", "<f4", "<i8", "|u1")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Position:
-    """What of the log a snapshot holds."""
-
-    next_window: int
-    """Draws of windows below it are counted."""
-    scores_through: int
-    """Score reports up to this sequence are merged."""
-    rounds_through: int
-    """Selection rounds up to this sequence are closed."""
-
-
-class BadSnapshot(Exception):
-    """A snapshot file is not whole; the message says where."""
 
 
 class Disk:
@@ -135,12 +122,12 @@ def read_snapshot(path: Path) -> tuple[Position, list[Packed]]:
         header, stored = file.read(length), file.read(CHECKSUM.size)
         if len(stored) < CHECKSUM.size or CHECKSUM.unpack(stored)[0] != zlib.crc32(header):
             raise BadSnapshot("its header must match its checksum; it does not")
-        described = json.loads(header)
-        total = file.tell() + sum(array["bytes"] for part in described["ranges"] for array in part["arrays"])
+        position, described = checked_header(header)
+        total = file.tell() + sum(array.num_bytes for arrays, _ in described for array in arrays)
         if total != size:
             raise BadSnapshot(f"it must have {total} bytes; got {size}")
-        ranges = [({a["name"]: _read(file, a) for a in part["arrays"]}, part["facts"]) for part in described["ranges"]]
-    return Position(**described["position"]), ranges
+        ranges = [({array.name: _read(file, array) for array in arrays}, facts) for arrays, facts in described]
+    return position, ranges
 
 
 def _header(position: Position, ranges: Sequence[Packed]) -> tuple[bytes, list[NDArray[Any]]]:
@@ -158,11 +145,11 @@ def _describe(name: str, array: NDArray[Any]) -> Mapping[str, Any]:
     return {"name": name, "dtype": array.dtype.str, "shape": array.shape, "bytes": array.nbytes, "crc32": checksum}
 
 
-def _read(file: IO[bytes], described: Mapping[str, Any]) -> NDArray[Any]:
-    array = np.empty(described["shape"], described["dtype"])
+def _read(file: IO[bytes], described: Described) -> NDArray[Any]:
+    array = np.empty(described.shape, described.dtype)
     view = _bytes_of(array)
-    if file.readinto(view) != described["bytes"] or zlib.crc32(view) != described["crc32"]:  # type: ignore[attr-defined]
-        raise BadSnapshot(f"column {described['name']} must match its checksum; it does not")
+    if file.readinto(view) != described.num_bytes or zlib.crc32(view) != described.crc32:  # type: ignore[attr-defined]
+        raise BadSnapshot(f"column {described.name} must match its checksum; it does not")
     return array
 
 

@@ -164,7 +164,9 @@ def test_missing_objects_and_wrong_buckets_are_told_apart(s3):
         with pytest.raises(FileNotFoundError, match=r"s3://tempera/none\.tar"):
             open_shard(f"s3://{BUCKET}/none.tar", connections=connections)
         with pytest.raises(ValueError, match="S3 bucket names"):
-            open_shard("s3://user@host/x.tar", connections=connections)
+            open_shard("s3://no_bucket!/x.tar", connections=connections)
+        with pytest.raises(ValueError, match="must not name a user; got one for 'host'"):
+            open_shard("s3://user:secret@host/x.tar", connections=connections)
 
 
 def test_an_endpoint_of_the_environment_opens_no_other_private_host(s3):

@@ -292,9 +292,9 @@ def test_bad_scores_are_refused_one_by_one_and_counted():
     ("change", "message"),
     [
         ({"kind": "best"}, "kind must be one of"),
-        ({"step": -1}, "step and sequence must be"),
-        ({"sequence": -1}, "step and sequence must be"),
-        ({"producer": ""}, "producer named"),
+        ({"step": -1}, "step must be an integer"),
+        ({"sequence": -1}, "sequence must be an integer"),
+        ({"producer": ""}, "producer must be a name"),
         ({"ids": [0.5]}, "ids must be integers"),
         ({"ids": [1, 2]}, "two lists of one length"),
         ({"fingerprint": "bb"}, r"fingerprint must be the run's own \(\); got bb"),
