@@ -28,6 +28,10 @@ from loader.errors import StaleIndexError, StorageUnavailable
 _DEADLINE_S: Final = 25.0
 """Retries end so long after the first try: before a stream would call it a stall."""
 _FIRST_PAUSE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 1.5
+_PATIENCE_S: Final = (2.0, 2.0, 2.0, 4.0, 8.0)
+"""How long each try waits for the next bytes, later ones TIMEOUT_S: most hangs are a request's own, and another try
+finds storage healed. One that is slow for all still gets its time."""
 _MAX_REDIRECTS: Final = 5
 _RETRIED: Final = frozenset((408, 425, 429, 500, 502, 503, 504))
 _SLOWEST_BYTES_PER_S: Final = 1 << 20
@@ -66,25 +70,25 @@ class HttpShard:
         self._owns_connections = connections is None
         self._etag: str | None = None
         self.num_bytes = 0
-        self.num_bytes = self._retry(lambda: self._fetch(0, 1))[1]
+        self.num_bytes = self._retry(lambda patience_s: self._fetch(0, 1, patience_s))[1]
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Return the range; fewer bytes only past the end."""
         size = min(size, self.num_bytes - offset)
         if size <= 0:
             return b""
-        return self._retry(lambda: self._fetch(offset, size))[0]
+        return self._retry(lambda patience_s: self._fetch(offset, size, patience_s))[0]
 
     def close(self) -> None:
         """Close its own connections; shared ones stay."""
         if self._owns_connections:
             self._connections.close()
 
-    def _retry(self, fetch: Callable[[], tuple[bytes, int]]) -> tuple[bytes, int]:
-        started, pause_s = time.monotonic(), _FIRST_PAUSE_S
+    def _retry(self, fetch: Callable[[float], tuple[bytes, int]]) -> tuple[bytes, int]:
+        started, pause_s, patience = time.monotonic(), _FIRST_PAUSE_S, iter(_PATIENCE_S)
         while True:
             try:
-                return fetch()
+                return fetch(min(next(patience, TIMEOUT_S), TIMEOUT_S))
             except FileNotFoundError:
                 raise
             except ssl.SSLCertVerificationError as error:
@@ -95,26 +99,26 @@ class HttpShard:
                         f"{self._name} did not deliver within {self._deadline_s:g} s: {error!r}. Is it reachable?"
                     ) from error
             time.sleep(pause_s)
-            pause_s = min(2 * pause_s, 3.0)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    def _fetch(self, offset: int, size: int) -> tuple[bytes, int]:
+    def _fetch(self, offset: int, size: int, patience_s: float) -> tuple[bytes, int]:
         """Return the bytes of a range and the length of the shard, following redirects."""
         url = self._locate()
         for _ in range(_MAX_REDIRECTS):
-            connection, response = self._ask(url, offset, size)
+            connection, response = self._ask(url, offset, size, patience_s)
             try:
                 if response.status in (301, 302, 303, 307, 308):
                     url = urljoin(url, self._redirect(response))
                     continue
-                return self._body(response, offset, size)
+                return self._body(response, offset, size, patience_s)
             finally:
                 self._settle(connection, response)
         raise StorageUnavailable(f"{self._name} redirects more than {_MAX_REDIRECTS} times")
 
-    def _ask(self, url: str, offset: int, size: int) -> tuple[Connection, http.client.HTTPResponse]:
+    def _ask(self, url: str, offset: int, size: int, patience_s: float) -> tuple[Connection, http.client.HTTPResponse]:
         connection = self._connections.take(url)
         try:
-            return connection, _request(connection, url, offset, size)
+            return connection, _request(connection, url, offset, size, patience_s)
         except (ConnectionError, http.client.HTTPException):
             connection.close()
             if not connection.used:
@@ -122,7 +126,7 @@ class HttpShard:
         # The server had closed a connection that was idle, which says nothing: ask again on a new one.
         connection = self._connections.take(url, fresh=True)
         try:
-            return connection, _request(connection, url, offset, size)
+            return connection, _request(connection, url, offset, size, patience_s)
         except BaseException:
             connection.close()
             raise
@@ -135,7 +139,7 @@ class HttpShard:
             connection.close()
 
     def _redirect(self, response: http.client.HTTPResponse) -> str:
-        _read_body(response, min(response.length or 0, 1 << 16))
+        _read_body(response, min(response.length or 0, 1 << 16), TIMEOUT_S)
         target = response.headers.get("Location")
         if target is None:
             region = response.headers.get("x-amz-bucket-region")
@@ -143,7 +147,7 @@ class HttpShard:
             raise StorageUnavailable(f"{self._name} redirects without saying where.{hint}")
         return target
 
-    def _body(self, response: http.client.HTTPResponse, offset: int, size: int) -> tuple[bytes, int]:
+    def _body(self, response: http.client.HTTPResponse, offset: int, size: int, patience_s: float) -> tuple[bytes, int]:
         """Check that the answer is the range that was asked for, of the shard that was opened."""
         status = response.status
         if status in _RETRIED:
@@ -161,7 +165,7 @@ class HttpShard:
             raise StaleIndexError(
                 f"{self._name} was replaced while it was read (ETag {self._etag} -> {etag}). Index again."
             )
-        data = _read_body(response, size)
+        data = _read_body(response, size, patience_s)
         if (first, last - first + 1, len(data)) != (offset, size, size):
             raise _TryAgain(f"asked for {size} bytes at {offset}, got {len(data)} at {first}")
         self._etag = etag
@@ -268,16 +272,19 @@ class _TryAgain(Exception):
     """A fault that may pass."""
 
 
-def _request(connection: Connection, url: str, offset: int, size: int) -> http.client.HTTPResponse:
+def _request(connection: Connection, url: str, offset: int, size: int, patience_s: float) -> http.client.HTTPResponse:
+    if connection.sock is None:
+        connection.connect()
+    connection.sock.settimeout(patience_s)
     parts = urlsplit(url)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     connection.request("GET", path, headers={"Range": f"bytes={offset}-{offset + size - 1}"})
     return connection.getresponse()
 
 
-def _read_body(response: http.client.HTTPResponse, size: int) -> bytes:
+def _read_body(response: http.client.HTTPResponse, size: int, patience_s: float) -> bytes:
     """Read a body of `size` bytes; a trickle that keeps the socket alive still has to end in time."""
-    limit_s = TIMEOUT_S + size / _SLOWEST_BYTES_PER_S
+    limit_s = patience_s + size / _SLOWEST_BYTES_PER_S
     deadline = time.monotonic() + limit_s
     parts, missing = [], size
     while missing and (part := response.read1(missing)):
