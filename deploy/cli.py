@@ -73,6 +73,7 @@ def build_app() -> SubcommandApp:
             "effective-size": control.set_effective_size,
             "temperature": control.set_temperature,
             "policy": control.set_policy,
+            "distances": control.set_distances,
         },
         "release": control.release,
         "scale": control.scale,

@@ -193,8 +193,8 @@ class RunClient:
         """Change what is drawn; the reply names the first window and step under the change.
 
         Args:
-            kind: effective_size, temperature, policy or release.
-            value: a number, a policy's name, or None for a release.
+            kind: effective_size, temperature, policy, distances or release.
+            value: a number, a policy's name, a file of `tempera score` on the run's machine, or None for a release.
             author: for the log.
             reason: for the log.
             expected_version: refuse unless the control version is still this one.

@@ -241,6 +241,17 @@ class Selection:
                 self._note_size(entry)
                 return reply_to(entry)
 
+    def outcome(self, control: Control) -> Resolved:
+        """What a control would put in force; nothing is changed.
+
+        Raises:
+            ValueError: naming the field that is wrong.
+        """
+        columns: AbstractContextManager[Any] = self._drawing if control.kind == "policy" else nullcontext()
+        with columns, self._state:
+            latest = self._steering.latest()
+            return self._resolver.resolve(latest.after(control.kind, checked_control(control, latest, self._resolver)))
+
     def _size_of_policy(self, control: Control) -> float | None:
         """Effective size of a policy that would come, where only its weights tell; checks those weights."""
         with self._state:

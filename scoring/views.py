@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scoring.inspect import export_table, score_summary, table_summary
+from scoring.records import Control
 from scoring.scores import SCORE_KINDS
 
 if TYPE_CHECKING:
@@ -82,6 +83,25 @@ def scores(selection: Selection) -> dict[str, Any]:
     return {"kinds": kinds, "num_samples": selection.num_samples}
 
 
+def forecast(selection: Selection, *, kind: str, value: float | str | None) -> dict[str, Any]:
+    """What a control would put in force, without making it.
+
+    Args:
+        selection: what to ask.
+        kind: effective_size, temperature, policy or release.
+        value: as of the control.
+
+    Returns:
+        "policy", "temperature" (None for infinity), "effective_size" (None where only the weights tell).
+
+    Raises:
+        ValueError: naming what is wrong with the control.
+    """
+    law = selection.outcome(Control(kind=kind, value=value, author="forecast"))
+    temperature = law.temperature if math.isfinite(law.temperature) else None
+    return {"policy": law.plan.name, "temperature": temperature, "effective_size": law.effective_size}
+
+
 def _export(selection: Selection, *, path: str) -> dict[str, Any]:
     return {"rows": export_table(selection, Path(path))}
 
@@ -92,6 +112,7 @@ VIEWS: dict[str, Callable[..., dict[str, Any]]] = {
     "top": top_samples,
     "samples": sample_facts,
     "distribution": distribution,
+    "forecast": forecast,
     "scores": scores,
 }
 """By name, for callers in other processes."""

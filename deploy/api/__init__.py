@@ -31,8 +31,8 @@ GET /api/v1/curve                           {"past": [[step, effective_size, tem
                                             effective_size]], "manual": bool, "window_steps": int}
 GET /api/v1/distribution?bins=64            {"edges": [bins + 1], "count": [bins], "sampled_mass": [bins] (sums to 1),
                                             "effective_size", "temperature", "policy"}; empty lists without distances
-GET /api/v1/solve?effective_size=0.35       {"effective_size", "temperature"}: what a dragged handle means; or
-                                            ?temperature=0.1
+GET /api/v1/solve?effective_size=0.35       {"effective_size", "temperature", "policy"}: what a change would put in
+                                            force; or ?temperature=0.1, or ?policy=hard
 GET /api/v1/samples/top?by=probability&k=24 {"by", "samples": [{"sample_id", "key", "label", "distance", "cluster",
                                             "probability", "times_drawn", "score"}]}; by: probability, times_drawn,
                                             score, prototypes (the sample nearest to its centroid, largest clusters
@@ -47,9 +47,10 @@ GET /api/v1/loaders                         {"desired", "author", "reason", "mem
 GET /api/v1/log?limit=50&before=SEQUENCE&changes=true   {"entries": [scoring.LogEntry], "more": bool}, oldest first;
                                             changes leaves out the schedule's and the bad samples
 GET /api/v1/bad-samples?limit=100           {"total", "samples": [{"sample_id", "reason", "times", "step", "time"}]}
-POST /api/v1/controls   {"kind": effective_size | temperature | policy | release, "value", "author", "reason",
-                         "expected_version", "request"}     -> {"version", "window", "step", "effective_size",
-                        "temperature"}; 409 {"error", "version", "winner": LogEntry} when the version is old; the same
+POST /api/v1/controls   {"kind": effective_size | temperature | policy | distances | release, "value", "author",
+                         "reason", "expected_version", "request"}   -> {"version", "window", "step", "effective_size",
+                        "temperature"}; the value of distances is a prototypes file below the run's directory or beside
+                        its index; 409 {"error", "version", "winner": LogEntry} when the version is old; the same
                         "request" (any text of one's own) twice is applied once
 POST /api/v1/scale      {"loaders", "author", "reason"}     -> {"previous", "size", "author", "reason"}
 POST /api/v1/pause, /resume, /stop  {"author", "reason"}    -> {"paused", "pausing", "stopping"}

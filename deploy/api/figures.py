@@ -60,11 +60,15 @@ def solve(
     service: Service,
     effective_size: Annotated[float | None, Query(gt=0, le=1, allow_inf_nan=False)] = None,
     temperature: Annotated[float | None, Query(gt=0, allow_inf_nan=False)] = None,
+    policy: Annotated[str | None, Query(min_length=1, max_length=200)] = None,
 ) -> dict[str, Any]:
-    """The temperature that an effective size means, or the other way round."""
-    if (effective_size is None) == (temperature is None):
-        raise HTTPException(422, "give effective_size or temperature, one of the two.")
-    return service.solve(effective_size, temperature)
+    """What a change would put in force: the temperature of an effective size, the size of a temperature or policy."""
+    asked = {"effective_size": effective_size, "temperature": temperature, "policy": policy}
+    given = {kind: value for kind, value in asked.items() if value is not None}
+    if len(given) != 1:
+        raise HTTPException(422, "give effective_size, temperature or policy, one of the three.")
+    ((kind, value),) = given.items()
+    return service.view("forecast", kind=kind, value=value)
 
 
 @router.get("/summary")

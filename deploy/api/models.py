@@ -24,10 +24,10 @@ class Strict(BaseModel):
 class ControlRequest(Strict):
     """A change of what is drawn."""
 
-    kind: Literal["effective_size", "temperature", "policy", "release"]
+    kind: Literal["effective_size", "temperature", "policy", "distances", "release"]
     """What to set; release gives the effective size back to the schedule."""
-    value: float | Annotated[str, StringConstraints(max_length=200)] | None = None
-    """A share of the data, a temperature, a policy's name; nothing for a release."""
+    value: float | Annotated[str, StringConstraints(max_length=1000)] | None = None
+    """A share of the data, a temperature, a policy's name, a file of `tempera score`; nothing for a release."""
     expected_version: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     """Control version that the author has seen: refused if another change came since."""
     request: Annotated[str, StringConstraints(max_length=64)] = ""

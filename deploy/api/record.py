@@ -40,6 +40,7 @@ class Record:
         self._num_bad = 0
         self._rounds: list[dict[str, Any]] = []
         self._last_control: dict[str, Any] | None = None
+        self._distances: str | None = None
 
     def curve(self) -> list[list[float | None]]:
         """[step, effective size, temperature] from each step on at which one changed."""
@@ -68,6 +69,12 @@ class Record:
             self._follow()
             return self._last_control
 
+    def distances(self) -> str | None:
+        """The file whose distances were taken into use last; None for those of the configuration."""
+        with self._lock:
+            self._follow()
+            return self._distances
+
     def _follow(self) -> None:
         for entry in self._read(after=self._after):
             self._after = max(self._after, entry.sequence)
@@ -78,6 +85,8 @@ class Record:
             self._points[entry.step] = _finite(entry.effective_size), _finite(entry.temperature)
         if entry.kind in CONTROL_KINDS:
             self._last_control = plain_entry(entry)
+        if entry.kind == "distances":
+            self._distances = str(entry.value)
         if entry.kind == "round":
             cut = json.loads(entry.detail)
             facts = {"kind": entry.value, "step": entry.step, "window": entry.window, "time": entry.time}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,25 +29,28 @@ JPEG_QUALITY = 82
 class Samples:
     """What is known of samples beside the selection's figures. Safe to use from several threads."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self._config = config
+    def __init__(self, config: RunConfig, *, file: Callable[[], str | None] = lambda: None) -> None:
+        """Name the run.
+
+        Args:
+            config: the run's.
+            file: the prototypes that were taken into use while it ran; None for those of the configuration.
+        """
+        self._config, self._file = config, file
         self._lock = threading.Lock()
         self.picture = functools.lru_cache(PICTURES)(self._picture)
+        self._loaded = functools.lru_cache(1)(Prototypes.load)
 
     @functools.cached_property
     def index(self) -> ShardIndex:
         """The run's sample index."""
         return ShardIndex.load(self._config.data.index)
 
-    @functools.cached_property
+    @property
     def prototypes(self) -> Prototypes | None:
         """Distance and cluster of each sample; None for a run without."""
-        path = self._config.data.prototypes
-        return None if path is None else Prototypes.load(path)
-
-    @functools.cached_property
-    def _profile(self) -> DistanceProfile | None:
-        return None if self.prototypes is None else DistanceProfile(self.prototypes.distance)
+        path = self._file() or self._config.data.prototypes
+        return None if path is None else self._loaded(path)
 
     @functools.cached_property
     def _worker(self) -> LoaderWorker:
@@ -58,32 +62,20 @@ class Samples:
         label = int(self.index.label[number])
         names = self.index.class_names
         named = names[label] if 0 <= label < len(names) else None if label < 0 else str(label)
-        cluster = None if self.prototypes is None else int(self.prototypes.cluster[number])
+        prototypes = self.prototypes
+        cluster = None if prototypes is None else int(prototypes.cluster[number])
         return {**sample, "key": str(self.index.keys[number]), "label": named, "cluster": cluster}
 
     def prototype_ids(self, k: int) -> list[int]:
         """The sample nearest to its centroid of each cluster, the largest clusters first."""
-        if self.prototypes is None:
+        prototypes = self.prototypes
+        if prototypes is None:
             return []
-        distance, cluster = self.prototypes.distance, self.prototypes.cluster
+        distance, cluster = prototypes.distance, prototypes.cluster
         order = np.lexsort((distance, cluster))
         nearest = order[np.unique(cluster[order], return_index=True)[1]]
         sizes = np.bincount(cluster)[cluster[nearest]]
         return [int(number) for number in nearest[np.argsort(-sizes, kind="stable")][:k]]
-
-    def solve(self, policy: str, *, effective_size: float | None, temperature: float | None) -> dict[str, float | None]:
-        """The temperature of an effective size, or the other way round, for the whole data.
-
-        Raises:
-            ValueError: out of range, or a run without distances.
-        """
-        if self._profile is None:
-            raise ValueError("this run has no distances, so no temperature. Run `tempera score` before the next.")
-        direction = "hard" if "hard" in policy else "prototypical"
-        if effective_size is not None:
-            return {"effective_size": effective_size, "temperature": self._profile.solve(effective_size, direction)}
-        assert temperature is not None, "one of the two"
-        return {"effective_size": self._profile.effective_size(temperature, direction), "temperature": temperature}
 
     def _picture(self, sample_id: int, side: int) -> bytes:
         """A sample as JPEG, cropped to a square.
@@ -107,3 +99,16 @@ class Samples:
         worker = self.__dict__.get("_worker")
         if worker is not None:
             worker.close()
+
+
+def first_law(config: RunConfig) -> tuple[float | None, float | None]:
+    """Effective size and temperature that a run begins with; None for a policy that has none."""
+    data, curriculum = config.data, config.curriculum
+    if data.prototypes is None:
+        return None, None
+    direction = "hard" if "hard" in curriculum.policy else "prototypical"
+    try:
+        temperature = DistanceProfile(Prototypes.load(data.prototypes).distance).solve(curriculum.start, direction)
+    except ValueError:
+        return None, None
+    return curriculum.start, temperature

@@ -10,17 +10,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from deploy.api.consumed import Consumption
+from deploy.api.kept import Kept
 from deploy.api.latency import Landed, LatencyMeter, Pending, bound_steps
 from deploy.api.models import ControlRequest, RunRequest, ScaleRequest
 from deploy.api.parts import Parts, member
 from deploy.api.record import QUIET_KINDS, Record, finite
-from deploy.api.samples import Samples
+from deploy.api.samples import Samples, first_law
 from deploy.api.tail import LineIndex
 from deploy.config import RunConfig
 from deploy.curriculum import effective_size_schedule
@@ -34,13 +36,10 @@ FOLLOW_S = 0.1
 """Seconds between two looks at what the trainer consumed."""
 STATE_S, VIEW_S = 0.25, 2.0
 """How old a state, and a view of the whole table, may be."""
-KEPT_VIEWS = 256
 AUTHOR = "api"
 """Author of the measurements in the run log."""
 LATENCY_KIND = "control_latency"
 SCHEDULE_POINTS = 200
-
-Result = TypeVar("Result")
 
 
 class NotNow(Exception):
@@ -60,13 +59,14 @@ class RunService:
 
     def __init__(self, config: RunConfig, run: RunDir, parts: Parts) -> None:
         self.config, self.run, self.parts = config, run, parts
-        self.samples = Samples(config)
         self.latency = LatencyMeter()
         self.metrics = LineIndex(run.metrics)
         self._consumption = Consumption(run.consumed)
         self._kept = Kept()
         self._started_s = time.time()
-        self._record = Record(lambda **bounds: parts.selection.log(None, **bounds), initial=(0, *self._initial()))
+        first = (0, *finite(first_law(config)))
+        self._record = Record(lambda **bounds: parts.selection.log(None, **bounds), initial=first)
+        self.samples = Samples(config, file=self._record.distances)
         self.readers = 0
         """Who follows the stream; counted in the server's one thread."""
         self.over = threading.Event()
@@ -137,12 +137,6 @@ class RunService:
         found = self.parts.selection.log(limit + 1, before=before, without=without)
         return {"entries": [plain_entry(entry) for entry in found[-limit:]], "more": len(found) > limit}
 
-    def solve(self, effective_size: float | None, temperature: float | None) -> dict[str, Any]:
-        """The temperature of an effective size, or the other way round."""
-        policy = self.state()["selection"]["policy"]
-        solved = self.samples.solve(policy, effective_size=effective_size, temperature=temperature)
-        return dict(finite(solved))
-
     # -- changing -----------------------------------------------------------------------------------------------------
 
     def control(self, asked: ControlRequest, arrived_s: float) -> dict[str, Any]:
@@ -154,6 +148,8 @@ class RunService:
             NotNow: the run is over.
         """
         self._require_alive()
+        if asked.kind == "distances":
+            asked = asked.model_copy(update={"value": self._distances_file(asked.value)})
         control = Control(**asked.model_dump())
         try:
             reply = self.parts.selection.control(control)
@@ -212,14 +208,20 @@ class RunService:
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _initial(self) -> tuple[float | None, float | None]:
-        """Effective size and temperature that the run begins with."""
-        curriculum = self.config.curriculum
-        try:
-            solved = self.samples.solve(curriculum.policy, effective_size=curriculum.start, temperature=None)
-        except ValueError:
-            return None, None
-        return curriculum.start, finite(solved["temperature"])
+    def _distances_file(self, value: Any) -> str:
+        """Where the file lies that a person names; only what belongs to the run is read on request.
+
+        Raises:
+            ValueError: it is not there, or lies elsewhere.
+        """
+        homes = (self.run.path.resolve(), Path(self.config.data.index).resolve().parent)
+        path = homes[0].joinpath(str(value)).resolve()
+        if not path.is_file() or not any(path.is_relative_to(home) for home in homes):
+            raise ValueError(
+                f"distances must name a prototypes file below {homes[0]} or {homes[1]}; got {value!r}. "
+                "`tempera score` writes one beside the index."
+            )
+        return str(path)
 
     def _resting(self) -> bool:
         self.metrics.update()
@@ -308,41 +310,6 @@ class RunService:
                     self.parts.selection.record(_landed_event(landed, at_step))
             except Exception:
                 log.warning("control latency was not measured for a moment", exc_info=True)
-
-
-class Kept:
-    """Answers that are kept for a moment, each made by one thread while others who want the same wait for it."""
-
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._answers: dict[Hashable, tuple[float, Any]] = {}
-        self._making: dict[Hashable, threading.Lock] = {}
-        self._lock = threading.Lock()
-        self._changes = 0
-
-    def __call__(self, key: Hashable, age_s: float, make: Callable[[], Result]) -> Result:
-        """The answer of that key, made again when it is older than that."""
-        with self._lock:
-            if len(self._making) >= KEPT_VIEWS:
-                self._answers, self._making = {}, {}
-            making = self._making.setdefault(key, threading.Lock())
-        with making:
-            made_s, answer = self._answers.get(key, (float("-inf"), None))
-            if self._clock() - made_s < age_s:
-                kept: Result = answer
-                return kept
-            changes, began_s = self._changes, self._clock()
-            made = make()
-            with self._lock:
-                if changes == self._changes:  # what was made before a change is not kept after it
-                    self._answers[key] = began_s, made
-            return made
-
-    def clear(self) -> None:
-        """After a change everybody sees what is."""
-        with self._lock:
-            self._changes += 1
-            self._answers = {}
 
 
 def _landed_event(landed: Landed, at_step: int | None) -> Event:

@@ -78,6 +78,25 @@ def set_policy(
     return _control(run, "policy", value, reason, expected_version, dry_run=dry_run)
 
 
+def set_distances(
+    file: Positional[Path],
+    *,
+    run: Path | None = None,
+    reason: str = "",
+    expected_version: int | None = None,
+) -> Answer:
+    """Draw by the distances of another file of `tempera score` from the next window on.
+
+    Args:
+        file: prototypes.parquet of the run's own data, below the run's directory or beside its index.
+        run: the run's directory; by default the one that is alive under runs/.
+        reason: why, for the log.
+        expected_version: refuse when somebody else changed the run since this control version.
+    """
+    value = str(file) if reaches_elsewhere() else str(file.resolve())
+    return _control(run, "distances", value, reason, expected_version, dry_run=False)
+
+
 def release(
     *, run: Path | None = None, reason: str = "", expected_version: int | None = None, dry_run: bool = False
 ) -> Answer:
@@ -198,7 +217,7 @@ def _control(
 def _forecast(client: RunClient, kind: str, value: Any, state: dict[str, Any]) -> Answer:
     """When a change would be in force, and what it would mean."""
     data = {"kind": kind, "value": value, **state["control"], "latency": state["latency"]}
-    if kind in ("effective_size", "temperature"):
+    if kind != "release":
         data |= client.get("solve", **{kind: value})
     rows = [(name.replace("_", " "), item) for name, item in data.items() if not isinstance(item, dict)]
     title = f"would be in force from window {data['next_window']} (step {data['next_step']}), in {_bound(state)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -131,21 +131,16 @@ def _model_size(name: str) -> int:
 
 def _swap_in(run: Path, prototypes: Path) -> dict[str, Any] | None:
     """Give a live run the new distances; None where the run is not alive."""
-    from deploy.client import author_name
-    from deploy.cluster import join
+    from deploy.client import RunClient, author_name
     from deploy.prototypes.features import checkpoint_step
     from deploy.rundir import RunDir
 
-    endpoint = RunDir(run).endpoint()
-    if endpoint is None:
+    found = RunDir(run)
+    if not found.is_alive:
         return None
-    join(endpoint)
-    from scoring import Control
-    from scoring.actors import SelectionClient
-
     reason = f"scored by the run's own encoder at step {checkpoint_step(run)}"
-    control = Control(kind="distances", value=str(prototypes.absolute()), author=author_name(), reason=reason)
-    return asdict(SelectionClient(name=endpoint.selection, namespace=endpoint.namespace).control(control))
+    with RunClient.attach(found) as client:
+        return client.control("distances", str(prototypes.resolve()), author=author_name(), reason=reason)
 
 
 def _compare(files: tuple[Path, ...], out: Path | None) -> Answer:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,27 @@ import numpy as np
 import pytest
 
 from deploy.api.consumed import Consumption, NotedStream, quantile
+from deploy.api.kept import Kept
 from deploy.api.latency import LatencyMeter, Pending, bound_steps
 from deploy.api.options import ApiOptions
 from deploy.api.parts import finished_parts
 from deploy.api.server import serving
-from deploy.api.service import Kept
 from deploy.api.tail import LineIndex
 from deploy.client import ChangedSince, Refused, RunClient
 from deploy.config import DataConfig, load_config
 from deploy.launch import launch_in_process
 from deploy.rundir import RunDir, RunError
-from loader import BatchStream, LoaderConfig, LoaderWorker, LocalLoaders, StreamConfig, Transform
+from loader import (
+    BatchStream,
+    LoaderConfig,
+    LoaderWorker,
+    LocalLoaders,
+    ShardIndex,
+    StreamConfig,
+    Transform,
+)
 from loader.windows import FixedWindow, FixedWindows
-from scoring import RunLog
+from scoring import Prototypes, RunLog
 from tests.deploy.api_run import WINDOW_STEPS, alive, tiny, wait_for
 
 ENOUGH = 12
@@ -122,6 +131,31 @@ def test_the_same_request_sent_twice_is_applied_once(client: RunClient) -> None:
     assert client.state()["control"]["version"] == first["version"]
 
 
+def test_other_distances_are_taken_into_use_and_shown(
+    client: RunClient, run: RunDir, digits: DataConfig, tmp_path: Path
+) -> None:
+    assert digits.prototypes is not None
+    held = Prototypes.load(digits.prototypes)
+    other = run.path / "prototypes" / "turned.parquet"
+    other.parent.mkdir(exist_ok=True)
+    turned = replace(held, distance=held.distance.max() - held.distance, cluster=held.cluster + 1)
+    turned.save(other, ShardIndex.load(digits.index).fingerprint)
+    elsewhere = tmp_path / "prototypes.parquet"
+    elsewhere.write_bytes(other.read_bytes())
+    for wrong in (str(elsewhere), "prototypes/none.parquet", "/etc/passwd", "../../../../etc/passwd"):
+        with pytest.raises(Refused, match="distances must name a prototypes file below"):
+            client.control("distances", wrong, author="ann")
+    before = client.get("samples/17")
+    client.control("distances", "prototypes/turned.parquet", author="ann", reason="the other way round")
+    after = client.get("samples/17")
+    assert after["distance"] == pytest.approx(float(turned.distance[17]))
+    assert after["cluster"] == before["cluster"] + 1, "the clusters are those of the file in use"
+    client.control("distances", digits.prototypes, author="ann", reason="back")
+    assert client.get("samples/17")["distance"] == before["distance"]
+    taken = [entry["value"] for entry in client.log(limit=20, changes_only=True) if entry["kind"] == "distances"]
+    assert taken == [str(other), digits.prototypes]
+
+
 def test_a_resting_run_takes_no_step_and_goes_on(client: RunClient) -> None:
     client.pause(author="ann", reason="lunch")
     wait_for(lambda: client.state()["run"]["status"] == "paused", "the rest")
@@ -150,6 +184,10 @@ def test_what_is_shown_is_what_the_selection_has(client: RunClient, run: RunDir)
     solved = client.get("solve", effective_size=0.5)
     assert solved["temperature"] == pytest.approx(state["selection"]["temperature"])
     assert client.get("solve", temperature=solved["temperature"])["effective_size"] == pytest.approx(0.5)
+    assert client.get("solve", policy="uniform")["effective_size"] == 1.0
+    hard = client.get("solve", policy="hard")
+    assert (hard["policy"], hard["effective_size"]) == ("hard", pytest.approx(0.5))
+    assert client.state()["selection"]["policy"] == "prototypical", "asking what would be changes nothing"
     nearest = client.get("samples/top", by="prototypes", k=5)["samples"]
     assert [sample["distance"] for sample in nearest] == [0.0] * 5
     assert len({sample["cluster"] for sample in nearest}) == 5
