@@ -31,8 +31,7 @@ class ShardServer:
         self.misbehaviour = ""
         self.done: Counter[str] = Counter()
         """How often each misbehaviour met a request."""
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _QuietServer(("127.0.0.1", 0), _handler(self))
         self._thread = threading.Thread(target=self._server.serve_forever, name="shard-server", daemon=True)
 
     @property
@@ -49,6 +48,13 @@ class ShardServer:
     ) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+class _QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: clients that give up on a storage that misbehaves are right."""
 
 
 def _handler(owner: ShardServer) -> type[BaseHTTPRequestHandler]:

@@ -1,0 +1,65 @@
+"""A consumer that notes when each batch came and what was in it, and what the batches should have been."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from deploy.rank.oracle import record
+from loader import Batch, FixedWindows, LoaderConfig, LoaderWorker, LocalLoaders, StreamConfig, Transform
+from tests.integration.checker import digest
+
+CONFIG = StreamConfig(seed=11, global_batch=32, total_steps=40, window_steps=8, transform=Transform(size=32))
+
+
+@dataclass
+class Consumed:
+    """What a trainer would have seen."""
+
+    lines: list[dict[str, object]] = field(default_factory=list)
+    moments: list[float] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        return digest(self.lines)
+
+    def first_after(self, moment: float) -> float:
+        """Seconds from a moment to the next batch."""
+        return min(came for came in self.moments if came > moment) - moment
+
+    def longest_wait(self, since: float) -> float:
+        """The longest time between two batches that ends after a moment."""
+        pairs = zip(self.moments, self.moments[1:], strict=False)
+        return max(after - max(before, since) for before, after in pairs if after > since)
+
+
+def consume(
+    batches: Iterable[Batch], on_step: Callable[[int], object] = lambda step: None, *, step_s: float = 0.0
+) -> Consumed:
+    """Take every batch."""
+    seen = Consumed()
+    for batch in batches:
+        seen.lines.append(record(batch, 0))
+        seen.moments.append(time.monotonic())
+        on_step(batch.step)
+        time.sleep(step_s)
+    return seen
+
+
+def windows(num_samples: int, config: StreamConfig = CONFIG) -> FixedWindows:
+    """Every sample in a shuffled order, over and over."""
+    return FixedWindows(np.random.default_rng(3).permutation(num_samples), config)
+
+
+@contextmanager
+def local_loaders(
+    index: str, count: int, make: Callable[[LoaderConfig], LoaderWorker] = LoaderWorker, **options: object
+) -> Iterator[LocalLoaders]:
+    """Loaders in this process."""
+    pool = LocalLoaders([make(LoaderConfig(index=index, **options)) for _ in range(count)])
+    with closing(pool):
+        yield pool
