@@ -128,17 +128,19 @@ def cluster_of_raylets(*roles: str) -> Iterator[Nodes]:
         port, dashboard = _free_port(), _free_port()
         head = _head(temp, address="127.0.0.1", port=port, dashboard=dashboard)
         stack.callback(_end_tree, head)
-        cluster = Nodes(f"http://127.0.0.1:{dashboard}", temp, "127.0.0.1")
-        _wait_for(lambda: _answers(cluster), [head], temp / "head.log")
+        cluster = Nodes(f"http://127.0.0.1:{dashboard}", temp)
+        _wait_for(lambda: _answers(cluster) and _head_address(cluster), [head], temp / "head.log")
+        cluster.head = _head_address(cluster)
         for number, role in enumerate(roles):
             address = f"127.0.0.{number + 2}"
             words = [f"--address=127.0.0.1:{port}", f"--node-ip-address={address}", "--num-cpus=1"]
             words.append(f"--dashboard-agent-listen-port={_free_port()}")
-            process = _start([RAY, "start", *words, f"--labels=tempera-role={role}"], temp / f"{number}.log")
-            node = TreeNode(role, process, address)
+            log = temp / f"{number}.log"
+            node = TreeNode(role, _start([RAY, "start", *words, f"--labels=tempera-role={role}"], log), address)
             stack.callback(node.kill)
             cluster.nodes.append(node)
-        _wait_for(lambda: sum(len(cluster.ids(role)) for role in set(roles)) == len(roles), [head], temp / "0.log")
+            # Raylets that start at once in one folder can take the same socket's name: one after the other.
+            _wait_for(lambda node=node: node.address in cluster.ids(node.role), [head, node.process], log)
         yield cluster
 
 
@@ -215,6 +217,14 @@ def _answers(cluster: Nodes) -> bool:
     except Exception:
         return False
     return True
+
+
+def _head_address(cluster: Nodes) -> str:
+    """What the head calls itself: Ray takes the machine's own address for the loopback; empty before it answers."""
+    from ray.util.state import list_nodes
+
+    found = [str(node.node_ip) for node in list_nodes(cluster.dashboard) if node.is_head_node]
+    return found[0] if found else ""
 
 
 def _wait_for(condition: Any, processes: list[subprocess.Popen[bytes]], log: Path) -> None:
