@@ -293,7 +293,12 @@ def load_config(path: Path) -> RunConfig:
         ValueError: not JSON, an unknown field (with the nearest name), or a value out of range.
     """
     try:
-        value = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
-    return from_dict(RunConfig, value)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, a run's configuration; it holds {type(value).__name__}.")
+    try:
+        return from_dict(RunConfig, value)
+    except TypeError as error:  # a field is missing, or of another kind
+        raise ValueError(f"{path} must hold a run's configuration; it does not ({error}).") from error

@@ -280,10 +280,10 @@ class Columns:
         above = arrays.get("times_above", np.empty(0))
         shapes = {"times": ("<u2", (self.num_samples,)), "times_above": ("<i8", (2, above.shape[-1]))}
         for kind, producers in facts["producers"].items():
-            order = arrays.get(f"order.{kind}", np.empty((0, 0)))
+            order, holder = arrays.get(f"order.{kind}", np.empty((0, 0))), arrays.get(f"holder.{kind}", np.empty(0))
             shapes |= {f"score.{kind}": ("<f4", (self.padded,)), f"holder.{kind}": ("<u4", (self.padded,))}
             shapes[f"order.{kind}"] = ("<i8", (max(1, len(order)), 3))
-            if not is_order(order, producers) or int(arrays[f"holder.{kind}"].max(initial=0)) >= len(order):
+            if not is_order(order, producers) or int(holder.max(initial=0)) >= len(order):
                 return False
         for name in arrays:
             if name.startswith("subset."):

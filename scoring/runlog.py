@@ -76,7 +76,7 @@ class RunLog:
         """
         wanted = {name: json.dumps(value) for name, value in identity.items()}
         with self._transaction() as connection:
-            stored = dict(connection.execute("SELECT field, value FROM meta"))
+            stored = {str(name): value for name, value in connection.execute("SELECT field, value FROM meta")}
             if not stored:
                 connection.executemany("INSERT INTO meta VALUES (?, ?)", wanted.items())
                 return

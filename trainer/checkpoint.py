@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -162,8 +163,8 @@ def load_checkpoint(path: str | Path, *, only: str | None = None) -> Checkpoint:
     directory = _newest(Path(path))
     try:
         state = json.loads((directory / "state.json").read_text("ascii"))
-        found = state["format"]
-    except (OSError, ValueError, KeyError) as err:
+        found, files = state["format"], _checked_files(state["files"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
         raise CheckpointError(
             f"a checkpoint must hold a readable state.json; {directory} does not ({err}). Name a step-* directory."
         ) from err
@@ -172,7 +173,7 @@ def load_checkpoint(path: str | Path, *, only: str | None = None) -> Checkpoint:
             f"a checkpoint must be of format {FORMAT}; {directory} is of format {found}. Use the version that wrote it."
         )
     tensors = {}
-    for name, expected in state["files"].items():
+    for name, expected in files.items():
         if only in (None, name.removesuffix(".safetensors")):
             tensors[name.removesuffix(".safetensors")] = _load_checked(directory / name, expected)
     return Checkpoint(directory, state, tensors)
@@ -187,6 +188,16 @@ def _newest(path: Path) -> Path:
     return path
 
 
+def _checked_files(files: Any) -> dict[str, dict[str, int]]:
+    """The files of a checkpoint with their sizes and CRC-32; each lies in its directory, and is safetensors."""
+    for name, expected in dict(files).items():
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{name!r} is no file of a checkpoint")
+        if not all(type(expected[field]) is int for field in ("bytes", "crc32")):
+            raise ValueError(f"{name} has no size or CRC-32")
+    return dict(files)
+
+
 def _load_checked(path: Path, expected: Mapping[str, int]) -> dict[str, Tensor]:
     try:
         if path.stat().st_size != expected["bytes"] or _crc32(path) != expected["crc32"]:
@@ -195,7 +206,7 @@ def _load_checked(path: Path, expected: Mapping[str, int]) -> dict[str, Tensor]:
                 "earlier one."
             )
         return load_file(path)
-    except OSError as err:
+    except (OSError, SafetensorError) as err:
         raise CheckpointError(
             f"a checkpoint must have all its files; {path} cannot be read ({err}). Use an earlier one."
         ) from err

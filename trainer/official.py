@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -36,10 +37,14 @@ def load_official(method: str, path: str | Path, config: ModelConfig) -> Method:
         config: shape of the network, e.g. `model_size("vit_b")`.
 
     Raises:
-        ValueError: names or shapes do not fit; the first that do not are named.
+        ValueError: it is no safetensors file, or names or shapes do not fit; the first that do not are named.
     """
     module = build_method(method, config)
-    found, wanted = from_official(method, load_file(path)), module.state_dict()
+    try:
+        stored = load_file(path)
+    except SafetensorError as err:
+        raise ValueError(f"an official checkpoint must be a safetensors file; {path} is none ({err}).") from err
+    found, wanted = from_official(method, stored), module.state_dict()
     wrong = sorted(
         {name for name in wanted if name not in found or found[name].shape != wanted[name].shape}
         | (found.keys() - wanted.keys())

@@ -19,6 +19,8 @@ from loader import BatchSpec, LoaderConfig, LoaderWorker, ShardIndex, Transform
 from trainer.config import require
 
 T = TypeVar("T")
+MAX_CLASSES = 1 << 17
+"""Six times those of ImageNet-21k; a label beyond is a mistake, or meant to exhaust the memory."""
 EVALUATION_SHARE = 256 / 224
 """Short side over the crop's side before a central crop of 64 pixels or more; smaller images are not cut."""
 
@@ -63,8 +65,14 @@ class LabelledShards:
 
     @property
     def num_classes(self) -> int:
-        """One above the largest label."""
-        return int(self.labels.max()) + 1
+        """One above the largest label.
+
+        Raises:
+            ValueError: a label is no class: as many classes as that would not fit into memory.
+        """
+        largest = int(self.labels.max())
+        require(largest < MAX_CLASSES, f"labels must be below {MAX_CLASSES}; got {largest}. Number the classes from 0.")
+        return largest + 1
 
     def load(
         self, rows: NDArray[np.integer[Any]], transform: Transform, *, seed: int = 0, draws: Any = None
