@@ -20,6 +20,10 @@ MAX_SCANS: Final = 100
 MAX_SIDE: Final = 65_500
 """libjpeg's JPEG_MAX_DIMENSION; also what the index's 16-bit columns hold."""
 
+_FREE_PIXELS: Final = 1 << 22
+_PIXELS_A_BYTE: Final = 256
+"""A flat JPEG packs 170 pixels into a byte; a larger image that says more is a bomb, or nothing to learn from."""
+
 _SOF_SUPPORTED: Final = frozenset((0xC0, 0xC1, 0xC2))
 _SOF_ALL: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _STANDALONE: Final = frozenset((0x01, *range(0xD0, 0xD9)))
@@ -67,6 +71,10 @@ def read_header(data: bytes, *, max_pixels: int) -> ImageHeader:
         raise BadSampleError(f"image sides must be in 1..{MAX_SIDE} pixels; got {header.width} x {header.height}")
     if header.width * header.height > max_pixels:
         raise BadSampleError(f"image is over {max_pixels} pixels: its header says {header.width} x {header.height}")
+    if header.width * header.height > max(_FREE_PIXELS, _PIXELS_A_BYTE * len(data)):
+        raise BadSampleError(
+            f"image claims {header.width} x {header.height} pixels in {len(data)} bytes; no picture packs so well"
+        )
     return header
 
 

@@ -7,8 +7,10 @@ bytes, the target makes it right first: a fuzzer would never get past it, somebo
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
+import shutil
 import sqlite3
 import struct
 import tarfile
@@ -51,7 +53,9 @@ REFUSED_LOG = (CorruptLog, RunMismatch, ValueError)
 def scratch() -> Path:
     """A folder of this process, in memory where there is one."""
     memory = Path("/dev/shm")
-    return Path(tempfile.mkdtemp(prefix="tempera-fuzz-", dir=memory if memory.is_dir() else None))
+    folder = Path(tempfile.mkdtemp(prefix="tempera-fuzz-", dir=memory if memory.is_dir() else None))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _file(name: str, data: bytes) -> Path:
