@@ -26,6 +26,10 @@ from loader.routing import Deadline, route
 from loader.substitution import BadSampleLimit
 from loader.windows import WindowFetcher
 
+_SPARED_FOR = 10.0
+_LONGEST_SPARED_S = 30.0
+"""A member that answered late gets no work for ten times as long as it took: a straggler costs a tenth of a wait."""
+
 _POLL_S = 0.05
 """Longest wait before deadlines and the fleet's members are looked at again."""
 
@@ -81,6 +85,7 @@ class Assembler:
         self._buffers, self._foresight = ImageBuffers(), Foresight()
         self._requests: dict[Handle, _Request] = {}
         self._deadline = Deadline(least_s=config.request_deadline_s)
+        self._spared_until: dict[str, float] = {}
         self._limit = BadSampleLimit(config.max_bad_share)
         self._progress_s = time.monotonic()
         self._last_fault = "none"
@@ -197,7 +202,7 @@ class Assembler:
             except LoaderLost as error:
                 self._reroute(request, error)
                 continue
-            self._deadline.add(time.monotonic() - request.sent_s)
+            self._learn(request)
             bad = request.group.fill(request.rows, request.spec, pixels)
             self._loaders.release(handle)
             for sample in bad:
@@ -207,6 +212,14 @@ class Assembler:
             if bad:
                 self._send(request.group, request.group.missing(request.rows[[b.row for b in pixels.bad]]))
             self._progress_s = time.monotonic()
+
+    def _learn(self, request: _Request) -> None:
+        """Remember how long a request took; a member that was late is spared for a while that grows with it."""
+        now = time.monotonic()
+        took_s = now - request.sent_s
+        if took_s > self._deadline.seconds:
+            self._spared_until[request.member] = now + min(_SPARED_FOR * took_s, _LONGEST_SPARED_S)
+        self._deadline.add(took_s, member=request.member)
 
     def _reroute(self, request: _Request, error: LoaderLost) -> None:
         self._last_fault = str(error)
@@ -231,9 +244,11 @@ class Assembler:
             self._send(request.group, rows, tried)
 
     def _suspects(self) -> set[str]:
-        """Return the members that owe an overdue answer."""
-        limit = time.monotonic() - self._deadline.seconds
-        return {request.member for request in self._requests.values() if request.sent_s < limit}
+        """Return the members that owe an overdue answer, or gave one not long ago."""
+        now = time.monotonic()
+        limit = now - self._deadline.seconds
+        owing = {request.member for request in self._requests.values() if request.sent_s < limit}
+        return owing | {member for member, until in self._spared_until.items() if now < until}
 
     def _check_stall(self) -> None:
         if not self._groups:  # nothing is owed: the trainer rests, or is busy with something else

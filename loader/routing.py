@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from loader.errors import LoaderLost
 
+_MOST_MEMBERS = 256
+"""Members whose times are remembered."""
+
 
 def route(sample_ids: NDArray[np.int64], members: Sequence[str], *, avoid: Collection[str] = ()) -> NDArray[np.int64]:
     """Return int64[n], the position in `members` of the loader for each sample.
@@ -50,18 +53,25 @@ def _scores(sample_ids: NDArray[np.int64], name: str) -> NDArray[np.uint64]:
 
 
 class Deadline:
-    """When a request counts as late: three times the 95th percentile of recent ones, and never below a floor."""
+    """When a request counts as late: three times the 95th percentile of a usual member, and never below a floor.
 
-    def __init__(self, *, least_s: float, history: int = 128) -> None:
+    The usual member is the median one, the faster of two: a straggler must not make its own lateness usual.
+    """
+
+    def __init__(self, *, least_s: float, history: int = 64) -> None:
         self._least_s = self._seconds = least_s
-        self._recent: deque[float] = deque(maxlen=history)
+        self._history = history
+        self._recent: dict[str, deque[float]] = {}
 
     @property
     def seconds(self) -> float:
         """Age at which a request is late."""
         return self._seconds
 
-    def add(self, seconds: float) -> None:
-        """Learn how long a request took."""
-        self._recent.append(seconds)
-        self._seconds = max(self._least_s, 3 * float(np.percentile(self._recent, 95)))
+    def add(self, seconds: float, *, member: str) -> None:
+        """Learn how long a member took for a request."""
+        self._recent.setdefault(member, deque(maxlen=self._history)).append(seconds)
+        while len(self._recent) > _MOST_MEMBERS:
+            del self._recent[next(iter(self._recent))]
+        each = sorted(float(np.percentile(recent, 95)) for recent in self._recent.values())
+        self._seconds = max(self._least_s, 3 * each[(len(each) - 1) // 2])

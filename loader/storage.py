@@ -29,7 +29,7 @@ _DEADLINE_S: Final = 25.0
 """Retries end so long after the first try: before a stream would call it a stall."""
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 1.0
-_PATIENCE_S: Final = (2.0, 2.0, 2.0, 4.0, 8.0)
+_PATIENCE_S: Final = (1.5, 1.5, 1.5, 3.0, 6.0)
 """How long each try waits for the next bytes, later ones TIMEOUT_S: most hangs are a request's own, and another try
 finds storage healed. One that is slow for all still gets its time."""
 _MAX_REDIRECTS: Final = 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -31,10 +32,10 @@ class Consumed:
         """Seconds from a moment to the next batch."""
         return min(came for came in self.moments if came > moment) - moment
 
-    def longest_wait(self, since: float) -> float:
-        """The longest time between two batches that ends after a moment."""
+    def longest_wait(self, since: float, until: float = math.inf) -> float:
+        """The longest time without a batch between two moments."""
         pairs = zip(self.moments, self.moments[1:], strict=False)
-        return max(after - max(before, since) for before, after in pairs if after > since)
+        return max(after - max(before, since) for before, after in pairs if after > since and before < until)
 
 
 def consume(

@@ -49,8 +49,16 @@ def test_a_deadline_is_three_times_the_95th_percentile_and_never_below_its_floor
     deadline = Deadline(least_s=1.0)
     assert deadline.seconds == 1.0
     for _ in range(50):
-        deadline.add(0.1)
+        deadline.add(0.1, member="loader-0")
     assert deadline.seconds == 1.0
     for _ in range(200):
-        deadline.add(2.0)
+        deadline.add(2.0, member="loader-0")
     assert deadline.seconds == pytest.approx(6.0)
+
+
+def test_a_straggler_does_not_make_its_own_lateness_usual():
+    deadline = Deadline(least_s=0.1)
+    for _ in range(20):
+        for member, seconds in (("loader-0", 0.2), ("loader-1", 5.0)):
+            deadline.add(seconds, member=member)
+    assert deadline.seconds == pytest.approx(0.6)
