@@ -31,7 +31,7 @@ from trainer.recorder import Batch, OnEvaluate, OnMilestone, OnStep, Recorder, S
 from trainer.rest import Agreement
 from trainer.sharding import share_over_ranks
 from trainer.step import TrainState, train_step
-from trainer.vit import transformer_blocks
+from trainer.vit import transformer_blocks, use_plain_attention
 from trainer.windows import ScoreReporter, ScoreSink
 
 _STOP_STEPS = 10  # steps between the ranks' agreements on stopping: seconds, of the half minute that a notice gives
@@ -161,6 +161,8 @@ def build_state(config: TrainConfig, context: Context | None = None) -> TrainSta
     method = build_method(config.method, config.model).to(device)
     if config.precision == "float64":
         method.double()
+    if config.precision == "bf16" and device.type == "cpu":
+        use_plain_attention(method)
     if config.compile_blocks == "on" or (config.compile_blocks == "auto" and device.type == "cuda"):
         for block in transformer_blocks(method):
             block.compile(dynamic=False)  # in place: names and the state dict stay; one kernel for each shape

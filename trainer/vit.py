@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers.attention import Attention
 from timm.layers.patch_embed import PatchEmbed
 from timm.models import beit
 from timm.models.swin_transformer import SwinTransformerBlock
@@ -145,3 +146,13 @@ def init_xavier(module: nn.Module) -> None:
 def transformer_blocks(module: nn.Module) -> list[nn.Module]:
     """Return the transformer blocks inside a module: what is compiled, and sharded, one by one."""
     return [part for part in module.modules() if isinstance(part, Block | beit.Block | SwinTransformerBlock)]
+
+
+def use_plain_attention(module: nn.Module) -> None:
+    """Let attention be matrix products and a softmax, without torch's fused kernel.
+
+    For bf16 on a CPU: the backward pass of the fused kernel there takes ten times as long as in float32 (torch 2.15).
+    """
+    for part in module.modules():
+        if isinstance(part, Attention):
+            part.fused_attn = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Group
 from rich.table import Table
@@ -29,6 +29,7 @@ def reproduce(
     batch: int = 256,
     size: str = "tiny",
     lr: float = 1.5e-3,
+    precision: Literal["auto", "float32", "bf16"] = "auto",
     workers: int | None = None,
     sweep: bool = False,
 ) -> Answer:
@@ -47,6 +48,7 @@ def reproduce(
         batch: images of a step.
         size: tiny (128 wide, 4 deep) or cifar (192 wide, 12 deep).
         lr: peak learning rate for 256 images.
+        precision: auto is bf16 on GPUs that have it; bf16 also pays on CPUs with matrix units for it (AMX).
         workers: queue the arms as Ray tasks of one CPU each, so many at a time, on the cluster that RAY_ADDRESS names
             or on this machine; without it they train in turn, in this process.
         sweep: add the papers' ablations.
@@ -66,7 +68,14 @@ def reproduce(
     chosen = _chosen(claims, sweep=sweep)
     image_size = model_size(size).image_size
     images = prepare_data(data, out / f"data-{samples or 'all'}", samples=samples, size=image_size)
-    scale = Scale(samples=len(ShardIndex.load(images.index)), epochs=1, global_batch=batch, size=size, base_lr=lr)
+    scale = Scale(
+        samples=len(ShardIndex.load(images.index)),
+        epochs=1,
+        global_batch=batch,
+        size=size,
+        base_lr=lr,
+        precision=precision,
+    )
     plans = make_plans(
         out,
         {folder: claim.arms for folder, claim in chosen.items()},

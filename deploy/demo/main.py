@@ -28,8 +28,8 @@ from deploy.demo.data import DemoData, prepare
 from deploy.demo.report import Arm, DemoFigures, write_demo_report
 from deploy.launch import launch, launch_in_process
 from deploy.live import LiveRun
-from deploy.pages import plots
 from deploy.prototypes import job
+from deploy.prototypes.report import write_score_pictures
 from deploy.rank.probe import NearestNeighbourProbe
 from deploy.rundir import RunDir, RunError
 from deploy.terminal.training_bar import training_bar
@@ -106,7 +106,8 @@ def _run_config(data: DemoData, *, steps: int | None, seed: int) -> RunConfig:
 def _score(config: RunConfig, run: RunDir, *, seed: int) -> None:
     index, size = Path(config.data.index), config.train.model.image_size
     scored = job.score(index, Path(config.data.prototypes or ""), size=size, seed=seed)
-    plots.prototypes(run.report / "prototypes.png", rows=job.prototype_rows(index, scored.prototypes, size=size))
+    title = "Prototypes of the demo's images"
+    write_score_pictures(run.report, index, scored.prototypes, size=size, title=title)
     say(f"  {len(scored.prototypes.distance):,} images, {scored.num_clusters} clusters (K by the Davies-Bouldin index)")
 
 

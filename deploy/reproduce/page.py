@@ -1,4 +1,4 @@
-"""The study's files: table.json for scripts, report.html with the table, the directions and the curves for people."""
+"""A claim's files: report.json for scripts; report.html and report.md with table, directions and curves for people."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Written:
 
 
 def write_claim(folder: Path, *, plan: Plan, claim: Claim, outcomes: Sequence[Outcome], floor: float) -> Written:
-    """Judge the outcomes, draw the curves, and write report.html and report.json.
+    """Judge the outcomes, draw the curves, and write report.html, report.json and report.md.
 
     Args:
         folder: where to.
@@ -100,7 +100,21 @@ def write_claim(folder: Path, *, plan: Plan, claim: Claim, outcomes: Sequence[Ou
     ]
     data = table_data(plan, claim, found, judged, floor)
     page = write_report(folder, title=claim.title, lead=lead, sections=sections, data=data)
+    (folder / "report.md").write_text(_markdown(claim.title, lead, sections))
     return Written(claim=claim, folder=folder, page=page, columns=columns, rows=lines, judged=judged, data=data)
+
+
+def _markdown(title: str, lead: str, sections: Sequence[Section]) -> str:
+    """The tables once more, for a repository."""
+    lines = [f"# {title}", "", lead]
+    for section in sections:
+        if section.rows:
+            lines += ["", "| " + " | ".join(section.columns) + " |", "|" + " --- |" * len(section.columns)]
+            lines += [
+                "| " + " | ".join("" if cell is None else str(cell) for cell in row) + " |" for row in section.rows
+            ]
+        lines += ["", *(f"![{caption}]({path.name})" for path, caption in section.pictures.items())]
+    return "\n".join(line for number, line in enumerate(lines) if line or lines[number - 1 : number] != [""]) + "\n"
 
 
 def _pictures(folder: Path, arms: Sequence[Arm], outcomes: Sequence[Outcome]) -> dict[Path, str]:

@@ -86,6 +86,9 @@ def test_study_trains_each_arm_once_and_continues(folders: Path, tmp_path: Path)
     assert set(answer["arms"]) == {"hard", "uniform", "prototypical"}
     assert all(len(arm["nn_cls"]["by_seed"]) == 2 for arm in answer["arms"].values())
     assert (tmp_path / "hard" / "report.html").stat().st_size > 10_000
+    page = (tmp_path / "hard" / "report.md").read_text()
+    assert "| arm | nn_cls | nn_mean | knn20_cls | paper: nn_cls |" in page
+    assert "| prototypical beats hard on nn_cls |" in page
     trained = {path: path.stat().st_mtime_ns for path in tmp_path.glob("arms/*/outcome.json")}
     assert len(trained) == 6
     again = reproduce(("prototypes", "fewshot"), **settings).data  # the same three arms
