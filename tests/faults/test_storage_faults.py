@@ -86,12 +86,14 @@ def test_a_short_outage_changes_nothing(served, expected):
     assert (seen.digest, stats["substituted"]) == (expected, 0)
 
 
+@pytest.mark.faults
 def test_without_retries_an_outage_ends_the_run(served, monkeypatch):
     monkeypatch.setattr("loader.storage.HttpShard._retry", lambda self, fetch: fetch(1.0))
     with pytest.raises(Exception, match="HTTP 503"):
         through_an_outage(served, "error", 0.4)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("kind", ["wrong_range", "short"])
 def test_without_a_check_of_the_range_a_passing_fault_ends_the_run(kind, served, expected, monkeypatch):
     def unchecked(self, response, offset, size, patience_s):
@@ -107,6 +109,7 @@ def test_without_a_check_of_the_range_a_passing_fault_ends_the_run(kind, served,
         through_an_outage(served, kind, OUTAGE_S)
 
 
+@pytest.mark.faults
 def test_a_lasting_outage_is_a_typed_error(served, monkeypatch):
     server, index = served
     monkeypatch.setitem(HttpShard.__init__.__kwdefaults__, "deadline_s", 1.0)
