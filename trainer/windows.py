@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 _QUEUED_WINDOWS = 4  # windows of scores that may wait for a slow selection before a further one is dropped
 _CLOSE_TIMEOUT_S = 30.0
+_MOST_FORGOTTEN = 66  # windows that a service hands out before it insists on writing them, and those on their way
 
 
 class ScoreSink(Protocol):
@@ -54,7 +55,19 @@ class ScheduledWindows:
         self.window_steps, self.total_steps = window_steps, total_steps
 
     def window(self, index: int) -> Any:
-        """Return window `index`; the schedule is read at the window's first step."""
+        """Return window `index`; the schedule is read at the window's first step.
+
+        A service that died while its disk was full has forgotten the windows that it could not write. Asked for in
+        order, and before anybody changes something, they are drawn again as they were.
+        """
+        try:
+            return self._ask(index)
+        except ValueError:
+            for forgotten in range(max(0, index - _MOST_FORGOTTEN), index):
+                self._ask(forgotten)
+            return self._ask(index)
+
+    def _ask(self, index: int) -> Any:
         if self.schedule is None:
             return self.selection.window(index)
         progress = min(index * self.window_steps / self.total_steps, 1.0)

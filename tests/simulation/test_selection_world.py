@@ -33,6 +33,7 @@ from hypothesis.stateful import (
 
 from scoring import Control, LogUnavailable, RunLog, Selection, SelectionConfig, VersionConflict, replay_run
 from tests.scoring.test_durability import Crash, Faults, FaultyDisk, died, faulty_connection
+from trainer import ScheduledWindows
 
 EXAMPLES = int(os.environ.get("TEMPERA_SIMULATIONS", "40"))
 N = 40
@@ -116,6 +117,10 @@ class SelectionWorld(RuleBasedStateMachine):
             except BaseException:
                 self.faults.log.close()
                 raise
+        trainer = ScheduledWindows(self.selection, lambda progress: schedule(round(progress * 10**4)), 1, 10**4)
+        if self.known.windows:  # what was handed out while the disk was full is asked for again, and is the same
+            newest = max(self.known.windows)
+            assert trainer.window(newest).digest == self.known.windows[newest]
 
     def die(self, kind):
         """The process is gone; what it had not brought to the disk is lost."""

@@ -40,3 +40,21 @@ def test_an_empty_window_reports_nothing():
     with ScoreReporter(selection, producer="trainer-0") as reporter:
         reporter.flush(4)
     assert selection.reports == []
+
+
+def test_windows_that_a_service_forgot_are_asked_for_again_in_order():
+    class Forgetful:
+        asked: list = []
+        next_window = 3
+
+        def window(self, index, *, effective_size=None):
+            if index > self.next_window:
+                raise ValueError("window must be one already drawn or the next (3)")
+            self.next_window = max(self.next_window, index + 1)
+            self.asked.append((index, effective_size))
+            return index
+
+    service = Forgetful()
+    windows = ScheduledWindows(service, lambda progress: progress, 10, 100)
+    assert windows.window(5) == 5
+    assert service.asked == [(index, index / 10) for index in range(6)]
