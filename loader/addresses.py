@@ -45,6 +45,8 @@ def check_form(url: str, *, allow_hosts: tuple[str, ...] = ()) -> SplitResult:
     parts = urlsplit(url)
     if "://" not in url:
         return SplitResult("file", "", url, "", "")
+    if parts.scheme in ("http", "https") and not parts.hostname:
+        raise ValueError(f"shard URLs must name a host; got {url[:100]!r}")
     if "@" in parts.netloc:
         raise ValueError(
             f"shard URLs must not name a user; got one for {parts.netloc.rpartition('@')[2][:100]!r}. Credentials come "

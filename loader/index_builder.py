@@ -139,7 +139,7 @@ def index_shard(
                 continue
             skipped += len(images) - 1
             values.append(_row(read_at, images[0], bundle, url))
-            keys.append(key)
+            keys.append(readable(key))
             if progress is not None and len(keys) % 64 == 0:
                 progress(images[0].offset)
         num_bytes = file.num_bytes
@@ -163,6 +163,11 @@ def split_name(name: str) -> tuple[str, str]:
     """Return a member's sample key and its extension: WebDataset splits at the first dot after the last slash."""
     dot = name.find(".", name.rfind("/") + 1)
     return (name, "") if dot < 0 else (name[:dot], name[dot + 1 :])
+
+
+def readable(name: str) -> str:
+    """Return a name as text that can be stored and shown: bytes of it that are no UTF-8 become escapes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def is_image(name: str) -> bool:

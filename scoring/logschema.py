@@ -138,7 +138,8 @@ def entry_row(entry: LogEntry) -> list[Any]:
     """A log entry as a row."""
     values = [getattr(entry, name) for name in ENTRY_FIELDS]
     values[ENTRY_FIELDS.index("value")] = json.dumps(entry.value)
-    return values
+    # Names of files may hold what is no text: that becomes an escape, and costs no entry.
+    return [v.encode("utf-8", "backslashreplace").decode() if isinstance(v, str) else v for v in values]
 
 
 def entry_of(row: tuple[Any, ...]) -> LogEntry:

@@ -141,7 +141,8 @@ def checked_report(report: ScoreReport, num_samples: int) -> tuple[ScoreReport, 
     for name, number in (("step", report.step), ("sequence", report.sequence)):
         if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 0 <= number < NUMBER_LIMIT:
             raise ValueError(f"{name} must be an integer in 0..2^63 - 1; got {str(number)[:40]}.")
-    if not isinstance(report.producer, str) or not 0 < len(report.producer) <= PRODUCER_LIMIT:
+    named = isinstance(report.producer, str) and 0 < len(report.producer) <= PRODUCER_LIMIT
+    if not named or not report.producer.isprintable():
         raise ValueError(
             f"producer must be a name of 1 to {PRODUCER_LIMIT} characters; got {str(report.producer)[:40]!r}."
         )

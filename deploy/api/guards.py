@@ -23,6 +23,7 @@ from deploy.api.options import (
     BODY_BYTES,
     BODY_TIMEOUT_S,
     BURST,
+    HEADER_BYTES,
     RATE,
     REQUESTS_IN_WORK,
     ApiOptions,
@@ -91,6 +92,8 @@ class Guard:
             self._working -= counted
 
     def _check(self, scope: Scope, heads: _Heads) -> None:
+        if heads.num_bytes > HEADER_BYTES:  # the parser bounds only what comes in pieces
+            raise Refused(431, f"the head of a request must be at most {HEADER_BYTES} bytes.")
         if scope["method"] not in ("GET", "POST"):
             raise Refused(405, f"the API reads with GET and changes with POST; got {scope['method'][:16]}.")
         host = heads.one(b"host")
@@ -135,6 +138,11 @@ class _Heads:
 
     def __init__(self, scope: Scope) -> None:
         self._all: list[tuple[bytes, bytes]] = scope["headers"]
+
+    @property
+    def num_bytes(self) -> int:
+        """What they take, with the colon, the blank and the end of each line."""
+        return sum(len(name) + len(value) + 4 for name, value in self._all)
 
     def one(self, name: bytes) -> bytes | None:
         """Its value; None where it is missing.

@@ -129,7 +129,7 @@ def load_description(path: Path) -> ClusterDescription:
     """
     try:
         value = yaml.safe_load(path.read_text("utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} must be YAML: {error}.") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must be a mapping of fields; got {type(value).__name__}.")

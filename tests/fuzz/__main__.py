@@ -83,7 +83,11 @@ def fuzz(target: str, corpus: Path, *, seconds: int) -> None:
     run_one = targets.TARGETS[target]
 
     def once(data: bytes) -> None:
-        run_one(data)
+        try:
+            run_one(data)
+        except BaseException:  # written here as well: libFuzzer may be killed before it writes
+            (corpus / f"{target}-crash-{hashlib.sha1(data).hexdigest()}").write_bytes(data)
+            raise
 
     limits = [f"-max_total_time={seconds}", f"-timeout={INPUT_SECONDS}", f"-rss_limit_mb={MEMORY_MB}"]
     shape = [f"-max_len={LONGEST}", "-len_control=0", "-print_final_stats=1", f"-artifact_prefix={corpus}/{target}-"]

@@ -137,7 +137,8 @@ def tar(data: bytes) -> bool:
     except (tarfile.TarError, ValueError, OSError, OverflowError, UnicodeError):
         return True
     if padded and ends_alike(data, theirs.offset, ours):  # tarfile also reads what lies behind a record
-        assert [place[1:] for place in ours] == [(m.offset_data, m.size) for m in members]
+        places = [(m.offset_data, m.size) for m in members]
+        assert [place[1:] for place in ours] == places, f"{places} to tarfile, {ours} to us"
         if b"hdrcharset" not in data:
             names = [name for name, _, _ in ours]
             assert names == [m.name for m in members] or has_prefix_of_its_own(data)
