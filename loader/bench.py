@@ -182,7 +182,7 @@ def _in_process(config: LoaderConfig, *, ahead: int = 0) -> Iterator[Iterator[in
     """Our decoder, all images known to be sound, with some requests under way ahead of the one that is counted."""
     with LoaderWorker(config) as worker, ThreadPoolExecutor(1 + ahead) as requests:
         rng = np.random.default_rng(0)
-        size = 2 * _BATCH  # as large as the requests of a stream
+        size = 4 * _BATCH  # a stream has more under way, so that no thread waits for the other's last image
 
         def load(number: int) -> int:
             spec = BatchSpec(

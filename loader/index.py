@@ -76,7 +76,7 @@ class ShardIndex:
         """
         path = Path(path).absolute()
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, pre_buffer=False) as file:  # read ahead, all columns would be here at once
                 metadata = checked_metadata((file.schema_arrow.metadata or {})[_METADATA_KEY])
                 check_schema(file, file_bytes=path.stat().st_size)
                 columns = {name: _read_column(file, name, kind) for name, kind in COLUMNS.items()}

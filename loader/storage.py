@@ -212,8 +212,7 @@ def open_s3(parts: SplitResult, *, connections: Connections) -> HttpShard:
     Raises:
         ValueError: If the bucket's name is none.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", parts.netloc):
-        raise ValueError(f"S3 bucket names are letters, digits, '.', '_' and '-'; got {parts.netloc[:100]!r}")
+    _check_bucket(parts.netloc, r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", "S3 bucket names are letters, digits")
     locate = _SignedUrl(parts)
     if any(name in os.environ for name in _ENDPOINT_VARIABLES):
         connections = connections.trusting(urlsplit(locate()).hostname or "")
@@ -221,13 +220,30 @@ def open_s3(parts: SplitResult, *, connections: Connections) -> HttpShard:
 
 
 def open_gs(parts: SplitResult) -> BucketShard:
-    """Open gs://bucket/key. Credentials come from the environment (GOOGLE_*)."""
+    """Open gs://bucket/key. Credentials come from the environment (GOOGLE_*).
+
+    obstore sends these requests itself, since signed URLs need a key that the machines of Google's cloud do not have.
+    It follows redirects, but no shard's URL can name the host that would send one: requests go to Google's alone, or
+    to an endpoint that the environment names.
+
+    Raises:
+        ValueError: If the bucket's name is none.
+    """
+    _check_bucket(
+        parts.netloc, r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", "GCS bucket names are lower-case letters, digits"
+    )
     store = GCSStore(
         parts.netloc,
         client_options={"timeout": timedelta(seconds=TIMEOUT_S)},
         retry_config={"retry_timeout": timedelta(seconds=_DEADLINE_S), "max_retries": 20},
     )
     return BucketShard(store, parts.path.lstrip("/"), name=parts.geturl())
+
+
+def _check_bucket(name: str, pattern: str, rule: str) -> None:
+    """Refuse what is no bucket's name, before it becomes part of an address."""
+    if not re.fullmatch(pattern, name):
+        raise ValueError(f"{rule}, '.', '_' and '-'; got {name[:100]!r}")
 
 
 class ReadAhead:
