@@ -77,12 +77,18 @@ class TensorBoard:
 
 
 class Mlflow:
-    """An MLflow run at the tracking server that its environment variables name, or in ./mlruns."""
+    """An MLflow run at the tracking server that MLFLOW_TRACKING_URI names."""
 
     def __init__(self, module: ModuleType, *, name: str, config: Mapping[str, Any]) -> None:
         self._mlflow: Any = module
         self._newest = self._sent = -1
-        self._mlflow.set_experiment("tempera")
+        try:
+            self._mlflow.set_experiment("tempera")
+        except self._mlflow.MlflowException as error:
+            raise ValueError(
+                f"MLflow takes no runs ({str(error).splitlines()[0]}). Set MLFLOW_TRACKING_URI to a server that "
+                "answers, as in http://127.0.0.1:5000, or leave mlflow out of TEMPERA_TRACKERS."
+            ) from error
         self._mlflow.start_run(run_name=name)
         self._mlflow.log_params({key: str(value)[:250] for key, value in flat(config).items()})
 
@@ -130,6 +136,7 @@ class Wandb:
     def close(self) -> None:
         """See Tracker."""
         self._run.finish()
+        self._wandb.teardown()  # W&B's own process writes the file of an offline run; it may still be at it
 
 
 SERVICES: dict[str, Callable[..., Tracker]] = {"mlflow": Mlflow, "wandb": Wandb}
