@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
+from deploy.commands.combined import AS_NAMED, Combination
 from deploy.console import ERR, Answer, say, table
 from deploy.rundir import RunError
 
@@ -26,10 +28,12 @@ def submit(
     out: Path,
     prototypes: Path | None = None,
     test_index: Path | None = None,
+    combined: Combination = AS_NAMED,
     set: tuple[str, ...] = (),
     module: tuple[Path, ...] = (),
     roles: Roles = "auto",
     python: str = "python",
+    api_port: int = 0,
     detach: bool = False,
     dry_run: bool = False,
 ) -> Answer:
@@ -42,26 +46,34 @@ def submit(
         out: run directory on storage that all nodes share.
         prototypes: prototypes.parquet on the cluster; beside the index by default, if it is there.
         test_index: index.parquet of held-out labelled images, on the cluster.
+        combined: what is combined by name.
         set: fields to change, as in --set train.total_steps=200 fleet.loaders=8.
         module: packages or files of one's own to take along, for `extensions` and `curriculum.user_policies`.
         roles: keep loaders and ranks on the nodes labelled tempera-role=loader and =trainer; auto asks the cluster.
         python: the interpreter with the dependencies, on the cluster's head.
+        api_port: port of the run's API on the head's loopback, so that one knows which to forward; 0 takes a free one.
         detach: return when the job is submitted, instead of following its log.
         dry_run: submit nothing; show the plan, what would be shipped, and which nodes the cluster has by role.
     """
     from deploy.jobs import ray_jobs
 
     paths = {"index": index, "out": out, "prototypes": prototypes, "test-index": test_index}
-    words = _train_words(name, paths, set)
-    config = _checked(name, index, set, module)
+    words = _train_words(name, paths)
+    settings = [*combined.settings(), *set]
+    config = _checked(name, index, settings, module)
     client = ray_jobs.connect(address)
     placed = ray_jobs.placement(_roles(roles, address))
-    words += placed if set else ["--set", *placed] if placed else []
-    entry = ray_jobs.entry_point(words, python=python)
+    settings += placed
+    entry = ray_jobs.entry_point([*words, *(["--set", *settings] if settings else [])], python=python)
     if dry_run:
         return _plan(config, entry, module)
-    job_id = ray_jobs.submit(client, entry, run=config.name, out=str(out), modules=module)
+    job_id = ray_jobs.submit(client, entry, run=config.name, out=str(out), modules=module, api_port=api_port)
     say(f"job {job_id} runs on {address}; `tempera stop --job {job_id} --address {address}` ends it with a checkpoint")
+    if api_port:
+        say(
+            f"its page: forward the head's port {api_port} (ssh -L, kubectl port-forward, ray attach -p) and "
+            f"open http://localhost:{api_port}; the token is in {out}/api-token"
+        )
     facts: dict[str, Any] = {"job": job_id, "run": str(out), "placement": placed}
     if detach:
         return Answer(data=facts | {"status": "SUBMITTED"}, view=job_id)
@@ -93,7 +105,7 @@ def stop_job(job: str, address: str | None) -> Answer:
     return Answer(data=asdict(ended), view=f"{job}: {ended.status}; submitting the same run again continues it.")
 
 
-def _train_words(name: str, paths: dict[str, Path | None], settings: tuple[str, ...]) -> list[str]:
+def _train_words(name: str, paths: dict[str, Path | None]) -> list[str]:
     """`tempera train` as it is run on the cluster."""
     words = ["train", name]
     for option, path in paths.items():
@@ -102,10 +114,10 @@ def _train_words(name: str, paths: dict[str, Path | None], settings: tuple[str, 
         if not path.is_absolute():
             raise RunError(f"--{option} must be an absolute path, for it is the cluster's; got {path}.")
         words += [f"--{option}", str(path)]
-    return [*words, "--set", *settings] if settings else words
+    return words
 
 
-def _checked(name: str, index: Path, settings: tuple[str, ...], modules: tuple[Path, ...]) -> RunConfig:
+def _checked(name: str, index: Path, settings: Sequence[str], modules: tuple[Path, ...]) -> RunConfig:
     """The run, made here first: a wrong name or field is one line now, not a failed job later."""
     from deploy.config import DataConfig
     from deploy.overrides import override

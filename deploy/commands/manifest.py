@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from deploy.commands.combined import AS_NAMED, Combination
 from deploy.console import Answer, say
 
 
@@ -15,6 +16,7 @@ def kuberay(
     image: str,
     index: Path,
     prototypes: Path | None = None,
+    combined: Combination = AS_NAMED,
     set: tuple[str, ...] = (),
     out: Path | None = None,
     claim: str = "tempera-shared",
@@ -35,6 +37,7 @@ def kuberay(
         image: container image built from deploy/manifests/Dockerfile, with its tag or digest.
         index: index.parquet as the pods see it, under /shared.
         prototypes: prototypes.parquet under /shared, for the policies that need it.
+        combined: what is combined by name.
         set: fields to change, as in --set train.total_steps=200 fleet.loaders=8.
         out: file to write; standard output by default.
         claim: ReadWriteMany PersistentVolumeClaim, mounted at /shared.
@@ -57,7 +60,8 @@ def kuberay(
     from deploy.runs import RUNS
     from trainer.config import choose
 
-    config = override(choose(name, RUNS, "a run")(DataConfig(index=str(index))), set)
+    changes = (*combined.settings(), *set)
+    config = override(choose(name, RUNS, "a run")(DataConfig(index=str(index))), changes)
     words = ["train", name, "--index", str(index), "--out", f"{SHARED}/runs/{config.name}"]
     words += ["--prototypes", str(prototypes)] if prototypes else []
     settings = PodSettings(image=image, claim=claim, token_secret=token_secret, env_secret=env_secret)
@@ -73,7 +77,7 @@ def kuberay(
         ray_version=ray.__version__,
         metrics_namespace=metrics_namespace,
     )
-    documents = kuberay_documents(config, [*words, *(("--set", *set) if set else ())], options)
+    documents = kuberay_documents(config, [*words, *(("--set", *changes) if changes else ())], options)
     return _written(to_yaml(documents, name=resource_name(config.name), settings=settings), documents, out)
 
 

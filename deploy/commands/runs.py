@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
+from deploy.commands.combined import AS_NAMED, Combination
 from deploy.console import Answer, say, table
 from deploy.rundir import RunDir
 
@@ -21,15 +22,9 @@ def train(
     index: Path,
     prototypes: Path | None = None,
     test_index: Path | None = None,
-    method: str | None = None,
-    masking: str | None = None,
-    curriculum: str | None = None,
-    mto: Annotated[bool, arg(name="mto.enabled")] = False,
-    mto_preset: Annotated[str | None, arg(name="mto.preset")] = None,
     out: Path | None = None,
+    combined: Combination = AS_NAMED,
     set: tuple[str, ...] = (),
-    profile: int = 0,
-    deterministic: bool = False,
     ray: bool = True,
     dry_run: bool = False,
 ) -> Answer:
@@ -40,31 +35,21 @@ def train(
         index: index.parquet of the training images.
         prototypes: prototypes.parquet; beside the index by default, if it is there.
         test_index: index.parquet of held-out labelled images for the nearest-neighbour curve.
-        method: mae, simmim, bootmae, conmim, clmae or one of your own, instead of the named run's.
-        masking: auto (the method's own), random, block or simmim.
-        curriculum: what is drawn: uniform, prototypical, hard, or pass and bss, which also turn the selection on.
-        mto: add the masked-token losses.
-        mto_preset: add them as recommended, as in the paper, or literal (the formulas exactly as printed).
         out: run directory; runs/NAME by default.
+        combined: what is combined by name.
         set: fields to change, as in --set train.total_steps=200 curriculum.end=0.5.
-        profile: write a trace of so many steps into the run directory, as in --profile 10.
-        deterministic: deterministic kernels only, and loaders of one kind.
         ray: use actors under Ray; --no-ray runs everything in this process.
         dry_run: start nothing; show the plan: steps, windows, memory, images/s needed and there, PASS rounds.
     """
     from deploy.config import DataConfig
-    from deploy.overrides import combination, override
+    from deploy.overrides import override
     from deploy.runs import RUNS
     from trainer.config import choose
 
     beside = index.parent / "prototypes.parquet"
     found = prototypes or (beside if beside.is_file() else None)
     data = DataConfig(index=str(index.resolve()), prototypes=_path(found), test_index=_path(test_index))
-    parts = combination(
-        method=method, masking=masking, curriculum=curriculum, mto=mto_preset or ("recommended" if mto else None)
-    )
-    flags = ([f"train.profile_steps={profile}"] if profile else []) + ["train.deterministic=true"] * deterministic
-    config = override(choose(name, RUNS, "a run")(data), (*parts, *flags, *set))
+    config = override(choose(name, RUNS, "a run")(data), (*combined.settings(), *set))
     if dry_run:
         return plan_answer(config)
     return _run(config, RunDir(out or Path("runs") / config.name), ray=ray)

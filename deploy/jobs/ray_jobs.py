@@ -107,7 +107,7 @@ def entry_point(words: Sequence[str], *, python: str = "python") -> str:
     return shlex.join([python, "-P", "-m", "deploy.cli", *words])
 
 
-def submit(client: Any, entrypoint: str, *, run: str, out: str, modules: Iterable[Path] = ()) -> str:
+def submit(client: Any, entrypoint: str, *, run: str, out: str, modules: Iterable[Path] = (), api_port: int = 0) -> str:
     """Start a job on the cluster's head.
 
     Args:
@@ -116,6 +116,7 @@ def submit(client: Any, entrypoint: str, *, run: str, out: str, modules: Iterabl
         run: name of the run.
         out: its directory on the cluster.
         modules: code of one's own to take along.
+        api_port: port of the run's API on the head; 0 takes a free one.
 
     Returns:
         The job's identity.
@@ -125,7 +126,7 @@ def submit(client: Any, entrypoint: str, *, run: str, out: str, modules: Iterabl
     """
     job_id = f"{run}-{secrets.token_hex(4)}"
     deadline = time.monotonic() + RECONNECT_S
-    with runtime_environment(modules) as environment:
+    with runtime_environment(modules, api_port=api_port) as environment:
         job = {"entrypoint": entrypoint, "submission_id": job_id, "runtime_env": environment}
         while True:
             try:

@@ -44,11 +44,12 @@ def shipped_files() -> list[Path]:
 
 
 @contextmanager
-def runtime_environment(modules: Iterable[Path] = ()) -> Iterator[dict[str, Any]]:
+def runtime_environment(modules: Iterable[Path] = (), *, api_port: int = 0) -> Iterator[dict[str, Any]]:
     """Ray's runtime_env of a job: our packages, the person's own modules, and how the job reports and stops.
 
     Args:
         modules: packages or single files of one's own, for methods and policies; they become the job's working folder.
+        api_port: port of the run's API; 0 takes a free one.
 
     Yields:
         What `JobSubmissionClient.submit_job` takes; the files that it names are there until the block ends.
@@ -56,10 +57,11 @@ def runtime_environment(modules: Iterable[Path] = ()) -> Iterator[dict[str, Any]
     Raises:
         ValueError: a module is not there, or hides one of our packages.
     """
+    variables = {progress_lines.SWITCH: progress_lines.LINES, "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_S)}
     environment: dict[str, Any] = {
         "py_modules": package_folders(),
         "excludes": list(LEFT_OUT),
-        "env_vars": {progress_lines.SWITCH: progress_lines.LINES, "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_S)},
+        "env_vars": variables | ({"TEMPERA_API_PORT": str(api_port)} if api_port else {}),
     }
     with tempfile.TemporaryDirectory(prefix="tempera-modules-") as folder:
         for path in modules:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from deploy.client import ChangedSince, Refused, RunClient
 from deploy.config import DataConfig
 from deploy.rundir import RunDir
 from tests.deploy.api_run import alive, tiny, wait_for
+from tests.deploy.forwarding import forwarded
 from tests.deploy.test_cli import answer, refusal
 
 HEAVY = ("torch", "ray", "numpy", "loader", "scoring", "trainer", "fastapi")
@@ -100,18 +102,23 @@ def test_live_commands_import_nothing_heavy_and_answer_at_once(run: RunDir) -> N
 def test_a_run_elsewhere_is_reached_by_its_address_alone(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As through a forwarded port: another name, no run directory."""
+    """Through a forwarded port, with no run directory: the command line, the event stream and the page."""
     monkeypatch.chdir(tmp_path)
     port = re.sub(r".*:", "", run.api_url() or "")
-    monkeypatch.setenv("TEMPERA_API_URL", f"http://localhost:{port}")
-    assert "TEMPERA_API_TOKEN must hold" in refusal(capsys, "status")
-    monkeypatch.setenv("TEMPERA_API_TOKEN", "x" * 43)
-    assert "Authorization: Bearer TOKEN" in refusal(capsys, "status")
-    monkeypatch.setenv("TEMPERA_API_TOKEN", run.api_token.read_text())
-    assert answer(capsys, "status")["name"] == "debug"
-    assert answer(capsys, "set", "effective-size", 0.45)["effective_size"] == 0.45
-    assert answer(capsys, "log", "--limit", 1)["entries"]
-    monkeypatch.setenv("TEMPERA_API_URL", "http://localhost:9")
+    with forwarded("127.0.0.1", int(port)) as near:
+        assert near != int(port)
+        monkeypatch.setenv("TEMPERA_API_URL", f"http://localhost:{near}")
+        assert "TEMPERA_API_TOKEN must hold" in refusal(capsys, "status")
+        monkeypatch.setenv("TEMPERA_API_TOKEN", "x" * 43)
+        assert "Authorization: Bearer TOKEN" in refusal(capsys, "status")
+        monkeypatch.setenv("TEMPERA_API_TOKEN", run.api_token.read_text())
+        assert answer(capsys, "status")["name"] == "debug"
+        assert answer(capsys, "set", "effective-size", 0.45)["effective_size"] == 0.45
+        assert answer(capsys, "log", "--limit", 1)["entries"]
+        with RunClient.find(None) as client:
+            assert next(client.events())[0] == "state"
+        with urllib.request.urlopen(f"http://localhost:{near}/") as page:
+            assert b"<title>Tempera</title>" in page.read()
     assert "does not answer" in refusal(capsys, "release")
 
 

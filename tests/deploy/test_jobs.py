@@ -82,8 +82,10 @@ def test_a_job_takes_our_packages_and_ones_own_modules(tmp_path: Path) -> None:
         folder = Path(environment["working_dir"])
         shipped = {str(path.relative_to(folder)) for path in folder.rglob("*")}
         assert shipped == {"mine.py", "own", "own/__init__.py"}
-        assert not any("TOKEN" in name for name in environment["env_vars"])
+        assert not any("TOKEN" in name or "PORT" in name for name in environment["env_vars"])
     assert not folder.exists()
+    with runtime_environment(api_port=8300) as environment:
+        assert environment["env_vars"]["TEMPERA_API_PORT"] == "8300", "a port that one knows can be forwarded"
 
 
 @pytest.mark.parametrize(("name", "message"), [("deploy.py", "named like one of ours"), ("none.py", "neither")])
@@ -114,6 +116,8 @@ def test_a_wheel_ships_the_modules_that_a_checkout_ships(tmp_path: Path) -> None
     ("words", "message"),
     [
         (["--index", "data/index.parquet", "--out", "/r"], "--index must be an absolute path"),
+        (["--index", "/d/i.parquet", "--out", "/r", "--masking", "blok"], "Did you mean 'block'"),
+        (["--index", "/d/i.parquet", "--out", "/r", "--method", "mea"], "Did you mean 'mae'"),
         (["--index", "/d/index.parquet", "--out", "runs/x"], "--out must be an absolute path"),
         (["--index", "/d/i.parquet", "--out", "/r", "--set", "train.total_step=3"], "Did you mean 'total_steps'"),
         (["--index", "/d/i.parquet", "--out", "/r", "--address", "head:8265"], "must be the URL"),

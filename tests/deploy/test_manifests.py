@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from deploy.cli import main
+from deploy.jobs.shipping import PACKAGES
 from deploy.manifests.ray_up import load_description, ray_up_config
 
 MANIFESTS = Path(__file__).parent.parent.parent / "deploy" / "manifests"
@@ -203,6 +204,38 @@ def test_a_wrong_description_is_one_clear_line(tmp_path: Path, change: tuple[str
     path.write_text(text.replace(*change, 1))
     with pytest.raises(ValueError, match=message):
         ray_up_config(load_description(path))
+
+
+def test_every_stage_of_the_image_copies_what_is_there() -> None:
+    """Line by line, as a builder reads it: stages are named before they are used, sources lie in the repository."""
+    text = (MANIFESTS / "Dockerfile").read_text().replace("\\\n", " ")
+    lines = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
+    assert {line[0] for line in lines} <= {"ARG", "FROM", "ENV", "RUN", "COPY", "WORKDIR", "USER", "CMD"}
+    stages, copied, user = ["${PYTHON_IMAGE}"], set[str](), ""
+    for word, *rest in lines:
+        if word == "FROM":
+            assert rest[0] in stages
+            stages.append(rest[2])
+            user = ""
+        elif word == "COPY" and rest[0].startswith("--from="):
+            assert rest[0].removeprefix("--from=") in stages
+            assert not user, "what root wrote cannot be changed by the image's user"
+        elif word == "COPY":
+            copied |= set(rest[:-1])
+        elif word == "USER":
+            user = rest[0]
+        elif word == "CMD":
+            assert user == "1000:1000"
+    root = MANIFESTS.parent.parent
+    assert all((root / name).exists() for name in copied)
+    assert copied >= {*PACKAGES, "pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
+    pinned = (root / "constraints.txt").read_text()
+    assert re.search(r"^setuptools==", pinned, re.MULTILINE), "the image is built without build isolation"
+    wanted = re.search(r'requires-python = ">=3\.(\d+)"', (root / "pyproject.toml").read_text())
+    given = re.search(r"PYTHON_IMAGE=python:3\.(\d+)\.\d+", text)
+    assert wanted
+    assert given
+    assert int(given[1]) >= int(wanted[1])
 
 
 def test_the_image_is_pinned_and_not_root() -> None:

@@ -96,7 +96,7 @@ def cluster_in_namespaces(*roles: str) -> Iterator[Nodes]:
         stack.callback(_ip, "link", "del", tag)
         _ip("addr", "add", f"{subnet}.1/24", "dev", tag)
         _ip("link", "set", tag, "up")
-        port, dashboard = _free_port(), _free_port()
+        port, dashboard = free_port(), free_port()
         head = _head(temp, address=f"{subnet}.1", port=port, dashboard=dashboard)
         stack.callback(_end_tree, head)
         cluster = Nodes(f"http://127.0.0.1:{dashboard}", temp, f"{subnet}.1")
@@ -125,7 +125,7 @@ def cluster_of_raylets(*roles: str) -> Iterator[Nodes]:
     temp.mkdir()
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, temp, ignore_errors=True)
-        port, dashboard = _free_port(), _free_port()
+        port, dashboard = free_port(), free_port()
         head = _head(temp, address="127.0.0.1", port=port, dashboard=dashboard)
         stack.callback(_end_tree, head)
         cluster = Nodes(f"http://127.0.0.1:{dashboard}", temp)
@@ -134,7 +134,7 @@ def cluster_of_raylets(*roles: str) -> Iterator[Nodes]:
         for number, role in enumerate(roles):
             address = f"127.0.0.{number + 2}"
             words = [f"--address=127.0.0.1:{port}", f"--node-ip-address={address}", "--num-cpus=1"]
-            words.append(f"--dashboard-agent-listen-port={_free_port()}")
+            words.append(f"--dashboard-agent-listen-port={free_port()}")
             log = temp / f"{number}.log"
             node = TreeNode(role, _start([RAY, "start", *words, f"--labels=tempera-role={role}"], log), address)
             stack.callback(node.kill)
@@ -165,7 +165,7 @@ def _head(temp: Path, *, address: str, port: int, dashboard: int) -> subprocess.
     """Start a head without CPUs, on ports that no other Ray of this machine has."""
     words = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
     words += ["--num-cpus=0", f"--temp-dir={temp}", f"--node-ip-address={address}"]
-    words += [f"--{what}-port={_free_port()}" for what in ("dashboard-agent-listen", "ray-client-server")]
+    words += [f"--{what}-port={free_port()}" for what in ("dashboard-agent-listen", "ray-client-server")]
     return _start([RAY, "start", *words], temp / "head.log")
 
 
@@ -205,7 +205,8 @@ def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens at."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])

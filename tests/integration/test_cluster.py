@@ -17,12 +17,19 @@ from deploy.client import RunClient
 from deploy.config import DataConfig
 from deploy.jobs.ray_jobs import ENDED, connect, list_jobs
 from deploy.rundir import RunDir
-from tests.integration.cluster_nodes import Nodes, cluster_in_namespaces, cluster_of_raylets, namespaces_work
+from tests.deploy.forwarding import forwarded
+from tests.integration.cluster_nodes import (
+    Nodes,
+    cluster_in_namespaces,
+    cluster_of_raylets,
+    free_port,
+    namespaces_work,
+)
 
 ROLES = ("loader", "loader", "trainer")
 OWN_METHOD = Path(__file__).parent.parent / "trainer" / "example_method.py"
 SETTINGS = ("train.total_steps=100000", "train.checkpoint_every=50", "train.log_every=1", "train.global_batch=64")
-SETTINGS += ('extensions=["example_method"]', "train.method=mean_colour")
+SETTINGS += ('extensions=["example_method"]',)
 PATIENCE_S = 300.0
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -67,7 +74,8 @@ def test_a_submitted_run_keeps_its_places_through_scaling_node_loss_and_resume(
     run = RunDir(tmp_path / "run")
     words = ["submit", "debug", "--address", cluster.dashboard, "--index", digits.index]
     words += ["--prototypes", digits.prototypes, "--out", run.path, "--detach", "--python", sys.executable]
-    words += ["--module", OWN_METHOD, "--set", *SETTINGS]
+    port = free_port()
+    words += ["--module", OWN_METHOD, "--method", "mean_colour", "--api-port", port, "--set", *SETTINGS]
 
     def tempera(*command: object) -> dict[str, Any]:
         capsys.readouterr()
@@ -91,6 +99,9 @@ def test_a_submitted_run_keeps_its_places_through_scaling_node_loss_and_resume(
     services = cluster.places("SelectionService") | cluster.places("LoaderFleet")
     assert len(services) == 1
     assert not services & (loader_nodes | trainer_nodes), "services must stay on the head, for nodes come and go"
+
+    with forwarded("127.0.0.1", port) as near, RunClient(f"http://localhost:{near}", run.api_token.read_text()) as far:
+        assert next(far.events())[1]["run"]["run_dir"] == str(run.path), "the API answers through a forwarded port"
 
     assert tempera("scale", 4, "--run", run.path)["size"] == 4
     wait_until(lambda: len(ready()) == 4, "four loaders", cluster=cluster)
