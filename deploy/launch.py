@@ -32,7 +32,7 @@ from deploy.observe import exported_to_ray
 from deploy.observe.run import observed
 from deploy.rank.rank import Rank, SelectionPort
 from deploy.rundir import Endpoint, RunDir, RunError
-from deploy.scribe import Scribe
+from deploy.scribe import events_copied
 from loader import LoaderConfig, LoaderPool, LoaderWorker, LocalLoaders, ShardIndex
 from scoring import RunLog, Selection, SelectionConfig
 from trainer import SingleProcess, TrainResult, train
@@ -151,7 +151,7 @@ def _actors(config: RunConfig, run: RunDir, endpoint: Endpoint, selection_part: 
         memory=run.path.resolve() / "fleet.json",
     )
     try:
-        with Scribe(fleet.events, selection.record):
+        with events_copied(fleet.events, selection.record):
             yield LiveRun(selection, fleet)
     finally:
         fleet.close()

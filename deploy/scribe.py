@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Protocol, Self
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
 
+from deploy.repeated import repeated
 from scoring import Event
 
-log = logging.getLogger(__name__)
-
 POLL_S = 0.5
-JOIN_S = 10.0
 
 
 class FleetEvent(Protocol):
@@ -40,41 +36,22 @@ class FleetEvent(Protocol):
         """Loaders wished for after it."""
 
 
-class Scribe:
-    """A thread that polls the fleet's events for as long as its `with` block lasts, and once more at its end."""
+@contextmanager
+def events_copied(events: Callable[[int], Sequence[FleetEvent]], record: Callable[[Event], None]) -> Iterator[None]:
+    """Copy the fleet's events for as long as the block lasts, and once more at its end.
 
-    def __init__(self, events: Callable[[int], Sequence[FleetEvent]], record: Callable[[Event], None]) -> None:
-        """Name both ends.
+    Args:
+        events: gives the fleet's events after a sequence number.
+        record: writes one into the run log; what it does not take now is written the next time.
+    """
+    seen = 0
 
-        Args:
-            events: gives the fleet's events after a sequence number.
-            record: writes one into the run log.
-        """
-        self._events, self._record = events, record
-        self._seen = 0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="scribe", daemon=True)
+    def copy() -> None:
+        nonlocal seen
+        for event in events(seen):
+            record(Event(kind=event.kind, author=event.author, message=event.message, value=event.value))
+            seen = event.sequence
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._over.set()
-        self._thread.join(JOIN_S)
-
-    def _follow(self) -> None:
-        over = False
-        while not over:
-            over = self._over.wait(POLL_S)
-            try:
-                self._copy()
-            except Exception:  # the fleet or the service is away for a moment; the events wait
-                log.warning("the fleet's events could not be copied into the run log yet", exc_info=True)
-
-    def _copy(self) -> None:
-        for event in self._events(self._seen):
-            self._record(Event(kind=event.kind, author=event.author, message=event.message, value=event.value))
-            self._seen = event.sequence
+    trouble = "the fleet's events could not be copied into the run log yet"
+    with repeated(copy, every_s=POLL_S, name="scribe", trouble=trouble):
+        yield

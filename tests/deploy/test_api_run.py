@@ -14,12 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from deploy.api.consumed import Consumption, NotedStream, quantile
 from deploy.api.kept import Kept
-from deploy.api.latency import LatencyMeter, Pending, bound_steps
+from deploy.api.latency import bound_steps
 from deploy.api.options import ApiOptions
 from deploy.api.parts import finished_parts
 from deploy.api.server import serving
@@ -28,16 +26,7 @@ from deploy.client import ChangedSince, Refused, RunClient
 from deploy.config import DataConfig, load_config
 from deploy.launch import launch_in_process
 from deploy.rundir import RunDir, RunError
-from loader import (
-    BatchStream,
-    LoaderConfig,
-    LoaderWorker,
-    LocalLoaders,
-    ShardIndex,
-    StreamConfig,
-    Transform,
-)
-from loader.windows import FixedWindow, FixedWindows
+from loader import ShardIndex
 from scoring import Prototypes, RunLog
 from tests.deploy.api_run import WINDOW_STEPS, alive, tiny, wait_for
 
@@ -335,74 +324,6 @@ def test_a_file_that_is_torn_or_rewound_is_followed(tmp_path: Path) -> None:
     assert (index.update(), index.rests, index.last_with_loss()["step"]) == (3, True, 2)
     path.write_text('{"step": 1, "loss": 2.0}\n')
     assert (index.update(), index.rests) == (1, False)
-
-
-def test_latency_is_from_the_request_to_the_batch() -> None:
-    meter = LatencyMeter()
-    for arrived_s, step in ((10.0, 8), (10.5, 12), (11.0, 12)):
-        meter.expect(Pending(arrived_s=arrived_s, step=step, taken_s=arrived_s, what="x"))
-    assert meter.took([(7, 10.2)]) == []
-    assert [landed.latency_s for landed in meter.took([(8, 12.0), (9, 12.5)])] == [2.0]
-    assert [landed.latency_s for landed in meter.took([(13, 15.5)])] == [5.0, 4.5]
-    assert meter.summary() == {"count": 3, "p50_s": 4.5, "p99_s": 5.0, "last_s": 4.5}
-    meter.expect(Pending(arrived_s=20.0, step=16, taken_s=20.0, what="x"))
-    meter.forget()
-    assert meter.took([(16, 99.0)]) == []
-    assert quantile([], 0.5) is None
-
-
-def test_no_change_lands_later_than_the_bound_says(tmp_path: Path, digits: DataConfig) -> None:
-    """A real stream, steps of uneven length, and a control at every moment: the bound is reached, never exceeded."""
-    window_steps, total, now = 4, 120, [0.0]
-    drawn = [-1]
-
-    class Windows(FixedWindows):
-        def window(self, index: int) -> FixedWindow:
-            drawn[0] = max(drawn[0], index)
-            return super().window(index)
-
-    config = StreamConfig(
-        seed=0, global_batch=8, total_steps=total, window_steps=window_steps, transform=Transform(size=16)
-    )
-    path, asked = tmp_path / "consumed.jsonl", []
-    with closing(LocalLoaders([LoaderWorker(LoaderConfig(index=digits.index))])) as loaders:
-        stream = BatchStream(Windows(np.arange(64), config), loaders, config)
-        for batch in NotedStream(stream, path, window_steps=window_steps, clock=lambda: now[0]):
-            for _ in range(4):  # a request comes at any moment of a step; the last of a window takes longest
-                now[0] += 5.0 if batch.step % window_steps == window_steps - 1 else 0.01
-                time.sleep(0.002)
-                asked.append((now[0], (drawn[0] + 1) * window_steps))
-    consumption = Consumption(path)
-    consumption.follow()
-    took = [lands - (consumption.step_at(time_s) or 0) for time_s, lands in asked if lands < total]
-    assert max(took) == bound_steps(window_steps) == 2 * window_steps + 1
-    assert bound_steps(window_steps, ranks=8) == 2 * window_steps + 2, "another rank may be at the next step"
-
-
-class Steps:
-    """A stream of bare steps."""
-
-    def __iter__(self) -> Iterator[Any]:
-        yield from (type("Batch", (), {"step": step}) for step in range(10_000))
-
-
-@pytest.mark.usefixtures("resting")
-def test_what_is_consumed_is_noted_in_a_file_that_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.api.consumed.FILE_BYTES", 64 * 1024)
-    path, now = tmp_path / "consumed.jsonl", [1.0]
-    noted, seen = NotedStream(Steps(), path, window_steps=2, clock=lambda: now[0]), []  # type: ignore[arg-type]
-    consumption = Consumption(path)
-    for batch in noted:
-        now[0] += 0.01
-        if batch.step % 100 == 0:
-            seen += consumption.follow()
-    seen += consumption.follow()
-    assert path.stat().st_size < 70_000
-    steps = np.array([step for step, _ in seen])
-    assert np.array_equal(steps[steps % 2 == 0], np.arange(0, 10_000, 2)), "no window is missed, none is told twice"
-    assert [consumption.step_at(at) for at in (91.005, 91.015, 1000.0)] == [9000, 9001, 9999]
-    assert consumption.step_at(0.5) is None
-    assert consumption.seconds_a_step() == pytest.approx(0.01, rel=0.01)
 
 
 def test_kept_answers_are_made_once_a_while() -> None:

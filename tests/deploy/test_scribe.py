@@ -7,7 +7,7 @@ import time
 import pytest
 
 from deploy import scribe
-from deploy.scribe import Scribe
+from deploy.scribe import events_copied
 from loader.fleet import FleetEvent
 from scoring import Event
 
@@ -32,7 +32,7 @@ def test_every_event_is_copied_once_and_in_order_through_an_outage(monkeypatch: 
             raise ConnectionError("the service restarts")
         written.append(entry)
 
-    with Scribe(lambda after: [one for one in happened if one.sequence > after], record):
+    with events_copied(lambda after: [one for one in happened if one.sequence > after], record):
         deadline = time.monotonic() + 10
         while len(written) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
