@@ -106,6 +106,7 @@ class Assembler:
                     self._progress_s = time.monotonic()
                     continue
                 self._collect()
+                self._loaders.refresh()  # who came while everybody that is known is stuck must be heard of
                 self._hedge()
                 self._check_stall()
                 yield None

@@ -352,6 +352,7 @@ def answer_before_the_commit(self, report):
     self._committed.append((10**9 + len(self._committed), report))
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("where", "mutant"),
     [

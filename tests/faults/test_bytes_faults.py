@@ -1,0 +1,141 @@
+"""Bytes that go bad between the index and the loader: each costs its own draw, and no wrong pixel is delivered."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploy.config import DataConfig
+from loader import BatchStream, ShardIndex, TooManyBadSamplesError, WeightedWindows
+from tests.faults.consuming import CONFIG, consume, local_loaders, windows
+
+SPREAD = 97
+"""One in so many samples is damaged: about one in a hundred."""
+TOLERANT = replace(CONFIG, total_steps=60, max_bad_share=0.05)
+
+
+def copied(digits: DataConfig, folder: Path) -> ShardIndex:
+    """The digits' shards and index, to be damaged."""
+    source = ShardIndex.load(digits.index)
+    shutil.copytree(source.path.parent, folder)
+    return ShardIndex.load(folder / source.path.name)
+
+
+def weighted(index: ShardIndex) -> WeightedWindows:
+    """Uniform draws with spares."""
+    return WeightedWindows(np.ones(len(index)), TOLERANT)
+
+
+def damage(index: ShardIndex, rows: range, spoil) -> frozenset[int]:
+    """Change the bytes of some samples in their shards."""
+    for row in rows:
+        with Path(index.shard_urls[index.shard[row]]).open("r+b") as shard:
+            place, size = int(index.offset[row]), int(index.size[row])
+            shard.seek(place)
+            data = bytearray(shard.read(size))
+            spoil(data)
+            shard.seek(place)
+            shard.write(data)
+    return frozenset(rows)
+
+
+def flip_a_bit(data: bytearray) -> None:
+    data[len(data) // 2] ^= 1
+
+
+def zero(data: bytearray) -> None:
+    data[:] = bytes(len(data))
+
+
+def claim_to_be_huge(data: bytearray) -> None:
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = (20_000).to_bytes(2, "big") * 2
+
+
+DAMAGE = {"bit flip": flip_a_bit, "zero bytes": zero, "dimension bomb": claim_to_be_huge}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_one_bad_sample_in_a_hundred_costs_its_draws_alone(kind, digits, tmp_path, note):
+    index = copied(digits, tmp_path / "copy")
+    with local_loaders(str(index.path), 2) as pool:
+        whole = consume(BatchStream(weighted(index), pool, TOLERANT))
+    poisoned = damage(index, range(13, len(index), SPREAD), DAMAGE[kind])
+    with local_loaders(str(index.path), 2) as pool:
+        seen = consume(BatchStream(weighted(index), pool, TOLERANT))
+    substituted = 0
+    for line, before in zip(seen.lines, whole.lines, strict=True):
+        replaced = {bad["draw"]: bad["sample"] for bad in line["substituted"]}
+        assert set(replaced.values()) <= poisoned
+        for draw, sample, pixels, first, meant in zip(
+            line["draws"], line["samples"], line["pixels"], before["samples"], before["pixels"], strict=True
+        ):
+            assert sample not in poisoned
+            assert (draw in replaced) == (first in poisoned)
+            assert pixels == meant or draw in replaced
+        substituted += len(replaced)
+    assert substituted > 0, "the fault fired"
+    note(f"bytes: {kind} in 1 % of samples", seen=f"{substituted} draws substituted and listed, no other changed")
+
+
+def test_without_the_checksum_a_flipped_bit_is_delivered(digits, tmp_path, monkeypatch):
+    index = copied(digits, tmp_path / "copy")
+    damage(index, range(13, len(index), SPREAD), flip_a_bit)
+    monkeypatch.setattr("loader.shards.zlib.crc32", lambda data, start=0: 0)
+    monkeypatch.setattr(ShardIndex, "read", lambda self, row, reader: reader.read(
+        int(self.shard[row]), int(self.offset[row]), int(self.size[row]), 0
+    ))  # fmt: skip
+    with local_loaders(str(index.path), 1) as pool:
+        spoiled = consume(BatchStream(weighted(index), pool, TOLERANT))
+    assert not all(line["substituted"] for line in spoiled.lines)
+    delivered = {sample for line in spoiled.lines for sample in line["samples"]}
+    assert delivered & set(range(13, len(index), SPREAD)), "a damaged sample was delivered as if it were whole"
+
+
+def test_a_storm_of_bad_samples_stops_the_run_soon_with_a_report(digits, tmp_path, note):
+    index = copied(digits, tmp_path / "copy")
+    order = windows(len(index), CONFIG)
+    late = order.window(1).sample_ids  # all that is drawn from the second window on
+    damage(index, late.tolist(), zero)
+    steps: list[int] = []
+    with (
+        local_loaders(str(index.path), 2) as pool,
+        pytest.raises(TooManyBadSamplesError, match=r"CRC-32 mismatch.*tempera shards verify"),
+    ):
+        consume(BatchStream(order, pool, CONFIG), steps.append)
+    after = max(0, len(steps) - CONFIG.window_steps) * CONFIG.global_batch
+    assert after < 200
+    note("error storm", goal="200 draws", seen=f"stopped {after} draws after the first bad one")
+
+
+def test_without_the_limit_a_storm_trains_on_what_is_left(digits, tmp_path, monkeypatch):
+    index = copied(digits, tmp_path / "copy")
+    order = windows(len(index), CONFIG)
+    damage(index, order.window(1).sample_ids.tolist(), zero)
+    monkeypatch.setattr("loader.substitution.BadSampleLimit.add", lambda self, bad: None)
+    with local_loaders(str(index.path), 2) as pool:
+        seen = consume(BatchStream(order, pool, CONFIG))
+    assert len(seen.lines) == CONFIG.total_steps
+
+
+@pytest.mark.faults
+def test_one_bad_sample_in_a_hundred_costs_little_throughput(digits, tmp_path, note):
+    config = replace(TOLERANT, total_steps=200)
+    index = copied(digits, tmp_path / "copy")
+
+    def seconds() -> float:
+        with local_loaders(str(index.path), 1) as pool:
+            started = time.process_time()
+            consume(BatchStream(windows(len(index), config), pool, config))
+            return time.process_time() - started
+
+    clean = min(seconds() for _ in range(3))
+    damage(index, range(13, len(index), SPREAD), flip_a_bit)
+    bad = min(seconds() for _ in range(3))
+    note("1 % bad samples", goal="90 % of throughput", seen=f"{clean / bad:.0%} (processor seconds)")
+    assert clean / bad > 0.9

@@ -1,0 +1,171 @@
+"""What only a whole Ray can suffer: a network that fails, a head that is lost, a service killed at its disk."""
+
+# Ray reads its authentication settings when it is imported, so every import of it follows the fixture that sets them.
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploy.config import DataConfig, RunConfig
+from deploy.failpoints import FIRED, VARIABLE, runtime_env
+from deploy.overrides import override
+from deploy.rundir import RunDir
+from deploy.runs import debug
+from deploy.soak.processes import Processes
+from deploy.soak.verdict import reference_decoder
+from scoring import RunLog, SelectionConfig
+from tests.faults.small_run import SETTINGS
+from tests.integration.checker import check, read_evidence
+
+PATIENCE_S = 300.0
+ON_RAY = (*SETTINGS, "fleet.loaders=2", "train.total_steps=120")
+CHAOS = {
+    name: {"num_failures": -1, "req_failure_prob": 5, "resp_failure_prob": 5, "in_flight_failure_prob": 5}
+    for name in (
+        "CoreWorkerService.grpc_client.PushTask",
+        "CoreWorkerService.grpc_client.GetObjectStatus",
+        "NodeManagerService.grpc_client.RequestWorkerLease",
+        "ActorInfoGcsService.grpc_client.GetActorInfo",
+    )
+}
+
+pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.timeout(900)]
+
+
+def started(words: list[object], processes: Processes, log: Path, **environment: str) -> subprocess.Popen[bytes]:
+    """A command of ours in a process of its own."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "deploy.cli", *map(str, words)],
+            env=processes.environment | environment,
+            stdout=output,
+            stderr=output,
+        )
+
+
+def train_words(run: RunDir, digits: DataConfig) -> list[object]:
+    data = ["--index", digits.index, "--prototypes", digits.prototypes]
+    return ["train", "debug", *data, "--out", run.path, "--set", *ON_RAY]
+
+
+def judged(run: RunDir, digits: DataConfig):
+    config: RunConfig = override(debug(digits), ON_RAY)
+    return check(read_evidence(run.path), reference=reference_decoder(config), most_pixels=128)
+
+
+def steps_of(run: RunDir) -> int:
+    return sum(len(path.read_text().splitlines()) for path in run.oracle.glob("*.jsonl"))
+
+
+def wait_for_steps(run: RunDir, count: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while steps_of(run) < count:
+        assert process.poll() is None, log.read_text()[-2000:]
+        assert time.monotonic() < deadline, log.read_text()[-2000:]
+        time.sleep(0.2)
+
+
+def test_a_network_that_fails_one_call_in_seven_changes_nothing(digits, tmp_path, note):
+    run, log, processes = RunDir(tmp_path / "run"), tmp_path / "log", Processes()
+    began = time.monotonic()
+    process = started(train_words(run, digits), processes, log, RAY_testing_rpc_failure=json.dumps(CHAOS))
+    try:
+        assert process.wait(PATIENCE_S) == 0, log.read_text()[-2000:]
+    finally:
+        process.kill()
+    verdict = judged(run, digits)
+    assert (verdict.breaches, verdict.steps) == ({}, 120)
+    note("Ray RPC chaos (4 calls, 15 %)", seen=f"120 steps in {time.monotonic() - began:.0f} s, no violation")
+
+
+def test_a_lost_head_is_a_clear_error_and_a_resume_goes_on(digits, tmp_path, note):
+    run, log, processes = RunDir(tmp_path / "run"), tmp_path / "log", Processes()
+    process = started([*train_words(run, digits), "train.total_steps=100000"], processes, log)
+    try:
+        wait_for_steps(run, 20, process, log)
+        heads = [pid for pid in processes.alive() if b"gcs_server" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert len(heads) == 1
+        lost = time.monotonic()
+        os.kill(heads[0], signal.SIGKILL)
+        status = process.wait(PATIENCE_S)
+        assert status != 0
+    finally:
+        process.kill()
+    ended = time.monotonic() - lost
+    before = steps_of(run)
+    again = started(["resume", run.path], processes, log)
+    try:
+        wait_for_steps(run, before + 10, again, log)
+        recovered = time.monotonic() - lost
+        run.stop_request.touch()
+        assert again.wait(PATIENCE_S) == 0, log.read_text()[-2000:]
+    finally:
+        again.kill()
+    assert judged(run, digits).breaches == {}
+    note("head lost (GCS SIGKILL)", recovery_s=[recovered], goal="120 s", seen=f"error after {ended:.0f} s, resumed")
+
+
+LARGE = SelectionConfig(
+    seed=2, global_batch=4096, window_steps=16, num_samples=1_281_167, policy="uniform_replacement", snapshot_windows=2
+)
+
+
+@contextmanager
+def service(path: Path, failpoint: str, fired: Path) -> Iterator[object]:
+    """A selection of ImageNet's size as an actor, with a failpoint in its process."""
+    os.environ[VARIABLE], os.environ[FIRED] = failpoint, str(fired)
+    import ray
+
+    from scoring.actors import start_selection
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=runtime_env())
+    try:
+        client = start_selection(LARGE, runlog=path, name=f"selection-{path.parent.name}")
+        yield client
+        client.stop()
+    finally:
+        ray.shutdown()
+        del os.environ[VARIABLE], os.environ[FIRED]
+
+
+@pytest.mark.parametrize(
+    "failpoint",
+    [
+        "selection.append=kill@4",
+        "selection.appended=kill@4",
+        "snapshot.write=partial@3",
+        "snapshot.rename=kill",
+        "snapshot.renamed=kill",
+    ],
+)
+def test_a_service_killed_at_its_disk_is_back_in_seconds_with_all_it_acknowledged(failpoint, tmp_path, note):
+    path, fired = tmp_path / "run.sqlite", tmp_path / "fired"
+    rng, acknowledged, digests, waits = np.random.default_rng(0), [], [], []
+    with service(path, failpoint, fired) as client:
+        for index in range(5):
+            began = time.monotonic()
+            digests.append(client.window(index).digest)
+            ids = rng.permutation(LARGE.num_samples)[:200_000]
+            report = {"kind": "loss", "step": index, "producer": "rank-0", "sequence": index}
+            assert client.report_scores(ids, rng.random(len(ids)), **report).accepted == len(ids)
+            acknowledged.append(("rank-0", index))
+            waits.append(time.monotonic() - began)
+        assert fired.read_text().split() == [failpoint.partition("=")[0]], "the fault fired, once"
+        assert [client.window(index).digest for index in range(5)] == digests
+    log = RunLog(path)
+    kept = {(report.producer, report.sequence) for _, report in log.reports()}
+    log.close()
+    assert kept >= set(acknowledged)
+    assert max(waits) < 5.0 + 3.0  # the machine that tests run on is crowded
+    note(f"selection service: {failpoint}, 1.28 M samples", recovery_s=[max(waits)], goal="5 s")
