@@ -21,6 +21,7 @@ def doctor(
     address: str | None = None,
     cluster: bool = False,
     python: str = "python",
+    allow_hosts: tuple[str, ...] = (),
 ) -> Answer:
     """Check versions, memory, disk, ports, token, devices and, if named, an index; on a cluster, every node of it.
 
@@ -30,23 +31,28 @@ def doctor(
         address: URL of a cluster's dashboard: check that cluster, with paths as its nodes see them.
         cluster: check the cluster that this process is in, as --address does from outside.
         python: the interpreter with the dependencies, on that cluster's head.
+        allow_hosts: hosts of the index's shards that may have private addresses, and may be reached by plain http.
     """
     if address is not None:
-        return _shown(_from_outside(address, out, index, python))
+        return _shown(_from_outside(address, out, index, python, allow_hosts))
     if cluster:
         from deploy.doctor.cluster import examine_cluster
 
-        return _shown([asdict(finding) for finding in examine_cluster(directory=out, index=index)])
+        found = examine_cluster(directory=out, index=index, allow_hosts=allow_hosts)
+        return _shown([asdict(finding) for finding in found])
     from deploy.doctor.checks import examine
 
-    return _shown([asdict(finding) for finding in examine(directory=out, index=index)])
+    return _shown([asdict(finding) for finding in examine(directory=out, index=index, allow_hosts=allow_hosts)])
 
 
-def _from_outside(address: str, out: Path, index: Path | None, python: str) -> list[dict[str, Any]]:
+def _from_outside(
+    address: str, out: Path, index: Path | None, python: str, allow_hosts: tuple[str, ...]
+) -> list[dict[str, Any]]:
     """The same command as a job on the cluster's head; its answer is the last line of the job's log."""
     from deploy.jobs import ray_jobs
 
     words = ["doctor", "--cluster", "--json", "--out", str(out), *(("--index", str(index)) if index else ())]
+    words += ["--allow-hosts", *allow_hosts] if allow_hosts else []
     client = ray_jobs.connect(address)
     job_id = ray_jobs.submit(client, ray_jobs.entry_point(words, python=python), run="doctor", out=str(out))
     say(f"asking every node of {address}")

@@ -28,15 +28,16 @@ NEEDED = {
 FAISS_WHEELS = ("faiss-cpu", "faiss-gpu-cu12", "faiss-gpu")
 
 
-def examine(*, directory: Path, index: Path | None) -> list[Finding]:
+def examine(*, directory: Path, index: Path | None, allow_hosts: tuple[str, ...] = ()) -> list[Finding]:
     """Run every check.
 
     Args:
         directory: where a run would be written.
         index: a sample index to check against its shards, or None.
+        allow_hosts: hosts of its shards that may have private addresses.
     """
     findings = [finding for check in CHECKS for finding in check(directory)]
-    return findings + (list(data_findings(index)) if index else [])
+    return findings + (list(data_findings(index, allow_hosts=allow_hosts)) if index else [])
 
 
 def _versions(_: Path) -> Iterator[Finding]:

@@ -45,12 +45,13 @@ class Node:
     """head, loader, trainer or nothing."""
 
 
-def examine_cluster(*, directory: Path, index: Path | None) -> list[Finding]:
+def examine_cluster(*, directory: Path, index: Path | None, allow_hosts: tuple[str, ...] = ()) -> list[Finding]:
     """Check the cluster that RAY_ADDRESS names.
 
     Args:
         directory: where runs would be written, on storage that all nodes share.
         index: a sample index to read on every node, or None.
+        allow_hosts: hosts of its shards that may have private addresses.
     """
     require_token()
     quiet()
@@ -60,7 +61,10 @@ def examine_cluster(*, directory: Path, index: Path | None) -> list[Finding]:
         ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
     nodes = _living()
     findings = [_roles(nodes)]
-    asked = {node.node_id: _on(node, _examine_here).remote(str(directory), index and str(index)) for node in nodes}
+    asked = {
+        node.node_id: _on(node, _examine_here).remote(str(directory), index and str(index), allow_hosts)
+        for node in nodes
+    }
     answers = {node.node_id: _answer(asked[node.node_id]) for node in nodes}
     for node in nodes:
         findings += _of_node(node, answers[node.node_id])
@@ -100,13 +104,13 @@ def _answer(reference: Any) -> Any:
         return error
 
 
-def _examine_here(directory: str, index: str | None) -> dict[str, Any]:
+def _examine_here(directory: str, index: str | None, allow_hosts: tuple[str, ...]) -> dict[str, Any]:
     """Runs on each node."""
     import ray
 
     from deploy.doctor.checks import examine
 
-    found = examine(directory=Path(directory), index=Path(index) if index else None)
+    found = examine(directory=Path(directory), index=Path(index) if index else None, allow_hosts=allow_hosts)
     return {"findings": found, "python": platform.python_version(), "ray": ray.__version__}
 
 

@@ -13,22 +13,27 @@ MOST_SHARDS = 64
 """Shards of which a sample is read; evenly taken when there are more."""
 
 
-def data_findings(path: Path) -> Iterator[Finding]:
-    """Check an index against its shards, and read one image of each."""
+def data_findings(path: Path, *, allow_hosts: tuple[str, ...] = ()) -> Iterator[Finding]:
+    """Check an index against its shards, and read one image of each.
+
+    Args:
+        path: the index.
+        allow_hosts: hosts of shards that may have private addresses.
+    """
     from loader import LoaderError, ShardIndex
 
     try:
         index = ShardIndex.load(path)
-        index.verify()
+        index.verify(allow_hosts=allow_hosts)
     except (LoaderError, ValueError, OSError) as error:
         yield Finding(check="index", level="error", found=str(path), advice=str(error))
         return
     found = f"{len(index):,} samples in {len(index.shard_urls)} shards, fingerprint {index.fingerprint[:12]}"
     yield Finding(check="index", level="ok", found=found)
-    yield _readable(path, index)
+    yield _readable(path, index, allow_hosts)
 
 
-def _readable(path: Path, index: object) -> Finding:
+def _readable(path: Path, index: object, allow_hosts: tuple[str, ...]) -> Finding:
     """Read, check and decode one sample of each shard, through the same code as a run."""
     from loader import BatchSpec, LoaderConfig, LoaderError, LoaderWorker, ShardIndex, Transform
 
@@ -38,7 +43,8 @@ def _readable(path: Path, index: object) -> Finding:
     ids = picked.astype(np.int64)
     spec = BatchSpec(sample_ids=ids, draws=ids, seed=0, transform=Transform(size=32))
     try:
-        pixels = LoaderWorker(LoaderConfig(index=str(path))).load(spec)
+        with LoaderWorker(LoaderConfig(index=str(path), allow_hosts=allow_hosts)) as worker:
+            pixels = worker.load(spec)
     except (LoaderError, OSError) as error:
         advice = "check that this machine reaches the storage, and its credentials"
         return Finding(check="shards", level="error", found=str(error), advice=advice)

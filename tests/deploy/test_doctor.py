@@ -15,6 +15,8 @@ from deploy.doctor import machine
 from deploy.doctor.checks import examine
 from deploy.doctor.data import data_findings
 from deploy.doctor.findings import Finding
+from deploy.soak.storage import ShardServer
+from loader import build_index
 
 
 def by_check(findings: list[Finding]) -> dict[str, Finding]:
@@ -85,3 +87,19 @@ def test_a_shard_that_changed_after_indexing_is_found(digits: DataConfig, tmp_pa
     (stale,) = data_findings(index)
     assert stale.level == "error"
     assert "tempera shards index" in stale.advice
+
+
+def test_an_index_on_a_private_host_is_read_when_the_host_is_allowed(
+    capsys: pytest.CaptureFixture[str], digits: DataConfig, tmp_path: Path
+) -> None:
+    tars = sorted(Path(digits.index).parent.glob("*.tar"))
+    index = tmp_path / "served.parquet"
+    with ShardServer(tars[0].parent) as server:
+        build_index([f"{server.url}/{tar.name}" for tar in tars], index, allow_hosts=("127.0.0.1",))
+        words = ["doctor", "--out", str(tmp_path / "runs"), "--index", str(index), "--json"]
+        assert main(words) != 0
+        refused = {finding["check"]: finding for finding in json.loads(capsys.readouterr().out)["findings"]}
+        assert "127.0.0.1" in refused["index"]["advice"]
+        assert main([*words, "--allow-hosts", "127.0.0.1"]) == 0
+        found = {finding["check"]: finding["level"] for finding in json.loads(capsys.readouterr().out)["findings"]}
+        assert (found["index"], found["shards"]) == ("ok", "ok")

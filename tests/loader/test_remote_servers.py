@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import json
 import shutil
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from loader import (
     StorageUnavailable,
     Transform,
     build_index,
+    storage,
 )
 from loader.connections import Connections
 from loader.shards import open_shard
@@ -194,7 +196,7 @@ def make_certificate(folder: Path) -> Path:
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
     plain = serialization.NoEncryption()
@@ -241,6 +243,8 @@ def nginx(photo_index: ShardIndex, tmp_path_factory: pytest.TempPathFactory) -> 
             location /moved/ {{ return 302 https://127.0.0.1:{port}/shard-000000.tar; }}
             location /evil/ {{ return 302 https://169.254.169.254/latest/meta-data; }}
             location /plain/ {{ alias {root}/; max_ranges 0; }}
+            location /{BUCKET}/ {{ alias {root}/; }}
+            location /{BUCKET}/moved/ {{ return 302 http://169.254.169.254/latest/meta-data; }}
           }}
         }}"""
     )
@@ -301,3 +305,31 @@ def test_a_file_that_nginx_serves_anew_is_a_stale_index(trusted, photo_index, tm
         path.write_bytes(b"b" * 5000)
         with pytest.raises(StaleIndexError, match="was replaced while it was read"):
             shard.read_at(0, 10)
+
+
+@pytest.fixture
+def google(trusted: Nginx, monkeypatch: pytest.MonkeyPatch) -> Nginx:
+    """nginx in the place of Google's storage: the same requests, without its accounts."""
+    account = {"client_email": "", "private_key": "", "private_key_id": "", "disable_oauth": True}
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps(account | {"gcs_base_url": trusted.base}))
+    return trusted
+
+
+@needs_nginx
+def test_buckets_of_google_are_indexed_and_decoded_like_files(google, photo_index, tmp_path):
+    urls = [f"gs://{BUCKET}/{Path(shard).name}" for shard in photo_index.shard_urls]
+    index = build_index(urls, tmp_path / "gs.parquet")
+    assert index.fingerprint == photo_index.fingerprint
+    assert (pixels(index) == pixels(photo_index)).all()
+
+
+@needs_nginx
+def test_googles_missing_moved_and_misnamed_shards_are_errors(google, monkeypatch):
+    with Connections() as connections:
+        with pytest.raises(FileNotFoundError):
+            open_shard(f"gs://{BUCKET}/none.tar", connections=connections)
+        with pytest.raises(ValueError, match="GCS bucket names are lower-case letters"):
+            open_shard("gs://Upper/x.tar", connections=connections)
+        monkeypatch.setattr(storage, "_DEADLINE_S", 1.0)
+        with pytest.raises(StorageUnavailable, match=r"gs://tempera/moved/x\.tar.*redirect"):
+            open_shard(f"gs://{BUCKET}/moved/x.tar", connections=connections)
