@@ -13,23 +13,51 @@ PACKAGES = ("loader", "scoring", "trainer", "deploy")
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load", "yaml.load"}
 FORBIDDEN_CALLS |= {"yaml.unsafe_load", "np.load", "numpy.load", "subprocess.getoutput", "subprocess.getstatusoutput"}
+FORBIDDEN_CALLS |= {"yaml.load_all", "yaml.full_load", "yaml.full_load_all", "yaml.unsafe_load_all", "pd.read_pickle"}
+FORBIDDEN_CALLS |= {"os.execl", "os.execv", "os.spawnl", "os.spawnv", "pty.spawn", "code.interact", "runpy.run_path"}
+FORBIDDEN_CALLS |= {
+    "tempfile.mktemp",
+    "ssl._create_unverified_context",
+    "torch.hub.load",
+    "xml.etree.ElementTree.parse",
+}
+FORBIDDEN_METHODS = {"extractall", "set_string_function", "unpackb"}
+"""Methods of whatever object: archives are never extracted."""
+FORBIDDEN_ARGUMENTS = {
+    ("shell", "True"),
+    ("allow_pickle", "True"),
+    ("weights_only", "False"),
+    ("verify", "False"),
+    ("check_hostname", "False"),
+    ("verify_mode", "ssl.CERT_NONE"),
+    ("host", "'0.0.0.0'"),
+    ("dashboard_host", "'0.0.0.0'"),
+}
+FORBIDDEN_NAMES = {"ray.cloudpickle", "torch.serialization", "multiprocessing.reduction", "pickletools"}
 
 
 def violations(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.split(".")[0] in FORBIDDEN_MODULES)
+            yield from (alias.name for alias in node.names if is_forbidden_module(alias.name))
         elif isinstance(node, ast.ImportFrom):
-            if (node.module or "").split(".")[0] in FORBIDDEN_MODULES:
-                yield str(node.module)
+            names = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+            yield from filter(is_forbidden_module, names)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) in FORBIDDEN_NAMES:
+            yield ast.unparse(node)
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func)
-            if name in FORBIDDEN_CALLS:
+            if name in FORBIDDEN_CALLS or name.rpartition(".")[2] in FORBIDDEN_METHODS:
                 yield name
             for keyword in node.keywords:
                 value = ast.unparse(keyword.value)
-                if (keyword.arg, value) in {("shell", "True"), ("allow_pickle", "True"), ("weights_only", "False")}:
+                if (keyword.arg, value) in FORBIDDEN_ARGUMENTS:
                     yield f"{keyword.arg}={value}"
+
+
+def is_forbidden_module(name: str) -> bool:
+    """Whether a module, or what is imported out of one, unpickles or runs text."""
+    return name.split(".", maxsplit=1)[0] in FORBIDDEN_MODULES or name in FORBIDDEN_NAMES
 
 
 @pytest.mark.parametrize(
@@ -42,6 +70,13 @@ def violations(source: str) -> Iterator[str]:
         "subprocess.run(c, shell=True)",
         "np.load(p)",
         "f(weights_only=False)",
+        "from ray import cloudpickle",
+        "import ray.cloudpickle",
+        "ray.cloudpickle.loads(b)",
+        "yaml.full_load(t)",
+        "tarfile.open(p).extractall()",
+        "client.get(u, verify=False)",
+        "uvicorn.run(a, host='0.0.0.0')",
     ],
 )
 def test_the_scan_sees_what_it_looks_for(source: str) -> None:

@@ -177,6 +177,9 @@ def _check_site(heads: _Heads, host: bytes, path: str) -> None:
 
 async def _body(scope: Scope, heads: _Heads, receive: Receive) -> bytes:
     """The whole body; refused without reading it where its head tells."""
+    if heads.one(b"transfer-encoding") is not None and heads.one(b"content-length") is not None:
+        # Two lengths: whoever stands in between may take the other, and see another request behind this one.
+        raise Refused(400, "a body must have a length or come in chunks, not both.", (b"connection", b"close"))
     length = heads.one(b"content-length") or b"0"
     if not length.isdigit() or len(length) > 18 or int(length) > BODY_BYTES:
         raise _too_large()

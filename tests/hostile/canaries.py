@@ -27,7 +27,8 @@ def _torch(*, legacy: bool) -> bytes:
     import torch
 
     sink = io.BytesIO()
-    torch.save({"weight": torch.zeros(2), "evil": Evil()}, sink, _use_new_zipfile_serialization=not legacy)
+    weights = {} if legacy else {"weight": torch.zeros(2)}  # the old form names tensors by their place in memory
+    torch.save({**weights, "evil": Evil()}, sink, _use_new_zipfile_serialization=not legacy)
     return sink.getvalue()
 
 
