@@ -48,7 +48,7 @@ def assert_same_as_whole(run: RunDir, whole: Whole) -> None:
     assert losses(run) == expected  # bit for bit: JSON keeps every digit of a float
 
 
-@pytest.mark.parametrize(("step", "loaders"), [(1, 1), (4, 2), (9, 4), (17, 1), (30, 2), (49, 4)])
+@pytest.mark.parametrize(("step", "loaders"), [(1, 1), (18, 4), (49, 2)])
 def test_a_crash_at_a_step_and_a_resume_change_nothing(step, loaders, config, whole, tmp_path):
     run = RunDir(tmp_path / "run")
     with pytest.raises(Crash):
