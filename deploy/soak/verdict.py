@@ -25,6 +25,8 @@ from deploy.soak.record import Injection, Record
 from loader import BatchSpec, LoaderConfig, LoaderWorker
 
 CHECKED_PIXELS = 512
+BEGUN_S = 1.0
+"""A wait that began so long before a fault is an earlier one's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +103,9 @@ def judge(
         incarnations=len(evidence.incarnations),
         digest=checked.digest,
     )
-    write_json(run.path / "soak.json", outcome.data() | {"injections": [(i.time, i.what) for i in record.injections]})
+    write_json(
+        run.path / "soak.json", outcome.data() | {"injections": [(i.time, i.kind, i.what) for i in record.injections]}
+    )
     return outcome
 
 
@@ -150,7 +154,7 @@ def standstills(injections: Sequence[Injection], moments: Sequence[float]) -> di
         gaps = [
             right - max(left, injection.time)
             for left, right in itertools.pairwise(moments)
-            if right > injection.time and left < end
+            if right > injection.time and injection.time - BEGUN_S <= left < end
         ]
         if gaps:
             waits.setdefault(injection.kind, []).append(max(gaps))

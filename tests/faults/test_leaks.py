@@ -87,9 +87,14 @@ def test_what_a_process_of_the_run_has_mapped_is_seen_and_what_is_left_of_it():
 
 def test_a_standstill_is_the_longest_wait_after_a_fault():
     now = time.time()
-    injections = [Injection(time=now + 1.5, kind="kill", what=""), Injection(time=now + 10.5, kind="steer", what="")]
-    moments = [now, now + 1, now + 4, now + 5, now + 10, now + 11, now + 12]
+    injections = [
+        Injection(time=now + 1.5, kind="kill", what=""),
+        Injection(time=now + 8.0, kind="scale", what=""),
+        Injection(time=now + 10.5, kind="steer", what=""),
+    ]
+    moments = [now, now + 1, now + 4, now + 5, now + 10, now + 10.2, now + 11, now + 12]
     assert standstills(injections, moments) == {
         "kill": {"p50_s": 5.0, "p95_s": 5.0},
+        "scale": {"p50_s": 0.8, "p95_s": 0.8},  # the wait that it fell into was not of its making
         "steer": {"p50_s": 1.0, "p95_s": 1.0},
     }
