@@ -16,8 +16,9 @@ GET /api/v1/state
      "selection": scoring.Selection.state(),
      "fleet": as /loaders,
      "control": {"version", "next_window", "next_step",             where a change lands if it is made now
-                 "bound_steps", "bound_s", "window_steps"},         most steps, and seconds at the present speed, from
+                 "bound_steps", "bound_s", "window_steps",          most steps, and seconds at the present speed, from
                                                                     a request to the first batch drawn under it
+                 "policies": {name: whether it has a temperature}}, what a policy may be set to
      "latency": {"count", "p50_s", "p99_s", "last_s"},              what that has taken
      "bad_samples": int,                                            draws that met one and were given a spare
      "paused": bool, "pausing": bool,                               the trainers rest; they were asked to

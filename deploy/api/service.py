@@ -28,7 +28,8 @@ from deploy.config import RunConfig
 from deploy.curriculum import effective_size_schedule
 from deploy.rundir import RunDir
 from deploy.terminal.logs import plain_entry
-from scoring import Control, Event, VersionConflict
+from scoring import POLICIES, Control, Event, VersionConflict
+from scoring.policies import DIRECTION
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,8 @@ class RunService:
         self._consumption = Consumption(run.consumed)
         self._kept = Kept()
         self._started_s = time.time()
+        names = (*POLICIES, *config.curriculum.user_policies, config.curriculum.policy)
+        self._policies = {name: any(factor in DIRECTION for factor in name.split("*")) for name in names}
         first = (0, *finite(first_law(config)))
         self._record = Record(lambda **bounds: parts.selection.log(None, **bounds), initial=first)
         self.samples = Samples(config, file=self._record.distances)
@@ -260,6 +263,7 @@ class RunService:
                 "window_steps": self.config.train.window_steps,
                 "bound_steps": steps,
                 "bound_s": None if speed is None else steps * speed,
+                "policies": self._policies,
             },
             "latency": self.latency.summary(),
             "bad_samples": self.bad_samples(0)["total"],

@@ -151,8 +151,7 @@ def test_dragging_the_handle_and_applying_changes_what_the_next_window_draws(
     assert here.text("steer-label") == "not applied yet"
     assert not live.selection.state()["manual"], "nothing happens before the person applies"
     expected = float(live.selection.state()["temperature"])
-    here.wait("steer-temperature", r"^0\.\d+$")
-    assert float(here.text("steer-temperature")) > expected, "a broader draw is hotter"
+    assert float(page.input_value("#steer-temperature")) > expected, "a broader draw is hotter"
     bound = here.text("steer-bound")
     assert re.search(r"window \d+; .* after at most 17 steps, about [\d.]+ m?i?n? ?s", bound), bound
     page.fill("#steer-reason", "looks narrow")
@@ -166,6 +165,40 @@ def test_dragging_the_handle_and_applying_changes_what_the_next_window_draws(
     page.click("#release")
     here.wait("steer-label", "on schedule")
     assert not live.selection.state()["manual"]
+    assert here.complaints == []
+
+
+def test_a_temperature_and_a_policy_are_set_as_the_effective_size_is(live: LiveRun, tab: Callable[..., Tab]) -> None:
+    here = tab()
+    page = here.open(live.page)
+    page.fill("#author", "mira")
+    page.fill("#steer-temperature", "0.09")
+    assert here.text("steer-label") == "not applied yet"
+    page.wait_for_function("() => document.querySelector('.line-draft')")
+    meant = live.selection.outcome(Control(kind="temperature", value=0.09, author="test")).effective_size
+    page.wait_for_function("size => document.getElementById('steer-number').value === size", arg=f"{meant:.3f}")
+    page.keyboard.press("Enter")
+    here.wait("steer-message", "In force from window")
+    assert live.selection.state()["temperature"] == 0.09
+
+    page.select_option("#steer-policy", "hard")
+    assert live.selection.state()["policy"] == "prototypical", "nothing happens before the person applies"
+    page.click("#discard")
+    assert page.input_value("#steer-policy") == "prototypical"
+    page.select_option("#steer-policy", "uniform")
+    page.wait_for_function("() => document.getElementById('steer-number').value === '1.000'")
+    page.click("#apply")
+    said = here.wait("steer-message", "In force from window")
+    window = int(re.search(r"window ([\d,]+)", said)[1].replace(",", ""))  # type: ignore[index]
+    until(lambda: live.selection.next_window > window, "the window that the page named")
+    assert live.selection.window(window).policy == "uniform"
+    page.wait_for_function("() => document.getElementById('steer-temperature').disabled")
+    assert page.locator(".handle").is_hidden(), "uniform draws have no effective size to drag"
+    here.wait("log", r"mira\n[^\n]*uniform")
+    page.select_option("#steer-policy", "prototypical")
+    page.click("#apply")
+    page.wait_for_function("() => !document.getElementById('steer-temperature').disabled")
+    assert live.selection.state()["policy"] == "prototypical"
     assert here.complaints == []
 
 

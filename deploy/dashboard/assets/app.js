@@ -38,7 +38,7 @@ const loaders = new Loaders({ author, say: toast, enabled: () => run.live && !ru
 const steer = new Steer(run, {
   author,
   changed: render,
-  solve: (value) => get("solve", { effective_size: value }),
+  solve: (change) => get("solve", change),
   applied: () => Promise.allSettled([refreshWindow(), log.refresh()]),
 });
 const curve = new Curve(byId("curve-plot"), {
@@ -65,13 +65,13 @@ function render() {
       step: progress.step,
       total: progress.total_steps,
       nextStep: control.next_step,
-      value: selection.effective_size,
+      value: steer.hasTemperature ? selection.effective_size : null,
       manual: selection.manual,
-      draft: steer.draft,
-      enabled: steer.enabled,
+      draft: steer.draft?.size ?? null,
+      enabled: steer.enabled && steer.hasTemperature,
     });
   }
-  distribution.update(run.distribution, run.shape, steer.meaning?.temperature ?? null);
+  distribution.update(run.distribution, run.shape, steer.draft);
 }
 
 function renderButtons(state) {

@@ -149,7 +149,7 @@ export class Curve {
   drawLines(bottom) {
     const { past, scheduled, nextStep } = this.view;
     const drawn = past.filter(([, value]) => value !== null);
-    const points = drawn.map(([step, value]) => [this.x(step), this.y(value)]);
+    const points = drawn.map(([step, value]) => [this.x(step), this.y(Math.min(value, TOP))]);
     this.lines.replaceChildren();
     this.lines.append(svg("path", { class: "curve-planned", d: pathOf(scheduled.map(([step, value]) => [this.x(step), this.y(value)])) }));
     if (!points.length) return;
@@ -168,8 +168,9 @@ export class Curve {
       const planned = at(this.view.scheduled, step, { linear: true });
       const held = planned !== null && Math.abs(planned - value) > OFF_SCHEDULE;
       const end = drawn[position + 1]?.[0] ?? nextStep;
-      if (held && open) open.push([this.x(step), this.y(value)], [this.x(end), this.y(value)]);
-      else if (held) stretches.push((open = [[this.x(step), this.y(value)], [this.x(end), this.y(value)]]));
+      const stretch = [step, end].map((side) => [this.x(side), this.y(Math.min(value, TOP))]);
+      if (held && open) open.push(...stretch);
+      else if (held) stretches.push((open = stretch));
       else open = null;
     });
     return stretches.map((points) => svg("path", { class: "curve-hand", d: pathOf(points) }));
@@ -178,11 +179,12 @@ export class Curve {
   drawHandle() {
     const { value, draft, nextStep, total, manual, enabled } = this.view;
     const shown = draft ?? value;
+    const place = this.y(Math.min(shown ?? 0, TOP));
     this.marks.replaceChildren();
     this.handle.toggleAttribute("hidden", shown === null);
     this.handle.setAttribute("aria-disabled", String(!enabled));
     if (shown === null) return;
-    const [x, y, end] = [this.x(nextStep), this.y(shown), this.x(total)];
+    const [x, y, end] = [this.x(nextStep), place, this.x(total)];
     if (draft !== null) this.marks.append(svg("line", { class: "curve-draft", x1: x, x2: end, y1: y, y2: y }));
     else if (manual) this.marks.append(svg("line", { class: "curve-held", x1: x, x2: end, y1: y, y2: y }));
     this.handle.setAttribute("transform", `translate(${x.toFixed(1)} ${y.toFixed(1)})`);

@@ -1,9 +1,9 @@
-// The distances of all images, and where the draws fall now; while a value is dragged, also where they would fall.
+// The distances of all images, and where the draws fall now; while a change is drafted, also where they would fall.
 
 import { bottomAxis, leftAxis, scale, ticks } from "./axes.js";
 import { byId, onWidth, pathOf, setText, svg } from "./dom.js";
 import { percent, size, temperature } from "./format.js";
-import { massAt } from "./law.js";
+import { isShown, massAt } from "./law.js";
 
 const HEIGHT = 300;
 const MARGIN = { left: 44, right: 8, top: 8, bottom: 44 };
@@ -21,23 +21,23 @@ export class Distribution {
     });
   }
 
-  /** @param distribution of the API; @param shape of law.js; @param draftTemperature what a draft means, or null */
-  update(distribution, shape, draftTemperature) {
-    this.facts = { distribution, shape, draftTemperature };
+  /** @param distribution of the API; @param shape of law.js; @param draft {policy, temperature} of a draft, or null */
+  update(distribution, shape, draft) {
+    this.facts = { distribution, shape, draft: draft && draft.temperature !== null && isShown(draft.policy) ? draft : null };
     this.draw();
   }
 
   draw() {
     if (!this.facts?.distribution || !this.width) return;
-    const { distribution, shape, draftTemperature } = this.facts;
-    byId("legend-draft").hidden = draftTemperature === null || !shape;
+    const { distribution, shape, draft: drafted } = this.facts;
+    byId("legend-draft").hidden = !drafted || !shape;
     if (!shape) {
       this.root.setAttribute("hidden", "");
       setText(byId("distribution-note"), "This run has no distances to prototypes: its draws do not depend on them.");
       return;
     }
     const share = shape.count.map((value) => value / shape.total);
-    const draft = draftTemperature === null ? null : massAt(shape, draftTemperature);
+    const draft = drafted && massAt({ ...shape, policy: drafted.policy }, drafted.temperature);
     const highest = Math.max(...share, ...distribution.sampled_mass, ...(draft ?? [])) * 1.06;
     const bottom = HEIGHT - MARGIN.bottom;
     const [from, to] = [MARGIN.left, this.width - MARGIN.right];

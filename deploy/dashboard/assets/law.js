@@ -1,8 +1,9 @@
-// The sampling law on a histogram of distances: what a dragged effective size means, answered while it is dragged.
+// The sampling law on a histogram of distances: what a draft means, answered while it is dragged or typed.
 // P_i = softmax(-d_i / tau), effective size = (1/N) sum(1 - (1 - P_i)^N) (Lin et al., CVPR 2025, Eq. 4 and 5); every
 // image stands at its bin's middle. The server's exact temperature replaces this one when it arrives.
 
 const SIGN = { hard: 1 };
+const SHOWN = ["prototypical", "hard", "uniform", "uniform_replacement"];
 const HALVINGS = 60;
 
 /** Weight of one image of each bin, the largest 1. */
@@ -20,7 +21,13 @@ export function massAt(shape, temperature) {
   return mass.map((value) => value / sum);
 }
 
-function effectiveSize(shape, temperature) {
+/** Whether distances and a temperature tell where a policy draws. */
+export function isShown(policy) {
+  return SHOWN.includes(policy);
+}
+
+/** Effective size of a temperature. */
+export function effectiveSizeAt(shape, temperature) {
   const mass = massAt(shape, temperature);
   let distinct = 0;
   for (let bin = 0; bin < mass.length; bin += 1) {
@@ -35,7 +42,7 @@ export function temperatureFor(shape, size) {
   let [cold, hot] = [1e-4, 1e4];
   for (let turn = 0; turn < HALVINGS; turn += 1) {
     const middle = Math.sqrt(cold * hot);
-    if (effectiveSize(shape, middle) < size) cold = middle;
+    if (effectiveSizeAt(shape, middle) < size) cold = middle;
     else hot = middle;
   }
   return Math.sqrt(cold * hot);

@@ -1,24 +1,31 @@
-// Steering: a draft of the effective size, what it would mean, and the three answers to it: apply, discard, release.
+// Steering: a draft of one change (effective size, temperature or policy), what it would put in force, and the three
+// answers to it: apply, discard, release.
 
 import { post } from "./api.js";
-import { byId, later, setText } from "./dom.js";
-import { count, duration, size, temperature } from "./format.js";
+import { byId, el, later, setText } from "./dom.js";
+import { count, duration, short, size } from "./format.js";
 import { LARGEST, SMALLEST } from "./curve.js";
-import { temperatureFor } from "./law.js";
+import { effectiveSizeAt, temperatureFor } from "./law.js";
 
 export class Steer {
-  /** @param run what the page knows; @param hooks {changed(), solve(size), author(), applied()} */
+  /** @param run what the page knows; @param hooks {changed(), solve(change), author(), applied()} */
   constructor(run, hooks) {
     this.run = run;
     this.hooks = hooks;
+    /** {kind, value} and what it means: {size, temperature (Infinity for uniform draws), policy}, null where unknown. */
     this.draft = null;
-    this.meaning = null;
     this.seenVersion = null;
     this.busy = false;
-    this.solveLater = later((value) => this.solve(value), 140);
+    this.solveLater = later((draft) => this.solve(draft), 140);
     this.number = byId("steer-number");
-    this.number.addEventListener("input", () => this.typed());
-    this.number.addEventListener("keydown", (event) => event.key === "Escape" && this.discard());
+    this.temperature = byId("steer-temperature");
+    this.policy = byId("steer-policy");
+    for (const field of [this.number, this.temperature]) {
+      field.addEventListener("keydown", (event) => event.key === "Escape" && this.discard());
+    }
+    this.number.addEventListener("input", () => this.move(this.number.valueAsNumber));
+    this.temperature.addEventListener("input", () => this.heat(this.temperature.valueAsNumber));
+    this.policy.addEventListener("change", () => this.choose(this.policy.value));
     byId("steer").addEventListener("submit", (event) => {
       event.preventDefault();
       this.apply();
@@ -27,47 +34,69 @@ export class Steer {
     byId("release").addEventListener("click", () => this.send("release", null));
   }
 
-  /** Whether the run takes changes of its effective size now. */
+  /** Whether the run takes changes now. */
   get enabled() {
     const { state, live } = this.run;
-    return Boolean(live && state && !state.read_only && !this.busy && state.selection.effective_size !== null);
+    return Boolean(live && state && !state.read_only && !this.busy);
   }
 
-  typed() {
-    const value = this.number.valueAsNumber;
-    if (Number.isFinite(value) && value >= SMALLEST && value <= LARGEST) this.move(value);
+  /** Whether the policy in force has a temperature, and so an effective size to set. */
+  get hasTemperature() {
+    const { selection, control } = this.run.state;
+    return control.policies[selection.policy] ?? selection.temperature !== null;
   }
 
-  /** Draft a value. */
+  /** Draft an effective size. */
   move(value) {
+    if (!(value >= SMALLEST && value <= LARGEST)) return;
+    const { shape } = this.run;
+    this.start({ kind: "effective_size", value, size: value, temperature: shape && temperatureFor(shape, value) });
+  }
+
+  /** Draft a temperature. */
+  heat(value) {
+    if (!(value > 0)) return;
+    const { shape } = this.run;
+    this.start({ kind: "temperature", value, size: shape && effectiveSizeAt(shape, value), temperature: value });
+  }
+
+  /** Draft a policy. */
+  choose(value) {
+    if (value === this.run.state.selection.policy) return this.discard();
+    this.start({ kind: "policy", value, size: null, temperature: null });
+  }
+
+  start(draft) {
     if (!this.enabled) return;
     if (this.draft === null) this.seenVersion = this.run.state.control.version;
-    this.draft = value;
+    const policy = draft.kind === "policy" ? draft.value : this.run.state.selection.policy;
+    this.draft = { ...draft, policy };
     this.say("");
-    this.meaning = this.run.shape ? { value, temperature: temperatureFor(this.run.shape, value) } : null;
-    this.solveLater(value);
+    this.solveLater(this.draft);
     this.hooks.changed();
   }
 
-  async solve(value) {
+  async solve(draft) {
     try {
-      const exact = await this.hooks.solve(value);
-      if (this.draft !== value) return;
-      this.meaning = { value, temperature: exact.temperature };
+      const exact = await this.hooks.solve({ [draft.kind]: draft.value });
+      if (this.draft !== draft) return;
+      this.draft = { ...draft, size: exact.effective_size, temperature: exact.temperature ?? Infinity };
       this.hooks.changed();
     } catch (error) {
-      if (this.draft === value) this.say(error.message, "bad");
+      if (this.draft === draft) this.say(error.message, "bad");
     }
   }
 
   discard() {
-    this.draft = this.meaning = null;
+    this.draft = null;
     this.say("");
     this.hooks.changed();
   }
 
   apply() {
-    if (this.draft !== null) this.send("effective_size", Number(this.draft.toFixed(4)));
+    if (this.draft === null) return;
+    const { kind, value } = this.draft;
+    this.send(kind, kind === "effective_size" ? Number(value.toFixed(4)) : value);
   }
 
   async send(kind, value) {
@@ -80,7 +109,9 @@ export class Steer {
       const request = crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
       const body = { kind, value, author: this.hooks.author(), reason, expected_version: expected, request };
       const reply = await post("controls", body);
-      this.draft = this.meaning = null;
+      this.draft = null;
+      const { control: known } = this.run.state;
+      known.version = Math.max(known.version, reply.version); // the stream tells it only at its next beat
       byId("steer-reason").value = "";
       this.say(`In force from window ${count(reply.window)}, step ${count(reply.step)}.`, "good");
       this.hooks.applied(reply);
@@ -107,27 +138,50 @@ export class Steer {
     setText(node, text);
   }
 
-  /** Show the present value, or the draft and what it means. */
+  /** Show what is in force, or the draft and what it means. */
   render() {
     const { state } = this.run;
     if (!state) return;
     const { selection, control } = state;
     const drafting = this.draft !== null;
-    const value = drafting ? this.draft : selection.effective_size;
+    const shown = this.draft ?? { ...selection, size: selection.effective_size };
     const label = drafting ? "not applied yet" : selection.manual ? "held by hand" : "in force, on schedule";
     byId("steer").dataset.hand = drafting || selection.manual ? "yes" : "no";
     setText(byId("steer-label"), label);
-    if (document.activeElement !== this.number || !drafting) this.number.value = value === null ? "" : size(value);
-    this.number.disabled = !this.enabled;
-    const images = value === null ? "this policy sets no effective size" : `about ${count(value * selection.num_samples)} of ${count(selection.num_samples)} images`;
-    setText(byId("steer-meaning"), images);
-    const means = drafting ? this.meaning?.temperature : selection.temperature;
-    setText(byId("steer-temperature"), drafting && !this.meaning ? "\u2026" : temperature(means));
+    this.show(this.number, "effective_size", shown.size === null ? "" : size(shown.size));
+    this.show(this.temperature, "temperature", Number.isFinite(shown.temperature) ? short(shown.temperature) : "");
+    this.showPolicies(control.policies, shown.policy);
+    setText(byId("steer-meaning"), this.about(shown));
     setText(byId("steer-when"), `step ${count(control.next_step)}`);
     setText(byId("steer-bound"), boundText(state));
     byId("apply").disabled = !this.enabled || !drafting;
     byId("discard").disabled = !drafting || this.busy;
     byId("release").disabled = !this.enabled || !selection.manual;
+  }
+
+  /** A field's value, but not under the hand of who types it. */
+  show(field, kind, text) {
+    const typing = document.activeElement === field && this.draft?.kind === kind;
+    if (!typing && field.value !== text) field.value = text;
+    field.dataset.drafted = this.draft?.kind === kind ? "yes" : "no";
+    field.disabled = !this.enabled || !this.hasTemperature;
+  }
+
+  showPolicies(policies, chosen) {
+    const names = [...new Set([...Object.keys(policies), chosen])];
+    if (names.join() !== this.names) {
+      this.names = names.join();
+      this.policy.replaceChildren(...names.map((name) => el("option", { value: name }, name.replaceAll("_", " "))));
+    }
+    if (this.policy.value !== chosen) this.policy.value = chosen;
+    this.policy.dataset.drafted = this.draft?.kind === "policy" ? "yes" : "no";
+    this.policy.disabled = !this.enabled;
+  }
+
+  about({ size: share }) {
+    if (share === null) return this.draft ? "" : "the effective size of this policy is not known";
+    const { num_samples: images } = this.run.state.selection;
+    return `about ${count(share * images)} of ${count(images)} images`;
   }
 }
 
