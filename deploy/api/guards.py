@@ -84,6 +84,8 @@ class Guard:
         except Refused as refused:
             await _refuse(refused, guarded, receive)
             return
+        if body is None:
+            return
         counted = scope["path"] != STREAM_PATH
         self._working += counted
         try:
@@ -175,8 +177,8 @@ def _check_site(heads: _Heads, host: bytes, path: str) -> None:
         raise Refused(403, "requests from other sites are refused.")
 
 
-async def _body(scope: Scope, heads: _Heads, receive: Receive) -> bytes:
-    """The whole body; refused without reading it where its head tells."""
+async def _body(scope: Scope, heads: _Heads, receive: Receive) -> bytes | None:
+    """The whole body; refused without reading it where its head tells; None where the peer is gone before its end."""
     if heads.one(b"transfer-encoding") is not None and heads.one(b"content-length") is not None:
         # Two lengths: whoever stands in between may take the other, and see another request behind this one.
         raise Refused(400, "a body must have a length or come in chunks, not both.", (b"connection", b"close"))
@@ -197,7 +199,7 @@ async def _body(scope: Scope, heads: _Heads, receive: Receive) -> bytes:
         except TimeoutError:
             raise Refused(408, f"the body must be here within {BODY_TIMEOUT_S:.0f} s.") from None
         if message["type"] != "http.request":
-            raise Refused(400, "the connection was closed before the body was whole.")
+            return None
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > BODY_BYTES:
