@@ -24,6 +24,8 @@ NAMESPACE = "tempera"
 TOKEN = "RAY_AUTH_TOKEN"  # noqa: S105 - the variable's name
 """Environment variable with the token itself, as containers get it from a secret."""
 LOOPBACK = "127.0.0.1"
+ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""With 0, Ray is for one machine, whatever its system: its services then listen at the loopback only."""
 OBJECT_STORE_BYTES = 512 * 2**20
 """Object store of a local cluster: batches in flight, a few MiB each; far below a laptop's memory."""
 
@@ -93,6 +95,7 @@ def local_cluster(directory: Path, *, num_cpus: int) -> Iterator[Endpoint]:
     """
     token_path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or directory / ".ray-token")
     authenticate(token_path)
+    os.environ[ONE_MACHINE] = "0"
     quiet()
     import ray
 
@@ -142,6 +145,8 @@ def require_token() -> None:
 
 def join(endpoint: Endpoint) -> None:
     """Connect this process to a running cluster, unless it is connected."""
+    if endpoint.address.startswith(f"{LOOPBACK}:"):
+        os.environ[ONE_MACHINE] = "0"
     if endpoint.token_path:
         authenticate(Path(endpoint.token_path))
     else:

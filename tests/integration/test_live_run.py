@@ -21,6 +21,7 @@ from deploy.launch import launch_in_process
 from deploy.overrides import override
 from deploy.rundir import RunDir
 from deploy.runs import debug
+from tests.integration import doors
 
 TEMPERA = (sys.executable, "-m", "deploy.cli")
 SETTINGS = ("train.checkpoint_every=24", "train.log_every=1", "fleet.loaders=2")
@@ -162,6 +163,36 @@ def test_watch_shows_what_status_says(live: tuple[RunDir, subprocess.Popen[str]]
     facts = tempera("inspect", "--run", run.path, "--top", 3)
     assert len(facts["top"]) == 3
     assert 1 < facts["effective_sample_size"] < 1437
+
+
+def test_no_door_is_open_to_other_machines_and_no_secret_is_shown(live: tuple[RunDir, subprocess.Popen[str]]) -> None:
+    """The run, its loaders and all of Ray listen at the loopback only; tokens are in their files and nowhere else.
+
+    One door is left: the store where the ranks of a process group meet, which torch opens at every address.
+    """
+    run, process = live
+    endpoint = run.endpoint()
+    assert endpoint is not None
+    processes = doors.family(process.pid)
+    open_at = doors.listeners(processes)
+    assert len(processes) > 5
+    assert len(open_at) > 5
+    outside = {address: doors.shown([pid]) for address, pid in open_at.items() if not doors.is_loopback(address)}
+    assert all(b"RayTrainWorker" in owner for owner in outside.values()), outside
+    assert len(outside) <= 1
+    secrets = [run.api_token.read_bytes().strip(), Path(endpoint.token_path).read_bytes().strip()]
+    assert all(len(secret) > 20 for secret in secrets)
+    assert not [secret for secret in secrets if secret in doors.shown(processes)]
+    own = {run.api_token, Path(endpoint.token_path)}
+    kept = [path for path in run.path.rglob("*") if path.is_file() and path.resolve() not in own]
+    kept += [path for path in Path("/tmp/ray/session_latest/logs").resolve().rglob("*") if path.is_file()]
+    assert len(kept) > 10
+    for path in kept:
+        data = path.read_bytes()
+        assert not [secret for secret in secrets if secret in data], path
+    with RunClient.attach(run) as client:
+        said = json.dumps([client.state(), client.log(limit=50)], default=str).encode()
+    assert not [secret for secret in secrets if secret in said]
 
 
 def test_the_run_is_closed_to_who_has_not_its_token(live: tuple[RunDir, subprocess.Popen[str]], tmp_path: Path) -> None:
