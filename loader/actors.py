@@ -3,7 +3,6 @@
 The only file here that imports ray; logic lives in `worker`, `fleet` and `assembly`. Every wait has a timeout.
 """
 
-# What comes back from Ray has no types; the signatures here give them.
 # mypy: disable-error-code="no-any-return"
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import numpy as np
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from loader.batch import BatchSpec, Pixels
 from loader.config import LoaderConfig
@@ -42,12 +41,10 @@ from loader.worker import LoaderWorker
 log = logging.getLogger(__name__)
 
 FLEET_NAME: Final = "loader-fleet"
-_TICK_S: Final = 0.25
-_START_TIMEOUT_S: Final = 120.0
+_TICK_S, _START_TIMEOUT_S = 0.25, 120.0
 _SILENCE_S: Final = 10.0  # A loader that is silent for so long is replaced: it hangs, or its node froze.
 _JOIN_TIMEOUT_S: Final = 60.0  # of a new stream's first question: the fleet may start loaders on a crowded processor
-_REFRESH_S: Final = 0.5
-_EXPLAIN_S: Final = 2.0
+_REFRESH_S, _EXPLAIN_S = 0.5, 2.0
 _IN_SLOT: Final = np.zeros((0, 3, 0, 0), np.uint8)
 _LOADER_GROUPS: Final = {"load": 2, "control": 1}
 """Requests a loader works on at a time, by kind: checks must be answered while it decodes."""
@@ -98,8 +95,7 @@ class RayProcess:
         """Return how it is, without waiting."""
         if self._why:
             return "lost"
-        done, _ = ray.wait([self._check], timeout=0)
-        if done:
+        if _is_done(self._check):
             return self._answered()
         limit_s = _SILENCE_S if self._info else _START_TIMEOUT_S
         if time.monotonic() - self._asked_s > limit_s:
@@ -126,11 +122,14 @@ class RayProcess:
     def _answered(self) -> State:
         try:
             self._info = ray.get(self._check, timeout=CALL_TIMEOUT_S)
+            self._asked_s = time.monotonic()
         except RayError as error:
-            self._why = first_line(error)
-            return "lost"
-        self._check, self._asked_s = self.handle.check.remote(), time.monotonic()
-        return "ready"
+            silent_s = time.monotonic() - self._asked_s
+            if silent_s > _SILENCE_S or not isinstance(error, ActorUnavailableError):  # that is the network's fault
+                self._why = first_line(error)
+                return "lost"
+        self._check = self.handle.check.remote()
+        return "ready" if self._info else "starting"
 
 
 class LoaderFleet:
@@ -140,8 +139,7 @@ class LoaderFleet:
         actors = [_remote(max_restarts=0, concurrency_groups=_LOADER_GROUPS, **k.options)(LoaderActor) for k in kinds]
 
         def launch(name: str) -> RayProcess:
-            kind = kind_of(name, kinds)
-            return RayProcess(actors[kind].remote(kinds[kind].config))
+            return RayProcess(actors[kind_of(name, kinds)].remote(kinds[kind_of(name, kinds)].config))
 
         self._fleet = Fleet(launch, size=size, clock=time.time, policy=policy, wishes=wishes)
         self._stopped = threading.Event()
@@ -215,11 +213,7 @@ def local_fleet(config: LoaderConfig, *, size: int) -> Iterator[FleetClient]:
 
 
 def connect_fleet(name: str = FLEET_NAME) -> FleetClient:
-    """Return the running fleet of that name.
-
-    Raises:
-        LoaderLost: If there is none.
-    """
+    """Return the running fleet of that name; LoaderLost if there is none."""
     try:
         return FleetClient(ActorPort(ray.get_actor(name)))
     except ValueError as error:
@@ -234,12 +228,16 @@ class ActorPort:
 
     def ask(self, method: FleetMethod, *args: object, timeout_s: float, **options: object) -> Any:
         """Call a method of the fleet and return its answer."""
-        try:
-            return ray.get(self.actor.call.remote(method, *args, **options), timeout=timeout_s)
-        except RayTaskError as error:
-            raise error.cause from error
-        except RayError as error:
-            raise LoaderLost(f"the loader fleet did not answer {method}: {first_line(error)}") from error
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return ray.get(self.actor.call.remote(method, *args, **options), timeout=deadline - time.monotonic())
+            except RayTaskError as error:
+                raise error.cause from error
+            except RayError as error:
+                if not isinstance(error, ActorUnavailableError) or time.monotonic() + _TICK_S > deadline:
+                    raise LoaderLost(f"the loader fleet did not answer {method}: {first_line(error)}") from error
+            time.sleep(_TICK_S)  # the network failed: asking twice does no harm
 
     def tell(self, method: FleetMethod, *args: object) -> None:
         """Call a method of the fleet without waiting."""
@@ -317,7 +315,8 @@ class RayLoaders:
         except RayError as error:
             request.lost = True
             self.release(request)
-            self._drop(request)
+            if not isinstance(error, ActorUnavailableError):
+                self._drop(request)
             raise LoaderLost(f"{request.member} was lost: {first_line(error)}") from error
         request.answered = True
         if request.slot is None or len(pixels.images):

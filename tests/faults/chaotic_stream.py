@@ -1,0 +1,45 @@
+"""Consumes a stream over Ray actors, in a process of its own whose network Ray was told to spoil."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import closing
+from dataclasses import replace
+
+from loader import BatchStream, LoaderConfig, ShardIndex
+from scoring import Selection, SelectionConfig
+from tests.faults.consuming import CONFIG, consume, local_loaders
+
+STEPS = 64
+
+
+def main(index_path: str, runlog: str) -> None:
+    """Print what came under Ray, and what comes in this process without it."""
+    import ray
+
+    from loader.actors import RayLoaders, start_fleet
+    from scoring.actors import start_selection
+
+    index = ShardIndex.load(index_path)
+    config = replace(CONFIG, total_steps=STEPS)
+    part = SelectionConfig(
+        seed=4, global_batch=config.global_batch, window_steps=config.window_steps, num_samples=len(index),
+        policy="uniform_replacement",
+    )  # fmt: skip
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    selection = start_selection(part, runlog=runlog, name="selection-chaos")
+    with closing(start_fleet(LoaderConfig(index=index_path), size=3, num_cpus=0)) as fleet:
+        stream = BatchStream(selection, RayLoaders(fleet), config)
+        seen = consume(stream, step_s=0.1)
+    selection.stop()
+    ray.shutdown()
+    with local_loaders(index_path, 1) as pool:
+        alone = consume(BatchStream(Selection(None, part), pool, config))
+    rerouted = stream.stats()["rerouted"] + stream.stats()["hedged"]
+    answer = {"under_ray": seen.digest, "in_process": alone.digest, "steps": len(seen.lines), "rerouted": rerouted}
+    sys.stdout.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
