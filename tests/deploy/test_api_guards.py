@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -148,6 +149,13 @@ def test_the_page_needs_no_token_and_a_person_may_follow_a_link_to_it(
     schema = stranger.get(f"{client.url}/openapi.json").json()
     assert {f"/api/v1/{path.partition('?')[0]}" for path in ("state", "stream", *CHANGES)} <= schema["paths"].keys()
     assert schema["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
+
+
+def test_no_endpoint_is_left_out_of_these_tests(stranger: httpx2.Client, client: RunClient) -> None:
+    asked = {re.sub(r"samples/\d+", "samples/{sample_id}", path.partition("?")[0]) for path in (*READS, *CHANGES)}
+    schema = build_routes(None).openapi()  # type: ignore[arg-type]
+    assert schema["paths"].keys() == {f"/api/v1/{path}" for path in (*asked, "stream")} | {"/metrics"}
+    refused(stranger.get(f"{client.url}/metrics"), 401)
 
 
 def test_every_change_is_a_post_in_the_description_and_takes_no_unknown_field() -> None:
