@@ -181,7 +181,7 @@ class RunDir:
         Args:
             tail: only so many last lines, or all.
         """
-        from trainer.metrics import read_metrics
+        from trainer.record.metrics import read_metrics
 
         lines = read_metrics(self.metrics)
         return lines[-tail:] if tail else lines

@@ -19,6 +19,7 @@ Every rank makes its own stream with its `rank` and `world_size`, and gets its s
 """
 
 from loader.batch import BadSample, Batch, BatchSpec, Pixels
+from loader.batches.windows import FixedWindows, WeightedWindows, Window, WindowSource
 from loader.config import LoaderConfig, StreamConfig, Transform
 from loader.errors import (
     BadSampleError,
@@ -31,18 +32,17 @@ from loader.errors import (
     StreamStalled,
     TooManyBadSamplesError,
 )
+from loader.fleet.kinds import LoaderKind
+from loader.fleet.scaling import ScalePolicy
 from loader.index import ShardIndex
-from loader.index_builder import build_index
-from loader.kinds import LoaderKind
-from loader.listings import class_folders, list_folder, list_parquet, list_tars, parquet_images
-from loader.parallel import in_processes
 from loader.pool import LoaderPool, LocalLoaders
-from loader.scaling import ScalePolicy
-from loader.shard_builder import Shrink, build_dataset
-from loader.shard_writer import build_shards
-from loader.sources import ImageSample, ImageSource, digits, shrink
+from loader.shards.builder import Shrink, build_dataset
+from loader.shards.index_builder import build_index
+from loader.shards.listings import class_folders, list_folder, list_parquet, list_tars, parquet_images
+from loader.shards.parallel import in_processes
+from loader.shards.sources import ImageSample, ImageSource, digits, shrink
+from loader.shards.writer import build_shards
 from loader.stream import BatchStream
-from loader.windows import FixedWindows, WeightedWindows, Window, WindowSource
 from loader.worker import LoaderWorker
 
 __all__ = [

@@ -25,17 +25,17 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from loader.batch import BatchSpec, Pixels
+from loader.batches.ring import RingAddress, RingUser, Slot
+from loader.batches.slots import SlotKeeper, is_alive
 from loader.config import LoaderConfig
+from loader.decode.memory import keep_freed_memory
 from loader.errors import LoaderLost
-from loader.fleet import Fleet, State, wait_until_ready
-from loader.fleet_client import CALL_TIMEOUT_S, FleetClient, FleetMethod, first_line
-from loader.kinds import LoaderKind, kind_of
-from loader.memory import keep_freed_memory
+from loader.fleet.client import CALL_TIMEOUT_S, FleetClient, FleetMethod, first_line
+from loader.fleet.keeper import Fleet, State, wait_until_ready
+from loader.fleet.kinds import LoaderKind, kind_of
+from loader.fleet.scaling import ScalePolicy
+from loader.fleet.wishes import WishFile
 from loader.pool import Handle
-from loader.ring import RingAddress, RingUser, Slot
-from loader.scaling import ScalePolicy
-from loader.slots import SlotKeeper, is_alive
-from loader.wishes import WishFile
 from loader.worker import LoaderWorker
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from loader.cache import NO_DEMAND, Demand
 from loader.config import Transform
-from loader.header import ImageHeader
+from loader.decode.header import ImageHeader
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

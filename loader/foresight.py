@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from loader.windows import Window
+from loader.batches.windows import Window
 
 
 def draws_until_next(sample_ids: NDArray[np.int64]) -> NDArray[np.float64]:

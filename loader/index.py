@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from loader.errors import MissingIndexError
-from loader.index_checks import COLUMNS, FORMAT_VERSION, check_places, check_schema, checked_metadata
-from loader.shards import ShardReader, local_path
+from loader.shards.index_checks import COLUMNS, FORMAT_VERSION, check_places, check_schema, checked_metadata
+from loader.storage.members import ShardReader, local_path
 
 _METADATA_KEY: Final = b"tempera.index"
 _ROWS_A_READ: Final = 1 << 17

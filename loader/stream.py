@@ -18,12 +18,12 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 
-from loader.assembly import Assembler, StreamStats
 from loader.batch import BadSample, Batch
+from loader.batches.assembly import Assembler, StreamStats
+from loader.batches.windows import WindowFetcher, WindowSource
 from loader.config import StreamConfig
 from loader.errors import StreamStalled
 from loader.pool import ElasticPool, LoaderPool
-from loader.windows import WindowFetcher, WindowSource
 
 _READY_STEPS = 2
 """Finished batches that wait for the trainer, on top of those in flight."""

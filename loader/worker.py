@@ -17,17 +17,17 @@ from typing import Protocol, Self
 
 import torch
 
-from loader import crops
 from loader.batch import BadSample, BatchSpec, Encoded, Pixels
-from loader.buffers import ImageBuffers
 from loader.cache import Demand, PixelCache
 from loader.config import LoaderConfig, Transform
-from loader.decode_cpu import CpuDecoder, Rgb, cut, resize_into
-from loader.disk_cache import DiskCache
+from loader.decode import crops
+from loader.decode.buffers import ImageBuffers
+from loader.decode.cpu import CpuDecoder, Rgb, cut, resize_into
+from loader.decode.header import read_header
 from loader.errors import BadSampleError
-from loader.fetch import Fetched, Fetcher
-from loader.header import read_header
 from loader.index import ShardIndex
+from loader.storage.disk_cache import DiskCache
+from loader.storage.fetch import Fetched, Fetcher
 
 FAILPOINT = "tempera.failpoint"
 """Audit event of a place that can be made to fail: nothing, unless somebody listens."""
@@ -223,6 +223,6 @@ def build_decoder(config: LoaderConfig, *, num_samples: int, cache: PixelCache) 
     """Return the decoder that a config names, for an index of so many samples."""
     if config.decoder == "cpu":
         return CpuDecoder(num_samples, cache)
-    from loader.decode_dali import DaliDecoder  # noqa: PLC0415 - DALI loads a gigabyte of libraries: only when it is used
+    from loader.decode.dali import DaliDecoder  # noqa: PLC0415 - DALI loads a gigabyte of libraries: only when it is used
 
     return DaliDecoder(num_threads=config.threads, device_id=config.device_id, hw_decoder_load=config.hw_decoder_load)

@@ -20,21 +20,21 @@ from scoring.errors import (
     VersionConflict,
 )
 from scoring.inspect import export_table, table_summary
+from scoring.log.replay import ReplayReport, replay_run
+from scoring.log.runlog import RunLog, read_entries
 from scoring.policies import POLICIES, PolicyOptions, TableInputs
 from scoring.prototypes import Prototypes, prototype_distances
 from scoring.records import Control, ControlReply, Event, LogEntry, ScoreAck, Window
-from scoring.replay import ReplayReport, replay_run
-from scoring.runlog import RunLog, read_entries
 from scoring.schedules import SCHEDULES, Adaptive
 from scoring.selection import Selection
 from scoring.temperature import effective_size, sampling_probabilities, solve_temperature
 
 if TYPE_CHECKING:
-    from scoring.features import image_features
+    from scoring.features.images import image_features
     from scoring.patch_scores import masked_mean_score, patch_weighted_score
 
 _WITH_TORCH = {
-    "image_features": "scoring.features",
+    "image_features": "scoring.features.images",
     "masked_mean_score": "scoring.patch_scores",
     "patch_weighted_score": "scoring.patch_scores",
 }

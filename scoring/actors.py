@@ -24,15 +24,15 @@ import ray
 from numpy.typing import ArrayLike, NDArray
 from ray.exceptions import RayError, RayTaskError
 
-from scoring.columns import Columns
 from scoring.config import SelectionConfig
 from scoring.errors import RangeLost, RunMismatch, SelectionUnavailable
+from scoring.log.runlog import RunLog
 from scoring.node_windows import NodeWindows
 from scoring.prototypes import Prototypes, load_distances
 from scoring.records import Control, ControlReply, Event, LogEntry, ScoreAck, Window
-from scoring.runlog import RunLog
 from scoring.selection import Selection
-from scoring.table import range_borders
+from scoring.table.columns import Columns
+from scoring.table.samples import range_borders
 from scoring.views import VIEWS
 
 SERVICE_NAME = "selection"

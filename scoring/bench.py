@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scoring.config import SelectionConfig
+from scoring.draw.sampling import random_uniforms
+from scoring.log.runlog import RunLog
+from scoring.log.snapshots import SnapshotStore
 from scoring.policies import PolicyOptions, parse_policy
-from scoring.runlog import RunLog
-from scoring.sampling import random_uniforms
-from scoring.scores import ScoreReport
 from scoring.selection import Selection
-from scoring.snapshots import SnapshotStore
-from scoring.table import SampleTable, local_ranges
+from scoring.table.samples import SampleTable, local_ranges
+from scoring.table.scores import ScoreReport
 from scoring.temperature import HISTOGRAM_BINS
 
 SIZES = (1_280_000, 100_000_000, 1_000_000_000)

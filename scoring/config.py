@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scoring.draw.sampling import BLOCK, SEGMENT_BLOCKS
 from scoring.policies import PolicyOptions, parse_policy
-from scoring.sampling import BLOCK, SEGMENT_BLOCKS
 from scoring.schedules import Adaptive
 from scoring.temperature import checked_effective_size
 

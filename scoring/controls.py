@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from scoring.config import SelectionConfig
 from scoring.policies import DIRECTION, SUBSET_KINDS, PolicyPlan, parse_policy
 from scoring.records import CONTROL_KINDS, METRIC, SCHEDULE, TABLE_CHANGES, TRAINER, Control, LogEntry
-from scoring.table import SampleTable
+from scoring.table.samples import SampleTable
 from scoring.temperature import COLDEST, HOTTEST, DistanceProfile, checked_effective_size, checked_temperature
 
 

@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from scoring.scores import SCORE_KINDS
+from scoring.table.scores import SCORE_KINDS
 
 if TYPE_CHECKING:
-    from scoring.drawing import Weighed
+    from scoring.draw.drawing import Weighed
     from scoring.selection import Selection
-    from scoring.table import SampleTable
+    from scoring.table.samples import SampleTable
 
 Float64 = NDArray[np.float64]
 

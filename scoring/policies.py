@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from scoring.scores import SCORE_KINDS
+from scoring.table.scores import SCORE_KINDS
 from scoring.temperature import checked_temperature
 
 Float64 = NDArray[np.float64]

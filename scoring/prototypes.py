@@ -29,7 +29,7 @@ from scoring.clusters import (
     davies_bouldin,
     labelled_clusters,
 )
-from scoring.normalise import normalised
+from scoring.features.normalise import normalised
 
 Float32 = NDArray[np.float32]
 METADATA_KEY = b"tempera.prototypes"
@@ -176,7 +176,7 @@ def prototype_distances(
         num_clusters: K, in [1, N]; None scans for the lowest Davies-Bouldin index.
         seed: seed of the clustering.
         labels: [N] clusters that are given, not found; `num_clusters` is then of no use.
-        normalise: a name of `scoring.normalise.PRESETS`.
+        normalise: a name of `scoring.features.normalise.PRESETS`.
         device: what `scoring.clusters.kmeans_device` returned.
         progress: called with (done, total) while K is scanned, then while rows are clustered.
 

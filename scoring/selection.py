@@ -24,15 +24,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scoring.columns import Columns
 from scoring.config import SelectionConfig
 from scoring.controls import Resolved, Resolver, checked_control
-from scoring.drawing import Law, Weighed, draw_window
+from scoring.draw.drawing import Law, Weighed, draw_window
 from scoring.errors import CorruptLog, VersionConflict
-from scoring.history import History
-from scoring.housekeeping import Housekeeping
 from scoring.inspect import draw_summary
-from scoring.intake import ScoreIntake
+from scoring.log.history import History
+from scoring.log.housekeeping import Housekeeping
+from scoring.log.intake import ScoreIntake
+from scoring.log.replay import redraw
+from scoring.log.runlog import RunLog
 from scoring.records import (
     CONTROL_KINDS,
     SCHEDULE,
@@ -44,13 +45,12 @@ from scoring.records import (
     ScoreAck,
     Window,
 )
-from scoring.replay import redraw
-from scoring.runlog import RunLog
-from scoring.scores import ScoreReport, checked_report
 from scoring.shelf import WindowShelf
 from scoring.steering import Steering, reply_to, with_law
-from scoring.table import SampleTable, local_ranges
-from scoring.table_changes import TableChanges
+from scoring.table.changes import TableChanges
+from scoring.table.columns import Columns
+from scoring.table.samples import SampleTable, local_ranges
+from scoring.table.scores import ScoreReport, checked_report
 from scoring.temperature import checked_distance
 
 

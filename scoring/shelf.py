@@ -11,8 +11,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from scoring.errors import LogUnavailable
+from scoring.log.runlog import RunLog
 from scoring.records import LogEntry, Window, WindowFacts
-from scoring.runlog import RunLog
 
 log = logging.getLogger(__name__)
 

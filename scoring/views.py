@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from scoring.inspect import export_table, score_summary, table_summary
 from scoring.records import Control
-from scoring.scores import SCORE_KINDS
+from scoring.table.scores import SCORE_KINDS
 
 if TYPE_CHECKING:
-    from scoring.drawing import Weighed
+    from scoring.draw.drawing import Weighed
     from scoring.selection import Selection
-    from scoring.table import SampleTable
+    from scoring.table.samples import SampleTable
 
 TOP_BY = ("probability", "times_drawn", "score")
 Columns = dict[str, NDArray[Any]]

@@ -4,17 +4,17 @@
 under Ray Train.
 """
 
-from trainer.checkpoint import Checkpoints, load_checkpoint
 from trainer.config import ModelConfig, TrainConfig, from_dict, model_size, to_dict
-from trainer.context import Distributed, SingleProcess, current_context
 from trainer.errors import CheckpointError, NonFiniteLossError, TrainerError
-from trainer.export import load_encoder, load_method
 from trainer.loop import train
 from trainer.methods import METHODS, Losses, Method, build_method
-from trainer.metrics import read_metrics
 from trainer.progress import Progress
 from trainer.randomness import StepRandomness
-from trainer.recorder import TrainResult
+from trainer.ranks.context import Distributed, SingleProcess, current_context
+from trainer.record.checkpoint import Checkpoints, load_checkpoint
+from trainer.record.export import load_encoder, load_method
+from trainer.record.metrics import read_metrics
+from trainer.record.recorder import TrainResult
 from trainer.windows import ScheduledWindows
 
 __all__ = [

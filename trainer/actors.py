@@ -16,9 +16,9 @@ import torch.distributed as dist
 from ray.train.torch import TorchTrainer
 
 from trainer.config import TrainConfig
-from trainer.context import Context, Distributed, SingleProcess
 from trainer.loop import train
-from trainer.recorder import OnEvaluate, OnMilestone, OnStep, Stream, TrainResult
+from trainer.ranks.context import Context, Distributed, SingleProcess
+from trainer.record.recorder import OnEvaluate, OnMilestone, OnStep, Stream, TrainResult
 from trainer.step import TrainState
 from trainer.windows import ScoreSink
 

@@ -23,15 +23,15 @@ from typing import Any
 import torch
 
 from trainer.config import TrainConfig, require
-from trainer.context import Context, current_context, pick_device, rank_batch
 from trainer.methods import build_method
+from trainer.models.vit import transformer_blocks, use_plain_attention
 from trainer.optim import build_optimizers
 from trainer.pass_plan import selects_after
-from trainer.recorder import Batch, OnEvaluate, OnMilestone, OnStep, Recorder, Stream, TrainResult
-from trainer.rest import Agreement
-from trainer.sharding import share_over_ranks
+from trainer.ranks.context import Context, current_context, pick_device, rank_batch
+from trainer.ranks.rest import Agreement
+from trainer.ranks.sharding import share_over_ranks
+from trainer.record.recorder import Batch, OnEvaluate, OnMilestone, OnStep, Recorder, Stream, TrainResult
 from trainer.step import TrainState, train_step
-from trainer.vit import transformer_blocks, use_plain_attention
 from trainer.windows import ScoreReporter, ScoreSink
 
 _STOP_STEPS = 10  # steps between the ranks' agreements on stopping: seconds, of the half minute that a notice gives

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.config import TrainConfig
-from trainer.context import Context
 from trainer.methods.base import Losses, Method
 from trainer.optim import gradient_norm, learning_rate, set_learning_rate
 from trainer.precision import autocast
 from trainer.progress import Progress, progress_at
 from trainer.randomness import StepRandomness
+from trainer.ranks.context import Context
 
 
 @dataclass(kw_only=True, slots=True)

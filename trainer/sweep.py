@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scoring import masked_mean_score, patch_weighted_score
-from trainer.context import Context
 from trainer.precision import autocast
 from trainer.randomness import SampleRandomness
-from trainer.sharding import unsharded
+from trainer.ranks.context import Context
+from trainer.ranks.sharding import unsharded
 from trainer.step import TrainState, normalise
 from trainer.windows import ScoreSink
 

@@ -83,7 +83,7 @@ class LocalFleet:
         self._workers = list(workers)
 
     def status(self) -> dict[str, Any]:
-        """See `loader.fleet.Fleet.status`."""
+        """See `loader.fleet.keeper.Fleet.status`."""
         place = {"state": "ready", "pid": os.getpid(), "node": socket.gethostname(), "restarts": 0, "reason": ""}
         loaders = [{"name": f"local-{n}", **place, **worker.stats()} for n, worker in enumerate(self._workers)]
         return {"size": len(loaders), "author": "run", "reason": "one process", "loaders": loaders}

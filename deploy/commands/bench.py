@@ -21,7 +21,7 @@ def loader(*, images: Path, peers: bool = False, device: Literal["cpu", "cuda"] 
         peers: measure the other loaders that are installed, too.
         device: cpu, or cuda for a sweep of the GPU decoder's settings.
     """
-    from loader.bench import bench_loader
+    from loader.bench.images import bench_loader
 
     data = bench_loader(images, peers=peers, device=device, progress=lambda what: say(f"  measuring {what}"))
     if device == "cuda":
@@ -60,7 +60,7 @@ def trainer(*, device: Literal["cpu", "cuda", "auto"] = "cpu", goldens: bool = F
     """
     if goldens:
         return _goldens()
-    from trainer.bench import bench_trainer
+    from trainer.bench.step import bench_trainer
 
     with progress_bar("measuring training steps") as advance:
         data = bench_trainer(device=device, progress=advance)
@@ -75,7 +75,7 @@ def trainer(*, device: Literal["cpu", "cuda", "auto"] = "cpu", goldens: bool = F
 
 
 def _goldens() -> Answer:
-    from trainer.goldens import TOLERANCE, golden_errors
+    from trainer.bench.goldens import TOLERANCE, golden_errors
 
     rows = golden_errors()
     worst = max(row["error"] for row in rows)

@@ -124,7 +124,7 @@ def _of_run(run: Path, index: Path | None) -> tuple[Path, FeatureSpec, Path]:
 
 
 def _model_size(name: str) -> int:
-    from scoring.encoders import model_size
+    from scoring.features.encoders import model_size
 
     return model_size(name)
 

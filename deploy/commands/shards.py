@@ -15,8 +15,8 @@ from deploy.console import Answer, progress_bar, say, table
 from deploy.ray_tasks import over_ray
 
 if TYPE_CHECKING:
-    from loader.listings import Listing
-    from loader.parallel import Runner
+    from loader.shards.listings import Listing
+    from loader.shards.parallel import Runner
 
 
 def build(
@@ -85,7 +85,7 @@ def index(
         workers: tasks at a time over Ray instead; 0 uses no Ray.
     """
     import loader
-    from loader.listings import tar_files
+    from loader.shards.listings import tar_files
 
     urls = [url for shard in shards for url in (tar_files(Path(shard)) if Path(shard).is_dir() else [shard])]
     with _runner(processes, workers) as run, progress_bar("indexing shards") as advance:
@@ -108,7 +108,7 @@ def _runner(processes: int, workers: int) -> Iterator[Runner]:
 def _listing(source: Path, image: str, label: str, run: Runner) -> Listing:
     """The images of a folder, of Parquet files or of tars, by what is there."""
     import loader
-    from loader.listings import parquet_files, tar_files
+    from loader.shards.listings import parquet_files, tar_files
 
     if not source.exists():
         raise ValueError(f"there is nothing at {source}; give a folder of images, Parquet files or tars.")

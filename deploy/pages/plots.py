@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from trainer.pictures import save_whole
+from trainer.record.pictures import save_whole
 
 WARM, COOL, GREY = "#d1495b", "#2e6f95", "#8d99ae"
 DPI = 120

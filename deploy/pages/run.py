@@ -13,7 +13,7 @@ from deploy.pages import plots
 from deploy.pages.figures import figure_sections, figures
 from deploy.pages.report import Section, write_report
 from deploy.rundir import RunDir
-from trainer.pictures import heterogeneity_plot, save_whole
+from trainer.record.pictures import heterogeneity_plot, save_whole
 
 PICTURE = re.compile(r"step-(\d+)-([a-z_]+)\.png")
 TITLES = {

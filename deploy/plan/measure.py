@@ -14,8 +14,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from deploy.config import RunConfig
 from loader import BatchSpec, LoaderConfig, LoaderWorker
 from trainer import METHODS, TrainConfig
-from trainer.context import SingleProcess, pick_device
 from trainer.loop import build_state
+from trainer.ranks.context import SingleProcess, pick_device
 from trainer.step import TrainState, train_step
 from trainer.sweep import score_batch
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from deploy.console import Advance
 from loader import BatchSpec, LoaderConfig, LoaderWorker, ShardIndex, Transform
-from scoring.feature_store import FeatureStore
-from scoring.features import FEATURES, FeatureSpace
+from scoring.features.images import FEATURES, FeatureSpace
+from scoring.features.store import FeatureStore
 
 CHUNK_SAMPLES = 4096
 DECODED_AT_ONCE = 256
@@ -69,10 +69,10 @@ class FeatureSpec:
         if self.space == "sift":
             from safetensors.numpy import load_file
 
-            from scoring.sift import BagOfWords
+            from scoring.features.sift import BagOfWords
 
             return BagOfWords(load_file(store / CODEBOOK)["words"])
-        from scoring import encoders
+        from scoring.features import encoders
 
         device = self.torch_device()
         if self.space == "untrained":
@@ -208,7 +208,7 @@ def _find_words(index_path: Path, spec: FeatureSpec, directory: Path) -> None:
         return
     from safetensors.numpy import save_file
 
-    from scoring.sift import fit_bag_of_words
+    from scoring.features.sift import fit_bag_of_words
 
     size = len(ShardIndex.load(index_path))
     ids = np.random.default_rng(spec.seed).permutation(size)[:CODEBOOK_IMAGES]
@@ -222,7 +222,7 @@ def _find_words(index_path: Path, spec: FeatureSpec, directory: Path) -> None:
 def _run_encoder(run: Path, device: str) -> FeatureSpace:
     """The class token of a run's encoder."""
     from trainer.evaluate.knn import embed
-    from trainer.export import load_method
+    from trainer.record.export import load_method
 
     config, method = load_method(run)
     encoder = method.encoder.to(device)

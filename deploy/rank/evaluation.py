@@ -20,7 +20,7 @@ from deploy.rank.probe import NearestNeighbourProbe
 from deploy.rundir import RunDir
 from loader import ShardIndex
 from trainer import Method
-from trainer.pictures import Pictures
+from trainer.record.pictures import Pictures
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from deploy.rundir import RunDir
 from loader import BadSample, BatchStream, FixedWindows, LoaderPool, ShardIndex, StreamConfig, Transform
 from scoring import Control, Event
 from trainer import Method, ScheduledWindows
-from trainer.context import Context
+from trainer.ranks.context import Context
 from trainer.sweep import Sweep, SweepResult
 
 log = logging.getLogger(__name__)

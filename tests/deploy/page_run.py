@@ -29,7 +29,7 @@ from deploy.rundir import RunDir
 from deploy.runs import debug
 from loader import ImageSample, ImageSource, LoaderConfig, LoaderWorker, Pixels, ShardIndex, build_index, build_shards
 from loader.errors import LoaderLost
-from loader.fleet import Fleet
+from loader.fleet.keeper import Fleet
 from scoring import RunLog, Selection
 from trainer import SingleProcess, train
 

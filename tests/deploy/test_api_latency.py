@@ -15,7 +15,7 @@ from deploy.api.consumed import Consumption, NotedStream, quantile
 from deploy.api.latency import LatencyMeter, Pending, bound_steps
 from deploy.config import DataConfig
 from loader import BatchStream, LoaderConfig, LoaderWorker, LocalLoaders, StreamConfig, Transform
-from loader.windows import FixedWindow, FixedWindows
+from loader.batches.windows import FixedWindow, FixedWindows
 
 
 def test_latency_is_from_the_request_to_the_batch() -> None:

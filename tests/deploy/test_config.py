@@ -11,7 +11,7 @@ from deploy.config import DataConfig, FleetConfig, RunConfig, load_config, save_
 from deploy.overrides import combination, override
 from deploy.runs import RUNS
 from loader import LoaderConfig
-from loader.kinds import kind_of
+from loader.fleet.kinds import kind_of
 from trainer.mto import PRESETS
 
 DATA = DataConfig(index="index.parquet", prototypes="prototypes.parquet")

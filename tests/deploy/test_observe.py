@@ -23,7 +23,7 @@ from deploy.observe.prometheus import metrics_text
 from deploy.observe.trackers import TensorBoard, build_trackers, flat
 from deploy.rundir import RunDir
 from tests.deploy.observe_fakes import events, scalars, state
-from trainer.metrics import MetricsLog
+from trainer.record.metrics import MetricsLog
 
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool (Debian: prometheus) is not installed")

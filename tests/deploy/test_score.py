@@ -27,10 +27,10 @@ from deploy.prototypes.report import size_by_temperature
 from deploy.rundir import RunDir
 from deploy.runs import debug
 from loader import ShardIndex, build_index, build_shards
-from loader.sources import digits as digits_of
+from loader.shards.sources import digits as digits_of
 from scoring import Prototypes
 from trainer.evaluate.knn import embed
-from trainer.export import load_encoder
+from trainer.record.export import load_encoder
 
 
 def answer(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 
 from deploy import scribe
 from deploy.scribe import events_copied
-from loader.fleet import FleetEvent
+from loader.fleet.keeper import FleetEvent
 from scoring import Event
 
 

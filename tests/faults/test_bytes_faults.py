@@ -86,7 +86,7 @@ def test_one_bad_sample_in_a_hundred_costs_its_draws_alone(kind, digits, tmp_pat
 def test_without_the_checksum_a_flipped_bit_is_delivered(digits, tmp_path, monkeypatch):
     index = copied(digits, tmp_path / "copy")
     damage(index, range(13, len(index), SPREAD), flip_a_bit)
-    monkeypatch.setattr("loader.shards.zlib.crc32", lambda data, start=0: 0)
+    monkeypatch.setattr("loader.storage.members.zlib.crc32", lambda data, start=0: 0)
     monkeypatch.setattr(ShardIndex, "read", lambda self, row, reader: reader.read(
         int(self.shard[row]), int(self.offset[row]), int(self.size[row]), 0
     ))  # fmt: skip
@@ -117,7 +117,7 @@ def test_without_the_limit_a_storm_trains_on_what_is_left(digits, tmp_path, monk
     index = copied(digits, tmp_path / "copy")
     order = windows(len(index), CONFIG)
     damage(index, order.window(1).sample_ids.tolist(), zero)
-    monkeypatch.setattr("loader.substitution.BadSampleLimit.add", lambda self, bad: None)
+    monkeypatch.setattr("loader.batches.substitution.BadSampleLimit.add", lambda self, bad: None)
     with local_loaders(str(index.path), 2) as pool:
         seen = consume(BatchStream(order, pool, CONFIG))
     assert len(seen.lines) == CONFIG.total_steps

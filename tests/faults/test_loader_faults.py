@@ -181,8 +181,8 @@ def test_a_straggler_does_not_hold_up_the_others(index, note):
 @pytest.mark.faults
 def test_without_hedging_a_straggler_holds_up_everybody(index, monkeypatch):
     alike, _, _ = straggling(index, 1.0)
-    monkeypatch.setattr("loader.assembly.Assembler._hedge", lambda self: None)
-    monkeypatch.setattr("loader.assembly.Assembler._suspects", lambda self: set())
+    monkeypatch.setattr("loader.batches.assembly.Assembler._hedge", lambda self: None)
+    monkeypatch.setattr("loader.batches.assembly.Assembler._suspects", lambda self: set())
     rate, _, stats = straggling(index, 10.0)
     assert stats["hedged"] == 0
     assert rate / (0.75 * alike) < 0.8
@@ -206,7 +206,7 @@ def test_without_rerouting_a_lost_loader_ends_the_run(index, monkeypatch):
             return len(consume(BatchStream(windows(len(index)), pool, replace(CONFIG, stall_timeout_s=2.0))).lines)
 
     assert run() == CONFIG.total_steps
-    monkeypatch.setattr("loader.assembly.Assembler._reroute", lambda self, request, error: None)
+    monkeypatch.setattr("loader.batches.assembly.Assembler._reroute", lambda self, request, error: None)
     with pytest.raises(Exception, match="no images for 2 s"):
         run()
 

@@ -76,7 +76,7 @@ def test_without_the_order_of_reports_a_late_one_overwrites(monkeypatch):
     def last_writer(self, report):
         self.values[report.ids], self.holder[report.ids] = report.values, self._enrol(report)
 
-    monkeypatch.setattr("scoring.scores.ScoreTable.merge", last_writer)
+    monkeypatch.setattr("scoring.table.scores.ScoreTable.merge", last_writer)
     clean, stormy = selection(), selection()
     for report in reports(1):
         send(clean, report)
@@ -151,7 +151,9 @@ def test_a_full_disk_stops_acknowledgements_and_not_the_sampling(refusal, tmp_pa
 
 
 def test_without_waiting_for_the_commit_acknowledged_scores_are_lost(tmp_path, monkeypatch):
-    monkeypatch.setattr("scoring.intake.ScoreIntake.submit", lambda self, report: self._committed.append((1, report)))
+    monkeypatch.setattr(
+        "scoring.log.intake.ScoreIntake.submit", lambda self, report: self._committed.append((1, report))
+    )
     with closing(selection(tmp_path / "run.sqlite")) as service:
         assert send(service, reports(1)[0]).accepted == 20
     with closing(selection(tmp_path / "run.sqlite")) as again:

@@ -15,7 +15,7 @@ import pytest
 from deploy.config import DataConfig
 from deploy.soak.storage import MISBEHAVIOURS, ShardServer
 from loader import BatchStream, ShardIndex, StaleIndexError, StorageUnavailable, TooManyBadSamplesError, build_index
-from loader.storage import HttpShard
+from loader.storage.remote import HttpShard
 from tests.faults.consuming import CONFIG, consume, local_loaders, windows
 
 HOST = ("127.0.0.1",)
@@ -88,7 +88,7 @@ def test_a_short_outage_changes_nothing(served, expected):
 
 @pytest.mark.faults
 def test_without_retries_an_outage_ends_the_run(served, monkeypatch):
-    monkeypatch.setattr("loader.storage.HttpShard._retry", lambda self, fetch: fetch(1.0))
+    monkeypatch.setattr("loader.storage.remote.HttpShard._retry", lambda self, fetch: fetch(1.0))
     with pytest.raises(Exception, match="HTTP 503"):
         through_an_outage(served, "error", 0.4)
 
@@ -104,7 +104,7 @@ def test_without_a_check_of_the_range_a_passing_fault_ends_the_run(kind, served,
             data = error.partial
         return data.ljust(size, b"\0"), int(response.headers["Content-Range"].split("/")[1])
 
-    monkeypatch.setattr("loader.storage.HttpShard._body", unchecked)
+    monkeypatch.setattr("loader.storage.remote.HttpShard._body", unchecked)
     with pytest.raises((TooManyBadSamplesError, StaleIndexError), match=r"CRC-32 mismatch|no member of"):
         through_an_outage(served, kind, OUTAGE_S)
 

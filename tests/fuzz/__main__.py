@@ -18,14 +18,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-WATCHED = ("loader", "scoring.logschema", "scoring.runlog", "scoring.snapshots", "scoring.snapshot_header")
+WATCHED = ("loader", "scoring.log.schema", "scoring.log.runlog", "scoring.log.snapshots", "scoring.log.snapshot_header")
 WATCHED += (
-    "scoring.history",
-    "scoring.columns",
-    "scoring.draw_counts",
+    "scoring.log.history",
+    "scoring.table.columns",
+    "scoring.table.draw_counts",
     "scoring.steering",
     "scoring.controls",
-    "scoring.replay",
+    "scoring.log.replay",
     "deploy.api.models",
     "PIL",
 )

@@ -29,16 +29,16 @@ from PIL import Image
 from pydantic import ValidationError
 
 from deploy.api.models import ControlRequest
-from loader.decode_cpu import decode
+from loader.decode.cpu import decode
+from loader.decode.header import read_header
 from loader.errors import BadSampleError, BadShardError, MissingIndexError
-from loader.header import read_header
 from loader.index import ShardIndex
-from loader.tar import walk_tar
+from loader.shards.tar import walk_tar
 from scoring import Control, CorruptLog, RunLog, RunMismatch, Selection, SelectionConfig, VersionConflict, replay_run
-from scoring.logschema import SCHEMA
-from scoring.runlog import read_entries
-from scoring.snapshots import CHECKSUM, MAGIC, PREFIX, SCHEMA_VERSION, BadSnapshot, read_snapshot
-from scoring.table import SampleTable, local_ranges
+from scoring.log.runlog import read_entries
+from scoring.log.schema import SCHEMA
+from scoring.log.snapshots import CHECKSUM, MAGIC, PREFIX, SCHEMA_VERSION, BadSnapshot, read_snapshot
+from scoring.table.samples import SampleTable, local_ranges
 
 Target = Callable[[bytes], bool]
 

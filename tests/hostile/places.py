@@ -21,19 +21,19 @@ import torch
 from deploy.config import load_config
 from deploy.manifests.ray_up import load_description
 from loader import BatchSpec, LoaderConfig, LoaderWorker, ShardIndex, Transform, build_index
-from loader.connections import Connections
-from loader.shards import open_shard
-from loader.storage import HttpShard
+from loader.storage.connections import Connections
+from loader.storage.members import open_shard
+from loader.storage.remote import HttpShard
 from scoring import Control, Prototypes, RunLog, Selection, SelectionConfig
-from scoring import encoders as scoring_encoders
-from scoring.feature_store import FeatureStore
-from scoring.snapshots import read_snapshot
+from scoring.features import encoders as scoring_encoders
+from scoring.features.store import FeatureStore
+from scoring.log.snapshots import read_snapshot
 from tests.hostile import indexes, tars
 from tests.hostile.images import jpeg
-from trainer.checkpoint import load_checkpoint
 from trainer.config import model_size
 from trainer.evaluate.subjects import read_state
-from trainer.official import load_official
+from trainer.record.checkpoint import load_checkpoint
+from trainer.record.official import load_official
 
 Verdict = tuple[str, str]
 EFFECTIVE_SIZE = 0.5

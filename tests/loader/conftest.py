@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from loader import FixedWindows, ImageSample, ShardIndex, StreamConfig, build_index, build_shards, digits
-from loader.windows import FixedWindow
+from loader.batches.windows import FixedWindow
 
 
 class RandomWindows:

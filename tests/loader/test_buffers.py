@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from loader.buffers import ImageBuffers
+from loader.decode.buffers import ImageBuffers
 
 
 def test_memory_comes_back_when_the_last_view_is_gone():

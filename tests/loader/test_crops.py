@@ -9,7 +9,7 @@ from scipy.stats import ks_2samp, kstest
 from torchvision.transforms import RandomResizedCrop
 
 from loader import Transform
-from loader.crops import boxes, flips, philox4x32, uniforms
+from loader.decode.crops import boxes, flips, philox4x32, uniforms
 
 
 def make_boxes(draws: int, width: int, height: int, *, seed: int = 0, **options: object) -> np.ndarray:

@@ -13,9 +13,9 @@ from torchvision.transforms import v2
 from loader import BadSampleError, LoaderConfig, Transform
 from loader.batch import Encoded
 from loader.cache import PixelCache
-from loader.decode_cpu import CpuDecoder, decode, output_size
-from loader.decode_region import RegionDecoder, decode_top
-from loader.header import read_header
+from loader.decode.cpu import CpuDecoder, decode, output_size
+from loader.decode.header import read_header
+from loader.decode.region import RegionDecoder, decode_top
 from loader.worker import build_decoder
 
 
@@ -169,7 +169,7 @@ def jpeg_variants(pixels: np.ndarray) -> dict[str, bytes]:
 @pytest.mark.parametrize("codec", [True, False], ids=["nvimgcodec", "top"])
 def test_a_decoded_box_has_the_pixels_of_the_whole(photos, codec, monkeypatch):
     if not codec:
-        monkeypatch.setattr("loader.decode_region._codec", lambda: None)
+        monkeypatch.setattr("loader.decode.region._codec", lambda: None)
     regions, rng = RegionDecoder(), np.random.default_rng(0)
     pixels = np.ascontiguousarray(np.asarray(pil(photos[2]))[:117, :131])
     for name, data in jpeg_variants(pixels).items():

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loader.disk_cache import DiskCache
+from loader.storage.disk_cache import DiskCache
 
 LIMIT = 4 << 20
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from loader.fleet import Fleet
-from loader.scaling import ScalePolicy
+from loader.fleet.keeper import Fleet
+from loader.fleet.scaling import ScalePolicy
 
 
 @dataclass

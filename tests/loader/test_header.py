@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from loader.decode.header import read_header
 from loader.errors import BadSampleError
-from loader.header import read_header
 
 LIMIT = 50_000_000
 

@@ -134,7 +134,7 @@ def refuse_to_walk(*args: object, **options: object) -> None:
 def test_an_idx_beside_a_tar_is_read_instead_of_walking_it(photo_index, tmp_path, monkeypatch):
     shard = shutil.copy(photo_index.shard_urls[0], tmp_path / "x.tar")
     subprocess.run([sys.executable, "-m", "wds2idx", str(shard)], check=True, capture_output=True, cwd=tmp_path)
-    monkeypatch.setattr("loader.index_builder.walk_tar", refuse_to_walk)
+    monkeypatch.setattr("loader.shards.index_builder.walk_tar", refuse_to_walk)
     index = build_index([shard], tmp_path / "i.parquet")
     assert (index.crc32 == photo_index.crc32[:10]).all()
     assert index.keys == photo_index.keys[:10]

@@ -226,7 +226,7 @@ def test_loaders_that_cannot_start_are_an_error_that_says_why(local_ray, tmp_pat
 
 
 def test_the_benchmark_reports_every_figure(local_ray, photo_index):
-    from loader.bench import bench_loader
+    from loader.bench.images import bench_loader
 
     report = bench_loader(photo_index.path.parent, seconds=0.2)
     figures = ("raw_decode", "in_process", "service", "cached", "peers")

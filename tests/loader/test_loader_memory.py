@@ -111,14 +111,14 @@ def test_a_loader_keeps_to_its_cache_and_a_prefetch_window_and_nothing_is_spille
 
 OPENED = """
 import sys
-from loader.bench_index import open_cost
+from loader.bench.index import open_cost
 seconds, held = open_cost(sys.argv[1])
 sys.stdout.write(f"{held}")
 """
 
 
 def test_an_open_index_holds_its_columns_and_little_more(tmp_path):
-    from loader.bench_index import write_large_index
+    from loader.bench.index import write_large_index
 
     num_samples = 400_000
     path = write_large_index(tmp_path / "large.parquet", num_samples)

@@ -27,11 +27,11 @@ from loader import (
     StorageUnavailable,
     Transform,
     build_index,
-    storage,
 )
-from loader.connections import Connections
-from loader.shards import open_shard
-from loader.storage import HttpShard
+from loader.storage import remote as storage
+from loader.storage.connections import Connections
+from loader.storage.members import open_shard
+from loader.storage.remote import HttpShard
 
 pytest.importorskip("moto", reason="the S3-compatible server is moto's")
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")

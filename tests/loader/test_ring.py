@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loader.ring import Ring, RingAddress, RingUser, Slot
-from loader.slots import SlotKeeper
+from loader.batches.ring import Ring, RingAddress, RingUser, Slot
+from loader.batches.slots import SlotKeeper
 
 SIZE = 16
 IMAGE_BYTES = 3 * SIZE * SIZE
@@ -90,7 +90,7 @@ def test_a_loader_lets_go_of_a_ring_that_its_owner_has_dropped():
 
 OWNER = """
 import sys, time
-from loader.ring import Ring
+from loader.batches.ring import Ring
 ring = Ring(1 << 22)
 ring.images(ring.allocate(1 << 20), 1, 500)[...] = 7
 print(ring.address.pid, ring.address.fd, ring.address.nonce.hex(), flush=True)

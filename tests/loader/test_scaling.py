@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from loader.scaling import Autoscaler, ScalePolicy, ScaleTo
+from loader.fleet.scaling import Autoscaler, ScalePolicy, ScaleTo
 
 POLICY = ScalePolicy(min_size=1, max_size=16, patience=3, cooldown_s=10)
 

@@ -23,8 +23,8 @@ from loader import (
     list_parquet,
     list_tars,
 )
-from loader.header import read_header
-from loader.shard_builder import PLAN_FILE
+from loader.decode.header import read_header
+from loader.shards.builder import PLAN_FILE
 
 
 def hashes(out: Path) -> dict[str, str]:

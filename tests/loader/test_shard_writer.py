@@ -20,7 +20,7 @@ from loader import (
     parquet_images,
     shrink,
 )
-from loader.header import read_header
+from loader.decode.header import read_header
 
 
 def hashes(paths: list[str]) -> list[str]:

@@ -27,10 +27,10 @@ from loader import (
     Transform,
     build_index,
 )
-from loader.addresses import check_url
-from loader.connections import Connections
-from loader.shards import open_shard
-from loader.storage import BucketShard, HttpShard, ReadAhead
+from loader.storage.addresses import check_url
+from loader.storage.connections import Connections
+from loader.storage.members import open_shard
+from loader.storage.remote import BucketShard, HttpShard, ReadAhead
 
 LOCAL = ("127.0.0.1",)
 Fault = Callable[[BaseHTTPRequestHandler], bool]
@@ -176,7 +176,7 @@ def test_a_lasting_fault_is_a_typed_error_within_the_deadline(server):
 
 
 def test_a_trickle_is_not_waited_for(server, monkeypatch):
-    monkeypatch.setattr("loader.storage.TIMEOUT_S", 0.5)
+    monkeypatch.setattr("loader.storage.remote.TIMEOUT_S", 0.5)
 
     def trickle(handler: RangeHandler) -> bool:
         handler.send_response(206)
@@ -214,7 +214,7 @@ def test_connections_are_kept_for_many_reads_and_shared_by_shards(server):
 
 
 def test_a_connection_that_the_server_closed_meanwhile_is_replaced_at_once(server, monkeypatch):
-    monkeypatch.setattr("loader.storage._FIRST_PAUSE_S", 100.0)
+    monkeypatch.setattr("loader.storage.remote._FIRST_PAUSE_S", 100.0)
     with closing(HttpShard(f"{server.base}/shard-000000.tar", allow_hosts=LOCAL)) as shard:
         expected = shard.read_at(0, 10)
         server.faults = [hang_up]
@@ -237,8 +237,8 @@ def test_a_name_that_resolves_to_a_private_address_later_is_not_connected_to(ser
         dialled.append(address)
         raise ConnectionRefusedError
 
-    monkeypatch.setattr("loader.addresses.socket.getaddrinfo", rebinding)
-    monkeypatch.setattr("loader.connections.socket.create_connection", dial)
+    monkeypatch.setattr("loader.storage.addresses.socket.getaddrinfo", rebinding)
+    monkeypatch.setattr("loader.storage.connections.socket.create_connection", dial)
     with pytest.raises(ValueError, match="not a public address"):
         HttpShard(f"https://rebound.example:{port}/shard-000000.tar", deadline_s=5)
     assert dialled == [("93.184.216.34", port)]

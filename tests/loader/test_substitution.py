@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from loader import BadSample, TooManyBadSamplesError
-from loader.substitution import BadSampleLimit, Substitute, substitute
+from loader.batches.substitution import BadSampleLimit, Substitute, substitute
 
 BAD = BadSample(row=0, sample_id=4, draw=9, key="cat/4", reason="CRC-32 mismatch")
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loader.errors import BadShardError
-from loader.tar import TarMember, is_member_header, walk_tar
+from loader.shards.tar import TarMember, is_member_header, walk_tar
 
 
 def walk(data: bytes) -> list[TarMember]:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from loader import BatchSpec, LoaderConfig, LoaderWorker, ShardIndex, StaleIndexError, Transform
-from loader.crops import boxes, flips
-from loader.decode_cpu import cut, decode, resize_into
-from loader.header import read_header
+from loader.decode.cpu import cut, decode, resize_into
+from loader.decode.crops import boxes, flips
+from loader.decode.header import read_header
 
 TRANSFORM = Transform(size=40)
 
@@ -154,6 +154,6 @@ def test_stats_count_what_was_done(worker):
 
 
 def test_shards_beyond_the_descriptor_limit_are_reopened(photo_index, worker, monkeypatch):
-    monkeypatch.setattr("loader.shards.MAX_OPEN_SHARDS", 1)
+    monkeypatch.setattr("loader.storage.members.MAX_OPEN_SHARDS", 1)
     spec = make_spec(np.tile([0, 10, 20], 8))
     assert (worker.load(spec).images == worker.load(spec).images).all()

@@ -4,8 +4,8 @@ import pytest
 
 from scoring import clusters
 from scoring.clusters import cluster, kmeans_device, labelled_clusters
-from scoring.feature_store import FeatureStore
-from scoring.normalise import normalised
+from scoring.features.normalise import normalised
+from scoring.features.store import FeatureStore
 from scoring.prototypes import prototype_distances
 
 

@@ -1,6 +1,6 @@
 import numpy as np
 
-from scoring.draw_counts import DrawCounts
+from scoring.table.draw_counts import DrawCounts
 
 
 def test_counts_equal_a_plain_table_beyond_two_bytes():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scoring import Control, CorruptLog, Event, LogUnavailable, RunLog, Selection, SelectionConfig, replay_run
-from scoring.snapshots import BadSnapshot, Disk, SnapshotStore, read_snapshot
+from scoring.log.snapshots import BadSnapshot, Disk, SnapshotStore, read_snapshot
 
 N = 300
 CONFIG = SelectionConfig(
@@ -90,11 +90,11 @@ def scenario(path, faults, monkeypatch):
     original = sqlite3.connect
     with monkeypatch.context() as patch:
         patch.setattr(
-            "scoring.logschema.sqlite3.connect",
+            "scoring.log.schema.sqlite3.connect",
             lambda *a, **k: original(*a, **{**k, "factory": faulty_connection(faults, path)}),
         )
-        patch.setattr("scoring.snapshots.Disk", lambda: FaultyDisk(faults))
-        patch.setattr("scoring.snapshots.KEPT", 1)
+        patch.setattr("scoring.log.snapshots.Disk", lambda: FaultyDisk(faults))
+        patch.setattr("scoring.log.snapshots.KEPT", 1)
         acknowledged = []
         rng = np.random.default_rng(0)
         try:
@@ -391,10 +391,10 @@ def trimmed_run(path, faults, monkeypatch, *, policy="uniform"):
     original, acknowledged, rng = sqlite3.connect, [np.full(N, np.nan)], np.random.default_rng(2)
     with monkeypatch.context() as patch:
         patch.setattr(
-            "scoring.logschema.sqlite3.connect",
+            "scoring.log.schema.sqlite3.connect",
             lambda *a, **k: original(*a, **{**k, "factory": faulty_connection(faults, path)}),
         )
-        patch.setattr("scoring.runlog.TRIMMED_AT_ONCE", 3)
+        patch.setattr("scoring.log.runlog.TRIMMED_AT_ONCE", 3)
         try:
             faults.log = RunLog(path)
             config = _config(policy=policy, snapshot_windows=2, ranges=2, segment_samples=128)

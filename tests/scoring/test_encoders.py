@@ -4,9 +4,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from scoring.encoders import model_size, timm_features, untrained_features
-from scoring.features import image_features
-from scoring.sift import dense_sift
+from scoring.features.encoders import model_size, timm_features, untrained_features
+from scoring.features.images import image_features
+from scoring.features.sift import dense_sift
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
 TINY = "vit_tiny_patch16_224"

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scoring.permutation import permuted_ids
+from scoring.draw.permutation import permuted_ids
+from scoring.draw.sampling import random_uniforms
 from scoring.policies import PolicyOptions, PolicyPlan, parse_policy
-from scoring.sampling import random_uniforms
-from scoring.table import SampleTable, local_ranges
+from scoring.table.samples import SampleTable, local_ranges
 from scoring.temperature import expected_distinct
 
 ALPHA = 1e-6

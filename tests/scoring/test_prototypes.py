@@ -3,7 +3,7 @@ import pytest
 from sklearn.metrics import davies_bouldin_score
 
 from scoring.clusters import cluster, davies_bouldin
-from scoring.features import image_features
+from scoring.features.images import image_features
 from scoring.prototypes import Prototypes, prototype_distances
 
 

@@ -3,7 +3,7 @@ import pytest
 
 from scoring import Adaptive, Control, Event, RunLog, Selection, SelectionConfig, replay_run
 from scoring.errors import CorruptLog
-from scoring.replay import redraw
+from scoring.log.replay import redraw
 
 N = 400
 

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from scoring.columns import Columns
+from scoring.draw.sampling import random_uniforms
 from scoring.policies import PolicyOptions, PolicyPlan, parse_policy
-from scoring.sampling import random_uniforms
-from scoring.table import SampleTable, local_ranges, range_borders
+from scoring.table.columns import Columns
+from scoring.table.samples import SampleTable, local_ranges, range_borders
 
 
 def table_of(weights, *, ranges=1, segment_blocks=4):
@@ -87,7 +87,7 @@ def test_table_keeps_fourteen_bytes_a_sample_and_the_block_sums():
     part = Columns(np.zeros(num_samples, np.float32), num_samples=num_samples)
     table = SampleTable([part], options=PolicyOptions())
     table.weights(parse_policy("prototypical"), 0.1)
-    from scoring.scores import ScoreReport
+    from scoring.table.scores import ScoreReport
 
     ids = np.arange(10)
     report = ScoreReport(ids=ids, values=np.ones(10, np.float32), kind="loss", step=0, producer="a", sequence=0)

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from scoring.scores import ScoreReport, ScoreTable, checked_scores
+from scoring.table.scores import ScoreReport, ScoreTable, checked_scores
 
 
 def report(ids, values, *, step=0, producer="a", sequence=0):
@@ -92,6 +92,6 @@ def test_refusals_are_counted_once_each():
 
 
 def test_oversized_report_is_refused(monkeypatch):
-    monkeypatch.setattr("scoring.scores.REPORT_LIMIT", 2)
+    monkeypatch.setattr("scoring.table.scores.REPORT_LIMIT", 2)
     with pytest.raises(ValueError, match="at most 2"):
         checked_scores([0, 1, 2], [0.0, 0.0, 0.0], 5)

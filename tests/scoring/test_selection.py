@@ -201,7 +201,7 @@ def test_log_of_another_run_is_refused_by_field(tmp_path):
 
 
 def test_second_writer_is_refused_and_a_reader_is_not(tmp_path, monkeypatch):
-    monkeypatch.setattr("scoring.logschema.LOCK_WAIT_S", 0.1)
+    monkeypatch.setattr("scoring.log.schema.LOCK_WAIT_S", 0.1)
     selection = Selection(distances(), config(), runlog=RunLog(tmp_path / "run.sqlite"))
     selection.control(set_size(0.4))
     with pytest.raises(LogInUse, match="one writer"):

@@ -106,10 +106,10 @@ class SelectionWorld(RuleBasedStateMachine):
         connect = sqlite3.connect
         with (
             mock.patch(
-                "scoring.logschema.sqlite3.connect",
+                "scoring.log.schema.sqlite3.connect",
                 lambda *a, **k: connect(*a, **{**k, "factory": faulty_connection(self.faults, self.path)}),
             ),
-            mock.patch("scoring.snapshots.Disk", return_value=FaultyDisk(self.faults)),
+            mock.patch("scoring.log.snapshots.Disk", return_value=FaultyDisk(self.faults)),
         ):
             self.faults.log = RunLog(self.path)
             try:
@@ -356,8 +356,8 @@ def answer_before_the_commit(self, report):
 @pytest.mark.parametrize(
     ("where", "mutant"),
     [
-        ("scoring.intake.ScoreIntake.submit", answer_before_the_commit),
-        ("scoring.runlog.RunLog.entry_of", lambda self, request: None),
+        ("scoring.log.intake.ScoreIntake.submit", answer_before_the_commit),
+        ("scoring.log.runlog.RunLog.entry_of", lambda self, request: None),
         ("scoring.shelf.WindowShelf.flush", lambda self: self._unwritten.clear()),
     ],
     ids=["answer before the commit", "wishes applied twice", "windows not written"],

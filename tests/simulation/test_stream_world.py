@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from loader import BadSample, BatchSpec, FixedWindows, LoaderLost, Pixels, StreamConfig, Transform
-from loader.assembly import Assembler, StreamStats
+from loader.batches.assembly import Assembler, StreamStats
+from loader.batches.substitution import Substitute
+from loader.batches.windows import FixedWindow
 from loader.errors import StreamStalled
-from loader.substitution import Substitute
-from loader.windows import FixedWindow
 
 EXAMPLES = int(os.environ.get("TEMPERA_SIMULATIONS", "100"))
 CONFIG = StreamConfig(
@@ -213,7 +213,7 @@ class StreamWorld(RuleBasedStateMachine):
 
     def in_the_world(self):
         return mock.patch(
-            "loader.assembly.time", SimpleNamespace(monotonic=self.world.monotonic, sleep=self.world.sleep)
+            "loader.batches.assembly.time", SimpleNamespace(monotonic=self.world.monotonic, sleep=self.world.sleep)
         )
 
     def healthy(self):
@@ -368,10 +368,10 @@ taken: list[int] = []
 @pytest.mark.parametrize(
     ("where", "mutant"),
     [
-        ("loader.assembly.Assembler._reroute", ignore_losses),
-        ("loader.groups.Group.fill", believe_every_reply),
-        ("loader.groups.substitute", next_spare),
-        ("loader.assembly.Assembler._hedge", lambda self: None),
+        ("loader.batches.assembly.Assembler._reroute", ignore_losses),
+        ("loader.batches.groups.Group.fill", believe_every_reply),
+        ("loader.batches.groups.substitute", next_spare),
+        ("loader.batches.assembly.Assembler._hedge", lambda self: None),
     ],
 )
 def test_a_broken_stream_is_found_out(where, mutant, monkeypatch):

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from trainer_fakes import FakeStream, tiny_run
 
 from loader import build_index, build_shards
-from loader.sources import ImageSample
+from loader.shards.sources import ImageSample
 from trainer import train
 from trainer.evaluate import subject_of_run
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from trainer import METHODS, Losses, Method, ModelConfig, StepRandomness
 from trainer.masking import take
 from trainer.methods.mae import masked_losses
-from trainer.vit import Encoder, patchify
+from trainer.models.vit import Encoder, patchify
 
 
 class MeanColour(Method):

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from trainer import METHODS
-from trainer.bench import CPU_CASES, CUDA_CASES, CUDA_TARGETS, Case, _config, bench_trainer, run_cost
+from trainer.bench.step import CPU_CASES, CUDA_CASES, CUDA_TARGETS, Case, _config, bench_trainer, run_cost
 from trainer.config import PassConfig
-from trainer.profiling import image_flops
+from trainer.record.profiling import image_flops
 
 
 def test_the_report_has_the_named_figures_and_is_json():

@@ -91,7 +91,7 @@ def test_a_full_disk_is_a_typed_error_and_keeps_the_one_before(tmp_path, monkeyp
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.checkpoint.save_file", full)
+    monkeypatch.setattr("trainer.record.checkpoint.save_file", full)
     with pytest.raises(CheckpointError, match=r"must fit on the disk.*No space left"):
         save(checkpoints, 2)
     assert checkpoints.latest().state["step"] == 1

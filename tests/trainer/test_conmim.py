@@ -7,11 +7,11 @@ from trainer_fakes import GOLDENS, FakeStream, tiny, tiny_run
 from trainer import Progress, StepRandomness
 from trainer.augment import blur, change_colours, jitter, turn_hue
 from trainer.averages import cosine_momentum
+from trainer.bench.goldens import golden_conmim, golden_images, golden_mask
 from trainer.config import ConmimConfig
-from trainer.goldens import golden_conmim, golden_images, golden_mask
 from trainer.loop import build_state
+from trainer.models.vit import patchify
 from trainer.step import train_step
-from trainer.vit import patchify
 
 
 def test_the_loss_equals_the_official_one():

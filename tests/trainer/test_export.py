@@ -7,7 +7,7 @@ from trainer_fakes import FakeStream, tiny, tiny_run
 
 from trainer import METHODS, build_method, train
 from trainer.config import ConmimConfig, SwinConfig
-from trainer.export import TIMM_CLASSES, export_timm, load_method, timm_model
+from trainer.record.export import TIMM_CLASSES, export_timm, load_method, timm_model
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 

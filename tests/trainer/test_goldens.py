@@ -2,8 +2,8 @@ import json
 
 from trainer_fakes import GOLDENS
 
-from trainer import goldens
-from trainer.goldens import OFFICIAL, TOLERANCE, golden_errors
+from trainer.bench import goldens
+from trainer.bench.goldens import OFFICIAL, TOLERANCE, golden_errors
 from trainer.methods import METHODS
 
 

@@ -3,10 +3,10 @@ import torch
 from trainer_fakes import GOLDENS, tiny
 
 from trainer import StepRandomness, build_method, model_size
-from trainer.goldens import GoldenRandomness, golden_images, golden_mae
+from trainer.bench.goldens import GoldenRandomness, golden_images, golden_mae
 from trainer.masking import random_mask
 from trainer.methods.mae import Mae, standardise
-from trainer.vit import patchify, sincos_positions, unpatchify
+from trainer.models.vit import patchify, sincos_positions, unpatchify
 
 GOLDEN = GOLDENS["mae"]
 

@@ -11,7 +11,7 @@ from trainer import METHODS, ModelConfig, StepRandomness, build_method, model_si
 from trainer.config import ConmimConfig, MtoConfig, SwinConfig
 from trainer.masking import random_mask, split_tokens
 from trainer.mto import PRESETS, MtoObserver, entropy, similarity, visible_to_masked_attention
-from trainer.pictures import affinities
+from trainer.record.pictures import affinities
 
 NOTHING = StepRandomness(seed=0, step=0)
 

@@ -4,7 +4,7 @@ from safetensors.torch import save_file
 from trainer_fakes import tiny
 
 from trainer import StepRandomness, build_method
-from trainer.official import from_official, load_official
+from trainer.record.official import from_official, load_official
 
 
 def official_mae(method):

@@ -9,7 +9,7 @@ from scoring import masked_mean_score, patch_weighted_score
 from trainer import ModelConfig, Progress, SingleProcess, StepRandomness, TrainConfig, build_method, read_metrics, train
 from trainer.config import PassConfig
 from trainer.loop import build_state
-from trainer.mask_predictor import hardest_blocks, hardest_patches
+from trainer.models.mask_predictor import hardest_blocks, hardest_patches
 from trainer.optim import learning_rate
 from trainer.pass_plan import (
     cost_epochs,

@@ -9,9 +9,9 @@ from trainer.config import ConmimConfig, MtoConfig, PassConfig
 from trainer.masking import random_mask
 from trainer.methods.bootmae import standardise_channels
 from trainer.methods.mae import standardise
-from trainer.pictures import Pictures, draw, heterogeneity_plot, reconstructions, watching
+from trainer.models.vit import patchify
 from trainer.randomness import StepRandomness
-from trainer.vit import patchify
+from trainer.record.pictures import Pictures, draw, heterogeneity_plot, reconstructions, watching
 
 SHAPE = {"image_size": 64, "patch_size": 16, "conmim": ConmimConfig(hidden=16, projection=8)}
 EXPECTED = {

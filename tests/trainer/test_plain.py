@@ -3,9 +3,9 @@ import torch
 from trainer_fakes import tiny
 
 from trainer import METHODS, StepRandomness, build_method
+from trainer.bench.plain import PLAIN, order_of, plain_masker
 from trainer.config import ConmimConfig
 from trainer.masking import random_mask
-from trainer.plain import PLAIN, order_of, plain_masker
 
 
 @pytest.fixture(params=METHODS)

@@ -6,7 +6,7 @@ from trainer_fakes import FakeStream, tiny, tiny_run
 
 from trainer import METHODS, model_size, read_metrics, train
 from trainer.config import SwinConfig
-from trainer.profiling import image_flops, peak_flops, utilisation
+from trainer.record.profiling import image_flops, peak_flops, utilisation
 
 
 def test_mae_base_costs_58_gflop_an_image():

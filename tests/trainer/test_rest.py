@@ -7,7 +7,7 @@ import pytest
 from trainer_fakes import FakeStream, tiny_run
 
 from trainer import read_metrics, train
-from trainer.metrics import Meter
+from trainer.record.metrics import Meter
 
 REST_S = 0.6
 

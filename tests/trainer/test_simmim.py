@@ -5,9 +5,9 @@ import torch
 from trainer_fakes import GOLDENS, tiny
 
 from trainer import ModelConfig, StepRandomness, build_method
-from trainer.goldens import golden_images, golden_mask, golden_simmim
+from trainer.bench.goldens import golden_images, golden_mask, golden_simmim
 from trainer.masking import simmim_mask
-from trainer.vit import patchify
+from trainer.models.vit import patchify
 
 
 @pytest.mark.parametrize(("swin", "scale"), [(False, 2), (True, 8)], ids=["vit", "swin"])

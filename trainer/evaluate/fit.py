@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from trainer.averages import move_average
-from trainer.checkpoint import Checkpoints, load_optimizer_tensors, optimizer_tensors
 from trainer.config import Precision, require
 from trainer.evaluate.data import ahead
 from trainer.optim import gradient_norm, set_learning_rate
 from trainer.precision import autocast
+from trainer.record.checkpoint import Checkpoints, load_optimizer_tensors, optimizer_tensors
 
 Progress = Callable[[int, int], None]
 Figures = dict[str, Any]

@@ -18,7 +18,7 @@ from timm.models import beit, swin_transformer, vision_transformer
 from torch import Tensor, nn
 
 from trainer.config import IMAGENET_MEAN, IMAGENET_STD, require
-from trainer.export import TIMM_CLASSES, load_method, timm_arguments, timm_state
+from trainer.record.export import TIMM_CLASSES, load_method, timm_arguments, timm_state
 
 State = dict[str, Tensor]
 HEADS = ("head.", "fc_norm.", "norm.", "fc.", "classifier.")

@@ -20,11 +20,11 @@ from trainer.averages import bootmae_momentum, freeze_copy, move_average
 from trainer.config import ModelConfig
 from trainer.masking import Mask, take
 from trainer.methods.base import Losses, Method, add_mto
+from trainer.models.vit import LAYER_NORM_EPS, Encoder, init_xavier, patchify, sincos_positions
 from trainer.mto import MtoObserver
 from trainer.precision import wide, without_autocast
 from trainer.progress import Progress
 from trainer.randomness import Randomness, StepRandomness
-from trainer.vit import LAYER_NORM_EPS, Encoder, init_xavier, patchify, sincos_positions
 
 PIXEL_VARIANCE_EPS = 1e-5  # official BootMAE, added to the variance of a patch's channel
 RAMP = 4  # the feature loss reaches its weight after a quarter of the epochs

@@ -22,16 +22,16 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from trainer.collectives import gather_rows
 from trainer.config import ModelConfig
-from trainer.mask_predictor import whole_image
 from trainer.masking import Mask, split_order, take
 from trainer.methods.base import Losses
 from trainer.methods.mae import Mae, patch_errors
+from trainer.models.mask_predictor import whole_image
+from trainer.models.vit import init_xavier, patchify
 from trainer.precision import wide
 from trainer.progress import Progress
 from trainer.randomness import StepRandomness
-from trainer.vit import init_xavier, patchify
+from trainer.ranks.collectives import gather_rows
 
 GAUSS_SIGMA = 0.12  # official CL-MAE, width of the binarisation loss around 1/2
 DIVERSITY_SCALE = 0.1  # official CL-MAE, scale of the distances between masks

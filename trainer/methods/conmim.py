@@ -17,16 +17,16 @@ from torch import Tensor, nn
 
 from trainer.augment import change_colours
 from trainer.averages import cosine_momentum, freeze_copy, move_average
-from trainer.beit import RelativeEncoder, narrow_normal
-from trainer.collectives import GlobalBatchNorm
 from trainer.config import ModelConfig
 from trainer.masking import Mask, split_tokens, take
 from trainer.methods.base import Losses, Method, add_mto
 from trainer.methods.mae import masked_losses
+from trainer.models.beit import RelativeEncoder, narrow_normal
+from trainer.models.vit import patchify
 from trainer.precision import wide, without_autocast
 from trainer.progress import Progress
 from trainer.randomness import StepRandomness
-from trainer.vit import patchify
+from trainer.ranks.collectives import GlobalBatchNorm
 
 
 class Conmim(Method):

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from trainer.config import ModelConfig
-from trainer.decoder import TokenDecoder
-from trainer.mask_predictor import add_predictor, hardest_patches, whole_image
 from trainer.masking import Mask, take
 from trainer.methods.base import Losses, Method, add_mto
+from trainer.models.decoder import TokenDecoder
+from trainer.models.mask_predictor import add_predictor, hardest_patches, whole_image
+from trainer.models.vit import Encoder, patchify
 from trainer.pass_plan import predictor_trains
 from trainer.progress import Progress
 from trainer.randomness import StepRandomness
-from trainer.vit import Encoder, patchify
 
 VARIANCE_EPS = 1e-6  # official MAE, norm_pix_loss
 

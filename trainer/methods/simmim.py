@@ -11,16 +11,16 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from trainer.beit import RelativeEncoder, narrow_normal
 from trainer.config import ModelConfig, require
-from trainer.mask_predictor import TokenPredictor, add_predictor, hardest_blocks
 from trainer.masking import Mask, take
 from trainer.methods.base import Losses, Method, add_mto
+from trainer.models.beit import RelativeEncoder, narrow_normal
+from trainer.models.mask_predictor import TokenPredictor, add_predictor, hardest_blocks
+from trainer.models.swin import SwinEncoder, require_whole_squares
+from trainer.models.vit import patchify
 from trainer.pass_plan import predictor_trains
 from trainer.progress import Progress
 from trainer.randomness import StepRandomness
-from trainer.swin import SwinEncoder, require_whole_squares
-from trainer.vit import patchify
 
 COUNT_EPS = 1e-5  # official SimMIM adds it to the number of masked pixels
 

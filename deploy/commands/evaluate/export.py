@@ -19,7 +19,7 @@ def export(
         run: the run's directory; by default the one that is alive under runs/, or the newest.
         weights: the trained encoder, the method's teacher, or the moving average of the weights.
     """
-    from trainer.export import export_timm
+    from trainer.record.export import export_timm
 
     path = export_timm(find_run(run).path, out, weights=weights)
     return Answer(data={"weights": str(path), "description": str(out / "encoder.json")}, view=f"written: {path}")

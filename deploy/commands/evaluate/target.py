@@ -59,7 +59,7 @@ class Encoder:
 
     def place(self) -> torch.device:
         """The device."""
-        from trainer.context import pick_device
+        from trainer.ranks.context import pick_device
 
         return pick_device(self.device, 0)
 

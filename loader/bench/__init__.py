@@ -1,0 +1,1 @@
+"""What the loader costs, beside raw decoding and beside other loaders."""

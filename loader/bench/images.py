@@ -1,0 +1,328 @@
+"""Measures the loader: images per second from raw decoding to the whole service, and of the peers that are installed.
+
+Figures of one run are to be read as ratios: the machine is the same for all of them. The work is
+RandomResizedCrop(224, scale .2-1, bicubic with antialias) and a flip, to uint8, on two threads or two processes,
+after a warm-up.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+
+from loader.batch import BatchSpec
+from loader.batches.windows import FixedWindow
+from loader.bench.index import bench_index
+from loader.bench.peers import PEERS
+from loader.config import LoaderConfig, StreamConfig, Transform
+from loader.decode.memory import keep_freed_memory
+from loader.index import ShardIndex
+from loader.pool import LoaderPool
+from loader.shards.index_builder import build_index
+from loader.shards.listings import class_folders
+from loader.shards.writer import build_shards
+from loader.stream import BatchStream
+from loader.worker import LoaderWorker
+
+if TYPE_CHECKING:
+    from loader.fleet.client import FleetClient
+
+THREADS: Final = 2
+EFFECTIVE_SIZES: Final = (0.61, 0.25, 0.12)
+CACHED_SHARE: Final = 0.4
+"""Share of the decoded images that the caches of all loaders together hold."""
+_BATCH: Final = 64
+_TRANSFORM: Final = Transform()
+
+_TRANSPORTS: Final = {"ring": "through shared memory", "object_store": "through the object store"}
+_RING_BYTES: Final = {"ring": 256 << 20, "object_store": 0}
+
+Progress = Callable[[str], None]
+
+
+def bench_loader(
+    images: str | Path,
+    *,
+    peers: bool = False,
+    device: str = "cpu",
+    progress: Progress | None = None,
+    seconds: float = 4.0,
+) -> dict[str, Any]:
+    """Measure and return images per second as plain values.
+
+    Args:
+        images: A folder of images, a folder of tars, or a tar.
+        peers: Measure other loaders that are installed, too.
+        device: "cpu", or "cuda" for a sweep of the GPU decoder's settings.
+        progress: Told the name of each measurement when it starts.
+        seconds: Length of each measurement, after its warm-up.
+
+    Returns:
+        `{"raw_decode", "in_process", "service", "cached": {"0.61", "0.25", "0.12"}, "peers": {name: ...}}`, all
+        images/s, with these beside them: "object_store" has the figures of "service" and "cached" without shared
+        memory, "cache_hit_rate" the share of hits by effective size, "index" what `bench_index` measures. With "cuda"
+        `{"raw_decode", "gpu": [{"threads", "hw_decoder_load", "images_per_s", "host_cpus", "gpu_memory_mb"}]}`.
+
+    Raises:
+        ValueError: If there are no images, or the device is unknown or not there.
+    """
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda; got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda needs a GPU and its driver; none was found here. Use cpu")
+    keep_freed_memory()
+    say = progress or (lambda _: None)
+    with tempfile.TemporaryDirectory(prefix="tempera-bench-") as scratch:
+        tars = _tars(Path(images), Path(scratch))
+        index = build_index(tars, Path(scratch) / "index.parquet")
+        with index.reader() as reader:
+            encoded = [index.read(row, reader) for row in range(len(index))]
+        if device == "cuda":
+            say("raw decode")
+            with _raw_decode(encoded) as raw:
+                limit = rate(raw, seconds)
+            return {"raw_decode": limit, "gpu": sweep_dali(index, seconds, device_id=0, say=say)}
+        report: dict[str, Any] = {}
+        say("raw decode and in process")
+        config = LoaderConfig(index=str(index.path), threads=THREADS)
+        with _raw_decode(encoded) as raw, _in_process(config) as ours:
+            report |= rates({"raw_decode": raw, "in_process": ours}, seconds)
+        report |= _services(index, seconds, say)
+        report["peers"] = _peers(encoded, seconds, say) if peers else {}
+        say("index")
+        report["index"] = bench_index(tars, Path(scratch), seconds=seconds / 2)
+    return report
+
+
+def probabilities(num_samples: int, effective_size: float) -> NDArray[np.float64]:
+    """Return float64[N] draw probabilities of a given effective size, shaped as on ImageNet.
+
+    Distances have the quantiles of Beta(3.40, 2.38), which reproduces the published effective sizes; the probability is
+    softmax(-distance / temperature), the temperature found by bisection on the effective size (Lin et al., Eq. 4-5).
+    """
+    grid = np.linspace(0, 1, 4097)[1:-1]
+    density = grid**2.40 * (1 - grid) ** 1.38
+    quantiles = (np.arange(num_samples) + 0.5) / num_samples
+    distance = np.interp(quantiles, np.cumsum(density) / density.sum(), grid)
+    low, high = 1e-4, 1e4
+    for _ in range(100):
+        temperature = float(np.sqrt(low * high))
+        weight = np.exp(-(distance - distance.min()) / temperature)
+        share = weight / weight.sum()
+        drawn = -np.expm1(num_samples * np.log1p(-np.minimum(share, 1 - 1e-12))).mean()
+        low, high = (low, temperature) if drawn > effective_size else (temperature, high)
+    return np.random.default_rng(0).permutation(share)
+
+
+def rate(batches: Iterable[int], seconds: float, *, warm_up: float = 0.3) -> float:
+    """Return items per second of an iterable of counts, after a warm-up of a share of the time."""
+    start = time.perf_counter()
+    counted, began = 0, 0.0
+    for count in batches:
+        now = time.perf_counter()
+        if began:
+            counted += count
+        elif now - start >= warm_up * seconds:
+            began = now
+        if began and now - began >= seconds:
+            return counted / (now - began)
+    raise ValueError(f"the measurement ended before {seconds:g} s: too few images")
+
+
+def rates(sources: dict[str, Iterator[int]], seconds: float, *, slice_s: float = 0.25) -> dict[str, float]:
+    """Return items per second of several iterators that take turns: what else the machine does falls on all of them."""
+    counted, spent = dict.fromkeys(sources, 0), dict.fromkeys(sources, 0.0)
+    for source in sources.values():
+        next(source)
+    while min(spent.values()) < seconds:
+        for name, source in sources.items():
+            start = now = time.perf_counter()
+            while now - start < slice_s:
+                counted[name] += next(source)
+                now = time.perf_counter()
+            spent[name] += now - start
+    return {name: counted[name] / spent[name] for name in sources}
+
+
+def _tars(images: Path, scratch: Path) -> list[Path]:
+    """Return the shards, after writing them if the images are files."""
+    tars = [images] if images.suffix == ".tar" else sorted(images.glob("*.tar"))
+    return tars or [Path(path) for path in build_shards(class_folders(images), scratch / "shards")]
+
+
+@contextmanager
+def _raw_decode(encoded: list[bytes]) -> Iterator[Iterator[int]]:
+    """The limit without a cache: libjpeg-turbo alone, on as many threads."""
+    with ThreadPoolExecutor(THREADS) as threads:
+
+        def chunk(images: list[bytes]) -> int:
+            for data in images:
+                simplejpeg.decode_jpeg(data)
+            return len(images)
+
+        chunks = [encoded[at : at + 4] for at in range(0, len(encoded), 4)]
+        yield (sum(threads.map(chunk, chunks)) for _ in itertools.count())
+
+
+@contextmanager
+def _in_process(config: LoaderConfig, *, ahead: int = 0) -> Iterator[Iterator[int]]:
+    """Our decoder, all images known to be sound, with some requests under way ahead of the one that is counted."""
+    with LoaderWorker(config) as worker, ThreadPoolExecutor(1 + ahead) as requests:
+        rng = np.random.default_rng(0)
+        size = 4 * _BATCH  # a stream has more under way, so that no thread waits for the other's last image
+
+        def load(number: int) -> int:
+            spec = BatchSpec(
+                sample_ids=rng.integers(0, len(worker.index), size),
+                draws=np.arange(number * size, (number + 1) * size),
+                seed=0,
+                transform=_TRANSFORM,
+            )
+            return len(worker.load(spec).images)
+
+        everything = np.arange(len(worker.index))
+        worker.load(BatchSpec(sample_ids=everything, draws=everything, seed=0, transform=_TRANSFORM))
+        under_way = deque(requests.submit(load, number) for number in range(ahead))
+
+        def finish(number: int) -> int:
+            under_way.append(requests.submit(load, number))
+            return under_way.popleft().result()
+
+        yield (finish(number) for number in itertools.count(ahead))
+
+
+@dataclass(frozen=True, slots=True)
+class _Draws:
+    """Windows of draws from fixed probabilities."""
+
+    probability: NDArray[np.float64]
+    config: StreamConfig
+
+    def window(self, index: int) -> FixedWindow:
+        """Return a window drawn with a generator seeded by its number."""
+        draws = self.config.window_steps * self.config.global_batch
+        rng = np.random.default_rng([1, index])
+        ids = np.searchsorted(np.cumsum(self.probability), rng.random(draws) * self.probability.sum())
+        ids = ids.clip(max=len(self.probability) - 1)
+        return FixedWindow(index=index, first_draw=index * draws, sample_ids=ids, probability=self.probability[ids])
+
+
+def _services(index: ShardIndex, seconds: float, say: Progress) -> dict[str, Any]:
+    """The whole way: loader actors to this process, without a cache and with one, through each transport."""
+    from loader.actors import RayLoaders, local_fleet  # noqa: PLC0415 - Ray is needed only here
+
+    uniform = np.full(len(index), 1 / len(index))
+    decoded = 3 * int((index.width.astype(np.int64) * index.height).sum())
+    plain = LoaderConfig(index=str(index.path))
+    cached = LoaderConfig(index=str(index.path), cache_bytes=int(CACHED_SHARE * decoded / THREADS))
+    through: dict[str, dict[str, Any]] = {"ring": {}, "object_store": {}}
+    hit_rate = {}
+    with local_fleet(plain, size=THREADS) as fleet:
+        for transport, figures in through.items():
+            say(f"service, {_TRANSPORTS[transport]}")
+            pool = RayLoaders(fleet, ring_bytes=_RING_BYTES[transport])
+            figures["service"] = _service(pool, uniform, seconds)
+    with local_fleet(cached, size=THREADS) as fleet:
+        for size, (transport, figures) in itertools.product(EFFECTIVE_SIZES, through.items()):
+            say(f"service with a cache at effective size {size}, {_TRANSPORTS[transport]}")
+            before = _cache_uses(fleet)
+            pool = RayLoaders(fleet, ring_bytes=_RING_BYTES[transport])
+            figures.setdefault("cached", {})[str(size)] = _service(pool, probabilities(len(index), size), seconds)
+            hits, uses = (after - earlier for after, earlier in zip(_cache_uses(fleet), before, strict=True))
+            hit_rate[str(size)] = hits / max(1, uses)
+    return {**through["ring"], "object_store": through["object_store"], "cache_hit_rate": hit_rate}
+
+
+def _cache_uses(fleet: FleetClient) -> tuple[int, int]:
+    """Return (hits, uses) of all loaders' caches since they started, as of their last check."""
+    loaders = fleet.status()["loaders"]
+    hits, misses = (sum(loader.get(name, 0) for loader in loaders) for name in ("cache_hits", "cache_misses"))
+    return hits, hits + misses
+
+
+def _service(pool: LoaderPool, probability: NDArray[np.float64], seconds: float) -> float:
+    config = StreamConfig(
+        seed=0, global_batch=2 * _BATCH, total_steps=10**6, window_steps=64, prefetch_steps=6, transform=_TRANSFORM
+    )
+    stream = BatchStream(_Draws(probability, config), pool, config)
+    # The caches have to fill: half of the time is warm-up.
+    return rate((len(batch.images) for batch in stream), seconds, warm_up=1.0)
+
+
+def _peers(encoded: list[bytes], seconds: float, say: Progress) -> dict[str, float]:
+    found = {}
+    for name, start in PEERS.items():
+        say(name)
+        try:
+            with start(encoded, THREADS) as batches:
+                found[name] = rate(batches, seconds, warm_up=0.5)
+        except ImportError:
+            say(f"{name} is not installed")
+    return found
+
+
+def sweep_dali(
+    index: ShardIndex,
+    seconds: float,
+    *,
+    device_id: int | None,
+    say: Progress,
+    threads: Sequence[int] = (4, 8, 16),
+    loads: Sequence[float] = (0.0, 0.5, 0.65, 0.8, 0.95),
+) -> list[dict[str, float]]:
+    """Measure DALI's decoder for each number of threads and share of the hardware engine.
+
+    Args:
+        index: The images.
+        seconds: Length of each measurement.
+        device_id: The GPU; None runs DALI on the CPU.
+        say: Told what is measured.
+        threads: Numbers of host threads.
+        loads: Shares of the JPEG engine, in [0, 1].
+
+    Returns:
+        For each point threads, hw_decoder_load, images_per_s, host_cpus (processors kept busy by this process) and
+        gpu_memory_mb (in use on the whole device afterwards).
+    """
+    points = []
+    for number, load in itertools.product(threads, loads):
+        say(f"DALI, {number} threads, hardware decoder load {load}")
+        config = LoaderConfig(
+            index=str(index.path), threads=number, decoder="dali", device_id=device_id, hw_decoder_load=load
+        )
+        with _in_process(config, ahead=1) as batches:
+            next(batches)
+            began_s, cpu_s = time.perf_counter(), time.process_time()
+            images_per_s = rate(batches, seconds)
+            host_cpus = (time.process_time() - cpu_s) / (time.perf_counter() - began_s)
+            memory = _gpu_memory_mb(device_id)
+        points.append(
+            {
+                "threads": number,
+                "hw_decoder_load": load,
+                "images_per_s": images_per_s,
+                "host_cpus": host_cpus,
+                "gpu_memory_mb": memory,
+            }
+        )
+    return points
+
+
+def _gpu_memory_mb(device_id: int | None) -> float:
+    if device_id is None:
+        return 0.0
+    free, total = torch.cuda.mem_get_info(device_id)
+    return (total - free) / 1e6

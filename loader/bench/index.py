@@ -1,0 +1,96 @@
+"""Measures the sample index: how fast shards are indexed, and what opening an index of ImageNet's size costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from loader.index import IndexRows, ShardIndex, write_index
+from loader.shards.index_builder import build_index
+from loader.shards.index_checks import COLUMNS
+
+IMAGENET_SAMPLES: Final = 1_281_167
+_SAMPLES_A_SHARD: Final = 1_000
+_CHILD: Final = """
+import json, sys
+from loader.bench.index import open_cost
+sys.stdout.write(json.dumps(open_cost(sys.argv[1])))
+"""
+_CHILD_TIMEOUT_S: Final = 120.0
+
+
+def bench_index(
+    tars: Sequence[Path], scratch: Path, *, seconds: float, num_samples: int = IMAGENET_SAMPLES
+) -> dict[str, float]:
+    """Measure on one core and return index_build_mb_per_s (from page cache), index_open_s and index_open_mb.
+
+    Args:
+        tars: Shards to index again and again.
+        scratch: Takes indexes; made by the caller, and removed by it.
+        seconds: How long to build.
+        num_samples: Samples of the index that is opened, in a process of its own.
+    """
+    num_bytes, started, spent = 0, time.perf_counter(), 0.0
+    while spent < seconds:
+        build_index(tars, scratch / "again.parquet")
+        num_bytes += sum(path.stat().st_size for path in tars)
+        spent = time.perf_counter() - started
+    large = write_large_index(scratch / "large.parquet", num_samples)
+    # A fresh interpreter: here, memory that was freed before would hide what opening takes.
+    command = [sys.executable, "-c", _CHILD, str(large)]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_CHILD_TIMEOUT_S)  # noqa: S603 - ours
+    open_s, open_bytes = json.loads(answer.stdout)
+    return {"index_build_mb_per_s": num_bytes / spent / 1e6, "index_open_s": open_s, "index_open_mb": open_bytes / 1e6}
+
+
+def write_large_index(path: Path, num_samples: int) -> Path:
+    """Write an index of random values over shards of a thousand samples. Returns its path."""
+    rng = np.random.default_rng(0)
+    number = np.arange(num_samples)
+    size = rng.integers(60_000, 160_000, num_samples)
+    values = {
+        "shard": number // _SAMPLES_A_SHARD,
+        "offset": 512 + (number % _SAMPLES_A_SHARD) * 161_280,
+        "size": size,
+        "crc32": rng.integers(0, 2**32, num_samples),
+        "width": rng.integers(200, 600, num_samples),
+        "height": rng.integers(200, 600, num_samples),
+        "label": rng.integers(0, 1000, num_samples),
+    }
+    num_shards = -(-num_samples // _SAMPLES_A_SHARD)
+    write_index(
+        path,
+        IndexRows(
+            columns={name: values[name].astype(kind) for name, kind in COLUMNS.items()},
+            keys=[f"n{i % 1000:08d}_{i}" for i in range(num_samples)],
+        ),
+        shard_urls=[f"train-{i:06d}.tar" for i in range(num_shards)],
+        shard_bytes=[162 << 20] * num_shards,
+        class_names=[f"n{i:08d}" for i in range(1000)],
+    )
+    return path
+
+
+def open_cost(path: str) -> tuple[float, int]:
+    """Open an index. Returns (seconds, bytes of memory that it holds), the libraries being loaded already."""
+    warm = write_large_index(Path(path).with_name(f"warm-{os.getpid()}.parquet"), 1000)
+    ShardIndex.load(warm)
+    before, started = _resident_bytes(), time.perf_counter()
+    index = ShardIndex.load(path)
+    spent = time.perf_counter() - started
+    held = _resident_bytes() - before
+    assert len(index)
+    return spent, held
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,1 @@
+"""Shards and their index: images into tars, tars into an index."""

@@ -1,0 +1,136 @@
+"""Connections to storage servers: to checked addresses only, kept open between reads, shared by the reading threads."""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import os
+import socket
+import ssl
+import threading
+from types import TracebackType
+from typing import Final, Self
+from urllib.parse import SplitResult
+
+from loader.storage.addresses import check_form, checked_addresses
+
+TIMEOUT_S: Final = 10.0
+"""Longest wait for a connection, or for the next bytes on one."""
+_MOST_IDLE: Final = 64
+"""Connections kept open to one host; more are closed after use."""
+
+Target = tuple[str, str]
+"""Scheme and host with port: what a connection can be used for."""
+
+
+class Connection(http.client.HTTPConnection):
+    """A plain connection to one of the addresses that were checked. Its name is not looked up again."""
+
+    def __init__(self, parts: SplitResult, addresses: list[tuple[str, int]]) -> None:
+        super().__init__(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
+        self.target: Target = (parts.scheme, parts.netloc)
+        self.used = False
+        """True once it has answered a request: its server may have closed it since."""
+        self._addresses = addresses
+
+    def connect(self) -> None:
+        """Connect to the first address that answers."""
+        refused: OSError = OSError(f"{self.host} has no address")
+        for address in self._addresses:
+            try:
+                self.sock = socket.create_connection(address, TIMEOUT_S)
+            except OSError as error:
+                refused = error
+                continue
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return
+        raise refused
+
+
+class TlsConnection(Connection):
+    """The same with TLS; the certificate must be of the host that the URL names."""
+
+    default_port = 443
+
+    def connect(self) -> None:
+        """Connect and shake hands."""
+        super().connect()
+        self.sock = _tls(os.environ.get("SSL_CERT_FILE")).wrap_socket(self.sock, server_hostname=self.host)
+
+
+class Connections:
+    """The idle connections of one reader. Thread-safe.
+
+    Args:
+        allow_hosts: Hosts that may have private addresses, and may be reached by plain http.
+    """
+
+    def __init__(self, *, allow_hosts: tuple[str, ...] = ()) -> None:
+        self.allow_hosts = allow_hosts
+        self._idle: dict[Target, list[Connection]] = {}
+        self._trusting: dict[str, Connections] = {}
+        self._lock = threading.Lock()
+
+    def trusting(self, host: str) -> Connections:
+        """Return connections that may go to one more host, for the shards that the environment sends there."""
+        with self._lock:
+            return self._trusting.setdefault(host, Connections(allow_hosts=(host, *self.allow_hosts)))
+
+    def take(self, url: str, *, fresh: bool = False) -> Connection:
+        """Return a connection for a URL, an idle one if there is one; hand it back with `give`, or close it.
+
+        Args:
+            url: An http or https URL.
+            fresh: Close the idle ones to that host, and make a new one.
+
+        Raises:
+            ValueError: If the URL or an address of its host is refused.
+            StorageUnavailable: If the host does not resolve.
+        """
+        parts = check_form(url, allow_hosts=self.allow_hosts)
+        if parts.scheme not in ("http", "https"):
+            raise ValueError(f"only https is followed; got {url[:100]!r}")
+        with self._lock:
+            idle = self._idle.get((parts.scheme, parts.netloc), [])
+            if idle and not fresh:
+                return idle.pop()
+            stale, idle[:] = list(idle), []
+        for connection in stale:
+            connection.close()
+        addresses = checked_addresses(parts, allow_hosts=self.allow_hosts)
+        return (TlsConnection if parts.scheme == "https" else Connection)(parts, addresses)
+
+    def give(self, connection: Connection) -> None:
+        """Hand back a connection whose answer was read to its end."""
+        connection.used = True
+        with self._lock:
+            idle = self._idle.setdefault(connection.target, [])
+            if len(idle) < _MOST_IDLE:
+                idle.append(connection)
+                return
+        connection.close()
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        with self._lock:
+            idle, self._idle = self._idle, {}
+            trusting, self._trusting = self._trusting, {}
+        for further in trusting.values():
+            further.close()
+        for connections in idle.values():
+            for connection in connections:
+                connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@functools.cache
+def _tls(certificates: str | None) -> ssl.SSLContext:
+    """Return the TLS settings for a file of trusted certificates; None takes the system's."""
+    return ssl.create_default_context(cafile=certificates)

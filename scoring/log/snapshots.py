@@ -1,0 +1,157 @@
+"""Snapshots: the sample table at one position of the log, so that recovery need not fold the whole log.
+
+A file is: magic, schema version, header length, header (JSON: position, facts, arrays with size and CRC-32), CRC-32 of
+the header, the arrays. It is written under another name, synced and renamed; the newest two are kept. A file that is
+torn, truncated or flipped is passed over with a warning, and recovery uses the one before it, or the log alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import struct
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scoring.log.snapshot_header import DTYPES, BadSnapshot, Described, Position, checked_header
+
+log = logging.getLogger(__name__)
+
+__all__ = ["BadSnapshot", "Disk", "Packed", "Position", "SnapshotStore", "read_snapshot"]
+
+Packed = tuple[dict[str, NDArray[Any]], dict[str, Any]]
+"""Arrays and facts of one id range, see `Columns.pack`."""
+
+FAILPOINT = "tempera.failpoint"
+"""Audit event of a place that can be made to fail: nothing, unless somebody listens."""
+
+MAGIC = b"TEMPERA\n"
+SCHEMA_VERSION = 2
+PREFIX = struct.Struct("<8sIQ")
+CHECKSUM = struct.Struct("<I")
+HEADER_LIMIT = 1 << 26
+KEPT = 2
+
+
+class Disk:
+    """The durable operations of a snapshot, in the order in which a crash can fall between them."""
+
+    def write(self, file: IO[bytes], data: bytes | memoryview) -> None:
+        """Write some bytes; they may be lost, or half there, until the sync."""
+        sys.audit(FAILPOINT, "snapshot.write", file, data)
+        file.write(data)
+
+    def sync(self, file: IO[bytes]) -> None:
+        """Bring what was written to the disk."""
+        file.flush()
+        os.fsync(file.fileno())
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Give a file its name, and bring the name to the disk."""
+        sys.audit(FAILPOINT, "snapshot.rename")
+        os.replace(source, target)
+        sys.audit(FAILPOINT, "snapshot.renamed")
+        descriptor = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def remove(self, path: Path) -> None:
+        """Delete a file."""
+        path.unlink(missing_ok=True)
+
+
+class SnapshotStore:
+    """The snapshots of one run log."""
+
+    def __init__(self, runlog: Path, *, disk: Disk | None = None) -> None:
+        self._directory, self._stem, self._disk = runlog.parent, f"{runlog.name}.snapshot-", disk or Disk()
+
+    def paths(self) -> list[Path]:
+        """Snapshot files, newest first."""
+        found = [path for path in self._directory.glob(f"{self._stem}*") if path.suffix != ".part"]
+        return sorted(found, key=lambda path: path.name, reverse=True)
+
+    def save(self, position: Position, ranges: Sequence[Packed]) -> Path:
+        """Write a snapshot and delete all but the newest two."""
+        target = self._directory / f"{self._stem}{position.next_window:012d}"
+        aside = target.with_name(f"{target.name}.part")
+        header, arrays = _header(position, ranges)
+        with open(aside, "wb") as file:
+            self._disk.write(file, PREFIX.pack(MAGIC, SCHEMA_VERSION, len(header)) + header)
+            self._disk.write(file, CHECKSUM.pack(zlib.crc32(header)))
+            for array in arrays:
+                self._disk.write(file, _bytes_of(array))
+            self._disk.sync(file)
+        self._disk.rename(aside, target)
+        for old in self.paths()[KEPT:]:
+            self._disk.remove(old)
+        return target
+
+    def load(self) -> tuple[Position, list[Packed]] | None:
+        """The newest whole snapshot; None without one."""
+        for path in self.paths():
+            try:
+                return read_snapshot(path)
+            except (BadSnapshot, OSError) as error:
+                log.warning("snapshot %s is passed over: %s", path, error)
+        return None
+
+
+def read_snapshot(path: Path) -> tuple[Position, list[Packed]]:
+    """Read and check one file; BadSnapshot if a byte of it is wrong. Sizes are checked before memory is taken."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        prefix = file.read(PREFIX.size)
+        if len(prefix) < PREFIX.size:
+            raise BadSnapshot(f"it must have a prefix of {PREFIX.size} bytes; got {len(prefix)}")
+        magic, schema, length = PREFIX.unpack(prefix)
+        if (magic, schema) != (MAGIC, SCHEMA_VERSION) or length > min(size, HEADER_LIMIT):
+            raise BadSnapshot(
+                f"it must begin with {MAGIC!r}, schema {SCHEMA_VERSION} and a header length; got {prefix!r}"
+            )
+        header, stored = file.read(length), file.read(CHECKSUM.size)
+        if len(stored) < CHECKSUM.size or CHECKSUM.unpack(stored)[0] != zlib.crc32(header):
+            raise BadSnapshot("its header must match its checksum; it does not")
+        position, described = checked_header(header)
+        total = file.tell() + sum(array.num_bytes for arrays, _ in described for array in arrays)
+        if total != size:
+            raise BadSnapshot(f"it must have {total} bytes; got {size}")
+        ranges = [({array.name: _read(file, array) for array in arrays}, facts) for arrays, facts in described]
+    return position, ranges
+
+
+def _header(position: Position, ranges: Sequence[Packed]) -> tuple[bytes, list[NDArray[Any]]]:
+    arrays = [np.ascontiguousarray(array) for columns, _ in ranges for array in columns.values()]
+    waiting = iter(arrays)
+    parts = [
+        {"facts": facts, "arrays": [_describe(name, next(waiting)) for name in columns]} for columns, facts in ranges
+    ]
+    return json.dumps({"position": asdict(position), "ranges": parts}).encode(), arrays
+
+
+def _describe(name: str, array: NDArray[Any]) -> Mapping[str, Any]:
+    assert array.dtype.str in DTYPES, "columns are little-endian numbers"
+    checksum = zlib.crc32(_bytes_of(array))
+    return {"name": name, "dtype": array.dtype.str, "shape": array.shape, "bytes": array.nbytes, "crc32": checksum}
+
+
+def _read(file: IO[bytes], described: Described) -> NDArray[Any]:
+    array = np.empty(described.shape, described.dtype)
+    view = _bytes_of(array)
+    if file.readinto(view) != described.num_bytes or zlib.crc32(view) != described.crc32:  # type: ignore[attr-defined]
+        raise BadSnapshot(f"column {described.name} must match its checksum; it does not")
+    return array
+
+
+def _bytes_of(array: NDArray[Any]) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data

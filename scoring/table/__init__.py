@@ -1,0 +1,1 @@
+"""What is known about each sample: distances, scores and draw counts, in columns."""

@@ -1,0 +1,84 @@
+"""DrawCounts: how often each row was drawn, in two bytes a row.
+
+A count is kept modulo 2^16; what is above stands in a dictionary, which has at most one entry for every 65,536 draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scoring.draw.sampling import Int64
+
+LOW_BITS = 16
+LOW_MASK = (1 << LOW_BITS) - 1
+HIGH_LIMIT = 1 << 8
+"""A snapshot with a row of 2^24 draws is not believed, for the histogram of draws grows with it; the log is."""
+
+
+class DrawCounts:
+    """Draws of the rows [0, num_rows)."""
+
+    def __init__(self, num_rows: int) -> None:
+        self._low = np.zeros(num_rows, np.uint16)
+        self._high: dict[int, int] = {}
+        self.histogram: Int64 = np.array([num_rows])
+        """[k] rows drawn k times."""
+
+    def add(self, rows: Int64) -> None:
+        """Count these draws, a row as often as it is named; other rows are not touched."""
+        drawn, count = np.unique(rows, return_counts=True)
+        before = self._of(drawn)
+        after = before + count
+        self._low[drawn] = (after & LOW_MASK).astype(np.uint16)
+        for place in np.flatnonzero(after > LOW_MASK):
+            self._high[int(drawn[place])] = int(after[place]) >> LOW_BITS
+        size = max(len(self.histogram), int(after.max(initial=0)) + 1)
+        moved = np.bincount(after, minlength=size) - np.bincount(before, minlength=size)
+        self.histogram = np.pad(self.histogram, (0, size - len(self.histogram))) + moved
+
+    def part(self, first: int, last: int) -> NDArray[np.uint32]:
+        """Draws of the rows [first, last); a copy."""
+        counts = self._low[first:last].astype(np.uint32)
+        for row, high in self._high.items():
+            if first <= row < last:
+                counts[row - first] += np.uint32(high << LOW_BITS)
+        return counts
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept for the rows."""
+        return self._low.nbytes
+
+    def pack(self) -> dict[str, NDArray[Any]]:
+        """Arrays from which `unpack` restores the counts."""
+        rows = np.array(sorted(self._high), np.int64)
+        high = np.array([self._high[int(row)] for row in rows], np.int64)
+        return {"times": self._low, "times_above": np.stack([rows, high])}
+
+    def accepts(self, above: Int64) -> bool:
+        """Whether `unpack` can take these rows with more than 65,535 draws."""
+        rows, high = above
+        known = bool(((rows >= 0) & (rows < len(self._low))).all())
+        return known and bool(((high >= 0) & (high < HIGH_LIMIT)).all())
+
+    def unpack(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take over what `pack` gave."""
+        self._low[:] = arrays["times"]
+        self._high = {int(row): int(high) for row, high in arrays["times_above"].T}
+        self.histogram = np.bincount(self._low)
+        if self._high:
+            rows = np.array(list(self._high))
+            exact = self._of(rows)
+            size = max(len(self.histogram), int(exact.max()) + 1)
+            moved = np.bincount(exact, minlength=size) - np.bincount(self._low[rows], minlength=size)
+            self.histogram = np.pad(self.histogram, (0, size - len(self.histogram))) + moved
+
+    def _of(self, rows: Int64) -> Int64:
+        counts = self._low[rows].astype(np.int64)
+        if self._high:
+            counts += np.array([self._high.get(int(row), 0) for row in rows], np.int64) << LOW_BITS
+        return counts

@@ -1,0 +1,1 @@
+"""What a step costs and how exact it is, beside plain and official implementations."""

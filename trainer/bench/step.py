@@ -1,0 +1,331 @@
+"""What a training step costs beside the same model written plainly: `bench_trainer`.
+
+Ours and the plain step take turns in one process, so that a busy machine slows both; figures are medians over the
+turns. The plain step is `trainer.bench.plain` with eager blocks, torch's default AdamW, float images normalised on the
+host and the loss read every step.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from trainer.bench.plain import PLAIN, order_of, plain_masker
+from trainer.config import ConmimConfig, MtoConfig, PassConfig, TrainConfig, model_size, require
+from trainer.loop import build_state
+from trainer.masking import random_mask
+from trainer.pass_plan import cost_epochs, predictor_trains, selection_epochs
+from trainer.precision import autocast
+from trainer.randomness import StepRandomness
+from trainer.ranks.context import pick_device
+from trainer.record.profiling import image_flops, peak_flops
+from trainer.step import TrainState, normalise, train_step
+from trainer.sweep import score_batch
+
+Progress = Callable[[int, int], None]
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One row of the table."""
+
+    method: str
+    """Method."""
+    size: str
+    """Named size."""
+    batch: int
+    """Images a step."""
+
+
+CPU_CASES = (
+    Case(method="mae", size="tiny", batch=32),
+    Case(method="mae", size="cifar", batch=16),
+    Case(method="simmim", size="tiny", batch=32),
+    Case(method="bootmae", size="tiny", batch=32),
+    Case(method="conmim", size="tiny", batch=32),
+    Case(method="clmae", size="tiny", batch=32),
+)
+CUDA_CASES = (
+    Case(method="mae", size="vit_b", batch=1024),
+    Case(method="mae", size="vit_l", batch=512),
+    Case(method="mae", size="vit_h", batch=256),
+    Case(method="simmim", size="vit_b", batch=256),
+    Case(method="bootmae", size="vit_b", batch=512),
+    Case(method="conmim", size="vit_b", batch=256),
+    Case(method="clmae", size="vit_b", batch=256),
+)
+PAPER_EPOCHS = 200  # of the runs whose cost PASS reports (METHODS section 7)
+_ADD_ON_TURNS = 4  # a turn of the add-ons at ViT-B takes a quarter of a minute on a CPU
+# Targets: (name of the ratio, limit, whether it must be at least the limit or at most).
+CPU_TARGETS = (("mae_over_plain", 1.0, "least"), ("masker_step_over_mae_step", 2.6, "most"))
+CUDA_TARGETS = (
+    ("mae_vit_b_over_plain", 2.2, "least"),
+    ("mae_vit_b_images_per_s", 6000.0, "least"),
+    ("pass_round_over_mae_epoch", 0.8, "most"),
+    ("pass_run_over_full_run", 0.47, "most"),
+    ("mto_step_over_mae_step", 1.15, "most"),
+)
+
+
+def bench_trainer(
+    *, device: str = "cpu", progress: Progress | None = None, cases: tuple[Case, ...] | None = None, turns: int = 11
+) -> dict[str, Any]:
+    """Time every method against its plain form and return plain values.
+
+    Args:
+        device: "cpu", "cuda", or "auto".
+        progress: called with (cases done, all cases).
+        cases: rows to measure; the device's own list without it. The add-ons are measured on the first, or on ViT-B.
+        turns: alternations of ours and the plain step, 1 or more; the medians are reported.
+
+    Returns: `device`, `peak_flops` (FLOP/s; measured by a matrix product where it is not published), `methods` as
+    methods[method][size] with batch, images_per_s, plain_images_per_s, ratio, mfu and peak_memory_bytes, the same as
+    a list of `rows`, `ratios` by name, and `targets` with value, limit and met.
+
+    Raises:
+        ValueError: the device is not there, or turns is below 1.
+    """
+    require(turns >= 1, f"turns must be 1 or more; got {turns}.")
+    place = pick_device(device, 0)
+    cuda = place.type == "cuda"
+    add_ons = cases[0] if cases else Case(method="mae", size="vit_b", batch=256 if cuda else 2)
+    cases = cases or (CUDA_CASES if cuda else CPU_CASES)
+    peak = peak_flops(place) or measured_peak(place)
+    rows = []
+    for number, case in enumerate(cases):
+        rows.append(_row(case, place, peak, turns))
+        if progress:
+            progress(number + 1, len(cases) + 1)
+    ratios = _ratios(add_ons, rows, place, min(turns, _ADD_ON_TURNS))
+    if progress:
+        progress(len(cases) + 1, len(cases) + 1)
+    return {
+        "device": _name(place),
+        "peak_flops": peak,
+        "methods": _by_method_and_size(rows),
+        "rows": rows,
+        "ratios": ratios,
+        "targets": _targets(ratios, place),
+    }
+
+
+def _by_method_and_size(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the figures of the rows as methods[method][size][figure]."""
+    methods: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        figures = {name: value for name, value in row.items() if name not in ("method", "size")}
+        methods.setdefault(row["method"], {})[row["size"]] = figures
+    return methods
+
+
+def _row(case: Case, device: torch.device, peak: float, turns: int) -> dict[str, Any]:
+    """Measure one case."""
+    state = build_state(_config(case, device))
+    images = _images(case, state)
+    steps = [lambda: _ours(state, images), _plain_step(case, device, images)]
+    ours, plain = _alternate(steps, device, turns)
+    ours_s, plain_s = statistics.median(ours), statistics.median(plain)
+    flops = image_flops(case.method, state.config.model)
+    return {
+        "method": case.method,
+        "size": case.size,
+        "batch": case.batch,
+        "images_per_s": case.batch / ours_s,
+        "plain_images_per_s": case.batch / plain_s,
+        "ratio": _paired(plain, ours),
+        "mfu": flops * case.batch / ours_s / peak,
+        "peak_memory_bytes": _memory(state, images),
+    }
+
+
+def _ratios(case: Case, rows: list[dict[str, Any]], device: torch.device, turns: int) -> dict[str, float]:
+    """Measure what the add-ons cost in passes of MAE at the same size, which decides their proportions."""
+    case = replace(case, method="mae")
+    plain = _config(case, device)
+    selecting = PassConfig(enabled=True)
+    states = {
+        "mae": build_state(plain),
+        "mto": build_state(replace(plain, model=replace(plain.model, mto=MtoConfig(enabled=True)))),
+        "pass": build_state(replace(plain, model=replace(plain.model, pass_=selecting))),
+        "predictor": build_state(replace(plain, model=replace(plain.model, pass_=selecting))),
+        "clmae": build_state(replace(plain, method="clmae")),
+    }
+    images = _images(case, states["mae"])
+    states["pass"].method.eval()
+
+    ids = torch.arange(case.batch).numpy()
+    steps: list[Step] = [
+        lambda: _passes(states["mae"], images),
+        lambda: _passes(states["mto"], images),
+        lambda: _score(states["pass"], images, ids),
+        lambda: _passes(states["predictor"], images),
+        lambda: _passes(states["clmae"], images, "masker"),
+    ]
+    mae, mto, scored, predictor, masker = _alternate(steps, device, turns)
+    found = {
+        "mto_step_over_mae_step": _paired(mto, mae),
+        "pass_round_over_mae_epoch": _paired(scored, mae),
+        "predictor_step_over_mae_step": _paired(predictor, mae),
+        "pass_run_over_full_run": run_cost(selecting, _paired(scored, mae), _paired(predictor, mae)),
+        "masker_step_over_mae_step": _paired(masker, mae),
+    }
+    mae_rows = [row for row in rows if row["method"] == "mae"]
+    if mae_rows:
+        found["mae_over_plain"] = min(row["ratio"] for row in mae_rows)
+    found |= {f"mae_{row['size']}_images_per_s": row["images_per_s"] for row in mae_rows}
+    found |= {f"mae_{row['size']}_over_plain": row["ratio"] for row in mae_rows}
+    return found
+
+
+def run_cost(settings: PassConfig, selection_round: float, predictor_step: float, epochs: int = PAPER_EPOCHS) -> float:
+    """Return what a run with selection costs beside one on all data for as many epochs.
+
+    Args:
+        settings: how the run selects.
+        selection_round: cost of scoring all samples, in epochs of plain training.
+        predictor_step: cost of a step that trains the predictor too, in plain steps.
+        epochs: of both runs; the paper's 200 by default, whose steps alone cost .37.
+    """
+    lengths = [1.0 if epoch < settings.full_epochs else settings.keep for epoch in range(epochs)]
+    trained = sum(length for epoch, length in enumerate(lengths) if predictor_trains(epoch, settings))
+    rounds = len(selection_epochs(epochs, settings))
+    cost = cost_epochs(epochs, settings) + rounds * selection_round + trained * (predictor_step - 1)
+    return cost / epochs
+
+
+def _paired(seconds: list[float], base: list[float]) -> float:
+    """Return the median of the ratios turn by turn: neighbours in time share what else the machine did."""
+    return statistics.median(a / b for a, b in zip(seconds, base, strict=True))
+
+
+def _alternate(steps: list[Step], device: torch.device, turns: int) -> list[list[float]]:
+    """Return the seconds of each step in each turn; one turn before them does not count."""
+    seconds: list[list[float]] = [[] for _ in steps]
+    for turn in range(turns + 1):
+        for step, spent in zip(steps, seconds, strict=True):
+            _wait(device)
+            start = time.perf_counter()
+            step()
+            _wait(device)
+            if turn:
+                spent.append(time.perf_counter() - start)
+    return seconds
+
+
+def _plain_step(case: Case, device: torch.device, images_u8: Tensor) -> Step:
+    """Return the plain training step on its own copy of the method."""
+    config = _config(case, device)
+    method = build_state(replace(config, compile_blocks="off")).method
+    losses = {"model": PLAIN[case.method], "masker": plain_masker}
+    parameters = {phase: [p for _, p in method.phase_parameters(phase)] for phase in method.phases}
+    optimizers = {phase: torch.optim.AdamW(found, lr=1e-4, weight_decay=0.05) for phase, found in parameters.items()}
+
+    def step() -> None:
+        images = normalise(images_u8, config).to(device)
+        mask = random_mask(config.model, len(images), StepRandomness(seed=0, step=0), like=images)
+        for phase in method.phases:
+            with autocast(device, config.precision):
+                loss = losses[phase](method, images, order_of(mask))
+            loss.item()
+            torch.autograd.backward(loss, inputs=parameters[phase])
+            optimizers[phase].step()
+            optimizers[phase].zero_grad()
+
+    return step
+
+
+def _ours(state: TrainState, images_u8: Tensor) -> None:
+    """Do one of our steps; the run never ends."""
+    state.step = 0
+    train_step(state, images_u8)
+
+
+def _passes(state: TrainState, images_u8: Tensor, phase: str = "model") -> None:
+    """Do the forward and backward passes of one phase without the update, whose cost does not depend on the batch."""
+    images = normalise(images_u8.to(state.device), state.config)
+    with autocast(state.device, state.config.precision):
+        loss = state.method(images, StepRandomness(seed=0, step=0), phase)
+    loss.total.backward()
+    state.method.zero_grad(set_to_none=True)
+
+
+def _score(state: TrainState, images_u8: Tensor, ids: Any) -> None:
+    """Score one batch as a selection round does."""
+    score_batch(state, images_u8, ids)
+
+
+def _config(case: Case, device: torch.device) -> TrainConfig:
+    model = model_size(case.size, masking="random")
+    if device.type == "cpu":
+        model = replace(model, conmim=ConmimConfig(hidden=256, projection=64))
+    return TrainConfig(method=case.method, model=model, total_steps=1000, global_batch=case.batch, device=str(device))
+
+
+def _images(case: Case, state: TrainState) -> Tensor:
+    size = state.config.model.image_size
+    return torch.randint(
+        0, 256, (case.batch, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+
+
+def _memory(state: TrainState, images_u8: Tensor) -> int:
+    """Return the peak bytes of a step; on a CPU those of weights, optimizer and what backward keeps."""
+    if state.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(state.device)
+        _ours(state, images_u8)
+        return torch.cuda.max_memory_allocated(state.device)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        _ours(state, images_u8)
+    trained = sum(p.numel() * p.element_size() for p in state.method.parameters() if p.requires_grad)
+    return sum(kept.values()) + 3 * trained  # the weights are among what is kept; gradients and two moments are not
+
+
+def measured_peak(device: torch.device) -> float:
+    """Return the FLOP/s of a large float32 matrix product, the best of a few."""
+    side = 1024
+    left, right = torch.rand(side, side, device=device), torch.rand(side, side, device=device)
+    best = float("inf")
+    for _ in range(5):
+        _wait(device)
+        start = time.perf_counter()
+        left @ right
+        _wait(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
+
+
+def _targets(ratios: dict[str, float], device: torch.device) -> dict[str, dict[str, Any]]:
+    """Compare the ratios with what this kind of device should reach; a target that was not measured is left out."""
+    wanted = CUDA_TARGETS if device.type == "cuda" else CPU_TARGETS
+    return {
+        name: {
+            "value": ratios[name],
+            "limit": limit,
+            "met": ratios[name] >= limit if side == "least" else ratios[name] <= limit,
+        }
+        for name, limit, side in wanted
+        if name in ratios
+    }
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,110 @@
+"""The encoder of SimMIM and ConMIM: timm's BEiT blocks, one shared table of relative positions, and a mask token.
+
+All tokens are encoded; masked ones are replaced by the mask token before the class token is added. The parameters
+have the names of timm's `Beit` with `use_shared_rel_pos_bias` and without absolute positions, which are also the
+official names; `mask_token` is the one that timm does not have.
+
+Shapes: B batch, N patches, T tokens (1 + N), D width.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.beit import Block, RelativePositionBias
+from torch import Tensor, nn
+
+from trainer.config import ModelConfig
+from trainer.masking import Mask, split_tokens
+from trainer.models.vit import LAYER_NORM_EPS, linear_patches, patchify
+
+INIT_STD = 0.02
+INSIDE = math.erf(1 / math.sqrt(2))  # probability within one standard deviation
+
+
+class RelativeEncoder(nn.Module):
+    """A ViT with relative positions that takes every patch, the masked ones as mask tokens."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.grid, self.patch_size = config.grid, config.patch_size
+        self.stride, self.out_width = config.patch_size, config.width
+        norm: Any = partial(nn.LayerNorm, eps=LAYER_NORM_EPS)
+        self.patch_embed = PatchEmbed(config.image_size, config.patch_size, 3, config.width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.rel_pos_bias = RelativePositionBias((config.grid, config.grid), config.heads)
+        make = partial(Block, config.width, config.heads, qkv_bias=True, mlp_ratio=config.mlp_ratio, norm_layer=norm)
+        rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
+        self.blocks = nn.ModuleList([make(init_values=config.layer_scale or None, drop_path=rate) for rate in rates])
+        self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Initialise as SimMIM does: cut normals, the output matrices of block l divided by sqrt(2 * (l + 1))."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                narrow_normal(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        narrow_normal(self.cls_token)
+        narrow_normal(self.mask_token)
+        with torch.no_grad():
+            for layer, block in enumerate(_blocks(self), start=1):
+                block.attn.proj.weight.div_(math.sqrt(2.0 * layer))
+                block.mlp.fc2.weight.div_(math.sqrt(2.0 * layer))
+
+    def embed(self, patches_BNP: Tensor, mask_BN: Tensor | None = None) -> Tensor:
+        """Return the input of the first block, [B, T, D]: patch tokens or mask tokens, the class token first."""
+        tokens_BND = linear_patches(self.patch_embed, patches_BNP)
+        if mask_BN is not None:
+            masked = mask_BN.to(tokens_BND.dtype)[:, :, None]
+            tokens_BND = tokens_BND * (1 - masked) + self.mask_token * masked
+        cls = self.cls_token.expand(len(tokens_BND), -1, -1)
+        return torch.cat([cls.to(tokens_BND.dtype), tokens_BND], dim=1)
+
+    def encode(
+        self, patches_BNP: Tensor, mask_BN: Tensor | None = None, observe: Callable[[Tensor], None] | None = None
+    ) -> Tensor:
+        """Return normalised tokens, [B, T, D]; `observe` is given the first block's input and every block's output."""
+        tokens_BTD = self.embed(patches_BNP, mask_BN)
+        bias_HTT = self.rel_pos_bias().to(tokens_BTD.dtype)
+        if observe:
+            observe(tokens_BTD)
+        for block in self.blocks:
+            tokens_BTD = block(tokens_BTD, shared_rel_pos_bias=bias_HTT)
+            if observe:
+                observe(tokens_BTD)
+        normalised_BTD: Tensor = self.norm(tokens_BTD)
+        return normalised_BTD
+
+    def coarse_mask(self, mask: Mask) -> Mask:
+        """Return the mask of the output tokens, which are the patches."""
+        return mask
+
+    def split(self, tokens_BTD: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
+        """Return the (masked, visible) patch tokens."""
+        return split_tokens(tokens_BTD, mask)
+
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """Return normalised tokens of the whole image, class token first, [B, 1 + N, D]."""
+        return self.encode(patchify(images_BCHW, self.patch_size))
+
+    forward = features
+
+
+def _blocks(encoder: RelativeEncoder) -> list[Block]:
+    return [block for block in encoder.blocks if isinstance(block, Block)]
+
+
+@torch.no_grad()
+def narrow_normal(weight: Tensor) -> None:
+    """Fill with a normal of standard deviation .02 cut at one standard deviation (official SimMIM and ConMIM).
+
+    The inverse of the distribution function on uniforms: the rejection sampling of torch's trunc_normal_ takes forty
+    times as long at this cut.
+    """
+    weight.uniform_(-INSIDE, INSIDE).erfinv_().mul_(INIT_STD * math.sqrt(2)).clamp_(-INIT_STD, INIT_STD)

@@ -1,0 +1,57 @@
+"""The decoder of MAE: a narrow transformer on latents of visible patches and mask tokens for hidden ones.
+
+Its tokens are in [class | visible | masked] order, not in image order: attention does not see the order, positions
+are added by index, and the masked tokens are one slice at the end.
+
+Shapes: B batch, N patches, V visible, M masked, K any tokens, D encoder width, E decoder width, T tokens (1 + N).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from trainer.config import ModelConfig
+from trainer.masking import Mask
+from trainer.models.vit import LAYER_NORM_EPS, init_xavier, make_blocks, sincos_positions
+
+
+class TokenDecoder(nn.Module):
+    """Narrow transformer from latents and mask tokens to values for each patch: its pixels, or a score."""
+
+    def __init__(self, config: ModelConfig, *, depth: int, values: int) -> None:
+        super().__init__()
+        width = config.decoder_width
+        self.embed = nn.Linear(config.width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(sincos_positions(width, config.grid), requires_grad=False)
+        self.blocks = make_blocks(width, depth, config.decoder_heads)
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.pred = nn.Linear(width, values)
+        nn.init.normal_(self.mask_token, std=0.02)
+        self.apply(init_xavier)
+
+    def run(self, latent_BTD: Tensor, mask: Mask, observe: Callable[[Tensor], None] | None = None) -> Tensor:
+        """Return decoded tokens in [class | visible | masked] order, [B, 1 + N, E]; `observe` sees every layer."""
+        tokens_BTE = self.tokens(latent_BTD, mask)
+        if observe:
+            observe(tokens_BTE)
+        for block in self.blocks:
+            tokens_BTE = block(tokens_BTE)
+            if observe:
+                observe(tokens_BTE)
+        return tokens_BTE
+
+    def tokens(self, latent_BTD: Tensor, mask: Mask) -> Tensor:
+        """Return the decoder's input, [B, 1 + N, E]: latents, then mask tokens, with positions."""
+        seen_BTE = self.embed(latent_BTD)
+        positions = self.pos_embed[0, 1:]
+        cls = seen_BTE[:, :1] + self.pos_embed[:, :1]
+        visible = seen_BTE[:, 1:] + positions[mask.visible_BV]
+        masked = self.mask_token + positions[mask.masked_BM]
+        return torch.cat([cls, visible, masked.to(cls.dtype)], dim=1)
+
+    def predict(self, tokens_BKE: Tensor) -> Tensor:
+        """Return pixels for decoded tokens."""
+        pixels_BKP: Tensor = self.pred(self.norm(tokens_BKE))
+        return pixels_BKP

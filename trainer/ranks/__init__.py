@@ -1,0 +1,1 @@
+"""What ranks do together: who they are, what they share, and when they rest."""

@@ -1,0 +1,129 @@
+"""Encoders out of runs: a frozen encoder to evaluate, and timm models for other programs.
+
+`export_timm` writes two files: `encoder.safetensors`, a timm state dict, and `encoder.json`, the timm class and the
+arguments that it loads into.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors.torch import save_file
+from timm.models.beit import Beit
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from trainer.config import ModelConfig, TrainConfig, choose, from_dict, require
+from trainer.methods import Method, build_method
+from trainer.models import beit, swin, vit
+from trainer.record.checkpoint import load_checkpoint
+
+Weights = Literal["encoder", "teacher", "average"]
+
+TIMM_CLASSES: dict[str, Callable[..., nn.Module]] = {
+    "VisionTransformer": VisionTransformer,
+    "Beit": Beit,
+    "SwinTransformer": SwinTransformer,
+}
+
+
+def load_method(path: str | Path, *, averaged: bool = False) -> tuple[TrainConfig, Method]:
+    """Load the trained method of a run directory (its newest checkpoint) or of one checkpoint, in eval mode on the CPU.
+
+    Args:
+        path: run directory, its checkpoints directory, or one step-* directory.
+        averaged: take the moving average of the weights, when the run kept one.
+
+    Raises:
+        CheckpointError: there is no intact checkpoint.
+        ValueError: `averaged` is asked of a run that kept no average.
+    """
+    checkpoint = load_checkpoint(path)
+    config = from_dict(TrainConfig, checkpoint.state["config"])
+    require(
+        not averaged or "ema" in checkpoint.tensors,
+        f"averaged weights need a run with ema_decay above 0; {checkpoint.path} has none. Leave averaged out.",
+    )
+    method = build_method(config.method, config.model)
+    method.load_state_dict(checkpoint.tensors["model"] | (checkpoint.tensors["ema"] if averaged else {}))
+    return config, method.eval()
+
+
+def load_encoder(path: str | Path, *, averaged: bool = False) -> nn.Module:
+    """Load the trained encoder of a run, in eval mode on the CPU; `features(images)` gives its tokens."""
+    return load_method(path, averaged=averaged)[1].encoder
+
+
+def export_timm(path: str | Path, out_dir: str | Path, *, weights: Weights = "encoder") -> Path:
+    """Write a run's encoder as a timm state dict and return the path of its weights.
+
+    Args:
+        path: run directory or checkpoint.
+        out_dir: directory for encoder.safetensors and encoder.json.
+        weights: the trained encoder, the method's teacher (what ConMIM fine-tunes), or the run's moving average.
+
+    Raises:
+        ValueError: the method has no teacher, or the run no average.
+        CheckpointError: there is no intact checkpoint.
+    """
+    config, method = load_method(path, averaged=weights == "average")
+    encoder = _teacher(method, config.method) if weights == "teacher" else method.encoder
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    name, arguments = timm_arguments(encoder, config.model)
+    description = {
+        "class": name,
+        "arguments": arguments,
+        "mean": config.mean,
+        "std": config.std,
+        "method": config.method,
+    }
+    (out / "encoder.json").write_text(json.dumps(description, indent=1), "ascii")
+    save_file({key: value.contiguous() for key, value in timm_state(encoder).items()}, out / "encoder.safetensors")
+    return out / "encoder.safetensors"
+
+
+def timm_model(encoder: nn.Module, config: ModelConfig) -> nn.Module:
+    """Return timm's own model with the encoder's weights; its `forward_features` gives the encoder's tokens."""
+    name, arguments = timm_arguments(encoder, config)
+    model = choose(name, TIMM_CLASSES, "timm class")(**arguments).to(next(encoder.parameters()))
+    model.load_state_dict(timm_state(encoder))
+    return model.train(encoder.training)
+
+
+def timm_state(encoder: nn.Module) -> dict[str, Tensor]:
+    """Return the encoder's weights under timm's names; mask tokens, which timm does not have, are left out."""
+    source = encoder.trunk if isinstance(encoder, swin.SwinEncoder) else encoder
+    return {name: value.detach() for name, value in source.state_dict().items() if name != "mask_token"}
+
+
+def timm_arguments(encoder: nn.Module, config: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """Return the name of the timm class that the encoder is, and what to build it with.
+
+    Raises:
+        ValueError: the encoder is of a kind that timm does not have.
+    """
+    common: dict[str, Any] = {"img_size": config.image_size, "patch_size": config.patch_size, "num_classes": 0}
+    common |= {"embed_dim": config.width, "mlp_ratio": config.mlp_ratio}
+    plain = {
+        "depth": config.depth,
+        "num_heads": config.heads,
+        "init_values": config.layer_scale or None,
+        "global_pool": "token",
+    }
+    if isinstance(encoder, vit.Encoder):
+        return "VisionTransformer", common | plain
+    if isinstance(encoder, beit.RelativeEncoder):
+        return "Beit", common | plain | {"use_abs_pos_emb": False, "use_shared_rel_pos_bias": True}
+    require(isinstance(encoder, swin.SwinEncoder), f"timm must have the encoder's kind; got {type(encoder).__name__}.")
+    stages = {"depths": config.swin.depths, "num_heads": config.swin.heads, "window_size": config.swin.window}
+    return "SwinTransformer", common | stages | {"global_pool": ""}
+
+
+def _teacher(method: Method, name: str) -> nn.Module:
+    for attribute in ("teacher", "teacher_encoder"):
+        if isinstance(found := getattr(method, attribute, None), nn.Module):
+            return found
+    raise ValueError(f"a teacher needs bootmae or conmim; the run is of {name}. Use weights='encoder'.")

@@ -1,0 +1,262 @@
+"""What a run leaves behind, metrics, checkpoints, the samples of a failed step, and how it starts again from them.
+
+The loop says when; the recorder reads the numbers off the device, writes on rank 0, and restores. Device values are
+waited for here and nowhere else.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.config import TrainConfig, to_dict
+from trainer.errors import NonFiniteLossError
+from trainer.methods import Method
+from trainer.optim import learning_rate
+from trainer.ranks.sharding import load_whole, place_like, unsharded, whole
+from trainer.record.checkpoint import Checkpoints, load_optimizer_tensors, optimizer_tensors
+from trainer.record.metrics import Meter, MetricsLog
+from trainer.record.profiling import trace, utilisation
+from trainer.step import StepResult, TrainState
+
+log = logging.getLogger(__name__)
+
+OnStep = Callable[[int, dict[str, Any]], None]
+OnEvaluate = Callable[[int, Method], dict[str, float] | None]
+OnMilestone = Callable[[int, Method], None]
+
+
+class Batch(Protocol):
+    """What the loop reads of a batch."""
+
+    images: Tensor
+    """uint8[L, 3, H, W], this rank's rows."""
+    sample_ids: np.ndarray
+    """int64[L]."""
+    version: int
+    """Version of the weight table that the samples were drawn from."""
+    step: int
+    """Optimizer step that the batch is for."""
+    wait_s: float
+    """Seconds that the loop waited for it."""
+
+
+class Stream(Protocol):
+    """What the loop iterates."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield one batch a step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the cursor."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Continue at a cursor."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainResult:
+    """How a run ended; plain values."""
+
+    step: int
+    """Optimizer steps done."""
+    reason: Literal["finished", "stopped"]
+    """All steps are done, or the run was asked to stop and can be resumed."""
+    checkpoint: str
+    """Directory of the last checkpoint."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """The last line of metrics."""
+
+
+class Recorder:
+    """The files of a run in progress: what the loop tells it to write, it writes on rank 0."""
+
+    def __init__(self, state: TrainState, stream: Stream, directory: Path, on_step: OnStep | None) -> None:
+        self.state, self.stream, self.directory, self.on_step = state, stream, directory, on_step
+        self.checkpoints = Checkpoints(directory / "checkpoints", keep=state.config.keep_checkpoints)
+        self.metrics = MetricsLog(directory / "metrics.jsonl")
+        self.meter = Meter()
+        self.utilisation = utilisation(state.config, state.device, state.context.world_size)
+        self.last: dict[str, Any] = {}
+        self._unread: list[tuple[int, np.ndarray, StepResult]] = []
+        self._loss_sum: Tensor | None = None
+        self._loss_steps = 0
+        self._saved_step = -1
+        self._substituted = 0
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.checkpoints.close()
+
+    def trace(self) -> AbstractContextManager[Any]:
+        """Return the profiler of the run, or nothing."""
+        return trace(self.state.config.profile_steps, self.directory / f"trace-rank-{self.state.context.rank}.json")
+
+    def restore(self, *, resume: bool) -> None:
+        """Continue from the newest checkpoint, if there is one."""
+        checkpoint = self.checkpoints.latest()
+        state = self.state
+        if checkpoint is None:
+            start = 0
+        else:
+            if not resume:
+                raise ValueError(
+                    f"a new run needs an empty run directory; {self.directory} holds {checkpoint.path.name}. Resume, "
+                    "or choose another."
+                )
+            _check_same_run(checkpoint.state["config"], state.config, checkpoint.path)
+            load_whole(state.method, checkpoint.tensors["model"])
+            load_optimizer_tensors(state.optimizers, checkpoint.tensors["optimizer"], place_like)
+            for name, value in checkpoint.tensors.get("ema", {}).items():
+                state.averages[name].copy_(place_like(value, state.averages[name]))
+            start = state.step = self._saved_step = checkpoint.state["step"]
+            self.stream.load_state_dict(checkpoint.state["stream"])
+            log.info("resumed at step %d from %s", start, checkpoint.path)
+        if state.context.rank == 0:
+            self.metrics.rewind(start + 1)
+        state.context.barrier()
+
+    def count(self, batch: Batch, result: StepResult) -> None:
+        """Remember a step until its numbers are read."""
+        self.meter.add(len(batch.sample_ids) * self.state.context.world_size, batch.wait_s)
+        self._unread.append((self.state.step - 1, np.asarray(batch.sample_ids), result))
+        self._loss_sum = result.loss if self._loss_sum is None else self._loss_sum + result.loss
+        self._loss_steps += 1
+        self._substituted += len(getattr(batch, "substituted", ()))  # a stream of one's own need not know of spares
+        if self.state.device.type == "cpu":
+            self.check_finite()
+
+    def check_finite(self) -> None:
+        """Read the gradient norms of the steps since the last check.
+
+        Raises:
+            NonFiniteLossError: one is not finite.
+        """
+        unread, self._unread = self._unread, []
+        if not unread or all(torch.stack([result.grad_norm for _, _, result in unread]).isfinite().tolist()):
+            return
+        step, ids, result = next(entry for entry in unread if not entry[2].grad_norm.isfinite())
+        losses = result.per_sample_B.float().cpu().numpy()
+        bad = [int(sample_id) for sample_id in ids[~np.isfinite(losses)]]
+        path = self.directory / f"nonfinite-step-{step:08d}-rank-{self.state.context.rank}.json"
+        values = {int(i): repr(float(v)) for i, v in zip(ids, losses, strict=True)}
+        path.write_text(json.dumps({"step": step, "bad_sample_ids": bad, "losses": values}, indent=1), "ascii")
+        raise NonFiniteLossError(step, bad, str(path))
+
+    def log_step(self, batch: Batch, result: StepResult) -> None:
+        """Read the numbers of the step, check them, write them."""
+        self.check_finite()
+        numbers = {"loss": result.loss, **result.parts}
+        numbers["bad_samples"] = result.loss.new_tensor(self._substituted * self.state.context.world_size)
+        self._substituted = 0
+        mean = self.state.context.mean(torch.stack([value.detach().double() for value in numbers.values()]))
+        values: dict[str, Any] = dict(zip(numbers, mean.tolist(), strict=True))
+        values |= {"lr": learning_rate(self.state.config, self.state.step - 1), "grad_norm": float(result.grad_norm)}
+        speed = self.meter.read()
+        values |= {"version": int(batch.version), **speed, **self.utilisation(speed["images_per_s"])}
+        self.last = {"step": self.state.step, **values}
+        if self.state.context.rank == 0:
+            self.metrics.write(self.state.step, values)
+            if self.on_step:
+                self.on_step(self.state.step, values)
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Write that the run rests, and that it goes on; the time between counts for no speed."""
+        started = time.perf_counter()
+        self._note_rest(paused=True)
+        try:
+            yield
+        finally:
+            self.meter.skip(time.perf_counter() - started)
+            self._note_rest(paused=False)
+
+    def _note_rest(self, *, paused: bool) -> None:
+        if self.state.context.rank == 0:
+            self.metrics.write(self.state.step, {"paused": paused})
+
+    def evaluate(self, on_evaluate: OnEvaluate | OnMilestone) -> None:
+        """Call the caller's evaluation on rank 0 and write what it returns."""
+        method = unsharded(self.state.method, self.state.config, self.state.device)
+        if self.state.context.rank == 0:
+            method.eval()
+            with torch.no_grad():
+                values = on_evaluate(self.state.step, method)
+            method.train()
+            if values:
+                self.metrics.write(self.state.step, values)
+        self.state.context.barrier()
+
+    def checkpoint(self) -> None:
+        """Start writing a checkpoint; the step goes on once the tensors are copied."""
+        self.check_finite()
+        state = self.state
+        if state.step == self._saved_step:
+            return
+        self._saved_step = state.step
+        loss = state.context.mean(self._loss_sum / self._loss_steps).item() if self._loss_sum is not None else None
+        self._loss_sum, self._loss_steps = None, 0
+        tensors = {"model": whole(state.method.state_dict()), "optimizer": whole(optimizer_tensors(state.optimizers))}
+        if state.averages:
+            tensors["ema"] = whole(state.averages)
+        if state.context.rank == 0:
+            self.checkpoints.save(
+                state.step,
+                tensors,
+                {"config": to_dict(state.config), "stream": self.stream.state_dict(), "metric": loss},
+            )
+
+    def finish(self, reason: Literal["finished", "stopped"]) -> TrainResult:
+        """Write the last checkpoint, wait for it, and say how the run ended."""
+        self.checkpoint()
+        self.checkpoints.wait()
+        self.state.context.barrier()
+        path = self.checkpoints.paths()[-1]
+        log.info("%s at step %d; checkpoint %s", reason, self.state.step, path)
+        return TrainResult(step=self.state.step, reason=reason, checkpoint=str(path), metrics=self.last)
+
+
+_FREE_TO_CHANGE = frozenset(
+    {
+        "device",
+        "log_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "profile_steps",
+        "compile_blocks",
+        "accumulation_steps",
+        "deterministic",
+        "sharding",
+    }
+)
+
+
+def _check_same_run(saved: dict[str, Any], config: TrainConfig, path: Path) -> None:
+    """Refuse a checkpoint whose run is another one: its method, its model or anything else that shapes the numbers."""
+    current = json.loads(json.dumps(to_dict(config)))
+    if saved.get("method") != current["method"]:
+        raise ValueError(
+            f"a checkpoint must be of the method that resumes it ({current['method']}); {path} is of "
+            f"{saved.get('method')}. "
+            f"Set method={saved.get('method')!r} or choose another run directory."
+        )
+    changed = sorted(name for name in current if name not in _FREE_TO_CHANGE and saved.get(name) != current[name])
+    if changed:
+        shown = (
+            ", ".join(f"{name} (was {saved.get(name)}, now {current[name]})" for name in changed if name != "model")
+            or "model"
+        )
+        raise ValueError(
+            f"a resumed run must keep its config; {path} differs in {shown}. Restore it or choose another run "
+            "directory."
+        )
