@@ -1,4 +1,5 @@
 import threading
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ def test_an_empty_window_reports_nothing():
 
 def test_windows_that_a_service_forgot_are_asked_for_again_in_order():
     class Forgetful:
-        asked: list = []
+        asked: ClassVar[list] = []
         next_window = 3
 
         def window(self, index, *, effective_size=None):

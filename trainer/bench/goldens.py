@@ -2,7 +2,8 @@
 
 The official code was run once in float64 on weights and images that a rule makes from parameter names; its numbers are
 below. The same rule fills our methods through the map of official names (`trainer.record.official`), so an error is
-that of the whole path: names, forward pass, loss. MTO and PASS have no official code, so there is nothing to compare them to.
+that of the whole path: names, forward pass, loss. MTO and PASS have no official code, so there is nothing to compare
+them to.
 """
 
 import math
