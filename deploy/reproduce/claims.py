@@ -77,7 +77,7 @@ class Claim:
     """What is trained."""
     expected: tuple[Expectation, ...]
     """What should come out."""
-    metrics: tuple[str, ...] = ("nn_cls", "nn_mean", "knn20_cls")
+    metrics: tuple[str, ...] = ("nn_cls", "nn_mean", "white_cls", "white_mean")
     """Columns of the table."""
     baseline: str | None = None
     """The arm that RAUC is taken against, where the claim is about the training curve."""

@@ -12,6 +12,7 @@ from PIL import Image
 from deploy.commands.reproduce import reproduce
 from deploy.reproduce import CLAIMS, Arm, Claim, Expectation
 from deploy.reproduce.arms import Scale, run_config
+from deploy.reproduce.measure import whitening
 from deploy.reproduce.queue import Outcome
 from deploy.reproduce.table import cells, rows, verdicts
 
@@ -40,6 +41,14 @@ def test_table_gives_mean_and_spread_and_each_direction_by_seed():
     assert beats.holds == "in 1 of 2 seeds"
     assert beats.differences == pytest.approx((0.1, -0.1))
     assert level.holds == "yes"  # a mean difference of 0 is above minus one standard error, .1
+
+
+def test_whitened_features_vary_alike_in_all_directions():
+    features = np.random.default_rng(0).normal(5.0, (100.0, 1.0, 0.01), (4000, 3)).astype(np.float32)
+    features[:, 1] += features[:, 0]
+    white = whitening(features)(features)
+    assert white.mean(axis=0) == pytest.approx(0.0, abs=1e-3)
+    assert np.cov(white, rowvar=False) == pytest.approx(np.eye(3), abs=1e-2)
 
 
 def test_rauc_is_taken_against_the_baseline_seed_by_seed():
@@ -87,7 +96,7 @@ def test_study_trains_each_arm_once_and_continues(folders: Path, tmp_path: Path)
     assert all(len(arm["nn_cls"]["by_seed"]) == 2 for arm in answer["arms"].values())
     assert (tmp_path / "hard" / "report.html").stat().st_size > 10_000
     page = (tmp_path / "hard" / "report.md").read_text()
-    assert "| arm | nn_cls | nn_mean | knn20_cls | paper: nn_cls |" in page
+    assert "| arm | nn_cls | nn_mean | white_cls | white_mean | paper: nn_cls |" in page
     assert "| prototypical beats hard on nn_cls |" in page
     trained = {path: path.stat().st_mtime_ns for path in tmp_path.glob("arms/*/outcome.json")}
     assert len(trained) == 6
