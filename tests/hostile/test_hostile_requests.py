@@ -88,8 +88,8 @@ def test_hundreds_of_hostile_requests_change_nothing_and_leave_nothing(served: S
             served.send(request.data)
     assert served.peak_mb() - memory < MOST_MB
     deadline = time.monotonic() + 20
-    while served.descriptors() > descriptors + 2 and time.monotonic() < deadline:
+    while served.descriptors() > descriptors + 8 and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert served.descriptors() <= descriptors + 2
+    assert served.descriptors() <= descriptors + 8  # connections and files of other threads; a leak would be hundreds
     assert served.client.log(limit=50) == changed
     assert "smuggler" not in json.dumps(changed, default=str)

@@ -33,7 +33,7 @@ STORE_BYTES = 80 << 20
 NUM_SAMPLES, SIDES = 100, (700, 900)
 CACHE_BYTES = 48 << 20
 WINDOW_BYTES = CONFIG.prefetch_steps * CONFIG.global_batch * 3 * CONFIG.transform.size**2
-SCRATCH_BYTES = 48 << 20
+SCRATCH_BYTES = 64 << 20
 """Libraries that load with the first image, and one image of each thread on its way from bytes to pixels."""
 
 

@@ -88,7 +88,7 @@ class SelectionWorld(RuleBasedStateMachine):
 
     @initialize()
     def begin(self):
-        self.folder = Path(tempfile.mkdtemp(prefix="tempera-world-", dir=MEMORY))
+        self.folder = Path(tempfile.mkdtemp(prefix="simulated-world-", dir=MEMORY))
         self.lives = itertools.count()
         self.path = self.folder / "life" / "run.sqlite"
         self.path.parent.mkdir()

@@ -24,7 +24,7 @@ from loader.batches.substitution import Substitute
 from loader.batches.windows import FixedWindow
 from loader.errors import StreamStalled
 
-EXAMPLES = int(os.environ.get("TEMPERA_SIMULATIONS", "100"))
+EXAMPLES = int(os.environ.get("TEMPERA_SIMULATIONS", "50"))
 CONFIG = StreamConfig(
     seed=1,
     global_batch=8,
@@ -38,8 +38,8 @@ NUM_SAMPLES = 60
 POISONED = frozenset({7, 23})
 NAMES = tuple(f"loader-{number}" for number in range(5))
 RESTART_S, SILENCE_S, ORDINARY_S = 2.0, 10.0, 0.1
-RECOVERY_S, LONGEST_S = 4.0, 29.0
-"""Longest wait for a batch while somebody can serve; with loaders that are fifty times slower than others."""
+RECOVERY_S, LONGEST_S = 10.0, 29.0
+"""Longest wait for a batch while somebody can serve, all others frozen; with loaders fifty times slower than others."""
 FAULTS: Counter[str] = Counter()
 """Faults of the whole session, by kind."""
 
