@@ -59,6 +59,8 @@ class _Request:
     spec: BatchSpec
     member: str
     sent_s: float
+    deadline_s: float
+    """Age at which it is late, as it was known when it was sent."""
     tried: tuple[str, ...] = field(default=())
     """Members that were asked for these rows before."""
     hedged: bool = False
@@ -161,7 +163,10 @@ class Assembler:
         pending = rows
         while len(pending):
             members = self._members()
-            choice = route(group.spec(pending).sample_ids, members, avoid={*tried, *self._suspects()})
+            shunned = {*tried, *self._suspects()}
+            if shunned.issuperset(members):
+                shunned = set(tried)  # one that was late is a better choice than one that was asked for just this
+            choice = route(group.spec(pending).sample_ids, members, avoid=shunned)
             unsent = []
             for number in np.unique(choice):
                 part = pending[choice == number]
@@ -178,7 +183,7 @@ class Assembler:
             self._loaders.refresh()
             self._check_stall()
             return False
-        self._requests[handle] = _Request(group, rows, spec, member, time.monotonic(), tried)
+        self._requests[handle] = _Request(group, rows, spec, member, time.monotonic(), self._deadline.seconds, tried)
         self._stats.requests += 1
         return True
 
@@ -203,7 +208,7 @@ class Assembler:
             except LoaderLost as error:
                 self._reroute(request, error)
                 continue
-            self._learn(request)
+            self._learn(request, wanted=len(request.group.missing(request.rows)) > 0)
             bad = request.group.fill(request.rows, request.spec, pixels)
             self._loaders.release(handle)
             for sample in bad:
@@ -214,13 +219,19 @@ class Assembler:
                 self._send(request.group, request.group.missing(request.rows[[b.row for b in pixels.bad]]))
             self._progress_s = time.monotonic()
 
-    def _learn(self, request: _Request) -> None:
-        """Remember how long a request took; a member that was late is spared for a while that grows with it."""
+    def _learn(self, request: _Request, *, wanted: bool) -> None:
+        """Remember how long a request took; a member that was late is spared for a while that grows with it.
+
+        How late an answer was is not what is usual: an answer that nobody waits for any more teaches nothing, and one
+        that was late teaches no more than the deadline it missed, so that deadlines triple where all members are slow
+        and stay short where one was frozen.
+        """
         now = time.monotonic()
         took_s = now - request.sent_s
         if took_s > self._deadline.seconds:
             self._spared_until[request.member] = now + min(_SPARED_FOR * took_s, _LONGEST_SPARED_S)
-        self._deadline.add(took_s, member=request.member)
+        if wanted:
+            self._deadline.add(min(took_s, request.deadline_s), member=request.member)
 
     def _reroute(self, request: _Request, error: LoaderLost) -> None:
         self._last_fault = str(error)
@@ -237,7 +248,7 @@ class Assembler:
             if now - request.sent_s < self._deadline.seconds or len(rows := request.group.missing(request.rows)) == 0:
                 continue
             tried = (*request.tried, request.member)
-            if request.hedged or len(tried) >= len(self._loaders.members()):
+            if request.hedged or set(tried).issuperset(self._loaders.members()):
                 continue
             request.hedged = True
             self._stats.hedged += 1

@@ -24,7 +24,7 @@ from loader.batches.substitution import Substitute
 from loader.batches.windows import FixedWindow
 from loader.errors import StreamStalled
 
-EXAMPLES = int(os.environ.get("TEMPERA_SIMULATIONS", "50"))
+EXAMPLES = int(os.environ.get("TEMPERA_SIMULATIONS", "100"))
 CONFIG = StreamConfig(
     seed=1,
     global_batch=8,
