@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from deploy.client import RunClient
+from deploy.cluster import ONE_MACHINE
 from deploy.config import DataConfig
 from deploy.launch import launch_in_process
 from deploy.overrides import override
@@ -204,8 +205,13 @@ def test_the_run_is_closed_to_who_has_not_its_token(live: tuple[RunDir, subproce
     wrong = tmp_path / "wrong-token"
     wrong.write_text("0" * 64)
     code = f"import ray; ray.init(address={endpoint.address!r}, log_to_driver=False)"
-    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(wrong)}
-    intruder = subprocess.run(
-        [sys.executable, "-c", code], env=environment, check=False, capture_output=True, timeout=PATIENCE_S
-    )
-    assert intruder.returncode != 0
+
+    def connect(token_path: Path | str) -> int:
+        """How a process ends that asks for the cluster at its loopback address, with this token."""
+        environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path), ONE_MACHINE: "0"}
+        return subprocess.run(
+            [sys.executable, "-c", code], env=environment, check=False, capture_output=True, timeout=PATIENCE_S
+        ).returncode
+
+    assert connect(endpoint.token_path) == 0
+    assert connect(wrong) != 0
