@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scoring import masked_mean_score, patch_weighted_score
+from trainer.methods.base import SelectingMethod
 from trainer.precision import autocast
 from trainer.randomness import SampleRandomness
 from trainer.ranks.context import Context
@@ -116,6 +117,7 @@ class Sweep:
 def score_batch(state: TrainState, images_u8: Tensor, sample_ids: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return the scores of uint8 images, float32[B], by the configured rule."""
     method, settings = state.method, state.config.model.pass_
+    assert isinstance(method, SelectingMethod), "methods that cannot select are refused when they are built"
     images = normalise(images_u8.to(state.device, non_blocking=True), state.config)
     with autocast(state.device, state.config.precision):
         if settings.score == "pass":

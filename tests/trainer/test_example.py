@@ -6,7 +6,8 @@ import pytest
 import torch
 from trainer_fakes import FakeStream, tiny_run
 
-from trainer import METHODS, load_encoder, read_metrics, train
+from trainer import METHODS, Method, load_encoder, read_metrics, train
+from trainer.methods.base import PixelMethod, SelectingMethod
 
 EXAMPLE = Path(__file__).parent / "example_method.py"
 
@@ -35,3 +36,17 @@ def test_the_example_is_at_most_forty_lines_and_the_readme_shows_it_as_it_is():
     assert len([line for line in text.splitlines() if line.strip()]) <= 40
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     assert "class MeanColour" not in readme or text in readme
+
+
+def test_a_method_that_lacks_a_part_is_refused_when_it_is_built():
+    class NoForward(Method):
+        pass
+
+    class NoDifficulty(PixelMethod):
+        forward = reconstruct = predict = to_pixels = METHODS["mae"].forward
+
+    assert NoDifficulty(tiny_run().model).config == tiny_run().model
+    with pytest.raises(TypeError, match="forward"):
+        NoForward(tiny_run().model)
+    with pytest.raises(TypeError, match=r"difficulty.*difficulty_mask"):
+        type("Half", (NoDifficulty, SelectingMethod), {})(tiny_run().model)

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from trainer.config import ModelConfig, choose, require
-from trainer.methods.base import Losses, Method
+from trainer.losses import Losses
+from trainer.methods.base import Method
 from trainer.methods.bootmae import Bootmae
 from trainer.methods.clmae import Clmae
 from trainer.methods.conmim import Conmim

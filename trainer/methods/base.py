@@ -1,58 +1,27 @@
-"""What a method is to the training loop: a module whose forward returns `Losses`, and four hooks with defaults.
+"""What a method is to the training loop: a module whose forward returns `Losses`, and hooks with defaults.
 
 A new method is one file: subclass `Method`, give it an `encoder`, write `forward`, and add one line to
-`trainer.methods.METHODS`.
+`trainer.methods.METHODS`. A method whose prediction can be shown as pixels is a `PixelMethod`; one that patch-aware
+selection can score samples with is a `SelectingMethod`.
 
-Shapes: B batch, N patches, C channels, H W image.
+Shapes: B batch, N patches, D width, P values of a patch, C channels, H W image.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from trainer.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
+from trainer.losses import Losses
 from trainer.masking import MASKINGS, Mask
 from trainer.mto import MtoObserver, Split
+from trainer.pass_plan import predictor_trains
 from trainer.progress import Progress
 from trainer.randomness import Randomness, StepRandomness
 
 
-class Losses(NamedTuple):
-    """What one forward pass returns."""
-
-    total: Tensor
-    """Scalar that is minimised."""
-    per_sample_B: Tensor
-    """[B], the loss of each sample: its mean over masked patches. Reported as the sample's score; carries no
-    gradient.
-    """
-    patch_loss_BN: Tensor
-    """[B, N], the loss of each masked patch, 0 on visible ones. Carries no gradient."""
-    mask_BN: Tensor
-    """[B, N], 1 = masked."""
-    parts: dict[str, Tensor]
-    """Detached scalars for the log, by name."""
-
-
-def add_mto(losses: Losses, *observers: MtoObserver | None) -> Losses:
-    """Add the MTO losses of the observers, and what they saw to the log."""
-    for number, observer in enumerate(observers):
-        if observer is None:
-            continue
-        terms = observer.losses()
-        suffix = f"_{number}" if number else ""
-        log = {**{name: value.detach() for name, value in terms.items()}, **observer.report()}
-        parts = {
-            "method": losses.total.detach(),
-            **losses.parts,
-            **{name + suffix: value for name, value in log.items()},
-        }
-        losses = losses._replace(total=losses.total + sum(terms.values()), parts=parts)
-    return losses
-
-
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """Base of the methods."""
 
     default_masking: str = "random"
@@ -72,26 +41,14 @@ class Method(nn.Module):
         super().__init__()
         self.config = config
 
-    def reconstruct(self, images_BCHW: Tensor, mask: Mask) -> Losses:
-        """Return the losses for a given mask; methods that reconstruct pixels have it."""
-        raise NotImplementedError
-
-    def difficulty(self, images_BCHW: Tensor) -> Tensor:
-        """Return the predicted loss of every patch of whole images, [B, N]; methods with a mask predictor have it."""
-        raise NotImplementedError
-
-    def difficulty_mask(self, predicted_BN: Tensor) -> Mask:
-        """Return the mask that hides what is predicted to be hard."""
-        raise NotImplementedError
+    @abstractmethod
+    def forward(self, images_BCHW: Tensor, randomness: StepRandomness, phase: str = "model") -> Losses:
+        """Return the losses of normalised images for one phase."""
 
     def draw_mask(self, batch: int, randomness: Randomness, *, like: Tensor) -> Mask:
         """Return the mask of a batch by the configured masking."""
         name = self.default_masking if self.config.masking == "auto" else self.config.masking
         return MASKINGS[name](self.config, batch, randomness, like=like)
-
-    def forward(self, images_BCHW: Tensor, randomness: StepRandomness, phase: str = "model") -> Losses:
-        """Return the losses of normalised images for one phase."""
-        raise NotImplementedError
 
     def phase_parameters(self, phase: str) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the (name, parameter) pairs that a phase trains: by default all that require a gradient."""
@@ -114,3 +71,43 @@ class Method(nn.Module):
 
     def end_step(self, progress: Progress) -> None:
         """Update what is not trained by gradient (a teacher), after a step."""
+
+
+class PixelMethod(Method):
+    """A method that predicts something about hidden pixels from the mask that it is given."""
+
+    @abstractmethod
+    def reconstruct(self, images_BCHW: Tensor, mask: Mask) -> Losses:
+        """Return the losses for a given mask."""
+
+    @abstractmethod
+    def predict(self, images_BCHW: Tensor, mask: Mask) -> Tensor:
+        """Return predictions for all patches in image order, [B, N, P], for pictures."""
+
+    @abstractmethod
+    def to_pixels(self, prediction_BNP: Tensor, patches_BNP: Tensor) -> Tensor:
+        """Return predictions as normalised pixels, for pictures; the true patches may give mean and scale."""
+
+
+class SelectingMethod(PixelMethod):
+    """A method that may have a predictor of patch difficulty, as patch-aware selection wants (METHODS section 7).
+
+    A subclass builds its predictor and calls `add_predictor` on its losses while `predictor_trains`.
+    """
+
+    predictor: nn.Module | None
+    """Predicts the loss of each patch; None without the score `pass`."""
+    predictor_trains: bool
+    """The predictor's loss counts in this step."""
+
+    @abstractmethod
+    def difficulty(self, images_BCHW: Tensor) -> Tensor:
+        """Return the predicted loss of every patch of whole images, [B, N]; needs the predictor."""
+
+    @abstractmethod
+    def difficulty_mask(self, predicted_BN: Tensor) -> Mask:
+        """Return the mask that hides as many patches as in training, those predicted to be the hardest."""
+
+    def begin_step(self, progress: Progress) -> None:
+        """Turn the mask predictor's loss on in the epochs before a selection."""
+        self.predictor_trains = self.predictor is not None and predictor_trains(progress.epoch, self.config.pass_)

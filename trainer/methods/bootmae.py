@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from trainer.averages import bootmae_momentum, freeze_copy, move_average
 from trainer.config import ModelConfig
+from trainer.losses import Losses, add_mto
 from trainer.masking import Mask, take
-from trainer.methods.base import Losses, Method, add_mto
+from trainer.methods.base import PixelMethod
 from trainer.models.vit import LAYER_NORM_EPS, Encoder, init_xavier, patchify, sincos_positions
 from trainer.mto import MtoObserver
 from trainer.precision import wide, without_autocast
@@ -31,7 +32,7 @@ RAMP = 4  # the feature loss reaches its weight after a quarter of the epochs
 ROLL = 4  # the official code rolls the order by 0 to 3 places
 
 
-class Bootmae(Method):
+class Bootmae(PixelMethod):
     """Encoder, its moving average, and two decoders with cross-attention."""
 
     default_masking = "block"

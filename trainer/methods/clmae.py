@@ -23,8 +23,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
+from trainer.losses import Losses
 from trainer.masking import Mask, split_order, take
-from trainer.methods.base import Losses
 from trainer.methods.mae import Mae, patch_errors
 from trainer.models.mask_predictor import whole_image
 from trainer.models.vit import init_xavier, patchify

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from trainer.augment import change_colours
 from trainer.averages import cosine_momentum, freeze_copy, move_average
 from trainer.config import ModelConfig
+from trainer.losses import Losses, add_mto
 from trainer.masking import Mask, split_tokens, take
-from trainer.methods.base import Losses, Method, add_mto
+from trainer.methods.base import Method
 from trainer.methods.mae import masked_losses
 from trainer.models.beit import RelativeEncoder, narrow_normal
 from trainer.models.vit import patchify

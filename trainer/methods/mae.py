@@ -15,36 +15,32 @@ import torch
 from torch import Tensor
 
 from trainer.config import ModelConfig
+from trainer.losses import Losses, add_mto
 from trainer.masking import Mask, take
-from trainer.methods.base import Losses, Method, add_mto
+from trainer.methods.base import SelectingMethod
 from trainer.models.decoder import TokenDecoder
 from trainer.models.mask_predictor import add_predictor, hardest_patches, whole_image
 from trainer.models.vit import Encoder, patchify
-from trainer.pass_plan import predictor_trains
-from trainer.progress import Progress
 from trainer.randomness import StepRandomness
 
 VARIANCE_EPS = 1e-6  # official MAE, norm_pix_loss
 
 
-class Mae(Method):
+class Mae(SelectingMethod):
     """Encoder of visible patches, decoder of all."""
 
     encoder: Encoder
+    predictor: TokenDecoder | None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.encoder = Encoder(config)
         self.decoder = TokenDecoder(config, depth=config.decoder_depth, values=config.patch_size**2 * 3)
-        self.predictor: TokenDecoder | None = None
+        self.predictor = None
         if config.pass_.enabled and config.pass_.score == "pass":
             self.predictor = TokenDecoder(config, depth=config.pass_.predictor_depth, values=1)
         self.sometimes_unused = self.predictor is not None
         self.predictor_trains = self.sometimes_unused
-
-    def begin_step(self, progress: Progress) -> None:
-        """Turn the mask predictor's loss on in the epochs before a selection."""
-        self.predictor_trains = self.predictor is not None and predictor_trains(progress.epoch, self.config.pass_)
 
     def forward(self, images_BCHW: Tensor, randomness: StepRandomness, phase: str = "model") -> Losses:
         """Return the reconstruction loss of randomly hidden patches."""

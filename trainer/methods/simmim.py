@@ -12,20 +12,19 @@ from functools import partial
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig, require
+from trainer.losses import Losses, add_mto
 from trainer.masking import Mask, take
-from trainer.methods.base import Losses, Method, add_mto
+from trainer.methods.base import SelectingMethod
 from trainer.models.beit import RelativeEncoder, narrow_normal
 from trainer.models.mask_predictor import TokenPredictor, add_predictor, hardest_blocks
 from trainer.models.swin import SwinEncoder, require_whole_squares
 from trainer.models.vit import patchify
-from trainer.pass_plan import predictor_trains
-from trainer.progress import Progress
 from trainer.randomness import StepRandomness
 
 COUNT_EPS = 1e-5  # official SimMIM adds it to the number of masked pixels
 
 
-class Simmim(Method):
+class Simmim(SelectingMethod):
     """Encoder of all tokens and a linear head."""
 
     default_masking = "simmim"
@@ -47,10 +46,6 @@ class Simmim(Method):
         self.predictor_trains = self.sometimes_unused
         narrow_normal(self.head.weight)
         nn.init.zeros_(self.head.bias)
-
-    def begin_step(self, progress: Progress) -> None:
-        """Turn the mask predictor's loss on in the epochs before a selection."""
-        self.predictor_trains = self.predictor is not None and predictor_trains(progress.epoch, self.config.pass_)
 
     def forward(self, images_BCHW: Tensor, randomness: StepRandomness, phase: str = "model") -> Losses:
         """Return the absolute error of the hidden pixels."""

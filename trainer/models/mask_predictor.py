@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
+from trainer.losses import Losses
 from trainer.masking import Mask, simmim_blocks, split_order
-from trainer.methods.base import Losses
 from trainer.models.vit import LAYER_NORM_EPS, init_xavier, make_blocks
 
 

@@ -21,10 +21,8 @@ from torch import Tensor
 
 from trainer.config import TrainConfig
 from trainer.masking import Mask
-from trainer.methods.base import Method
-from trainer.methods.bootmae import Bootmae
+from trainer.methods.base import Method, PixelMethod, SelectingMethod
 from trainer.methods.clmae import Clmae
-from trainer.methods.mae import Mae
 from trainer.methods.simmim import Simmim
 from trainer.models.swin import shrink_mask
 from trainer.models.vit import patchify, unpatchify
@@ -72,18 +70,18 @@ def draw(method: Method, config: TrainConfig, images_u8: Tensor) -> dict[str, Co
     device = next(method.parameters()).device
     images = normalise(images_u8.to(device), config)
     pictures: dict[str, Columns] = {}
-    if isinstance(method, Mae | Simmim | Bootmae):
+    if isinstance(method, PixelMethod):
         pictures["reconstructions"] = reconstructions(method, images, _mask(method, images))
         if method.config.mto.enabled:
             pictures["affinity"] = affinities(method, images, _mask(method, images))
     if isinstance(method, Clmae):
         pictures["masks"] = learned_masks(method, images)
-    if getattr(method, "predictor", None) is not None:
+    if isinstance(method, SelectingMethod) and method.predictor is not None:
         pictures["predictor"] = predictor_map(method, images)
     return pictures
 
 
-def reconstructions(method: Mae | Simmim | Bootmae, images: Tensor, mask: Mask) -> Columns:
+def reconstructions(method: PixelMethod, images: Tensor, mask: Mask) -> Columns:
     """Return the image, what the encoder sees of it, and the image with the hidden patches as predicted."""
     patches_BNP = patchify(images, method.stride if isinstance(method, Simmim) else method.config.patch_size)
     predicted_BNP = method.to_pixels(method.predict(images, mask), patches_BNP)
@@ -107,7 +105,7 @@ def learned_masks(method: Clmae, images: Tensor) -> Columns:
     }
 
 
-def predictor_map(method: Method, images: Tensor) -> Columns:
+def predictor_map(method: SelectingMethod, images: Tensor) -> Columns:
     """Return the image, the predicted loss of each patch, and the image without the patches predicted to be hard."""
     predicted_BN = method.difficulty(images)
     return {
@@ -117,7 +115,7 @@ def predictor_map(method: Method, images: Tensor) -> Columns:
     }
 
 
-def affinities(method: Method, images: Tensor, mask: Mask) -> Columns:
+def affinities(method: PixelMethod, images: Tensor, mask: Mask) -> Columns:
     """Return the image and how masked tokens spread their similarity over visible ones in three layers."""
     with watching(method) as taps:
         method.reconstruct(images, mask)
