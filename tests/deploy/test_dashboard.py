@@ -29,7 +29,6 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-ASSETS = Path(__file__).parents[2] / "deploy" / "dashboard" / "assets"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 WAIT_MS = 60_000
 LONG_STEPS = 10_000
@@ -370,37 +369,3 @@ def write_history(config: RunConfig, run: RunDir) -> None:
             selection.window(window, effective_size=schedule(window * window_steps / LONG_STEPS))
     lines = ({"step": step, "time": 0.0, "loss": 1 / step, "images_per_s": 900.0} for step in range(1, LONG_STEPS + 1))
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-LIGHT, DARK = "light", "dark"
-
-
-def colours(theme: str) -> dict[str, str]:
-    """Hexadecimal colours of a theme in tokens.css."""
-    text = (ASSETS / "tokens.css").read_text()
-    block = text[text.index('[data-theme="dark"] {') :] if theme == DARK else text[: text.index("@media")]
-    return dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", block))
-
-
-def contrast(first: str, second: str) -> float:
-    """WCAG 2 contrast ratio of two colours."""
-
-    def luminance(colour: str) -> float:
-        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-        linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    high, low = sorted((luminance(first), luminance(second)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
-
-
-@pytest.mark.parametrize("theme", [LIGHT, DARK])
-def test_text_and_lines_stand_out_from_what_is_behind_them(theme: str) -> None:
-    found = colours(theme)
-    for name in ("ink", "ink-soft", "plan", "force", "hand", "bad", "good"):
-        for behind in ("page", "card", "raised"):
-            assert contrast(found[name], found[behind]) >= 4.5, (name, behind)
-    assert contrast(found["warn"], found["warn-back"]) >= 4.5
-    assert contrast(found["on-force"], found["force"]) >= 4.5
-    for name in ("line-strong", "force-fill"):
-        assert contrast(found[name], found["card"]) >= 2.6, name
