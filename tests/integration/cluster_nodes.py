@@ -46,6 +46,19 @@ class Node:
         self.process.kill()
         self.process.wait()
 
+    @contextmanager
+    def frozen(self) -> Iterator[list[int]]:
+        """Every process of the node stands still, its raylet too; process ids."""
+        stopped = [member.pid for member in _family(self.process)]
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield stopped
+        finally:
+            for pid in stopped:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
 
 @dataclass
 class Nodes:
@@ -53,6 +66,7 @@ class Nodes:
 
     dashboard: str
     temp: Path
+    gcs: str
     head: str = ""
     nodes: list[Node] = field(default_factory=list)
 
@@ -99,7 +113,7 @@ def cluster_in_namespaces(*roles: str) -> Iterator[Nodes]:
         port, dashboard = free_port(), free_port()
         head = _head(temp, address=f"{subnet}.1", port=port, dashboard=dashboard)
         stack.callback(_end_tree, head)
-        cluster = Nodes(f"http://127.0.0.1:{dashboard}", temp, f"{subnet}.1")
+        cluster = Nodes(f"http://127.0.0.1:{dashboard}", temp, f"{subnet}.1:{port}", f"{subnet}.1")
         _wait_for(lambda: _answers(cluster), [head], temp / "head.log")
         for number, role in enumerate(roles):
             name, address = f"{tag}n{number}", f"{subnet}.{number + 2}"
@@ -128,7 +142,7 @@ def cluster_of_raylets(*roles: str) -> Iterator[Nodes]:
         port, dashboard = free_port(), free_port()
         head = _head(temp, address="127.0.0.1", port=port, dashboard=dashboard)
         stack.callback(_end_tree, head)
-        cluster = Nodes(f"http://127.0.0.1:{dashboard}", temp)
+        cluster = Nodes(f"http://127.0.0.1:{dashboard}", temp, f"127.0.0.1:{port}")
         _wait_for(lambda: _answers(cluster) and _head_address(cluster), [head], temp / "head.log")
         cluster.head = _head_address(cluster)
         for number, role in enumerate(roles):
@@ -178,15 +192,21 @@ def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=out, env=environment, cwd=log.parent, start_new_session=True, **streams)
 
 
+def _family(process: subprocess.Popen[bytes]) -> list[Any]:
+    """A process and what it started."""
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        return [parent, *parent.children(recursive=True)]
+    return []
+
+
 def _end_tree(process: subprocess.Popen[bytes]) -> None:
     """Kill a process and what it started, by number."""
     import psutil
 
-    family: list[Any] = []
-    with suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(process.pid)
-        family = [parent, *parent.children(recursive=True)]
-    for member in family:
+    for member in _family(process):
         with suppress(psutil.NoSuchProcess):
             member.send_signal(signal.SIGKILL)
     process.wait()
