@@ -20,7 +20,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import Phase
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -32,10 +32,11 @@ from hypothesis.stateful import (
 )
 
 from scoring import Control, LogUnavailable, RunLog, Selection, SelectionConfig, VersionConflict, replay_run
-from tests.scoring.test_durability import Crash, Faults, FaultyDisk, died, faulty_connection
+from tests.scoring.crashes import CONNECT, Crash, Faults, FaultyDisk, died, failing_connect
+from tests.simulation.worlds import examples, too_rare, world_settings
 from trainer import ScheduledWindows
 
-EXAMPLES = int(os.environ.get("TEMPERA_SIMULATIONS", "40"))
+EXAMPLES, STEPS = examples(40), 40
 N = 40
 DISTANCE = np.random.default_rng(2).random(N).astype(np.float32)
 CONFIG = SelectionConfig(
@@ -103,12 +104,8 @@ class SelectionWorld(RuleBasedStateMachine):
     def come_up(self):
         """The process starts again from what is on the disk."""
         self.faults = WorldFaults()
-        connect = sqlite3.connect
         with (
-            mock.patch(
-                "scoring.log.schema.sqlite3.connect",
-                lambda *a, **k: connect(*a, **{**k, "factory": faulty_connection(self.faults, self.path)}),
-            ),
+            mock.patch(CONNECT, failing_connect(self.faults, self.path)),
             mock.patch("scoring.log.snapshots.Disk", return_value=FaultyDisk(self.faults)),
         ):
             self.faults.log = RunLog(self.path)
@@ -192,11 +189,13 @@ class SelectionWorld(RuleBasedStateMachine):
             self.learn(message, answer)
 
     @precondition(lambda self: self.wire and self.selection is not None)
-    @rule(count=st.integers(1, 10))
-    def deliver_some(self, count):
+    @rule(count=st.integers(1, 10), seed=st.integers(0, 1000), orderly=st.booleans())
+    def deliver_some(self, count, seed, orderly):
+        rng = np.random.default_rng(seed)
         for _ in range(min(count, len(self.wire))):
             if self.selection is not None:
-                self.deliver(which=0, answer_lost=False)
+                which, answer_lost = (0, False) if orderly else (int(rng.integers(10**6)), rng.random() < 0.25)
+                self.deliver(which=which, answer_lost=answer_lost)
 
     def ask(self, message):
         if message.kind == "window":
@@ -315,14 +314,16 @@ class SelectionWorld(RuleBasedStateMachine):
             assert getattr(facts, kind) == pytest.approx(value, rel=1e-9)
 
     def teardown(self):
-        if not hasattr(self, "faults"):
+        if not hasattr(self, "folder"):
             return
-        if self.selection is not None:
-            self.die("crash")
-        self.come_up()
-        self.check_everything()
-        self.faults.log.close()
-        shutil.rmtree(self.folder)
+        try:
+            if self.selection is not None:
+                self.die("crash")
+            self.come_up()
+            self.check_everything()
+            self.faults.log.close()
+        finally:
+            shutil.rmtree(self.folder)
 
 
 def usable(ids, values):
@@ -330,13 +331,7 @@ def usable(ids, values):
     return (ids >= 0) & (ids < N) & ~np.isnan(values)
 
 
-COMMON = {
-    "stateful_step_count": 40,
-    "deadline": None,
-    "derandomize": "TEMPERA_SIMULATIONS" not in os.environ,
-    "suppress_health_check": list(HealthCheck),
-}
-SelectionWorld.TestCase.settings = settings(max_examples=EXAMPLES, **COMMON)
+SelectionWorld.TestCase.settings = world_settings(max_examples=EXAMPLES, steps=STEPS)
 TestSelectionWorld = SelectionWorld.TestCase
 
 
@@ -344,7 +339,7 @@ def test_every_kind_of_fault_came_often(record_property):
     """In the machine above, which is run before this."""
     record_property("faults", dict(FAULTS))
     kinds = ("crash", "crash at a commit", "repeated", "lost", "reordered", "answer lost", "full disk")
-    assert {kind: FAULTS[kind] for kind in kinds if FAULTS[kind] <= EXAMPLES / 8} == {}
+    assert too_rare(FAULTS, kinds, fewest=EXAMPLES / 15) == {}
 
 
 def answer_before_the_commit(self, report):
@@ -367,5 +362,5 @@ def test_a_broken_selection_is_found_out(where, mutant, monkeypatch):
     monkeypatch.setattr(where, mutant)
     with pytest.raises(BaseException):  # noqa: B017, PT011 - an assertion, or what the broken part raises
         run_state_machine_as_test(
-            SelectionWorld, settings=settings(max_examples=200, phases=[Phase.generate], **COMMON)
+            SelectionWorld, settings=world_settings(max_examples=200, steps=STEPS, phases=[Phase.generate])
         )
