@@ -17,7 +17,7 @@ def repeated(
     """Act on a thread every so often until the block ends, and once more then.
 
     Args:
-        act: what to do; when it fails that is logged, and it is done again the next time.
+        act: what to do; when it fails that is logged, once for each reason, and it is done again the next time.
         every_s: seconds between two times.
         name: the thread's.
         trouble: what to say in the log when it fails, one line.
@@ -26,13 +26,18 @@ def repeated(
     over = threading.Event()
 
     def loop() -> None:
-        last = False
+        last, known = False, ""
         while not last:
             last = over.wait(every_s)
             try:
                 act()
-            except Exception:  # whoever watches must not fail what it watches
-                log.warning(trouble, exc_info=True)
+                known = ""
+            except Exception as error:  # whoever watches must not fail what it watches
+                first_line, *_ = str(error).split("\n")
+                reason = f"{type(error).__name__}: {first_line}"
+                log.log(logging.DEBUG if reason == known else logging.WARNING, "%s (%s)", trouble, reason)
+                log.debug("where:", exc_info=True)
+                known = reason
 
     thread = threading.Thread(target=loop, name=name, daemon=True)
     thread.start()
