@@ -272,14 +272,20 @@ class Fleet:
 
 
 def wait_until_ready(status: Callable[[], dict[str, Any]], *, size: int, timeout_s: float) -> None:
-    """Wait until a fleet has that many loaders ready.
+    """Wait until a fleet has that many loaders ready. On a crowded machine it may not answer every question.
 
     Raises:
         LoaderLost: If that takes too long, or every loader has died before one was ready; the message says why.
     """
     deadline = time.monotonic() + timeout_s
     while True:
-        loaders = status()["loaders"]
+        try:
+            loaders = status()["loaders"]
+        except LoaderLost:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+            continue
         num_ready = sum(loader["state"] == "ready" for loader in loaders)
         if num_ready >= size:
             return

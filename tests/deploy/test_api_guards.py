@@ -364,8 +364,11 @@ def test_no_secret_is_in_logs_files_or_answers(
     token = run.api_token.read_text()
     with caplog.at_level(logging.DEBUG):
         said = [ask(http, path).content for path in READS]
+        pages = [http.get(http.base_url.join(path)) for path in ("/", "/metrics", "/assets/app.js")]
         Raw(client).send(head(run, "Content-Length: 3"), b"{x}")
         assert http.get("nowhere").status_code == 404
+    assert all(page.status_code == 200 and page.content for page in pages)
+    said += [page.content + str(page.headers).encode() for page in pages]
     assert not any(token.encode() in answer for answer in said)
     assert token not in caplog.text
     kept = [path for path in run.path.rglob("*") if path.is_file() and path != run.api_token]

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from loader.fleet.keeper import Fleet
+from loader.errors import LoaderLost
+from loader.fleet.keeper import Fleet, wait_until_ready
 from loader.fleet.scaling import ScalePolicy
 
 
@@ -175,3 +176,24 @@ def test_closing_kills_everything(world):
 def test_sizes_out_of_range_are_refused(world, size):
     with pytest.raises(ValueError, match=r"must be in 1\.\.1024; got"):
         world.fleet.scale(size, author="person")
+
+
+def test_a_fleet_that_does_not_answer_once_is_asked_again_until_it_is_ready():
+    answers = iter([LoaderLost("busy"), {"loaders": [{"state": "starting", "restarts": 0, "reason": ""}]}])
+
+    def status():
+        answer = next(answers, {"loaders": [{"state": "ready", "restarts": 0, "reason": ""}]})
+        if isinstance(answer, LoaderLost):
+            raise answer
+        return answer
+
+    wait_until_ready(status, size=1, timeout_s=10.0)
+    assert next(answers, None) is None
+
+
+def test_a_fleet_that_never_answers_is_given_up_in_time():
+    def status():
+        raise LoaderLost("gone")
+
+    with pytest.raises(LoaderLost, match="gone"):
+        wait_until_ready(status, size=1, timeout_s=0.0)
