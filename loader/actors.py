@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, Final
 
 import numpy as np
@@ -34,7 +33,7 @@ from loader.fleet.client import CALL_TIMEOUT_S, FleetClient, FleetMethod, first_
 from loader.fleet.keeper import Fleet, State, wait_until_ready
 from loader.fleet.kinds import LoaderKind, kind_of
 from loader.fleet.scaling import ScalePolicy
-from loader.fleet.wishes import WishFile
+from loader.fleet.wishes import TemporaryWishFile, WishFile
 from loader.pool import Handle
 from loader.worker import LoaderWorker
 
@@ -185,12 +184,12 @@ def start_fleet(
     """
     if isinstance(kinds, LoaderConfig):
         kinds = [LoaderKind(config=kinds, num_cpus=num_cpus)]
-    wishes = WishFile(memory or Path(mkdtemp(prefix="tempera-fleet-")) / "fleet.json")
+    wishes = WishFile(memory) if memory else TemporaryWishFile()
     wishes.forget()
     # It stays with this process's node: those of loaders come and go. A name alone would not keep it alive.
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     actor = _remote(name=name, max_restarts=-1, max_concurrency=8, num_cpus=0, label_selector=here)(LoaderFleet)
-    fleet = FleetClient(ActorPort(actor.remote(kinds, size, policy, wishes)))
+    fleet = FleetClient(ActorPort(actor.remote(kinds, size, policy, wishes), wishes))
     try:
         fleet.members(timeout_s=ready_timeout_s)  # its process is up
         wait_until_ready(fleet.status, size=size, timeout_s=ready_timeout_s)
@@ -223,8 +222,8 @@ def connect_fleet(name: str = FLEET_NAME) -> FleetClient:
 class ActorPort:
     """The way to a fleet that is an actor. Can be sent to other Ray processes."""
 
-    def __init__(self, actor: Any) -> None:
-        self.actor = actor
+    def __init__(self, actor: Any, wishes: WishFile | None = None) -> None:
+        self.actor, self._wishes = actor, wishes
 
     def ask(self, method: FleetMethod, *args: object, timeout_s: float, **options: object) -> Any:
         """Call a method of the fleet and return its answer."""
@@ -248,6 +247,8 @@ class ActorPort:
         with suppress(RayError):
             ray.get(self.actor.close.remote(), timeout=CALL_TIMEOUT_S)
         ray.kill(self.actor)
+        if self._wishes is not None:
+            self._wishes.close()
 
 
 @dataclass(eq=False, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import secrets
 import tempfile
@@ -11,7 +12,9 @@ from pathlib import Path
 # Before torch and Ray are imported anywhere: two cores, and clusters that nobody else can join. Ray reads its token
 # once a process, so all the clusters of a session share one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-TOKEN = Path(tempfile.mkdtemp(prefix="tempera-tests-")) / "token"
+SCRATCH = tempfile.TemporaryDirectory(prefix="tempera-tests-")
+atexit.register(SCRATCH.cleanup)  # pytest tells conftest files of workers nothing when they end
+TOKEN = Path(SCRATCH.name) / "token"
 TOKEN.touch(mode=0o600)
 TOKEN.write_text(secrets.token_hex(32))
 os.environ["RAY_AUTH_MODE"] = "token"

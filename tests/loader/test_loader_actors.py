@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import tempfile
 import time
 from dataclasses import replace
 from functools import partial
@@ -217,12 +218,14 @@ def test_the_fleet_is_found_by_name(fleet, local_ray):
         connect_fleet("nobody")
 
 
-def test_loaders_that_cannot_start_are_an_error_that_says_why(local_ray, tmp_path):
+def test_loaders_that_cannot_start_are_an_error_that_says_why(local_ray, tmp_path, monkeypatch):
     from loader.actors import start_fleet
 
     config = LoaderConfig(index=str(tmp_path / "none.parquet"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(LoaderLost, match=r"cannot start.*no sample index at"):
         start_fleet(config, size=1, name="broken", num_cpus=0)
+    assert list(tmp_path.iterdir()) == [], "nothing of it is left over"
 
 
 def test_the_benchmark_reports_every_figure(local_ray, photo_index):
