@@ -17,6 +17,8 @@ ADAPTIVE = "adaptive"
 """Author of an adaptive schedule's effective size."""
 SCHEDULE = "schedule"
 """Log kind of a scheduled effective size."""
+TAKEN_KINDS = (*CONTROL_KINDS, SCHEDULE)
+"""Log kinds that no event may have."""
 METRIC = "metric"
 """Event kind by which trainers report what an adaptive schedule follows; the message names the metric."""
 

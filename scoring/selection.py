@@ -34,17 +34,7 @@ from scoring.log.housekeeping import Housekeeping
 from scoring.log.intake import ScoreIntake
 from scoring.log.replay import redraw
 from scoring.log.runlog import RunLog
-from scoring.records import (
-    CONTROL_KINDS,
-    SCHEDULE,
-    TABLE_CHANGES,
-    Control,
-    ControlReply,
-    Event,
-    LogEntry,
-    ScoreAck,
-    Window,
-)
+from scoring.records import TABLE_CHANGES, TAKEN_KINDS, Control, ControlReply, Event, LogEntry, ScoreAck, Window
 from scoring.shelf import WindowShelf
 from scoring.steering import Steering, reply_to, with_law
 from scoring.table.changes import TableChanges
@@ -100,8 +90,12 @@ class Selection:
 
     def _recover(self) -> None:
         """Newest snapshot, then the scores, rounds and windows after it, then the controls."""
+        promise, self._steering.promised = self._log.promise, self._log.promise.end
+        through = promise.scores_through if promise.end > self._shelf.next_window else None
         self._house.restore()
-        self._history.follow(self._log)
+        self._history.follow(self._log, scores_through=through)
+        if through is not None:
+            self._intake.refill(self._log.reports(after=through))
         for index in range(self._history.position.next_window, self._shelf.next_window):
             self._history.count(index, self._shelf.load(index).sample_ids)
         if self._history.position.next_window != self._shelf.next_window:
@@ -161,13 +155,13 @@ class Selection:
             with self._state:
                 self._steering.busy = True
                 controls, resolved, entries = self._steering.schedule(requested)
-            self._history.merge(self._intake.take())
+            self._merge()
             weighed = self._weigh(resolved)
             facts, window = draw_window(
                 self.config, weighed, num_samples=self.num_samples, index=index, version=self._version(weighed)
             )
             with self._state:
-                self._shelf.write(facts, window, entries)
+                self._shelf.write(facts, window, entries, scores_through=self._history.position.scores_through)
                 self._shelf.keep(facts, window)
                 self._steering.advance(controls, resolved)
                 self._sizes = {facts.policy: facts.effective_size}
@@ -178,6 +172,11 @@ class Selection:
         if self._shelf.is_flushed:
             self._house.after_window(index)
         return window
+
+    def _merge(self) -> None:
+        """Take in the scores that came; not while windows that were handed out have to be drawn again."""
+        if self.next_window >= self._steering.promised:
+            self._history.merge(self._intake.take())
 
     def _weigh(self, resolved: Resolved) -> Weighed:
         """The weight table of a law, made if it is not the one at hand."""
@@ -199,6 +198,7 @@ class Selection:
     def snapshot(self) -> None:
         """Write the sample table beside the log, so that recovery begins there."""
         with self._drawing:
+            self._shelf.flush()
             self._house.snapshot()
 
     # -- changes ------------------------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ class Selection:
         resolved = self._resolver.resolve(latest.after("policy", self._resolver.plan(str(control.value)).name))
         if resolved.effective_size is not None:
             return None
-        self._history.merge(self._intake.take())
+        self._merge()
         return self._weigh(resolved).effective_size
 
     def _border_of_round(self, control: Control) -> dict[str, Any]:
@@ -269,7 +269,7 @@ class Selection:
             if self._log.entry_of(control.request) is not None:
                 return {}
             self._changes.require_settled()
-        self._history.merge(self._intake.take())
+        self._merge()
         return self._changes.find_border(kind)
 
     def record(self, event: Event) -> None:
@@ -279,7 +279,7 @@ class Selection:
             ValueError: for an event without kind or author, or of a control's kind.
             LogUnavailable: if the disk does not take it.
         """
-        if not event.kind or event.kind in (*CONTROL_KINDS, SCHEDULE) or not event.author:
+        if not event.kind or event.kind in TAKEN_KINDS or not event.author:
             raise ValueError(f"an event needs a kind of its own and an author; got {event.kind!r}, {event.author!r}.")
         request = Control(kind=event.kind, author=event.author, reason=event.message, request=event.request)
         with self._state:
@@ -337,7 +337,7 @@ class Selection:
     def settle(self) -> None:
         """Merge what was reported into the table, between two windows."""
         with self._drawing:
-            self._history.merge(self._intake.take())
+            self._merge()
 
     # -- reading ------------------------------------------------------------------------------------------------------
 

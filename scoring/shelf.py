@@ -1,7 +1,8 @@
 """WindowShelf: windows that were handed out: the last few in memory, all in the log, old ones drawn again.
 
 While the log cannot be written, windows are handed out all the same. That is sound because nothing else is acknowledged
-in the meantime: after a crash the same requests draw the same windows again.
+in the meantime, and because the log's promise keeps later changes out of them: after a crash the same requests draw the
+same windows again.
 """
 
 from __future__ import annotations
@@ -45,8 +46,14 @@ class WindowShelf:
         """A window of the log, drawn again if its draws are not kept."""
         return self._log.window(index) or self._redraw(index)
 
-    def write(self, facts: WindowFacts, window: Window, entries: list[LogEntry]) -> None:
-        """Commit a window, and those that could not be written before it.
+    def write(self, facts: WindowFacts, window: Window, entries: list[LogEntry], *, scores_through: int) -> None:
+        """Commit a window, and those that could not be written before it, or else promise it.
+
+        Args:
+            facts: the window's.
+            window: the window.
+            entries: what came with its request.
+            scores_through: log sequence of the last score report that the table has.
 
         Raises:
             LogUnavailable: if the log could not be written for very long.
@@ -58,6 +65,7 @@ class WindowShelf:
             if len(self._unwritten) > UNWRITTEN_LIMIT:
                 self._unwritten.pop()
                 raise
+            self._log.promise.give(facts.index, scores_through=scores_through)
             log.warning("window %d is handed out unwritten; no change is accepted until the log is", facts.index)
 
     def flush(self) -> None:

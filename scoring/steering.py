@@ -1,8 +1,8 @@
 """Steering: what has been asked for, and from which window on each wish holds.
 
-A change lands in the first window that is not being drawn. While one is, changes wait in `_ahead` and are folded in
-when that window is done, so a reply's promise holds even if drawing fails and is tried again. Not locked: the selection
-holds its lock around every call.
+A change lands in the first window that is not being drawn and that no trainer has. Until that is the next one it waits
+in `_ahead` and is folded in then, so a reply's promise holds even if drawing fails and is tried again. Not locked: the
+selection holds its lock around every call.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class Steering:
     ) -> None:
         self.next_window = 0
         """First window that is not materialised."""
+        self.promised = 0
+        """First window that nobody was given; above `next_window` after a crash on a full disk."""
         self.busy = False
         """Whether that window is being drawn."""
         self.state = ControlState.initial(config)
@@ -46,8 +48,8 @@ class Steering:
 
     @property
     def waits(self) -> bool:
-        """Whether a change waits for a window after the next: one came during a draw that failed."""
-        return bool(self._ahead)
+        """Whether a change waits for a window after the next: one came during a draw that failed, or after a crash."""
+        return bool(self._ahead) or self.promised > self.next_window
 
     def latest_resolved(self) -> Resolved:
         """The law of `latest`."""
@@ -75,7 +77,7 @@ class Steering:
     ) -> LogEntry:
         """The log entry of a change or an event that lands now."""
         floor = self._ahead[-1].window if self._ahead else 0
-        window = max(self.next_window + self.busy, floor)
+        window = max(self.next_window + self.busy, floor, self.promised)
         return self._written(request, value, controls, window=window, detail=detail)
 
     def land(self, entry: LogEntry, controls: ControlState, resolved: Resolved) -> None:

@@ -8,6 +8,7 @@ window's border, in the order of the log.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from concurrent.futures import Future
 
 from scoring.log.runlog import RunLog
@@ -40,6 +41,11 @@ class ScoreIntake:
             if not done.done():
                 self._commit_waiting()
         done.result()
+
+    def refill(self, reports: Iterable[tuple[int, ScoreReport]]) -> None:
+        """Take reports that are in the log from before and are to be merged later; before the first `submit`."""
+        self._committed = list(reports)
+        self._size = sum(len(report.ids) for _, report in self._committed)
 
     @property
     def merge_is_due(self) -> bool:

@@ -105,7 +105,8 @@ def _redrawn(
     num_samples = config.num_samples if distance is None else len(distance)
     parts = local_ranges(distance, num_samples, **config.layout)
     history = History(SampleTable(parts, options=config.options))
-    resolver, entries = Resolver(history.table, config), log.entries()
+    resolver = Resolver(history.table, config)
+    entries = sorted(log.entries(), key=lambda entry: entry.window)  # one that waited stands before others' windows
     controls, folded, weighed = ControlState.initial(config), 0, None
     for facts, _ in stored:
         if facts.rounds_through > history.position.rounds_through:

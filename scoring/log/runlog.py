@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from scoring.errors import CorruptLog, LogUnavailable, RunMismatch
+from scoring.log.promise import Promise
 from scoring.log.schema import (
     SELECT_DRAWS,
     SELECT_ENTRY,
@@ -58,6 +59,8 @@ class RunLog:
         try:
             self._connection = connect(self.path, read_only=False)
             self._next_sequence = 1 + self._last_sequence()
+            self.promise = Promise(self.path and self.path.with_name(f"{self.path.name}.promise"))
+            """Windows that were handed out and are not in the log."""
         except BaseException:
             self._release()
             raise
@@ -79,6 +82,7 @@ class RunLog:
             stored = {str(name): value for name, value in connection.execute("SELECT field, value FROM meta")}
             if not stored:
                 connection.executemany("INSERT INTO meta VALUES (?, ?)", wanted.items())
+                self.promise.forget()
                 return
         for name in sorted(wanted.keys() | stored.keys()):
             if wanted.get(name) != stored.get(name):

@@ -114,10 +114,10 @@ class SelectionWorld(RuleBasedStateMachine):
             except BaseException:
                 self.faults.log.close()
                 raise
-        trainer = ScheduledWindows(self.selection, lambda progress: schedule(round(progress * 10**4)), 1, 10**4)
-        if self.known.windows:  # what was handed out while the disk was full is asked for again, and is the same
-            newest = max(self.known.windows)
-            assert trainer.window(newest).digest == self.known.windows[newest]
+
+    def trainer(self):
+        """Asks again for what was handed out while the disk was full, once it needs a window that the log has not."""
+        return ScheduledWindows(self.selection, lambda progress: schedule(round(progress * 10**4)), 1, 10**4)
 
     def die(self, kind):
         """The process is gone; what it had not brought to the disk is lost."""
@@ -199,9 +199,9 @@ class SelectionWorld(RuleBasedStateMachine):
 
     def ask(self, message):
         if message.kind == "window":
-            if message.content > self.selection.next_window:
+            if message.content > max(self.selection.next_window, len(self.known.windows)):
                 return None
-            return self.selection.window(message.content, effective_size=schedule(message.content)).digest
+            return self.trainer().window(message.content).digest
         if message.kind == "control":
             control = message.content
             before = self.selection.state()["control_version"]
@@ -214,6 +214,7 @@ class SelectionWorld(RuleBasedStateMachine):
                 assert not applied
                 return "refused"
             assert applied or control.expected_version in (None, before), "compare and set"
+            assert applied or reply.window > max(self.known.windows, default=-1), "nobody has the window it lands in"
             return reply
         producer, sequence, step, ids, values = message.content
         return self.selection.report_scores(ids, values, kind="loss", step=step, producer=producer, sequence=sequence)
@@ -273,10 +274,13 @@ class SelectionWorld(RuleBasedStateMachine):
             assert (entry.version, entry.window, entry.kind, entry.value) == (
                 reply.version, reply.window, control.kind, control.value,
             )  # fmt: skip
-        assert self.selection.next_window >= len(self.known.windows)
+        assert max(self.selection.next_window, self.faults.log.promise.end) >= len(self.known.windows)
 
     def check_everything(self):
         """Windows, scores, and that the log alone gives them again; dear, so once a life."""
+        newest = max(self.faults.log.promise.end - 1, *self.known.windows, -1)
+        if newest >= 0:
+            self.trainer().window(newest)
         for index, digest in self.known.windows.items():
             assert self.selection.window(index).digest == digest
         stored = {(report.producer, report.sequence): report for _, report in self.faults.log.reports()}
@@ -354,8 +358,9 @@ def answer_before_the_commit(self, report):
         ("scoring.log.intake.ScoreIntake.submit", answer_before_the_commit),
         ("scoring.log.runlog.RunLog.entry_of", lambda self, request: None),
         ("scoring.shelf.WindowShelf.flush", lambda self: self._unwritten.clear()),
+        ("scoring.log.promise.Promise.give", lambda self, window, *, scores_through: None),
     ],
-    ids=["answer before the commit", "wishes applied twice", "windows not written"],
+    ids=["answer before the commit", "wishes applied twice", "windows not written", "windows not promised"],
 )
 def test_a_broken_selection_is_found_out(where, mutant, monkeypatch):
     """The defence removed: the world notices."""
