@@ -2,10 +2,11 @@
 
 Ray Train gives the process group, restarts after a failed rank and elastic worker counts. Checkpoints are the
 trainer's own in the run directory, which all nodes share, so a restarted group continues from the newest;
-`ray.train.report` is a barrier and is not called.
+`ray.train.report` is a barrier and is not called. Where Ray itself listens at the loopback only, the ranks do too.
 """
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any
 
 import ray.train
 import torch.distributed as dist
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 
 from trainer.config import TrainConfig
 from trainer.loop import train
 from trainer.ranks.context import Context, Distributed, SingleProcess
+from trainer.ranks.meeting import LOOPBACK, join_group, open_store
 from trainer.record.recorder import OnEvaluate, OnMilestone, OnStep, Stream, TrainResult
 from trainer.step import TrainState
 from trainer.windows import ScoreSink
@@ -80,6 +83,7 @@ def train_on_ray(
     trainer = TorchTrainer(
         _train_rank,  # type: ignore[arg-type]  # ray's annotations leave out the return value
         train_loop_config={"job": job},
+        torch_config=GuardedTorch(),
         scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]  # label_selector is v2's
             num_workers=num_workers,  # type: ignore[arg-type]  # a pair is elastic; the type seen here is v1's
             use_gpu=use_gpu,
@@ -95,6 +99,38 @@ def train_on_ray(
     result = trainer.fit()
     returned: TrainResult = result.return_value  # type: ignore[attr-defined]  # of v2's Result
     return returned
+
+
+class GuardedBackend(_TorchBackend):
+    """Ray's way to a process group, but for one machine: its ranks meet at the loopback."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        """Start the process group of new workers."""
+        if worker_group.execute_single(0, ray.util.get_node_ip_address) != LOOPBACK:
+            super().on_start(worker_group, backend_config)
+            return
+        worker_group.execute(_name_place)
+        port = worker_group.execute_single(0, open_store)
+        group = {"backend": backend_config.backend, "port": port, "world_size": len(worker_group)}
+        ranks = range(len(worker_group))
+        ray.get([worker_group.execute_single_async(rank, join_group, number=rank, **group) for rank in ranks])
+
+
+class GuardedTorch(TorchConfig):
+    """Ray's settings of torch, with our backend."""
+
+    @property
+    def backend_cls(self) -> type[GuardedBackend]:
+        """What starts the process group."""
+        return GuardedBackend
+
+
+def _name_place() -> None:
+    """Set the variables by which libraries know a rank's place, as torchrun does."""
+    place = ray.train.get_context()
+    os.environ["RANK"], os.environ["WORLD_SIZE"] = str(place.get_world_rank()), str(place.get_world_size())
+    os.environ["LOCAL_RANK"], os.environ["NODE_RANK"] = str(place.get_local_rank()), str(place.get_node_rank())
+    os.environ["LOCAL_WORLD_SIZE"] = str(place.get_local_world_size())
 
 
 def _train_rank(arguments: dict[str, Any]) -> TrainResult:

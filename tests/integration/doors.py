@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
 import ipaddress
 import os
 import socket
 import struct
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 LISTENING = "0A"
+ANSWER_S, MOST_BYTES = 2.0, 8 << 20
 
 
 def family(pid: int) -> list[int]:
@@ -49,6 +53,29 @@ def is_loopback(address: str) -> bool:
     ip = ipaddress.ip_address(address.rpartition(":")[0])
     mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
     return (mapped or ip).is_loopback
+
+
+def told_to_strangers(addresses: Iterable[str]) -> dict[str, bytes]:
+    """What each address answers to who has no token and asks for its front page and its metrics; nothing if it is mute.
+
+    Keys are the address and the path.
+    """
+
+    def ask(question: tuple[str, str]) -> bytes:
+        host, _, port = question[0].rpartition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=ANSWER_S)
+        try:
+            connection.request("GET", question[1])
+            return connection.getresponse().read(MOST_BYTES)
+        except (OSError, http.client.HTTPException):  # it speaks something else, or not at all
+            return b""
+        finally:
+            connection.close()
+
+    questions = [(address, path) for address in addresses for path in ("/", "/metrics")]
+    with ThreadPoolExecutor(16) as pool:
+        answers = pool.map(ask, questions)
+        return {address + path: said for (address, path), said in zip(questions, answers, strict=True)}
 
 
 def shown(pids: list[int]) -> bytes:
