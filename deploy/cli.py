@@ -34,7 +34,7 @@ from deploy.commands import (
     shards,
     soak,
 )
-from deploy.console import ERR, Answer
+from deploy.console import ERR, FOR_SCRIPT, Answer
 
 DESCRIPTION = (
     "Pre-train vision encoders by masked image modeling, and decide live which images they see. "
@@ -126,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed = _parse([word for word in words if word != "--json"] or ["--help"])
     if isinstance(parsed, int):
         return parsed
+    before = FOR_SCRIPT.set(as_json)
     try:
         answer = parsed()
     except KeyboardInterrupt:
@@ -134,6 +135,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("TEMPERA_TRACEBACK") or not _is_mendable(error):
             raise
         return _fail(_one_line("\n".join([str(error), *getattr(error, "__notes__", ())])))
+    finally:
+        FOR_SCRIPT.reset(before)
     if answer is None:
         return 0
     answer.show(as_json=as_json)

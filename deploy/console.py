@@ -1,24 +1,36 @@
 """What a person sees: answers on standard output, progress and warnings on standard error.
 
 A command returns an `Answer`: the same facts as a JSON object for scripts and as something rich can draw for
-people. `cli.py` prints one of the two. Progress bars go to standard error, so that `--json` output stays clean, and
-appear only on a terminal.
+people. `cli.py` prints one of the two. Bars and spinners go to standard error, and only to a terminal: a pipe, a log
+and a script that asked for --json get none.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 OUT = Console()
 ERR = Console(stderr=True)
+
+FOR_SCRIPT: ContextVar[bool] = ContextVar("for_script", default=False)
+"""The command's answer is read by a script, which wants to see nothing move."""
 
 Advance = Callable[[int, int], None]
 """Called with (done, total) as a long step goes on."""
@@ -60,6 +72,28 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     return result
 
 
+def bars(*facts: ProgressColumn) -> Progress:
+    """Bars on standard error, each with its description, done and total, and the time that is left.
+
+    Args:
+        facts: columns before the time.
+    """
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        *facts,
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    return Progress(*columns, console=ERR, disable=not _watched())
+
+
+def _watched() -> bool:
+    """Whether somebody looks at standard error."""
+    return ERR.is_terminal and not FOR_SCRIPT.get()
+
+
 @contextmanager
 def progress_bar(description: str) -> Iterator[Advance]:
     """A progress bar on standard error for one long step.
@@ -67,22 +101,15 @@ def progress_bar(description: str) -> Iterator[Advance]:
     Yields:
         A function of (done, total) that moves the bar.
     """
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description:<34}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    with Progress(*columns, console=ERR) as progress:
+    with bars() as progress:
         task = progress.add_task(description, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 @contextmanager
 def working(description: str) -> Iterator[None]:
-    """A spinner on standard error for a long step whose length nobody knows; only on a terminal."""
-    with ERR.status(description):
+    """A spinner on standard error for a long step whose length nobody knows. No other bar may be shown meanwhile."""
+    with ERR.status(description) if _watched() else nullcontext():
         yield
 
 

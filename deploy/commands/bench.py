@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from rich.console import Group
 
-from deploy.console import Answer, progress_bar, say, table
+from deploy.console import Answer, progress_bar, say, table, working
 
 SELECTION_FIGURES = ("by_n", "scores_per_s", "ack_p99_ms", "window_p99_ms_256_trainers")
 """What is promised; details follow."""
@@ -45,8 +45,8 @@ def selection() -> Answer:
 
     with progress_bar("measuring the selection") as advance:
         measured = bench_selection(progress=advance)
-    say("  measuring 256 trainers under Ray")
-    measured |= bench_window_requests()
+    with working("measuring 256 trainers under Ray"):
+        measured |= bench_window_requests()
     data = {name: measured[name] for name in SELECTION_FIGURES} | measured
     return Answer(data=data, view=_figures("selection", _flat(data)))
 
@@ -77,7 +77,8 @@ def trainer(*, device: Literal["cpu", "cuda", "auto"] = "cpu", goldens: bool = F
 def _goldens() -> Answer:
     from trainer.bench.goldens import TOLERANCE, golden_errors
 
-    rows = golden_errors()
+    with working("computing the losses"):
+        rows = golden_errors()
     worst = max(row["error"] for row in rows)
     view = table(
         f"errors against the official losses, float64; at most {TOLERANCE:g}",

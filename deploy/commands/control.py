@@ -5,77 +5,66 @@ They speak HTTP with the run's API and nothing else, so they answer at once: nei
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Group
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from deploy.api.token import write_token
 from deploy.client import RunClient, author_name, reaches_elsewhere
 from deploy.commands.jobs import stop_job
-from deploy.console import Answer, say, table
+from deploy.console import Answer, say, table, working
 from deploy.rundir import RunError, find_run
 
 
-def set_effective_size(
-    value: Positional[float],
-    *,
-    run: Path | None = None,
-    reason: str = "",
-    expected_version: int | None = None,
-    dry_run: bool = False,
-) -> Answer:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """How a change is asked for, as options that these commands share."""
+
+    run: Path | None = None
+    """The run's directory; by default the one that is alive under runs/."""
+    reason: str = ""
+    """Why, for the log."""
+    expected_version: int | None = None
+    """Refuse when somebody else changed the run since this control version."""
+    dry_run: bool = False
+    """Change nothing; say when it would be in force."""
+
+
+How = Annotated[Change, arg(name="")]
+PLAINLY = Change()
+
+
+def set_effective_size(value: Positional[float], how: How = PLAINLY) -> Answer:
     """Hold the effective dataset size at a value until it is released.
 
     Args:
         value: fraction of the data in (0, 0.632].
-        run: the run's directory; by default the one that is alive under runs/.
-        reason: why, for the log.
-        expected_version: refuse when somebody else changed the run since this control version.
-        dry_run: change nothing; say when it would be in force.
+        how: whose run, and why.
     """
-    return _control(run, "effective_size", value, reason, expected_version, dry_run=dry_run)
+    return _control("effective_size", value, how)
 
 
-def set_temperature(
-    value: Positional[float],
-    *,
-    run: Path | None = None,
-    reason: str = "",
-    expected_version: int | None = None,
-    dry_run: bool = False,
-) -> Answer:
+def set_temperature(value: Positional[float], how: How = PLAINLY) -> Answer:
     """Hold the temperature at a value until it is released.
 
     Args:
         value: positive; low draws the prototypes most, high draws all alike.
-        run: the run's directory; by default the one that is alive under runs/.
-        reason: why, for the log.
-        expected_version: refuse when somebody else changed the run since this control version.
-        dry_run: change nothing; say when it would be in force.
+        how: whose run, and why.
     """
-    return _control(run, "temperature", value, reason, expected_version, dry_run=dry_run)
+    return _control("temperature", value, how)
 
 
-def set_policy(
-    value: Positional[str],
-    *,
-    run: Path | None = None,
-    reason: str = "",
-    expected_version: int | None = None,
-    dry_run: bool = False,
-) -> Answer:
+def set_policy(value: Positional[str], how: How = PLAINLY) -> Answer:
     """Change the sampling policy.
 
     Args:
         value: uniform, uniform_replacement, prototypical, hard, ...
-        run: the run's directory; by default the one that is alive under runs/.
-        reason: why, for the log.
-        expected_version: refuse when somebody else changed the run since this control version.
-        dry_run: change nothing; say when it would be in force.
+        how: whose run, and why.
     """
-    return _control(run, "policy", value, reason, expected_version, dry_run=dry_run)
+    return _control("policy", value, how)
 
 
 def set_distances(
@@ -94,21 +83,16 @@ def set_distances(
         expected_version: refuse when somebody else changed the run since this control version.
     """
     value = str(file) if reaches_elsewhere() else str(file.resolve())
-    return _control(run, "distances", value, reason, expected_version, dry_run=False)
+    return _control("distances", value, Change(run=run, reason=reason, expected_version=expected_version))
 
 
-def release(
-    *, run: Path | None = None, reason: str = "", expected_version: int | None = None, dry_run: bool = False
-) -> Answer:
+def release(how: How = PLAINLY) -> Answer:
     """Give the effective size back to the schedule.
 
     Args:
-        run: the run's directory; by default the one that is alive under runs/.
-        reason: why, for the log.
-        expected_version: refuse when somebody else changed the run since this control version.
-        dry_run: change nothing; say when it would be in force.
+        how: whose run, and why.
     """
-    return _control(run, "release", None, reason, expected_version, dry_run=dry_run)
+    return _control("release", None, how)
 
 
 def scale(loaders: Positional[int], *, run: Path | None = None, reason: str = "") -> Answer:
@@ -200,15 +184,16 @@ def log(*, run: Path | None = None, limit: int = 40) -> Answer:
     return Answer(data={"entries": entries}, view=log_table(entries))
 
 
-def _control(
-    run: Path | None, kind: str, value: Any, reason: str, expected_version: int | None, *, dry_run: bool
-) -> Answer:
-    with RunClient.find(run) as client:
+def _control(kind: str, value: Any, how: Change) -> Answer:
+    with RunClient.find(how.run) as client:
         state = client.state()
-        if dry_run:
+        if how.dry_run:
             return _forecast(client, kind, value, state)
         say(f"lands in {_bound(state)}")
-        reply = client.control(kind, value, author=author_name(), reason=reason, expected_version=expected_version)
+        with working("the run takes it in"):
+            reply = client.control(
+                kind, value, author=author_name(), reason=how.reason, expected_version=how.expected_version
+            )
     rows = [(name.replace("_", " "), item) for name, item in reply.items()]
     title = f"in force from window {reply['window']} (step {reply['step']})"
     return Answer(data=reply, view=Group(title, table("", ("", ""), rows)))

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from deploy.console import ERR, Answer, say, table
+from deploy.console import ERR, Answer, table, working
 from deploy.rundir import RunError
 
 MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "error": "[red]error[/]"}
@@ -38,11 +38,14 @@ def doctor(
     if cluster:
         from deploy.doctor.cluster import examine_cluster
 
-        found = examine_cluster(directory=out, index=index, allow_hosts=allow_hosts)
+        with working("examining every node"):
+            found = examine_cluster(directory=out, index=index, allow_hosts=allow_hosts)
         return _shown([asdict(finding) for finding in found])
     from deploy.doctor.checks import examine
 
-    return _shown([asdict(finding) for finding in examine(directory=out, index=index, allow_hosts=allow_hosts)])
+    with working("examining this machine"):
+        found = examine(directory=out, index=index, allow_hosts=allow_hosts)
+    return _shown([asdict(finding) for finding in found])
 
 
 def _from_outside(
@@ -55,9 +58,9 @@ def _from_outside(
     words += ["--allow-hosts", *allow_hosts] if allow_hosts else []
     client = ray_jobs.connect(address)
     job_id = ray_jobs.submit(client, ray_jobs.entry_point(words, python=python), run="doctor", out=str(out))
-    say(f"asking every node of {address}")
     lines: list[str] = []
-    status = ray_jobs.follow(client, job_id, show=lines.append, advance=lambda _: None)
+    with working(f"asking every node of {address}"):
+        status = ray_jobs.follow(client, job_id, show=lines.append, advance=lambda _: None)
     answers = [line for line in lines if line.startswith(ANSWER)]
     if not answers:
         for line in lines[-20:]:

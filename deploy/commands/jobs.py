@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from deploy.commands.combined import AS_NAMED, Combination
-from deploy.console import ERR, Answer, say, table
+from deploy.console import ERR, Answer, say, table, working
 from deploy.rundir import RunError
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ def submit(
     entry = ray_jobs.entry_point([*words, *(["--set", *settings] if settings else [])], python=python)
     if dry_run:
         return _plan(config, entry, module)
-    job_id = ray_jobs.submit(client, entry, run=config.name, out=str(out), modules=module, api_port=api_port)
+    with working(f"submitting the run to {address}"):
+        job_id = ray_jobs.submit(client, entry, run=config.name, out=str(out), modules=module, api_port=api_port)
     say(f"job {job_id} runs on {address}; `tempera stop --job {job_id} --address {address}` ends it with a checkpoint")
     if api_port:
         say(
@@ -89,7 +90,8 @@ def jobs(*, address: str) -> Answer:
     """
     from deploy.jobs import ray_jobs
 
-    found = ray_jobs.list_jobs(ray_jobs.connect(address))
+    with working(f"asking {address}"):
+        found = ray_jobs.list_jobs(ray_jobs.connect(address))
     rows = [(job.job_id, job.status, job.run, job.out, job.started, job.minutes, job.message) for job in found]
     view = table("", ("job", "status", "run", "directory", "started", "minutes", ""), rows)
     return Answer(data={"jobs": [asdict(job) for job in found]}, view=view)
@@ -101,7 +103,8 @@ def stop_job(job: str, address: str | None) -> Answer:
 
     if address is None:
         raise RunError("--job needs --address, the URL of the cluster's dashboard, as in http://127.0.0.1:8265.")
-    ended = ray_jobs.stop(ray_jobs.connect(address), job)
+    with working(f"{job} writes a checkpoint and ends"):
+        ended = ray_jobs.stop(ray_jobs.connect(address), job)
     return Answer(data=asdict(ended), view=f"{job}: {ended.status}; submitting the same run again continues it.")
 
 

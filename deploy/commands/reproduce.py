@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from tyro.conf import Positional
 
-from deploy.console import Answer, table
+from deploy.console import Answer, table, working
 
 if TYPE_CHECKING:
     from deploy.reproduce import Claim
@@ -32,10 +32,12 @@ def reproduce(
     precision: Literal["auto", "float32", "bf16"] = "auto",
     workers: int | None = None,
     sweep: bool = False,
+    only: tuple[str, ...] = (),
 ) -> Answer:
     """Train the arms of papers' comparisons, evaluate them, and say which directions hold.
 
-    The same command goes on where an interrupted study was; arms that claims share are trained once.
+    The same command goes on where an interrupted study was, also with more seeds or arms; arms that claims share are
+    trained once.
 
     Args:
         claims: one or several of prototypes, temperature, hard, features, clusters, pass, clmae, mto, fewshot; or all.
@@ -52,6 +54,7 @@ def reproduce(
         workers: queue the arms as Ray tasks of one CPU each, so many at a time, on the cluster that RAY_ADDRESS names
             or on this machine; without it they train in turn, in this process.
         sweep: add the papers' ablations.
+        only: of the ablations, these arms.
     """
     from deploy.reproduce import Study, make_plans
     from deploy.reproduce.arms import Scale
@@ -65,7 +68,7 @@ def reproduce(
 
     require(seeds >= 1, f"--seeds must be 1 or more; got {seeds}.")
     require(workers is None or workers >= 1, f"--workers must be 1 or more; got {workers}.")
-    chosen = _chosen(claims, sweep=sweep)
+    chosen = _chosen(claims, sweep=sweep, only=only)
     image_size = model_size(size).image_size
     images = prepare_data(data, out / f"data-{samples or 'all'}", samples=samples, size=image_size)
     scale = Scale(
@@ -76,21 +79,23 @@ def reproduce(
         base_lr=lr,
         precision=precision,
     )
-    plans = make_plans(
-        out,
-        {folder: claim.arms for folder, claim in chosen.items()},
-        seeds=seeds,
-        scale=scale,
-        data=images,
-        budget_minutes=budget,
-        epochs=epochs,
-        workers=workers or 1,
-    )
+    with working("measuring a step, to plan the epochs"):
+        plans = make_plans(
+            out,
+            {folder: claim.arms for folder, claim in chosen.items()},
+            seeds=seeds,
+            scale=scale,
+            data=images,
+            budget_minutes=budget,
+            epochs=epochs,
+            workers=workers or 1,
+        )
     study = Study(scale=next(iter(plans.values())).scale, seeds=seeds, data=images, out=out)
     study.run(
         [arm for claim in chosen.values() for arm in claim.arms], queue=side_by_side(workers) if workers else in_turn
     )
-    floor = Measure(images, size=image_size).pixels()
+    with working("neighbours of raw pixels"):
+        floor = Measure(images, size=image_size).pixels()
     written = [
         write_claim(
             out / folder, plan=plans[folder], claim=claim, outcomes=list(study.outcomes(claim.arms)), floor=floor
@@ -101,16 +106,21 @@ def reproduce(
     return Answer(data={one.folder.name: one.data for one in written}, view=Group(*views))
 
 
-def _chosen(names: tuple[str, ...], *, sweep: bool) -> dict[str, Claim]:
+def _chosen(names: tuple[str, ...], *, sweep: bool, only: tuple[str, ...]) -> dict[str, Claim]:
     """Folder of each claim -> the claim with the arms to train."""
     from deploy.reproduce import CLAIMS
     from trainer.config import choose
 
     wanted = tuple(CLAIMS) if names == ("all",) else names
     claims = {name: choose(name, CLAIMS, "a claim") for name in wanted}
-    if not sweep:
+    if not (sweep or only):
         return claims
-    return {f"{name}-sweep": replace(claim, arms=claim.arms + claim.sweep) for name, claim in claims.items()}
+    ablations = {arm.name: arm for claim in claims.values() for arm in claim.sweep}
+    kept = {choose(name, ablations, "an ablation").name for name in only} or set(ablations)
+    return {
+        f"{name}-sweep": replace(claim, arms=claim.arms + tuple(arm for arm in claim.sweep if arm.name in kept))
+        for name, claim in claims.items()
+    }
 
 
 def _view(written: Written) -> tuple[Table | str, ...]:

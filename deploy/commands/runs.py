@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from deploy.commands.combined import AS_NAMED, Combination
-from deploy.console import Answer, say, table
+from deploy.console import Answer, say, table, working
 from deploy.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ def plan_answer(config: RunConfig, **more: Any) -> Answer:
     from deploy.launch import loader_config
     from deploy.plan.build import make_plan, plan_view
 
-    say("measuring this machine for a few seconds")
-    plan = make_plan(config, loader_config(config)) | more
+    with working("measuring this machine for a few seconds"):
+        plan = make_plan(config, loader_config(config)) | more
     return Answer(data=plan, view=plan_view(plan))
 
 
@@ -91,7 +91,7 @@ def status(*, run: Path | None = None) -> Answer:
     """
     from deploy.terminal.watch import looking, status_view
 
-    with looking(run) as look:
+    with working("reading the run"), looking(run) as look:
         facts = look()
     return Answer(data=facts, view=status_view(facts))
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from deploy.console import Answer, table
+from deploy.console import Answer, table, working
 
 if TYPE_CHECKING:
     from deploy.prototypes.features import FeatureSpec
+    from deploy.prototypes.job import Scored
 
 DEFAULT_SIZE = 32
 OUR_SPACES = ("pixels", "hog", "sift", "untrained")
@@ -79,12 +80,18 @@ def score(
         keep_features=keep_features,
     )
     title = f"{spec.space}: {scored.num_clusters} clusters of {len(scored.prototypes.distance):,} images"
-    pictures = report.write_score_pictures(
-        target.parent / "report", source, scored.prototypes, size=spec.size, title=title
-    )
-    data: dict[str, Any] = {
-        "prototypes": str(target),
-        "pictures": pictures,
+    with working("drawing pictures"):
+        pictures = report.write_score_pictures(
+            target.parent / "report", source, scored.prototypes, size=spec.size, title=title
+        )
+    data = {"prototypes": str(target), "pictures": pictures, **_facts(scored)}
+    if from_run is not None:
+        data["swapped_in"] = _swap_in(from_run, target)
+    return Answer(data=data, view=_view(data))
+
+
+def _facts(scored: Scored) -> dict[str, Any]:
+    return {
         "samples": len(scored.prototypes.distance),
         "clusters": scored.num_clusters,
         "davies_bouldin": {str(k): value for k, value in scored.prototypes.davies_bouldin.items()},
@@ -93,9 +100,6 @@ def score(
         "mean_distance": float(scored.prototypes.distance.mean()),
         "bad_samples": list(scored.bad),
     }
-    if from_run is not None:
-        data["swapped_in"] = _swap_in(from_run, target)
-    return Answer(data=data, view=_view(data))
 
 
 def _of_index(
@@ -147,7 +151,8 @@ def _compare(files: tuple[Path, ...], out: Path | None) -> Answer:
     from deploy.prototypes.report import compare
 
     picture = out or files[0].parent / "report" / "overlap.png"
-    data = compare(files, picture) | {"picture": str(picture)}
+    with working("comparing the files"):
+        data = compare(files, picture) | {"picture": str(picture)}
     rows = [
         (one, other, data["rank_correlation"][i][j], data["nearest_overlap"][i][j])
         for i, one in enumerate(data["names"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from deploy.console import Answer, progress_bar, say, table
+from deploy.console import Answer, progress_bar, say, table, working
 from deploy.ray_tasks import over_ray
 
 if TYPE_CHECKING:
@@ -117,8 +117,10 @@ def _listing(source: Path, image: str, label: str, run: Runner) -> Listing:
             index = loader.build_index(found, Path(scratch) / "index.parquet", progress=advance, run=run)
             return loader.list_tars(index)
     if found := [path for path in parquet_files(source) if path.suffix == ".parquet"]:
-        return loader.list_parquet(found, image=image, label=label)
-    return loader.list_folder(source)
+        with working("listing the images of Parquet files"):
+            return loader.list_parquet(found, image=image, label=label)
+    with working("listing images"):
+        return loader.list_folder(source)
 
 
 def verify(path: Positional[Path], *, full: bool = False, allow_hosts: tuple[str, ...] = ()) -> Answer:

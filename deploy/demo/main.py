@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from deploy import runs
 from deploy.client import RunClient
 from deploy.config import DataConfig, RunConfig
-from deploy.console import say
+from deploy.console import say, working
 from deploy.demo.control import ControlScript
 from deploy.demo.data import DemoData, prepare
 from deploy.demo.report import Arm, DemoFigures, write_demo_report
@@ -74,13 +74,14 @@ def run_demo(out: Path, *, images: Path | None, shards: tuple[str, ...], steps: 
         _score(config, run, seed=seed)
         curriculum, times_drawn = _train_with_curriculum(config, run)
         uniform = _train_uniform(config, RunDir(out / "uniform"))
-        figures = DemoFigures(
-            arms=(curriculum, uniform),
-            pixels=_pixel_accuracy(config),
-            samples=len(ShardIndex.load(data.index)),
-            wall_s=time.monotonic() - started,
-        )
-        report = write_demo_report(run, figures, config=config, times_drawn=times_drawn)
+        with working("comparing with raw pixels, writing the report"):
+            figures = DemoFigures(
+                arms=(curriculum, uniform),
+                pixels=_pixel_accuracy(config),
+                samples=len(ShardIndex.load(data.index)),
+                wall_s=time.monotonic() - started,
+            )
+            report = write_demo_report(run, figures, config=config, times_drawn=times_drawn)
     return DemoResult(run=run, figures=figures, report=report)
 
 

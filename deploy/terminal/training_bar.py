@@ -9,17 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TaskID, TextColumn
 
-from deploy.console import ERR
+from deploy.console import ERR, bars
 from deploy.repeated import repeated
 from deploy.rundir import RunDir
 from deploy.terminal import progress_lines
@@ -49,15 +41,7 @@ def training_bar(run: RunDir, *, total_steps: int, description: str = "training"
 
 def training_progress() -> Progress:
     """The bar itself."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description:<34}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[facts]}"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    return Progress(*columns, console=ERR)
+    return bars(TextColumn("{task.fields[facts]}"))
 
 
 def show_progress(progress: Progress, task: TaskID, facts: dict[str, Any] | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from deploy.console import Answer
+from deploy.console import Answer, working
 from deploy.rundir import find_run
 
 
@@ -21,5 +21,6 @@ def export(
     """
     from trainer.record.export import export_timm
 
-    path = export_timm(find_run(run).path, out, weights=weights)
+    with working("writing the encoder"):
+        path = export_timm(find_run(run).path, out, weights=weights)
     return Answer(data={"weights": str(path), "description": str(out / "encoder.json")}, view=f"written: {path}")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import arg
 
 from deploy.commands.evaluate.target import OWN_ENCODER, OWN_IMAGES, Encoder, Images, changed
-from deploy.console import Answer, progress_bar, table
+from deploy.console import Answer, progress_bar, table, working
 
 What = Annotated[Encoder, arg(name="")]
 Where = Annotated[Images, arg(name="")]
@@ -63,7 +63,8 @@ def knn(
     if pixels:
         from deploy.rank.probe import NearestNeighbourProbe
 
-        data["nn_pixels"] = NearestNeighbourProbe(paths[0], paths[1], size=subject.image_size).pixels()
+        with working("neighbours of raw pixels"):
+            data["nn_pixels"] = NearestNeighbourProbe(paths[0], paths[1], size=subject.image_size).pixels()
     return answer(what, "knn", f"nearest neighbours of {subject.name}", data)
 
 
