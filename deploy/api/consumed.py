@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.api.tail import LineIndex
-from deploy.rank.oracle import Stream
+from deploy.rank.watched import Stream, WatchedStream
 from loader import Batch
 
 log = logging.getLogger(__name__)
@@ -34,13 +34,14 @@ SPEED_S = 20.0
 """The present speed is that of so many last seconds."""
 
 
-class NotedStream:
+class NotedStream(WatchedStream):
     """A stream of batches that notes when each is asked for, and when it is taken."""
 
     def __init__(
         self, stream: Stream, path: Path, *, window_steps: int, clock: Callable[[], float] = time.time
     ) -> None:
-        self._stream, self._path, self._window_steps, self._clock = stream, path, window_steps, clock
+        super().__init__(stream)
+        self._path, self._window_steps, self._clock = path, window_steps, clock
         self._written_s, self._bytes = 0.0, 0
         self._fresh: list[str] = []
         self._last: deque[str] = deque(maxlen=LAST_LINES)
@@ -56,18 +57,6 @@ class NotedStream:
                     asked_s = self._clock()
             finally:
                 self._write()
-
-    def state_dict(self) -> dict[str, int]:
-        """See `BatchStream.state_dict`."""
-        return self._stream.state_dict()
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """See `BatchStream.load_state_dict`."""
-        self._stream.load_state_dict(state)
-
-    def stats(self) -> dict[str, float | int]:
-        """See `BatchStream.stats`."""
-        return self._stream.stats()
 
     def _note(self, step: int, asked_s: float) -> None:
         now = self._clock()

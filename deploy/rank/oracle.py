@@ -13,32 +13,17 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from deploy.rank.watched import Stream, WatchedStream
 from loader import Batch
 
 HASH_BYTES = 8
 
 
-class Stream(Protocol):
-    """A stream of batches that can be continued."""
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Batches in order of step."""
-
-    def state_dict(self) -> dict[str, int]:
-        """See `BatchStream.state_dict`."""
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """See `BatchStream.load_state_dict`."""
-
-    def stats(self) -> dict[str, float | int]:
-        """See `BatchStream.stats`."""
-
-
-class OracleStream:
+class OracleStream(WatchedStream):
     """A stream that writes down each batch before it hands it on."""
 
     def __init__(self, stream: Stream, folder: Path, *, rank: int) -> None:
@@ -50,7 +35,8 @@ class OracleStream:
             rank: of the trainer.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self._stream, self._rank = stream, rank
+        super().__init__(stream)
+        self._rank = rank
         self._path = folder / f"{time.time_ns()}-{rank}-{os.getpid()}.jsonl"
 
     def __iter__(self) -> Iterator[Batch]:
@@ -59,18 +45,6 @@ class OracleStream:
                 file.write(json.dumps(record(batch, self._rank)) + "\n")
                 file.flush()  # a killed process loses nothing that it has written
                 yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """See `BatchStream.state_dict`."""
-        return self._stream.state_dict()
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """See `BatchStream.load_state_dict`."""
-        self._stream.load_state_dict(state)
-
-    def stats(self) -> dict[str, float | int]:
-        """See `BatchStream.stats`."""
-        return self._stream.stats()
 
 
 def record(batch: Batch, rank: int) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from deploy.curriculum import effective_size_schedule
 from deploy.prototypes.job import SWEEP_IMAGES, evaluation_transform
 from deploy.rank.evaluation import Evaluation, Looks
 from deploy.rank.metric_reports import LOSS, MetricReports
-from deploy.rank.oracle import OracleStream, Stream
+from deploy.rank.oracle import OracleStream
+from deploy.rank.watched import Stream
 from deploy.rundir import RunDir
 from loader import BadSample, BatchStream, FixedWindows, LoaderPool, ShardIndex, StreamConfig, Transform
 from scoring import Control, Event

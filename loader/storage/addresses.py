@@ -22,22 +22,6 @@ _COMPATIBLE: Final = ipaddress.ip_network("::/96")
 """The same in their first form (RFC 4291, deprecated)."""
 
 
-def check_url(url: str, *, allow_hosts: tuple[str, ...] = ()) -> SplitResult:
-    """Return the parts of a shard's URL if it may be opened.
-
-    Args:
-        url: A path or URL.
-        allow_hosts: Hosts that may be private, and may be reached by plain http.
-
-    Raises:
-        ValueError: If the scheme, the form or the host is refused.
-    """
-    parts = check_form(url, allow_hosts=allow_hosts)
-    if parts.scheme in ("http", "https"):
-        checked_addresses(parts, allow_hosts=allow_hosts)
-    return parts
-
-
 def check_form(url: str, *, allow_hosts: tuple[str, ...] = ()) -> SplitResult:
     """Return the parts of a shard's URL if its scheme and form are accepted; its host is not looked up."""
     if re.match(r"\s*pipe:", url, re.IGNORECASE) or "\0" in url or re.search(r"\{[^}]*(\.\.|,)[^}]*\}", url):

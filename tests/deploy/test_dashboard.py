@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -23,8 +22,9 @@ from deploy.rundir import RunDir
 from loader import ShardIndex
 from scoring import Control, RunLog, Selection
 from tests.deploy.page_run import SCRIPT, LiveRun, live_run
+from tests.programs import needs, program
 
-CHROMIUM = shutil.which("chromium")
+CHROMIUM = program("chromium")
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -36,7 +36,7 @@ LOADED_S = 2.0
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium (Debian: chromium) is not installed"),
+    needs("chromium"),
 ]
 
 

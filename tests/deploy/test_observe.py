@@ -23,10 +23,11 @@ from deploy.observe.prometheus import metrics_text
 from deploy.observe.trackers import TensorBoard, build_trackers, flat
 from deploy.rundir import RunDir
 from tests.deploy.observe_fakes import events, scalars, state
+from tests.programs import needs, program
 from trainer.record.metrics import MetricsLog
 
-PROMTOOL = shutil.which("promtool")
-needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool (Debian: prometheus) is not installed")
+PROMTOOL = program("promtool")
+needs_promtool = needs("promtool")
 UNITS = ("ratio", "seconds", "steps", "samples", "loaders", "total", "second")
 WITHOUT_UNIT = ("tempera_loss", "tempera_softmax_temperature", "tempera_paused", "tempera_held_by_hand")
 

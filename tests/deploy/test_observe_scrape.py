@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import socket
 import subprocess
 import time
@@ -27,8 +26,9 @@ from deploy.rundir import RunDir
 from scoring import Control, Event
 from tests.deploy.observe_fakes import state
 from tests.deploy.page_run import LiveRun, live_run
+from tests.programs import needs, program
 
-PROMETHEUS = shutil.which("prometheus")
+PROMETHEUS = program("prometheus")
 WAIT_S = 60.0
 
 
@@ -73,7 +73,7 @@ def test_the_commands_name_the_page_and_keep_its_token_out_of_what_they_print(li
     assert not any(live.token in text for text in printed)
 
 
-@pytest.mark.skipif(PROMETHEUS is None, reason="prometheus (Debian: prometheus) is not installed")
+@needs("prometheus")
 def test_prometheus_scrapes_a_real_run_with_the_written_configuration(live: LiveRun, tmp_path: Path) -> None:
     until(lambda: live.run.metric_lines() and live.selection.next_window > 3, "training")
     written = write_monitoring(tmp_path, url=live.url, token_file=live.run.api_token, scrape_s=1)

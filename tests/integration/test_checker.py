@@ -3,40 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from deploy.config import DataConfig, RunConfig
 from deploy.launch import launch_in_process
 from deploy.overrides import override
-from deploy.rank.oracle import pixel_hash
 from deploy.rundir import RunDir
 from deploy.runs import debug
-from loader import BatchSpec, LoaderConfig, LoaderWorker
+from deploy.soak.verdict import reference_decoder
 from tests.integration.checker import Evidence, check, read_evidence
 
 SETTINGS = ("oracle=true", "train.checkpoint_every=8", "train.total_steps=32")
-
-
-def reference_decoder(config: RunConfig) -> Callable[[Sequence[int], Sequence[int]], list[str]]:
-    """Pixels of samples under draws by a fresh loader with one thread and no cache."""
-
-    def decode(samples: Sequence[int], draws: Sequence[int]) -> list[str]:
-        with LoaderWorker(LoaderConfig(index=config.data.index)) as worker:
-            spec = BatchSpec(
-                sample_ids=np.asarray(samples),
-                draws=np.asarray(draws),
-                seed=config.train.seed,
-                transform=config.data.transform,
-            )
-            return [pixel_hash(image) for image in worker.load(spec).images.transpose(0, 2, 3, 1)]
-
-    return decode
 
 
 @pytest.fixture(scope="module")

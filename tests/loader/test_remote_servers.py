@@ -32,10 +32,11 @@ from loader.storage import remote as storage
 from loader.storage.connections import Connections
 from loader.storage.members import open_shard
 from loader.storage.remote import HttpShard
+from tests.programs import needs, program
 
 pytest.importorskip("moto", reason="the S3-compatible server is moto's")
-NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
-needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+NGINX = program("nginx")
+needs_nginx = needs("nginx")
 LOCAL = ("127.0.0.1",)
 BUCKET = "tempera"
 
@@ -223,8 +224,7 @@ class Nginx:
 
 @pytest.fixture(scope="module")
 def nginx(photo_index: ShardIndex, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
-    if NGINX is None:
-        pytest.skip("nginx is not installed")
+    assert NGINX, "tests that use it are marked needs_nginx"
     folder, port = tmp_path_factory.mktemp("nginx"), free_port()
     root = shutil.copytree(photo_index.path.parent, folder / "root")
     certificate = make_certificate(folder)

@@ -27,7 +27,7 @@ from loader import (
     Transform,
     build_index,
 )
-from loader.storage.addresses import check_url
+from loader.storage.addresses import check_form, checked_addresses
 from loader.storage.connections import Connections
 from loader.storage.members import open_shard
 from loader.storage.remote import BucketShard, HttpShard, ReadAhead
@@ -272,6 +272,13 @@ def test_redirects_are_followed_and_checked_like_the_first_address(server):
         server.faults = [partial(redirect, "/shard-000000.tar")] * 20
         with pytest.raises(StorageUnavailable, match="redirects more than 5 times"):
             shard.read_at(0, 50)
+
+
+def check_url(url):
+    """What is asked of a URL before anything is opened."""
+    parts = check_form(url)
+    if parts.scheme in ("http", "https"):
+        checked_addresses(parts, allow_hosts=())
 
 
 @pytest.mark.parametrize("url", ["/data/a.tar", "a{b}.tar", "file:///data/a.tar", "s3://bucket/a.tar", "gs://b/a.tar"])

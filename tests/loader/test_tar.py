@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import subprocess
 import tarfile
 from pathlib import Path
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from loader.errors import BadShardError
 from loader.shards.tar import TarMember, is_member_header, walk_tar
+from tests.programs import needs
 
 
 def walk(data: bytes) -> list[TarMember]:
@@ -70,7 +70,7 @@ def test_offsets_agree_with_tarfile(sizes, length, kind):
     assert walk(tar) == members_by_tarfile(tar)
 
 
-@pytest.mark.skipif(shutil.which("tar") is None, reason="needs the tar command")
+@needs("tar")
 @pytest.mark.parametrize("kind", ["gnu", "oldgnu", "pax", "posix", "ustar", "v7"])
 def test_tars_of_the_tar_command_are_read(tmp_path: Path, kind):
     (tmp_path / "in" / "dir").mkdir(parents=True)
@@ -81,7 +81,7 @@ def test_tars_of_the_tar_command_are_read(tmp_path: Path, kind):
     assert [(m.name, data[m.offset : m.offset + m.size]) for m in walk(data)] == [("in/dir/a.jpg", b"a" * 1000)]
 
 
-@pytest.mark.skipif(shutil.which("tar") is None, reason="needs the tar command")
+@needs("tar")
 @pytest.mark.parametrize("kind", ["gnu", "oldgnu", "pax"])
 def test_sparse_files_are_refused(tmp_path: Path, kind):
     with (tmp_path / "a.jpg").open("wb") as file:

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -132,8 +131,3 @@ def distort(pixels: Tensor, generator: np.random.Generator) -> Tensor:
 def pad(values: Tensor, side: int, fill: float) -> Tensor:
     """Return values padded at the right and bottom to a square."""
     return F.pad(values, (0, side - values.shape[-1], 0, side - values.shape[-2]), value=fill)
-
-
-def class_colours(num_classes: int) -> NDArray[np.uint8]:
-    """Return one colour a class, uint8[C, 3]."""
-    return np.random.default_rng(0).integers(0, 256, (num_classes, 3), dtype=np.uint8)
