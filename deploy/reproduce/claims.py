@@ -204,6 +204,7 @@ CLAIMS: dict[str, Claim] = {
                 "spa": {"weight_entropy": 0.0, "weight_rank": 0.0},
                 "entropy": {"weight_spa": 0.0, "weight_rank": 0.0},
                 "rank": {"weight_spa": 0.0, "weight_entropy": 0.0},
+                "tenth": {"weight_spa": 0.1, "weight_entropy": 0.1, "weight_rank": 0.1},
             }.items()
         )
         + tuple(

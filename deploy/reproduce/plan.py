@@ -23,7 +23,7 @@ TRAINING_SHARE = 0.8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What a study will do; fixed when it begins, so that a study that was cut off goes on as it began."""
+    """What a study will do. Its scale is fixed when it begins; seeds and arms may be added."""
 
     claim: str
     """A name in CLAIMS."""
@@ -59,7 +59,7 @@ def make_plans(
         workers: arms at a time.
 
     Raises:
-        RunError: a folder holds another plan, or the budget does not pay for one epoch.
+        RunError: a folder holds a study of another scale, or the budget does not pay for one epoch.
     """
     paths = {name: out / name / "plan.json" for name in claims}
     found = {name: _load(path) for name, path in paths.items() if path.is_file()}
@@ -72,10 +72,10 @@ def make_plans(
     plans = {}
     for name, arms in claims.items():
         plans[name] = Plan(claim=name, seeds=seeds, arms=tuple(arm.name for arm in arms), scale=whole)
-        if name in found and found[name] != plans[name]:
+        if name in found and found[name].scale != whole:
             raise RunError(
-                f"{paths[name].parent} holds a study with another plan ({paths[name]}). Take another --out, or "
-                "remove it."
+                f"{paths[name].parent} holds a study of another model or length ({paths[name]}). Take another --out, "
+                "or remove it."
             )
     for name, plan in plans.items():
         paths[name].parent.mkdir(parents=True, exist_ok=True)

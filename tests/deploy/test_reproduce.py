@@ -106,8 +106,17 @@ def test_study_trains_each_arm_once_and_continues(folders: Path, tmp_path: Path)
     assert trained == {path: path.stat().st_mtime_ns for path in tmp_path.glob("arms/*/outcome.json")}
     plan = json.loads((tmp_path / "hard" / "plan.json").read_text())
     assert plan["scale"]["samples"] == 32
-    with pytest.raises(ValueError, match="another plan"):
-        reproduce(("hard",), **(settings | {"seeds": 3}))
+    with pytest.raises(ValueError, match="another model or length"):
+        reproduce(("hard",), **(settings | {"epochs": 3}))
+    more = reproduce(("fewshot",), **(settings | {"seeds": 3})).data["fewshot"]["arms"]
+    assert all(len(arm["nn_cls"]["by_seed"]) == 3 for arm in more.values())
+    assert len(list(tmp_path.glob("arms/*/outcome.json"))) == 6 + 2
+
+
+def test_ablations_are_all_or_those_that_are_named(folders: Path, tmp_path: Path):
+    settings = {"data": folders, "out": tmp_path, "epochs": 1, "seeds": 1, "samples": 32, "batch": 16}
+    found = reproduce(("mto",), only=("mto-tenth",), **settings).data["mto-sweep"]["arms"]
+    assert set(found) == {"mae", "mto", "mto-tenth"}
 
 
 @pytest.mark.ray
@@ -123,6 +132,8 @@ def test_arms_that_ray_runs_are_those_that_one_process_runs(folders: Path, tmp_p
 def test_bad_input_is_one_clear_line(folders: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="Did you mean 'prototypes'"):
         reproduce(("prototipes",), data=folders, out=tmp_path)
+    with pytest.raises(ValueError, match="Did you mean 'mto-rank'"):
+        reproduce(("mto",), data=folders, out=tmp_path, only=("mto-rnak",))
     with pytest.raises(ValueError, match="has no train/"):
         reproduce(("hard",), data=tmp_path, out=tmp_path)
     with pytest.raises(ValueError, match="--seeds must be 1 or more"):
