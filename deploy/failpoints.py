@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import signal
 import sys
@@ -140,10 +141,11 @@ class Failpoints:
         """Note a firing, unless it was noted before, here or in another process."""
         if self._fired is None:
             return True
-        self._fired.touch()
-        if name in self._fired.read_text().split():
-            return False
-        with self._fired.open("a") as file:
+        with self._fired.open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            if name in file.read().split():
+                return False
             file.write(f"{name}\n")
         return True
 

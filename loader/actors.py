@@ -1,6 +1,6 @@
 """Loaders on Ray: one actor a loader, one named actor that keeps them alive, and the pool that streams use.
 
-The only file here that imports ray; logic lives in `worker`, `fleet` and `assembly`. Every wait has a timeout.
+The only file here that imports ray; logic lives in `worker`, `fleet` and `batches`. Every wait has a timeout.
 """
 
 # mypy: disable-error-code="no-any-return"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import subprocess
 import sys
 import time
@@ -40,6 +41,25 @@ def test_a_place_that_has_fired_in_one_process_is_spared_in_the_next(points, tmp
     points.set("selection.append=eio", fired=tmp_path / "fired")
     sys.audit(EVENT, "selection.append")
     assert (tmp_path / "fired").read_text() == "selection.append\n"
+
+
+def test_of_many_processes_that_come_by_together_one_fires(points, tmp_path):
+    points.set("selection.append=eio", fired=tmp_path / "fired")
+    starts, start = os.pipe()
+    children = []
+    for _ in range(16):
+        children.append(child := os.fork())
+        if not child:
+            os.close(start)
+            os.read(starts, 1)  # until all are there
+            try:
+                sys.audit(EVENT, "selection.append")
+            except OSError:
+                os._exit(1)
+            os._exit(0)
+    os.close(start)
+    assert sum(os.waitpid(child, 0)[1] != 0 for child in children) == 1
+    os.close(starts)
 
 
 def test_a_sleep_lasts_as_long_as_it_says(points):

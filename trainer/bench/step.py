@@ -43,22 +43,22 @@ class Case:
     """Images a step."""
 
 
-CPU_CASES = (
-    Case(method="mae", size="tiny", batch=32),
-    Case(method="mae", size="cifar", batch=16),
-    Case(method="simmim", size="tiny", batch=32),
-    Case(method="bootmae", size="tiny", batch=32),
-    Case(method="conmim", size="tiny", batch=32),
-    Case(method="clmae", size="tiny", batch=32),
+def _cases(*rows: tuple[str, str, int]) -> tuple[Case, ...]:
+    """Cases from rows of method, size and batch."""
+    return tuple(Case(method=method, size=size, batch=batch) for method, size, batch in rows)
+
+
+CPU_CASES = _cases(
+    ("mae", "tiny", 32),
+    ("mae", "cifar", 16),
+    *((method, "tiny", 32) for method in ("simmim", "bootmae", "conmim", "clmae")),
 )
-CUDA_CASES = (
-    Case(method="mae", size="vit_b", batch=1024),
-    Case(method="mae", size="vit_l", batch=512),
-    Case(method="mae", size="vit_h", batch=256),
-    Case(method="simmim", size="vit_b", batch=256),
-    Case(method="bootmae", size="vit_b", batch=512),
-    Case(method="conmim", size="vit_b", batch=256),
-    Case(method="clmae", size="vit_b", batch=256),
+CUDA_CASES = _cases(
+    ("mae", "vit_b", 1024),
+    ("mae", "vit_l", 512),
+    ("mae", "vit_h", 256),
+    ("bootmae", "vit_b", 512),
+    *((method, "vit_b", 256) for method in ("simmim", "conmim", "clmae")),
 )
 PAPER_EPOCHS = 200  # of the runs whose cost PASS reports (METHODS section 7)
 _ADD_ON_TURNS = 4  # a turn of the add-ons at ViT-B takes a quarter of a minute on a CPU

@@ -3,10 +3,11 @@
 A masking network gives each patch a keep-probability. Two updates alternate on the same batch, each with an optimizer
 of its own:
 
-  model   the masking network is frozen; the patches it keeps with the highest probability are visible, the rest is an
-  ordinary MAE step. masker  the autoencoder is frozen; all patches are encoded, each scaled by its probability, and
-  the masking network follows curriculum * reconstruction + binarisation + ratio + diversity, with a curriculum factor
-  from +1 (hide what is easy) to -1 (hide what is hard).
+- model: the masking network is frozen; the patches that it keeps with the highest probability are visible, the rest is
+  an ordinary MAE step.
+- masker: the autoencoder is frozen; all patches are encoded, each scaled by its probability, and the masking network
+  follows curriculum * reconstruction + binarisation + ratio + diversity, with a curriculum factor from +1 (hide what is
+  easy) to -1 (hide what is hard).
 
 Shapes: B batch, N patches, D encoder width, P values of a patch.
 """
