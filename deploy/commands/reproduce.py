@@ -68,7 +68,7 @@ def reproduce(
 
     require(seeds >= 1, f"--seeds must be 1 or more; got {seeds}.")
     require(workers is None or workers >= 1, f"--workers must be 1 or more; got {workers}.")
-    chosen = _chosen(claims, sweep=sweep, only=only)
+    chosen = chosen_claims(claims, sweep=sweep, only=only)
     image_size = model_size(size).image_size
     images = prepare_data(data, out / f"data-{samples or 'all'}", samples=samples, size=image_size)
     scale = Scale(
@@ -106,7 +106,7 @@ def reproduce(
     return Answer(data={one.folder.name: one.data for one in written}, view=Group(*views))
 
 
-def _chosen(names: tuple[str, ...], *, sweep: bool, only: tuple[str, ...]) -> dict[str, Claim]:
+def chosen_claims(names: tuple[str, ...], *, sweep: bool, only: tuple[str, ...]) -> dict[str, Claim]:
     """Folder of each claim -> the claim with the arms to train."""
     from deploy.reproduce import CLAIMS
     from trainer.config import choose
