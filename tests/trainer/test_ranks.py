@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from trainer_fakes import FakeSelection, FakeStream, tiny, tiny_run
 
+from tests.integration import doors
 from trainer import Distributed, load_checkpoint, load_method, read_metrics, train
 from trainer.config import ConmimConfig, PassConfig
 from trainer.loop import build_state
+from trainer.ranks.meeting import join_group, open_store
 from trainer.sweep import Sweep
 
 SELECTING = PassConfig(enabled=True, predictor_depth=1, full_epochs=2, period=2, predictor_epochs=1, keep=1.0)
@@ -38,11 +41,23 @@ def sweep_of(config, selection):
     return Sweep(batches, selection, num_samples=9) if config.model.pass_.enabled else None
 
 
+def port_of(rank: int, file: Path) -> int:
+    """Where the ranks meet: the first opens the store, the others wait to hear of it."""
+    if rank == 0:
+        whole = file.with_suffix(".part")
+        whole.write_text(str(open_store()))
+        whole.rename(file)
+    while not file.exists():
+        time.sleep(0.01)
+    return int(file.read_text())
+
+
 def rank_main(rank: int, directory: str) -> None:
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)
-    dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=2)
+    join_group(backend="gloo", port=port_of(rank, Path(directory, "port")), number=rank, world_size=2)
     context = Distributed()
+    Path(directory, f"doors-{rank}.json").write_text(json.dumps(list(doors.listeners([os.getpid()]))))
     for name, config in RUNS.items():
         selection, evaluated = FakeSelection(), []
         stream = FakeStream(config, rank=rank, world_size=2)
@@ -75,6 +90,12 @@ def two_ranks(tmp_path_factory):
     directory = tmp_path_factory.mktemp("ranks")
     mp.spawn(rank_main, (str(directory),), nprocs=2)
     return directory
+
+
+def test_ranks_of_one_machine_listen_at_the_loopback_only(two_ranks):
+    open_at = [json.loads((two_ranks / f"doors-{rank}.json").read_text()) for rank in (0, 1)]
+    assert all(open_at), "gloo listens in each rank, and the store in the first"
+    assert [address for one in open_at for address in one if not doors.is_loopback(address)] == []
 
 
 @pytest.mark.parametrize("name", RUNS)
