@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -117,6 +118,30 @@ def test_a_lost_head_is_a_clear_error_and_a_resume_goes_on(digits, tmp_path, not
         again.kill()
     assert judged(run, digits).breaches == {}
     note("head lost (GCS SIGKILL)", recovery_s=[recovered], goal="120 s", seen=f"error after {ended:.0f} s, resumed")
+
+
+@pytest.mark.parametrize("restarts", [0, 3])
+def test_a_full_disk_at_a_checkpoint_of_a_live_run_names_its_cause_and_costs_no_step(restarts, digits, tmp_path, note):
+    run, log, processes, fired = RunDir(tmp_path / "run"), tmp_path / "log", Processes(), tmp_path / "fired"
+    failing = {VARIABLE: "checkpoint.write=enospc@3", FIRED: str(fired)}
+    process = started([*train_words(run, digits), f"trainers.max_failures={restarts}"], processes, log, **failing)
+    try:
+        status = process.wait(PATIENCE_S)
+    finally:
+        process.kill()
+    assert fired.read_text().split() == ["checkpoint.write"], "the fault fired, once"
+    assert (status == 0) == (restarts > 0), log.read_text()[-2000:]
+    if not restarts:
+        assert "a checkpoint must fit on the disk" in log.read_text()
+        again = started(["resume", run.path], processes, log)
+        assert again.wait(PATIENCE_S) == 0, log.read_text()[-2000:]
+    verdict = judged(run, digits)
+    assert (verdict.breaches, verdict.steps) == ({}, 120)
+    moments = sorted(line["time"] for lines in read_evidence(run.path).incarnations for line in lines)
+    after = [moment for moment in moments if moment > fired.stat().st_mtime]
+    recovered = max(later - before for before, later in itertools.pairwise(after))
+    how = f"the group restarted {restarts} times at most" if restarts else "error naming the disk, resumed by a person"
+    note("disk: enospc at a checkpoint of a live run", recovery_s=[recovered], seen=how)
 
 
 LARGE = SelectionConfig(
