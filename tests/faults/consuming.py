@@ -1,4 +1,8 @@
-"""A consumer that notes when each batch came and what was in it, and what the batches should have been."""
+"""A consumer that notes when each batch came and what was in it, and what the batches should have been.
+
+Streams are judged by the digest of every draw, sample and pixel hash, compared with a run that nothing befell: a
+stronger statement than the checker's, which decodes some samples again and has no such run to compare with.
+"""
 
 from __future__ import annotations
 
