@@ -253,7 +253,7 @@ def _value(response: httpx2.Response) -> dict[str, Any]:
     if response.is_success:
         return value
     message = str(value.get("error", response.status_code))
-    if value.get("winner"):
+    if value.get("version") is not None:  # nobody need have won: there may have been no change yet
         raise ChangedSince(message, value.get("version"), value.get("winner"))
     raise Refused(message, response.status_code)
 

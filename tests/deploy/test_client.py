@@ -11,10 +11,11 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from deploy.cli import main
-from deploy.client import ChangedSince, Refused, RunClient
+from deploy.client import ChangedSince, Refused, RunClient, _value
 from deploy.config import DataConfig
 from deploy.rundir import RunDir
 from tests.deploy.api_run import alive, tiny, wait_for
@@ -139,6 +140,16 @@ def test_the_client_tells_who_was_faster(run: RunDir) -> None:
         assert (late.value.version, late.value.winner["author"]) == (seen + 1, "ann")
         with pytest.raises(Refused, match="kind"):
             bob.control("round", "pass", author="bob")
+
+
+def test_a_version_that_never_was_is_told_from_other_refusals_though_nobody_was_faster() -> None:
+    conflict = httpx2.Response(409, json={"error": "not this version", "version": 0, "winner": None})
+    with pytest.raises(ChangedSince, match="not this version") as told:
+        _value(conflict)
+    assert (told.value.version, told.value.winner) == (0, None)
+    with pytest.raises(Refused) as other:
+        _value(httpx2.Response(409, json={"error": "not now"}))
+    assert not isinstance(other.value, ChangedSince)
 
 
 def test_stop_writes_a_checkpoint_and_ends_the_run_and_its_api(
