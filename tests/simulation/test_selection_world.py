@@ -195,6 +195,8 @@ class SelectionWorld(RuleBasedStateMachine):
         for _ in range(min(count, len(self.wire))):
             if self.selection is not None:
                 which, answer_lost = (0, False) if orderly else (int(rng.integers(10**6)), rng.random() < 0.25)
+                if not orderly and self.unanswered and rng.random() < 0.25:
+                    self.send_again(which)
                 self.deliver(which=which, answer_lost=answer_lost)
 
     def ask(self, message):
@@ -367,5 +369,5 @@ def test_a_broken_selection_is_found_out(where, mutant, monkeypatch):
     monkeypatch.setattr(where, mutant)
     with pytest.raises(BaseException):  # noqa: B017, PT011 - an assertion, or what the broken part raises
         run_state_machine_as_test(
-            SelectionWorld, settings=world_settings(max_examples=200, steps=STEPS, phases=[Phase.generate])
+            SelectionWorld, settings=world_settings(max_examples=1000, steps=STEPS, phases=[Phase.generate])
         )
