@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deploy.reproduce.claims import Arm, Claim, Expectation
 from deploy.reproduce.queue import Outcome
@@ -26,8 +26,9 @@ class Cell:
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over the seeds; None for one seed."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
+        """Standard deviation over the seeds; None for one seed, and where one has no figure."""
+        known = all(math.isfinite(value) for value in self.values)
+        return statistics.stdev(self.values) if known and len(self.values) > 1 else None
 
     def __str__(self) -> str:
         spread = "" if self.spread is None else f" +- {100 * self.spread:.1f}"
@@ -41,11 +42,16 @@ class Verdict:
     expected: Expectation
     """What the paper found."""
     differences: tuple[float, ...]
-    """Ours by seed: the arm minus what it should beat."""
+    """Ours by seed: the arm minus what it should beat; not a number where that cannot be said."""
 
     @property
     def holds(self) -> str:
         """In words: "yes" when it does in every seed, "no" when in none, else in how many; "level" is judged as one."""
+        unknown = sum(math.isnan(difference) for difference in self.differences)
+        if unknown:
+            told = tuple(difference for difference in self.differences if not math.isnan(difference))
+            known = f"{replace(self, differences=told).holds}, " if told else ""
+            return f"{known}undefined in {unknown} of {len(self.differences)} seeds"
         count = len(self.differences)
         if self.expected.or_level:
             error = statistics.stdev(self.differences) / math.sqrt(count) if count > 1 else 0.0
@@ -133,4 +139,6 @@ def _shown(cell: Cell | None, metric: str) -> str:
         return "-"
     if metric != "rauc":
         return str(cell)
+    if not math.isfinite(cell.mean):
+        return ", ".join("undefined" if math.isnan(value) else f"{value:.2f}" for value in cell.values)
     return f"{cell.mean:.2f}" + ("" if cell.spread is None else f" +- {cell.spread:.2f}")

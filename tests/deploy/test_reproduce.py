@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,15 +52,27 @@ def test_whitened_features_vary_alike_in_all_directions():
     assert np.cov(white, rowvar=False) == pytest.approx(np.eye(3), abs=1e-2)
 
 
-def test_rauc_is_taken_against_the_baseline_seed_by_seed():
-    def curve(arm: str, values: list[float]) -> Outcome:
-        points = {"nn_cls": [[step, value] for step, value in zip((100, 200, 400), values, strict=True)]}
-        return Outcome(arm=arm, seed=0, metrics={"nn_cls": values[-1]}, curve=points, steps=400, seconds=1.0)
+def curve(arm: str, seed: int, values: list[float]) -> Outcome:
+    points = {"nn_cls": [[step, value] for step, value in zip((100, 200, 400), values, strict=True)]}
+    return replace(outcome(arm, seed, values[-1]), curve=points)
 
-    found = cells([curve("base", [80.0, 81.0, 82.5]), curve("ours", [81.0, 82.2, 83.0])], baseline="base")
+
+def test_rauc_is_taken_against_the_baseline_seed_by_seed():
+    found = cells([curve("base", 0, [80.0, 81.0, 82.5]), curve("ours", 0, [81.0, 82.2, 83.0])], baseline="base")
     assert found["ours"]["rauc"].values == pytest.approx((1.7,))  # METHODS section 6
-    flat = cells([curve("base", [80.0, 80.0, 80.0]), curve("ours", [81.0, 82.2, 83.0])], baseline="base")
+    flat = cells([curve("base", 0, [80.0, 80.0, 80.0]), curve("ours", 0, [81.0, 82.2, 83.0])], baseline="base")
     assert np.isnan(flat["ours"]["rauc"].mean)  # nothing to compare with
+
+
+def test_a_seed_whose_baseline_does_not_rise_has_no_rauc_and_the_others_have():
+    claim = CLAIMS["mto"]
+    outcomes = [curve("mto", seed, [81.0, 82.2, 83.0]) for seed in range(2)]
+    outcomes += [curve("mae", 0, [80.0, 81.0, 82.5]), curve("mae", 1, [80.0, 80.0, 80.0])]
+    found = cells(outcomes, baseline=claim.baseline)
+    assert found["mto"]["rauc"].spread is None
+    assert [one.holds for one in verdicts(claim, found)] == ["yes, undefined in 1 of 2 seeds"]
+    _, lines = rows(claim, claim.arms, found)
+    assert lines[1][3] == "1.70, undefined"
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
