@@ -92,7 +92,7 @@ def write_claim(folder: Path, *, plan: Plan, claim: Claim, outcomes: Sequence[Ou
         f"{scale.size}, {plan.seeds} seeds; accuracies in per cent, mean +- standard deviation over the seeds; raw "
         f"pixels have {100 * floor:.1f}."
     )
-    held = [(str(one), one.holds, ", ".join(f"{difference:+.3f}" for difference in one.differences)) for one in judged]
+    held = [(str(one), one.holds, one.by_seed) for one in judged]
     sections = [
         Section(title="Arms", columns=columns, rows=lines),
         Section(title="Does it hold here?", columns=("direction", "holds", "difference by seed"), rows=held),

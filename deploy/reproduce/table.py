@@ -64,6 +64,11 @@ class Verdict:
         verb = "is at least level with" if self.expected.or_level else "beats"
         return f"{self.expected.arm} {verb} {than} on {self.expected.metric}"
 
+    @property
+    def by_seed(self) -> str:
+        """The differences, for people."""
+        return ", ".join("undefined" if math.isnan(one) else f"{one:+.3f}" for one in self.differences)
+
 
 Cells = Mapping[str, Mapping[str, Cell]]
 """Arm -> metric -> cell."""

@@ -70,7 +70,9 @@ def test_a_seed_whose_baseline_does_not_rise_has_no_rauc_and_the_others_have():
     outcomes += [curve("mae", 0, [80.0, 81.0, 82.5]), curve("mae", 1, [80.0, 80.0, 80.0])]
     found = cells(outcomes, baseline=claim.baseline)
     assert found["mto"]["rauc"].spread is None
-    assert [one.holds for one in verdicts(claim, found)] == ["yes, undefined in 1 of 2 seeds"]
+    (verdict,) = verdicts(claim, found)
+    assert verdict.holds == "yes, undefined in 1 of 2 seeds"
+    assert verdict.by_seed == "+0.700, undefined"
     _, lines = rows(claim, claim.arms, found)
     assert lines[1][3] == "1.70, undefined"
 
