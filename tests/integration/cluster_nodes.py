@@ -177,6 +177,7 @@ COMMON = (
 
 def _head(temp: Path, *, address: str, port: int, dashboard: int) -> subprocess.Popen[bytes]:
     """Start a head without CPUs, on ports that no other Ray of this machine has."""
+    os.environ.pop("RAY_API_SERVER_ADDRESS", None)  # an earlier cluster's: Ray asks it rather than the address given
     words = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
     words += ["--num-cpus=0", f"--temp-dir={temp}", f"--node-ip-address={address}"]
     words += [f"--{what}-port={free_port()}" for what in ("dashboard-agent-listen", "ray-client-server")]
