@@ -24,6 +24,8 @@ from tests.integration import cluster_nodes
 from tests.integration.cluster_nodes import Nodes, cluster_in_namespaces, cluster_of_raylets, namespaces_work
 
 FROZEN_S, GOAL_S = 20.0, 10.0
+HEDGED_S = GOAL_S / 2
+"""Well below the ten seconds after which a loader that does not answer is taken for lost."""
 STEP_S = 0.05
 LONG = replace(CONFIG, total_steps=640)
 """More than half a minute of training."""
@@ -94,7 +96,7 @@ def test_a_node_that_freezes_and_comes_back_changes_nothing(cluster, index, note
     assert seen.digest == expected
     assert stats["hedged"] + stats["rerouted"] >= 1
     waited = seen.longest_wait(began)
-    assert waited < GOAL_S
+    assert waited < HEDGED_S
     note(f"node frozen for {FROZEN_S:g} s, then back", recovery_s=[waited], goal=f"{GOAL_S:g} s")
 
 
@@ -102,4 +104,4 @@ def test_without_hedging_a_frozen_node_is_waited_for(cluster, index, monkeypatch
     monkeypatch.setattr("loader.batches.assembly.Assembler._hedge", lambda self: None)
     monkeypatch.setattr("loader.batches.assembly.Assembler._suspects", lambda self: set())
     seen, began, _, _ = through_a_freeze(cluster, index)
-    assert seen.longest_wait(began) > GOAL_S
+    assert seen.longest_wait(began) > HEDGED_S

@@ -6,6 +6,7 @@ through the network, and killing its first process kills all of it, as when a ma
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -97,11 +98,15 @@ def namespaces_work() -> bool:
     return made.returncode == 0
 
 
+_clusters = itertools.count()
+
+
 @contextmanager
 def cluster_in_namespaces(*roles: str) -> Iterator[Nodes]:
     """A head in this network, and a node in namespaces of its own for each role."""
-    tag = f"tq{os.getpid() % 100_000}"
-    subnet = f"10.{80 + os.getpid() % 100}.{os.getpid() // 100 % 250}"
+    number, pid = next(_clusters), os.getpid() % 100_000  # the kernel lets go of names some time after the cluster
+    tag = f"tq{pid}x{number}"
+    subnet = f"10.{80 + (pid + number) % 100}.{pid // 100 % 250}"
     temp = Path(f"/tmp/{tag}")
     temp.mkdir()
     with ExitStack() as stack:
@@ -115,8 +120,8 @@ def cluster_in_namespaces(*roles: str) -> Iterator[Nodes]:
         stack.callback(_end_tree, head)
         cluster = Nodes(f"http://127.0.0.1:{dashboard}", temp, f"{subnet}.1:{port}", f"{subnet}.1")
         _wait_for(lambda: _answers(cluster), [head], temp / "head.log")
-        for number, role in enumerate(roles):
-            name, address = f"{tag}n{number}", f"{subnet}.{number + 2}"
+        for place, role in enumerate(roles):
+            name, address = f"{tag}n{place}", f"{subnet}.{place + 2}"
             stack.callback(_ip, "netns", "del", name)
             _network(name, bridge=tag, address=address)
             inside = f"mount -t tmpfs tmpfs /dev/shm && mount -t tmpfs tmpfs {temp} && exec "
