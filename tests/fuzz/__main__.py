@@ -2,8 +2,9 @@
 
 atheris (libFuzzer for Python) is no dependency of the project: install it where it may be, with the project's packages
 in sight, as in `python -m venv --system-site-packages`. Every target has a process of its own; inputs that reach new
-code are kept in --corpus and are where the next run begins. A finding is written there as `crash-*` and ends with the
-exit status 1; `python -m tests.fuzz TARGET --once FILE` shows it again, without atheris.
+code are kept in --corpus and are where the next run begins. A finding is written there as `TARGET-crash-*` and ends
+with the exit status 1; `python -m tests.fuzz TARGET --once FILE` shows it again, without atheris. --out FILE keeps what
+was done, by target, beside what earlier runs wrote there.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib
+import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -40,6 +43,7 @@ def main() -> int:
     parser.add_argument("targets", nargs="*", help="names of targets; none means all")
     parser.add_argument("--minutes", type=float, default=10.0, help="for each target")
     parser.add_argument("--corpus", type=Path, default=Path(tempfile.gettempdir()) / "tempera-fuzz")
+    parser.add_argument("--out", type=Path, help="JSON file of seconds, executions and findings by target")
     parser.add_argument("--once", type=Path, help="run one target on one file, and show what happens")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -49,10 +53,10 @@ def main() -> int:
         from tests.fuzz.targets import TARGETS
 
         return 0 if TARGETS[asked.targets[0]](asked.once.read_bytes()) in (True, False) else 1
-    return run(asked.targets, asked.corpus, minutes=asked.minutes)
+    return run(asked.targets, asked.corpus, minutes=asked.minutes, out=asked.out)
 
 
-def run(targets: list[str], corpus: Path, *, minutes: float) -> int:
+def run(targets: list[str], corpus: Path, *, minutes: float, out: Path | None = None) -> int:
     """Each target in a process of its own; 1 if any has a finding."""
     from tests.fuzz.seeds import seeds
     from tests.fuzz.targets import TARGETS
@@ -64,15 +68,32 @@ def run(targets: list[str], corpus: Path, *, minutes: float) -> int:
         for data in seeds(target):
             (folder / hashlib.sha1(data).hexdigest()).write_bytes(data)
         started = time.monotonic()
-        command = [sys.executable, "-m", "tests.fuzz", target, "--inside", "--corpus", str(corpus)]
-        status = subprocess.run([*command, "--minutes", str(minutes)], check=False).returncode
+        status, executions = run_inside(target, corpus, minutes=minutes)
         found = sorted(corpus.glob(f"{target}-crash-*")) + sorted(corpus.glob(f"{target}-timeout-*"))
-        sys.stderr.write(
-            f"{target}: {time.monotonic() - started:.0f} s, {len(list(folder.iterdir()))} inputs kept, exit {status}, "
-            f"findings: {', '.join(map(str, found)) or 'none'}\n"
-        )
+        done = {
+            "seconds": round(time.monotonic() - started),
+            "executions": executions,
+            "inputs_kept": len(list(folder.iterdir())),
+            "findings": len(found),
+        }
+        sys.stderr.write(f"{target}: {done}, exit {status}, findings: {', '.join(map(str, found)) or 'none'}\n")
+        if out is not None:
+            before = json.loads(out.read_text()) if out.exists() else {}
+            out.write_text(json.dumps(before | {target: done}, indent=1, sort_keys=True) + "\n")
         failed |= status != 0
     return int(failed)
+
+
+def run_inside(target: str, corpus: Path, *, minutes: float) -> tuple[int, int]:
+    """One target in a process of its own: its exit status, and how many inputs it took."""
+    command = [sys.executable, "-m", "tests.fuzz", target, "--inside", "--corpus", str(corpus)]
+    executions = 0
+    with subprocess.Popen([*command, "--minutes", str(minutes)], stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr or ():
+            sys.stderr.write(line)
+            if count := re.match(r"stat::number_of_executed_units:\s+(\d+)", line):
+                executions = int(count[1])
+    return process.returncode, executions
 
 
 def fuzz(target: str, corpus: Path, *, seconds: int) -> None:
