@@ -44,8 +44,9 @@ CONFIG = SelectionConfig(
 )
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 """The disk is simulated, so nothing need wait for a real one."""
+KINDS = ("crash", "crash at a commit", "repeated", "lost", "reordered", "answer lost", "full disk")
 FAULTS: Counter[str] = Counter()
-"""Faults of the whole session, by kind."""
+"""Faults of the whole session, by kind, and what followed from them."""
 
 
 class WorldFaults(Faults):
@@ -344,8 +345,7 @@ TestSelectionWorld = SelectionWorld.TestCase
 def test_every_kind_of_fault_came_often(record_property):
     """In the machine above, which is run before this."""
     record_property("faults", dict(FAULTS))
-    kinds = ("crash", "crash at a commit", "repeated", "lost", "reordered", "answer lost", "full disk")
-    assert too_rare(FAULTS, kinds, fewest=EXAMPLES / 15) == {}
+    assert too_rare(FAULTS, KINDS, fewest=EXAMPLES / 15) == {}
 
 
 def answer_before_the_commit(self, report):

@@ -40,8 +40,9 @@ NAMES = tuple(f"loader-{number}" for number in range(5))
 RESTART_S, SILENCE_S, ORDINARY_S = 2.0, 10.0, 0.1
 RECOVERY_S, LONGEST_S = 10.0, 29.0
 """Longest wait for a batch while somebody can serve, all others frozen; with loaders fifty times slower than others."""
+KINDS = ("kill", "freeze", "late reply", "slow", "scale", "reorder")
 FAULTS: Counter[str] = Counter()
-"""Faults of the whole session, by kind."""
+"""Faults of the whole session, by kind, and the batches that came through them."""
 
 
 def pixels_of(samples, draws):
@@ -334,8 +335,7 @@ TestStreamWorld = StreamWorld.TestCase
 def test_every_kind_of_fault_came_often(record_property):
     """In the machine above, which is run before this."""
     record_property("faults", dict(FAULTS))
-    kinds = ("kill", "freeze", "late reply", "slow", "scale", "reorder")
-    assert too_rare(FAULTS, kinds, fewest=EXAMPLES / 8) == {}
+    assert too_rare(FAULTS, KINDS, fewest=EXAMPLES / 8) == {}
     assert too_rare(FAULTS, ["batches"], fewest=5 * EXAMPLES) == {}
 
 

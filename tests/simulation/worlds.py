@@ -20,14 +20,8 @@ def examples(ordinary: int) -> int:
 
 def world_settings(*, max_examples: int, steps: int, **changes: Any) -> settings:
     """Settings of a world: the same lives every time, unless somebody asks for others."""
-    return settings(
-        max_examples=max_examples,
-        stateful_step_count=steps,
-        deadline=None,
-        derandomize=CHOSEN not in os.environ,
-        suppress_health_check=list(HealthCheck),
-        **changes,
-    )
+    ordinary = {"deadline": None, "derandomize": CHOSEN not in os.environ, "suppress_health_check": list(HealthCheck)}
+    return settings(max_examples=max_examples, stateful_step_count=steps, **ordinary | changes)
 
 
 def too_rare(faults: Counter[str], kinds: Iterable[str], *, fewest: float) -> dict[str, int]:
