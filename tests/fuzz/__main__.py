@@ -102,6 +102,8 @@ def fuzz(target: str, corpus: Path, *, seconds: int) -> None:
     with atheris.instrument_imports(include=list(WATCHED)):
         targets = importlib.import_module("tests.fuzz.targets")
     run_one = targets.TARGETS[target]
+    for data in importlib.import_module("tests.fuzz.seeds").seeds(target):
+        run_one(data)  # what is imported late is no slow input
 
     def once(data: bytes) -> None:
         try:
