@@ -96,7 +96,12 @@ def build_app() -> SubcommandApp:
         "export": evaluate.export,
         "reproduce": reproduce.reproduce,
         "soak": soak.soak,
-        "bench": {"loader": bench.loader, "selection": bench.selection, "trainer": bench.trainer},
+        "bench": {
+            "loader": bench.loader,
+            "selection": bench.selection,
+            "kmeans": bench.kmeans,
+            "trainer": bench.trainer,
+        },
         "doctor": doctor.doctor,
     }
     app = SubcommandApp()

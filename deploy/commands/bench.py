@@ -51,6 +51,40 @@ def selection() -> Answer:
     return Answer(data=data, view=_figures("selection", _flat(data)))
 
 
+def kmeans(
+    *,
+    samples: int = 1_280_000,
+    width: int = 384,
+    clusters: int = 1000,
+    device: Literal["auto", "cpu", "gpu"] = "auto",
+    folder: Path | None = None,
+) -> Answer:
+    """Measure the clustering of a whole data set's features: seconds and memory.
+
+    Args:
+        samples: how many; by default as many as ImageNet-1K has.
+        width: values of a feature; 384 is a ViT-S's.
+        clusters: K.
+        device: auto, cpu or gpu; gpu is an error where faiss has none.
+        folder: a folder on a disk with room for the features (4 bytes a value, 2 GB by default).
+    """
+    from scoring.features.kmeans_bench import bench_kmeans
+    from trainer.config import require
+
+    require(min(samples, width) >= 1, f"--samples and --width must be 1 or more; got {samples} and {width}.")
+    require(1 <= clusters <= samples, f"--clusters must be in [1, samples]; got {clusters} of {samples} samples.")
+    with progress_bar("making features and clustering them") as advance:
+        data = bench_kmeans(
+            samples,
+            width=width,
+            num_clusters=clusters,
+            device=device,
+            folder=folder,
+            progress=lambda _, done, total: advance(done, total),
+        )
+    return Answer(data=data, view=_figures("k-means", _flat(data)))
+
+
 def trainer(*, device: Literal["cpu", "cuda", "auto"] = "cpu", goldens: bool = False) -> Answer:
     """Measure training steps against the same models written plainly, or check the losses against the official ones.
 

@@ -26,6 +26,8 @@ def reproduce(
     epochs: int | None = None,
     seeds: int = 2,
     samples: int | None = None,
+    test_samples: int | None = None,
+    evaluations: int = 6,
     batch: int = 256,
     size: str = "tiny",
     lr: float = 1.5e-3,
@@ -47,10 +49,13 @@ def reproduce(
         epochs: passes over the data, instead of a budget.
         seeds: how often each arm is trained, 1 or more.
         samples: training images to take, the same number of each class; all by default.
+        test_samples: test images likewise; at most 10,000 are used.
+        evaluations: points of an arm's training curve. Each takes as long as a few thousand training images.
         batch: images of a step.
         size: tiny (128 wide, 4 deep) or cifar (192 wide, 12 deep).
         lr: peak learning rate for 256 images.
-        precision: auto is bf16 on GPUs that have it; bf16 also pays on CPUs with matrix units for it (AMX).
+        precision: auto is bf16 on GPUs that have it; bf16 also pays on CPUs with matrix units for it (AMX), and is many
+            times slower on others.
         workers: queue the arms as Ray tasks of one CPU each, so many at a time, on the cluster that RAY_ADDRESS names
             or on this machine; without it they train in turn, in this process.
         sweep: add the papers' ablations.
@@ -67,10 +72,12 @@ def reproduce(
     from trainer.config import require
 
     require(seeds >= 1, f"--seeds must be 1 or more; got {seeds}.")
+    require(evaluations >= 1, f"--evaluations must be 1 or more; got {evaluations}.")
     require(workers is None or workers >= 1, f"--workers must be 1 or more; got {workers}.")
     chosen = chosen_claims(claims, sweep=sweep, only=only)
     image_size = model_size(size).image_size
-    images = prepare_data(data, out / f"data-{samples or 'all'}", samples=samples, size=image_size)
+    folder = f"data-{samples or 'all'}" + (f"-test-{test_samples}" if test_samples else "")
+    images = prepare_data(data, out / folder, samples=samples, test_samples=test_samples, size=image_size)
     scale = Scale(
         samples=len(ShardIndex.load(images.index)),
         epochs=1,
@@ -78,6 +85,7 @@ def reproduce(
         size=size,
         base_lr=lr,
         precision=precision,
+        evaluations=evaluations,
     )
     with working("measuring a step, to plan the epochs"):
         plans = make_plans(

@@ -13,8 +13,6 @@ from trainer import TrainConfig, model_size
 from trainer.config import Precision
 from trainer.pass_plan import total_steps
 
-EVALUATIONS = 6
-"""Points of an arm's training curve."""
 PASS_FULL_SHARE, PASS_PREDICTOR_SHARE = 0.1, 0.15
 """PASS selects first after a tenth of the epochs (20 of 200), and trains its predictor in 3 of 20 epochs."""
 KEEP_FOR_BUDGET = 0.3
@@ -36,7 +34,9 @@ class Scale:
     base_lr: float = 1.5e-3
     """Peak learning rate for 256 images."""
     precision: Precision = "auto"
-    """bf16 trains a third faster on CPUs that have matrix units for it."""
+    """bf16 trains a third faster on CPUs that have matrix units for it, and many times slower on those without."""
+    evaluations: int = 6
+    """Points of an arm's training curve, 1 or more."""
 
     @property
     def epoch_steps(self) -> int:
@@ -87,7 +87,7 @@ def run_config(arm: Arm, *, data: DataConfig, scale: Scale, seed: int) -> RunCon
         curriculum=CurriculumConfig(policy=arm.policy, schedule=arm.schedule, start=arm.start, end=arm.end),
         fleet=FleetConfig(loaders=1),
         trainers=TrainersConfig(),
-        evaluate_every=max(1, math.ceil(steps / EVALUATIONS)),
+        evaluate_every=max(1, math.ceil(steps / scale.evaluations)),
     )
 
 

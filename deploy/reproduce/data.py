@@ -18,13 +18,16 @@ SPLITS = ("train", "test")
 FEWEST_IN_CLUSTER = 10
 
 
-def prepare_data(source: Path, out: Path, *, samples: int | None, size: int) -> DataConfig:
+def prepare_data(
+    source: Path, out: Path, *, samples: int | None, test_samples: int | None = None, size: int
+) -> DataConfig:
     """Write and index the shards of both splits, unless they are there.
 
     Args:
         source: folder with train/ and test/, each with one folder of images a class.
         out: folder for the shards.
         samples: training images to take, the same number of each class; None takes all.
+        test_samples: the same for test images.
         size: the training crop's side, for the configuration that is returned.
 
     Raises:
@@ -36,9 +39,9 @@ def prepare_data(source: Path, out: Path, *, samples: int | None, size: int) -> 
             f"--data must hold train/ and test/, with a folder a class in each; {source} has no {missing[0]}/."
         )
     indices = {split: out / split / "index.parquet" for split in SPLITS}
-    for split, index in indices.items():
+    for (split, index), most in zip(indices.items(), (samples, test_samples), strict=True):
         if not index.is_file():
-            _write(class_folders(source / split), index, split=split, samples=samples if split == "train" else None)
+            _write(class_folders(source / split), index, split=split, samples=most)
     return DataConfig(index=str(indices["train"].resolve()), test_index=str(indices["test"].resolve()))
 
 

@@ -16,6 +16,8 @@ from deploy.reproduce.arms import Scale, run_config
 from deploy.reproduce.measure import whitening
 from deploy.reproduce.queue import Outcome
 from deploy.reproduce.table import cells, rows, verdicts
+from deploy.rundir import RunDir
+from loader import ShardIndex
 
 CLAIM = Claim(
     title="one beats two",
@@ -106,6 +108,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_study_trains_each_arm_once_and_continues(folders: Path, tmp_path: Path):
     settings = {"data": folders, "out": tmp_path, "epochs": 2, "seeds": 1, "samples": 32, "batch": 16}
+    settings |= {"test_samples": 12, "evaluations": 2}
     answer = reproduce(("hard",), **settings).data["hard"]
     assert set(answer["arms"]) == {"hard", "uniform", "prototypical"}
     assert all(len(arm["nn_cls"]["by_seed"]) == 1 for arm in answer["arms"].values())
@@ -120,7 +123,11 @@ def test_study_trains_each_arm_once_and_continues(folders: Path, tmp_path: Path)
     assert set(again["fewshot"]["arms"]) == {"uniform", "prototypical"}
     assert trained == {path: path.stat().st_mtime_ns for path in tmp_path.glob("arms/*/outcome.json")}
     plan = json.loads((tmp_path / "hard" / "plan.json").read_text())
-    assert plan["scale"]["samples"] == 32
+    assert (plan["scale"]["samples"], plan["scale"]["evaluations"]) == (32, 2)
+    (test_index,) = tmp_path.glob("data-*/test/index.parquet")
+    assert len(ShardIndex.load(test_index)) == 12
+    for path in tmp_path.glob("arms/*"):
+        assert [line["step"] for line in RunDir(path).metric_lines() if "nn_cls" in line] == [2, 4]
     with pytest.raises(ValueError, match="another model or length"):
         reproduce(("hard",), **(settings | {"epochs": 3}))
     more = reproduce(("fewshot",), **(settings | {"seeds": 2})).data["fewshot"]["arms"]
@@ -153,6 +160,8 @@ def test_bad_input_is_one_clear_line(folders: Path, tmp_path: Path):
         reproduce(("hard",), data=tmp_path, out=tmp_path)
     with pytest.raises(ValueError, match="--seeds must be 1 or more"):
         reproduce(("hard",), data=folders, out=tmp_path, seeds=0)
+    with pytest.raises(ValueError, match="--evaluations must be 1 or more"):
+        reproduce(("hard",), data=folders, out=tmp_path, evaluations=0)
     with pytest.raises(ValueError, match="--workers must be 1 or more"):
         reproduce(("hard",), data=folders, out=tmp_path, workers=0)
     with pytest.raises(ValueError, match="must pay for one epoch"):

@@ -4,6 +4,7 @@ import pytest
 
 from scoring import clusters
 from scoring.clusters import cluster, kmeans_device, labelled_clusters
+from scoring.features.kmeans_bench import bench_kmeans, purity
 from scoring.features.normalise import normalised
 from scoring.features.store import FeatureStore
 from scoring.prototypes import prototype_distances
@@ -90,3 +91,18 @@ def test_a_store_goes_on_where_it_stopped_and_knows_its_own(tmp_path):
     np.testing.assert_array_equal(whole[rows], features[rows])
     np.testing.assert_array_equal(whole[900:2100], features[900:2100])
     assert whole.bad() == ["2"]
+
+
+def test_the_benchmark_clusters_made_features_and_measures_the_process(tmp_path):
+    seen = []
+    report = bench_kmeans(5000, width=16, num_clusters=2, folder=tmp_path, progress=lambda what, *_: seen.append(what))
+    assert report["purity"] == 1.0  # two centres in 16 dimensions lie far apart
+    assert (report["clusters"], report["feature_bytes"]) == (2, 4 * 5000 * 16)
+    assert report["seconds"] > 0 < report["of_product"]
+    assert report["peak_bytes"] > 2**20
+    assert {"making features", "clustering"} == set(seen)
+    assert not list(tmp_path.iterdir())  # the features are gone
+
+
+def test_purity_is_the_share_of_each_clusters_most_frequent_origin():
+    assert purity(np.array([0, 0, 0, 1, 1], np.int32), np.array([7, 7, 2, 2, 2], np.int32)) == 4 / 5

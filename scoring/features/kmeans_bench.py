@@ -1,0 +1,125 @@
+"""Benchmark of k-means at the size of a whole data set: how long it takes, and how much memory.
+
+The features are made, not computed from images: points around random centres, written into a store on disk, so that
+clustering reads them as it would read those of `tempera score`. Making them is not timed.
+"""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from scoring.clusters import ITERATIONS, PASSES, SAMPLE_PER_CLUSTER, kmeans_device
+from scoring.features.store import FeatureStore
+from scoring.prototypes import prototype_distances
+
+CHUNK_SAMPLES = 4096
+SPREAD = 2.0
+"""Standard deviation of the centres; the members' is 1, so that clusters overlap in few of many dimensions."""
+PRODUCT_ROWS = 8192
+PRODUCT_REPEATS = 5
+
+
+def bench_kmeans(
+    num_samples: int,
+    *,
+    width: int,
+    num_clusters: int,
+    device: str = "auto",
+    folder: Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Cluster made features, read from disk, and measure their distances, as `tempera score` does.
+
+    Args:
+        num_samples: N.
+        width: F.
+        num_clusters: K, also the number of centres that the features are made around.
+        device: auto, cpu or gpu.
+        folder: where the features are written while it lasts, 4 * N * F bytes; a temporary folder by default.
+        progress: called with (what is done, done, total).
+
+    Returns: `seconds` of clustering; `peak_bytes`, the most memory that this process ever held; `feature_bytes` on
+    disk; `of_product`, the rate of multiplications relative to that of a plain matrix product of the same shape here;
+    `purity`, the share of samples whose cluster's most frequent centre is their own.
+    """
+    place = kmeans_device(device)
+    with tempfile.TemporaryDirectory(prefix="tempera-kmeans-", dir=folder) as name:
+        store, origin = made_features(
+            Path(name),
+            num_samples,
+            width=width,
+            num_clusters=num_clusters,
+            progress=_named(progress, "making features"),
+        )
+        start = time.perf_counter()
+        found = prototype_distances(store, num_clusters, device=place, progress=_named(progress, "clustering"))
+        seconds = time.perf_counter() - start
+    rows = ITERATIONS * min(num_samples, SAMPLE_PER_CLUSTER * num_clusters) + (PASSES + 1) * num_samples
+    return {
+        "samples": num_samples,
+        "width": width,
+        "clusters": found.num_clusters,
+        "device": place,
+        "threads": faiss.omp_get_max_threads(),
+        "seconds": seconds,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "feature_bytes": 4 * num_samples * width,
+        "of_product": rows * width * num_clusters / seconds / product_rate(width, num_clusters),
+        "purity": purity(found.cluster, origin),
+    }
+
+
+def made_features(
+    folder: Path,
+    num_samples: int,
+    *,
+    width: int,
+    num_clusters: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[FeatureStore, NDArray[np.int32]]:
+    """Features on disk around random centres, and each sample's centre, int32[N]."""
+    random = np.random.default_rng(0)
+    centres = SPREAD * random.standard_normal((num_clusters, width), dtype=np.float32)
+    identity = {"made": f"{num_clusters} centres"}
+    store = FeatureStore(folder, identity=identity, num_samples=num_samples, chunk_samples=CHUNK_SAMPLES)
+    origin = random.integers(num_clusters, size=num_samples, dtype=np.int32)
+    for chunk in store.missing():
+        own = origin[store.ids(chunk)]
+        store.write(chunk, centres[own] + random.standard_normal((len(own), width), dtype=np.float32))
+        if progress is not None:
+            progress(chunk + 1, store.num_chunks)
+    return store, origin
+
+
+def product_rate(width: int, num_clusters: int) -> float:
+    """Multiplications a second of a matrix product of many rows with all centroids: the best of some repeats."""
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((PRODUCT_ROWS, width), dtype=np.float32)
+    centroids = random.standard_normal((width, num_clusters), dtype=np.float32)
+    seconds = []
+    for _ in range(PRODUCT_REPEATS):
+        start = time.perf_counter()
+        rows @ centroids
+        seconds.append(time.perf_counter() - start)
+    return PRODUCT_ROWS * width * num_clusters / min(seconds)
+
+
+def purity(cluster: NDArray[np.int32], origin: NDArray[np.int32]) -> float:
+    """Share of the samples that come from the most frequent origin of their cluster, in [0, 1]."""
+    pairs, counts = np.unique(np.stack([cluster, origin]), axis=1, return_counts=True)
+    most = np.zeros(int(cluster.max()) + 1, np.int64)
+    np.maximum.at(most, pairs[0], counts)
+    return float(most.sum() / len(cluster))
+
+
+def _named(progress: Callable[[str, int, int], None] | None, what: str) -> Callable[[int, int], None] | None:
+    return None if progress is None else lambda done, total: progress(what, done, total)
