@@ -5,12 +5,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+SOURCES := $(wildcard loader/decode/jpeg/*)
 
 MINUTES ?= 20
 
 .PHONY: demo test test-cluster test-faults soak check format lint types imports lock clean
 
-$(INSTALLED): constraints.txt
+$(INSTALLED): constraints.txt $(SOURCES)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tempera needs Python 3.11 or later; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes -r constraints.txt

@@ -1,21 +1,18 @@
-"""Decodes one box of a JPEG on the CPU: rows above it are only entropy-decoded, rows below it not at all.
+"""Decodes one box of a JPEG on the CPU: what lies around it is only entropy-decoded, rows below it not at all.
 
-nvImageCodec, which comes with DALI, does it with the libjpeg-turbo of its CPU backend; no driver is needed and no
-thread is started. Where it is not installed, decoding stops after the box's last row. Either way the pixels are
-those of the whole image: the tests compare every kind of subsampling.
+Photographs (baseline, gray or YCbCr) go through our own decoder, which is compiled when Tempera is installed
+(`jpeg/`); other JPEGs, and all of them where it was not compiled, are decoded to the box's last row. Either way the
+pixels are those of the whole image: the tests compare every kind of subsampling.
 
 Neither way reports damage, so only images that were decoded whole before may come here.
 """
-
-# nvImageCodec is optional and has no types.
-# mypy: disable-error-code="import-untyped,import-not-found,attr-defined"
 
 from __future__ import annotations
 
 import logging
 import threading
-from functools import cache
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 import simplejpeg
@@ -26,10 +23,16 @@ from loader.errors import BadSampleError
 
 log = logging.getLogger(__name__)
 
+DecodeBox = Callable[[bytes, int, int, int, int, NDArray[np.uint8]], bool]
+
+_decode_box: DecodeBox | None = None
+try:
+    from loader.decode._jpeg import decode_box as _decode_box
+except ImportError as missing:
+    log.warning("boxes of JPEGs are decoded from the first row on, which is slower: %s", missing)
+
 _CONTEXT_ROWS: Final = 8
 """Rows below a box that its last row needs: chroma is interpolated from the next row, at most 4 pixels further down."""
-_OPTIONS: Final = ":fancy_upsampling=1 :fast_idct=0"
-"""The settings of a plain libjpeg-turbo decoder, which the whole decoding uses."""
 _KEPT_BYTES: Final = 8 << 20
 """Largest box whose memory a thread keeps for its next one."""
 
@@ -37,8 +40,8 @@ _KEPT_BYTES: Final = 8 << 20
 class RegionDecoder:
     """Decodes boxes of JPEGs that are known to be sound. Thread-safe; a thread's next call overwrites its last."""
 
-    def __init__(self) -> None:
-        self._codec = _codec()
+    def __init__(self, *, compiled: DecodeBox | None = _decode_box) -> None:
+        self._compiled = compiled
         self._thread = threading.local()
 
     def decode(self, data: bytes, header: ImageHeader, box: NDArray[np.int32]) -> NDArray[np.uint8]:
@@ -48,31 +51,20 @@ class RegionDecoder:
             BadSampleError: If the decoder refuses the image after all.
         """
         top, left, height, width = box.tolist()
-        if self._codec is not None:
-            pixels = self._with_codec(self._codec, data, (top, left, top + height, left + width))
-            if pixels is not None:
+        if self._compiled is not None and not header.progressive:
+            pixels = self._memory(3 * height * width).reshape(height, width, 3)
+            if self._compiled(data, top, left, height, width, pixels):
                 return pixels
         return decode_top(data, header, top + height)[top:, left : left + width][:height]
 
-    def _with_codec(self, codec: Any, data: bytes, edges: tuple[int, int, int, int]) -> NDArray[np.uint8] | None:
-        """Decode into this thread's buffer; None when nvImageCodec cannot."""
-        thread = self._thread
-        if not hasattr(thread, "decoder"):
-            thread.decoder = codec.Decoder(
-                device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY,
-                max_num_cpu_threads=1,
-                backends=[codec.Backend(codec.CPU_ONLY)],
-                options=_OPTIONS,
-            )
-            thread.settings = codec.DecodeParams(apply_exif_orientation=False, color_spec=codec.SRGB)
-            thread.image = None
-        region = codec.CodeStream(data).get_sub_code_stream(0, codec.Region(*edges))
-        image = thread.decoder.decode(region, params=thread.settings, image=thread.image)
-        if image is None:
-            return None
-        pixels: NDArray[np.uint8] = np.asarray(image)
-        thread.image = image if pixels.nbytes <= _KEPT_BYTES else None
-        return pixels
+    def _memory(self, num_bytes: int) -> NDArray[np.uint8]:
+        """Return this thread's memory, which its last box had too."""
+        if num_bytes > _KEPT_BYTES:
+            return np.empty(num_bytes, np.uint8)
+        kept: NDArray[np.uint8] | None = getattr(self._thread, "memory", None)
+        if kept is None or len(kept) < num_bytes:
+            kept = self._thread.memory = np.empty(num_bytes, np.uint8)
+        return kept[:num_bytes]
 
 
 def decode_top(data: bytes, header: ImageHeader, num_rows: int) -> NDArray[np.uint8]:
@@ -106,14 +98,3 @@ def decode_jpeg(data: bytes, *, strict: bool = True) -> NDArray[np.uint8]:
     except ValueError as error:
         raise BadSampleError(f"JPEG does not decode: {error}") from error
     return pixels
-
-
-@cache
-def _codec() -> Any:
-    """Return the nvImageCodec module, or None where there is none or it does not start."""
-    try:
-        from nvidia import nvimgcodec  # noqa: PLC0415 - optional
-    except (ImportError, OSError) as error:
-        log.info("no nvImageCodec (%s): boxes are decoded from the image's first row on, a little slower", error)
-        return None
-    return nvimgcodec
