@@ -23,11 +23,23 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from loader.errors import MissingIndexError
-from loader.shards.index_checks import COLUMNS, FORMAT_VERSION, check_places, check_schema, checked_metadata
+from loader.shards.index_checks import (
+    COLUMNS,
+    FORMAT_VERSION,
+    LARGEST_SHARD,
+    blocks,
+    check_places,
+    check_schema,
+    checked_metadata,
+)
+from loader.shards.tar import BLOCK
 from loader.storage.members import ShardReader, local_path
 
 _METADATA_KEY: Final = b"tempera.index"
-_ROWS_A_READ: Final = 1 << 17
+_ROWS_A_GROUP: Final = 1 << 15
+"""Rows written together: to look up one key, so many are read."""
+_ROWS_A_READ: Final = 1 << 14
+_BYTES_A_READ: Final = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +51,7 @@ class IndexRows:
 
 
 class ShardIndex:
-    """A loaded sample index. Numeric columns are in memory (28 bytes a sample); keys are read when first asked for."""
+    """A loaded sample index. Numeric columns are in memory (24 bytes a sample); keys are read when asked for."""
 
     def __init__(self, path: Path, columns: dict[str, NDArray[Any]], metadata: dict[str, Any]) -> None:
         self.path = path
@@ -54,8 +66,8 @@ class ShardIndex:
         """SHA-256 over the samples, hex."""
         self.shard: NDArray[np.int32] = columns["shard"]
         """int32[N], number of the shard."""
-        self.offset: NDArray[np.int64] = columns["offset"]
-        """int64[N], where the image starts in its shard."""
+        self.block: NDArray[np.uint32] = columns["offset"]
+        """uint32[N], where the image starts in its shard, in blocks of 512 bytes: tars align their members."""
         self.size: NDArray[np.int32] = columns["size"]
         """int32[N], encoded bytes."""
         self.crc32: NDArray[np.uint32] = columns["crc32"]
@@ -76,12 +88,12 @@ class ShardIndex:
         """
         path = Path(path).absolute()
         try:
-            with pq.ParquetFile(path, pre_buffer=False) as file:  # read ahead, all columns would be here at once
+            # Read ahead, all columns would be here at once; unbuffered, one column would be here twice.
+            with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BYTES_A_READ) as file:
                 metadata = checked_metadata((file.schema_arrow.metadata or {})[_METADATA_KEY])
                 check_schema(file, file_bytes=path.stat().st_size)
                 columns = {name: _read_column(file, name, kind) for name, kind in COLUMNS.items()}
             check_places(columns, metadata["shard_bytes"])
-            pa.default_memory_pool().release_unused()
         except FileNotFoundError as error:
             raise MissingIndexError(f"no sample index at {path}. Build one: `{_command(path)}`") from error
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:
@@ -98,14 +110,33 @@ class ShardIndex:
         """Number of samples."""
         return len(self.shard)
 
+    @property
+    def offset(self) -> NDArray[np.int64]:
+        """int64[N], where each image starts in its shard, in bytes: computed from `block` each time."""
+        return self.block.astype(np.int64) * BLOCK
+
     @cached_property
     def keys(self) -> list[str]:
-        """Name of each sample in its shard."""
+        """Name of each sample in its shard. A hundred bytes a sample stay in memory: `key` keeps none."""
         column = pq.read_table(self.path, columns=["key"])["key"]
         if column.null_count:
             raise MissingIndexError(f"{self.path} lacks keys. Build it again: `{_command(self.path)}`")
         keys: list[str] = column.to_pylist()
         return keys
+
+    def key(self, sample_id: int) -> str:
+        """Return the name of one sample in its shard; reads a part of the file."""
+        with pq.ParquetFile(self.path, pre_buffer=False) as file:
+            first = 0
+            for group in range(file.num_row_groups):
+                end = first + file.metadata.row_group(group).num_rows
+                if sample_id < end:
+                    name: str | None = file.read_row_group(group, columns=["key"])["key"][sample_id - first].as_py()
+                    if name is not None:
+                        return name
+                    break
+                first = end
+        raise MissingIndexError(f"{self.path} lacks keys. Build it again: `{_command(self.path)}`")
 
     @property
     def remote(self) -> bool:
@@ -119,7 +150,11 @@ class ShardIndex:
     def read(self, sample_id: int, reader: ShardReader) -> bytes:
         """Return the encoded bytes of a sample, checked against its CRC-32."""
         row = sample_id
-        return reader.read(int(self.shard[row]), int(self.offset[row]), int(self.size[row]), int(self.crc32[row]))
+        return reader.read(int(self.shard[row]), self.start(row), int(self.size[row]), int(self.crc32[row]))
+
+    def start(self, sample_id: int) -> int:
+        """Return where a sample's image starts in its shard, in bytes."""
+        return int(self.block[sample_id]) * BLOCK
 
     def verify(
         self,
@@ -145,7 +180,7 @@ class ShardIndex:
                 try:
                     self.read(int(row), reader)
                 except Exception as error:
-                    error.add_note(f"shard={self.shard_urls[self.shard[row]]} sample_id={row} key={self.keys[row]}")
+                    error.add_note(f"shard={self.shard_urls[self.shard[row]]} sample_id={row} key={self.key(int(row))}")
                     raise
                 if progress is not None and (done % 64 == 0 or done == len(rows)):
                     progress(done, len(rows))
@@ -154,7 +189,17 @@ class ShardIndex:
 def write_index(
     path: Path, rows: IndexRows, *, shard_urls: list[str], shard_bytes: list[int], class_names: list[str]
 ) -> None:
-    """Write an index under a temporary name, then rename it: a reader sees all of it or none."""
+    """Write an index under a temporary name, then rename it: a reader sees all of it or none.
+
+    Raises:
+        ValueError: If a shard is too long.
+    """
+    longest = max(range(len(shard_bytes)), key=shard_bytes.__getitem__, default=None)
+    if longest is not None and shard_bytes[longest] > LARGEST_SHARD:
+        raise ValueError(
+            f"a shard must have at most {LARGEST_SHARD} bytes; {shard_urls[longest]} has {shard_bytes[longest]}. "
+            "Write it in several: `tempera shards build`"
+        )
     metadata = {
         "format": FORMAT_VERSION,
         "shard_urls": [_relative(url, path.parent) for url in shard_urls],
@@ -166,22 +211,26 @@ def write_index(
     table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata).encode()})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        pq.write_table(table, temporary, compression="zstd", use_dictionary=["shard", "label"])
+        pq.write_table(
+            table, temporary, compression="zstd", use_dictionary=["shard", "label"], row_group_size=_ROWS_A_GROUP
+        )
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _read_column(file: pq.ParquetFile, name: str, kind: Any) -> NDArray[Any]:
-    """Return a numeric column. Arrow's buffers stay at a part of one column: whole ones would double the memory."""
-    column, start = np.empty(file.metadata.num_rows, kind), 0
+    """Return a numeric column, offsets in blocks. Arrow's buffers stay small and are given back column by column."""
+    column, start = np.empty(file.metadata.num_rows, np.uint32 if name == "offset" else kind), 0
     for part in file.iter_batches(_ROWS_A_READ, columns=[name], use_threads=False):
         if part[name].null_count or start + len(part) > len(column):
             raise ValueError(f"column {name!r} has empty or further rows")
-        column[start : start + len(part)] = part[name]
+        values = part[name].to_numpy()
+        column[start : start + len(part)] = blocks(values, first_row=start) if name == "offset" else values
         start += len(part)
     if start != len(column):
         raise ValueError(f"column {name!r} has {start} rows of {len(column)}")
+    pa.default_memory_pool().release_unused()
     return column
 
 

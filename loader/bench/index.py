@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -20,17 +23,32 @@ from loader.shards.index_checks import COLUMNS
 IMAGENET_SAMPLES: Final = 1_281_167
 _SAMPLES_A_SHARD: Final = 1_000
 _CHILD: Final = """
-import json, sys
+import dataclasses, json, sys
 from loader.bench.index import open_cost
-sys.stdout.write(json.dumps(open_cost(sys.argv[1])))
+sys.stdout.write(json.dumps(dataclasses.asdict(open_cost(sys.argv[1]))))
 """
 _CHILD_TIMEOUT_S: Final = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class OpenCost:
+    """What opening an index takes, the libraries being loaded already."""
+
+    seconds: float
+    held_bytes: int
+    """Memory of the process more than before."""
+    peak_bytes: int
+    """Most of it on the way; where the system does not tell, what is held."""
 
 
 def bench_index(
     tars: Sequence[Path], scratch: Path, *, seconds: float, num_samples: int = IMAGENET_SAMPLES
 ) -> dict[str, float]:
-    """Measure on one core and return index_build_mb_per_s (from page cache), index_open_s and index_open_mb.
+    """Measure on one core.
+
+    Returns:
+        index_build_mb_per_s (from page cache), index_open_s, index_open_mb (what stays in memory) and
+        index_open_peak_mb (the most on the way).
 
     Args:
         tars: Shards to index again and again.
@@ -44,11 +62,13 @@ def bench_index(
         num_bytes += sum(path.stat().st_size for path in tars)
         spent = time.perf_counter() - started
     large = write_large_index(scratch / "large.parquet", num_samples)
-    # A fresh interpreter: here, memory that was freed before would hide what opening takes.
-    command = [sys.executable, "-c", _CHILD, str(large)]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_CHILD_TIMEOUT_S)  # noqa: S603 - ours
-    open_s, open_bytes = json.loads(answer.stdout)
-    return {"index_build_mb_per_s": num_bytes / spent / 1e6, "index_open_s": open_s, "index_open_mb": open_bytes / 1e6}
+    cost = fresh_open_cost(large)
+    return {
+        "index_build_mb_per_s": num_bytes / spent / 1e6,
+        "index_open_s": cost.seconds,
+        "index_open_mb": cost.held_bytes / 1e6,
+        "index_open_peak_mb": cost.peak_bytes / 1e6,
+    }
 
 
 def write_large_index(path: Path, num_samples: int) -> Path:
@@ -79,18 +99,33 @@ def write_large_index(path: Path, num_samples: int) -> Path:
     return path
 
 
-def open_cost(path: str) -> tuple[float, int]:
-    """Open an index. Returns (seconds, bytes of memory that it holds), the libraries being loaded already."""
-    warm = write_large_index(Path(path).with_name(f"warm-{os.getpid()}.parquet"), 1000)
-    ShardIndex.load(warm)
-    before, started = _resident_bytes(), time.perf_counter()
+def fresh_open_cost(path: Path) -> OpenCost:
+    """Open an index in a process of its own: here, memory that was freed before would hide what opening takes."""
+    command = [sys.executable, "-c", _CHILD, str(path)]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_CHILD_TIMEOUT_S)  # noqa: S603 - ours
+    return OpenCost(**json.loads(answer.stdout))
+
+
+def open_cost(path: str) -> OpenCost:
+    """Open an index in this process, after a small one whose libraries and buffers stay."""
+    with tempfile.TemporaryDirectory() as scratch:
+        ShardIndex.load(write_large_index(Path(scratch) / "warm.parquet", 1000))
+    _forget_peak()
+    before, started = _memory("VmRSS"), time.perf_counter()
     index = ShardIndex.load(path)
     spent = time.perf_counter() - started
-    held = _resident_bytes() - before
+    held, peak = _memory("VmRSS") - before, _memory("VmHWM") - before
     assert len(index)
-    return spent, held
+    return OpenCost(spent, held, max(held, peak))
 
 
-def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def _forget_peak() -> None:
+    """Ask the system to count the most memory of this process anew."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _memory(field: str) -> int:
+    """Return a field of this process's status, in bytes."""
+    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(found[1]) << 10 if found else 0

@@ -26,14 +26,15 @@ COLUMNS: Final = {
     "height": np.uint16,
     "label": np.int32,
 }
-"""Type of each numeric column. 16-bit sides hold JPEG's limit; width 0 marks an unreadable header."""
+"""Type of each numeric column in the file. 16-bit sides hold JPEG's limit; width 0 marks an unreadable header."""
 _FREE_ROWS: Final = 1 << 20
-"""Any file may have so many rows (28 MB); one with more takes a byte a row at least: checksums do not compress."""
+"""Any file may have so many rows (24 MB); one with more takes a byte a row at least: checksums do not compress."""
 _SLACK_BYTES: Final = 16 << 20
 _MOST_PACKED: Final = 32
 """Most that an index is packed: keys of one form pack twentyfold, checksums not at all."""
-_ROWS_AT_ONCE: Final = 1 << 17
-_LARGEST_SHARD: Final = 1 << 60
+_ROWS_AT_ONCE: Final = 1 << 16
+LARGEST_SHARD: Final = BLOCK << 32
+"""2 TiB: what 32 bits count in blocks."""
 
 
 def checked_metadata(text: bytes) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def checked_metadata(text: bytes) -> dict[str, Any]:
         if not isinstance(metadata.get(name), list) or not all(isinstance(text, str) for text in metadata[name]):
             raise ValueError(f"{name} must be a list of texts")
     lengths = metadata.get("shard_bytes")
-    if not isinstance(lengths, list) or not all(type(n) is int and 0 <= n <= _LARGEST_SHARD for n in lengths):
+    if not isinstance(lengths, list) or not all(type(n) is int and 0 <= n <= LARGEST_SHARD for n in lengths):
         raise ValueError("shard_bytes must be a list of lengths")
     if len(lengths) != len(metadata["shard_urls"]):
         raise ValueError(f"it has {len(metadata['shard_urls'])} shards and {len(lengths)} lengths")
@@ -82,23 +83,48 @@ def check_schema(file: pq.ParquetFile, *, file_bytes: int) -> None:
         raise ValueError(f"it claims to unpack {file_bytes} bytes to {unpacked}")
 
 
+def blocks(offset: NDArray[np.int64], *, first_row: int) -> NDArray[np.uint32]:
+    """Return where images start, in blocks.
+
+    Args:
+        offset: int64[n], bytes.
+        first_row: Number of the first of them, for messages.
+
+    Raises:
+        ValueError: Naming the first row that is not behind a header, or that no tar could hold there.
+    """
+    outside = (offset < BLOCK) | (offset % BLOCK != 0) | (offset >= LARGEST_SHARD)
+    if outside.any():
+        at = int(np.argmax(outside))
+        raise ValueError(
+            f"row {first_row + at} must lie behind a header, at a multiple of {BLOCK} bytes under {LARGEST_SHARD}; "
+            f"got offset {offset[at]}"
+        )
+    return (offset // BLOCK).astype(np.uint32)
+
+
 def check_places(columns: dict[str, NDArray[Any]], shard_bytes: list[int]) -> None:
-    """Check that every sample lies within its shard, behind a header.
+    """Check that every sample lies within its shard.
+
+    Args:
+        columns: Of the index, "offset" in blocks.
+        shard_bytes: Length of each shard.
 
     Raises:
         ValueError: Naming the first row that does not.
     """
     lengths = np.array(shard_bytes, np.int64)
     for start in range(0, len(columns["shard"]), _ROWS_AT_ONCE):
-        shard, offset, size, label = (
+        shard, block, size, label = (
             columns[name][start : start + _ROWS_AT_ONCE] for name in ("shard", "offset", "size", "label")
         )
+        offset = block.astype(np.int64) * BLOCK
         outside = (shard < 0) | (shard >= len(lengths))
         if not outside.any():
-            outside = (size < 0) | (offset < BLOCK) | (offset > lengths[shard] - size) | (label < -1)
+            outside = (size < 0) | (offset > lengths[shard] - size) | (label < -1)
         if outside.any():
             at = int(np.argmax(outside))
             raise ValueError(
-                f"row {start + at} must lie in one of {len(lengths)} shards, behind a header, with a label from -1 up; "
+                f"row {start + at} must lie in one of {len(lengths)} shards, with a label from -1 up; "
                 f"got shard {shard[at]}, offset {offset[at]}, size {size[at]}, label {label[at]}"
             )

@@ -52,7 +52,7 @@ def plan_ranges(index: ShardIndex, sample_ids: Sequence[int]) -> Iterator[Range]
         Ranges that together cover every sample, in order of shard and place.
     """
     ids = np.unique(np.asarray(sample_ids, np.int64))
-    ids = ids[np.lexsort((index.offset[ids], index.shard[ids]))]
+    ids = ids[np.lexsort((index.block[ids], index.shard[ids]))]
     merged: list[int] = []
     wanted = 0
     for sample_id in ids.tolist():
@@ -109,7 +109,7 @@ class Fetcher:
         whole = memoryview(self._reader.read_range(part.shard, part.offset, part.size))
         samples: dict[int, bytes | BadSampleError] = {}
         for sample_id in part.sample_ids:
-            at, size = int(index.offset[sample_id]) - part.offset, int(index.size[sample_id])
+            at, size = index.start(sample_id) - part.offset, int(index.size[sample_id])
             data = bytes(whole[at : at + size])
             try:
                 if len(data) != size or zlib.crc32(data) != int(index.crc32[sample_id]):
@@ -125,7 +125,7 @@ class Fetcher:
     def _name(self, sample_id: int) -> str:
         index = self._index
         shard = index.shard[sample_id]
-        place = f"{index.offset[sample_id]} {index.size[sample_id]} {index.crc32[sample_id]}"
+        place = f"{index.start(sample_id)} {index.size[sample_id]} {index.crc32[sample_id]}"
         return f"{index.shard_urls[shard]} {index.shard_bytes[shard]} {place}"
 
 
@@ -165,14 +165,14 @@ def _joins(index: ShardIndex, merged: list[int], sample_id: int, wanted: int) ->
     first, last = merged[0], merged[-1]
     if index.shard[sample_id] != index.shard[first]:
         return False
-    start, end = int(index.offset[first]), int(index.offset[sample_id]) + int(index.size[sample_id])
-    gap = int(index.offset[sample_id]) - int(index.offset[last]) - int(index.size[last])
+    start, end = index.start(first), index.start(sample_id) + int(index.size[sample_id])
+    gap = index.start(sample_id) - index.start(last) - int(index.size[last])
     length = end - start
     return gap <= MAX_GAP_BYTES and length <= MAX_RANGE_BYTES and length - wanted <= MAX_WASTE * length
 
 
 def _range(index: ShardIndex, merged: list[int]) -> Range:
     first, last = merged[0], merged[-1]
-    start = int(index.offset[first])
-    size = int(index.offset[last]) + int(index.size[last]) - start
+    start = index.start(first)
+    size = index.start(last) + int(index.size[last]) - start
     return Range(int(index.shard[first]), start, size, tuple(merged))

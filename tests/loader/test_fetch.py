@@ -13,7 +13,10 @@ def index_of(sizes: list[int], *, gap: int = 1024, shards: int = 1) -> SimpleNam
     size = np.array(sizes, np.int32)
     per_shard = len(sizes) // shards
     start = np.concatenate([np.cumsum(np.r_[512, part + gap])[:-1] for part in np.split(size.astype(np.int64), shards)])
-    return SimpleNamespace(shard=np.repeat(np.arange(shards, dtype=np.int32), per_shard), offset=start, size=size)
+    shard = np.repeat(np.arange(shards, dtype=np.int32), per_shard)
+    return SimpleNamespace(
+        shard=shard, offset=start, block=start, size=size, start=lambda sample_id: int(start[sample_id])
+    )
 
 
 def test_neighbours_are_read_together_and_others_alone():

@@ -8,6 +8,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -21,6 +22,8 @@ from loader import (
     build_index,
     build_shards,
 )
+from loader.index import IndexRows, write_index
+from loader.shards.index_checks import COLUMNS
 from tests.programs import needs
 
 
@@ -47,8 +50,42 @@ def test_every_sample_is_found_where_the_index_says(photo_index, photos):
 
 
 def test_columns_are_compact(photo_index):
-    columns = ("shard", "offset", "size", "crc32", "width", "height", "label")
-    assert sum(getattr(photo_index, name).dtype.itemsize for name in columns) <= 28
+    columns = ("shard", "block", "size", "crc32", "width", "height", "label")
+    assert sum(getattr(photo_index, name).dtype.itemsize for name in columns) <= 24
+    assert photo_index.offset.tolist() == [photo_index.start(row) for row in range(24)]
+
+
+def test_one_key_is_read_without_the_others(photo_index, monkeypatch, tmp_path):
+    monkeypatch.setattr("loader.index._ROWS_A_GROUP", 5)
+    index = build_index(photo_index.shard_urls, tmp_path / "groups.parquet")
+    assert [index.key(row) for row in range(24)] == photo_index.keys
+    assert "keys" not in vars(index)
+    with pytest.raises(MissingIndexError, match="lacks keys"):
+        index.key(24)
+
+
+@pytest.mark.parametrize("length", [2**41, 2**41 + 1])
+def test_shards_that_no_index_can_address_are_refused(photo_index, tmp_path, length):
+    columns = {name: getattr(photo_index, name)[:1] for name in COLUMNS}
+    rows = IndexRows(columns=columns, keys=["a"])
+    out = tmp_path / "long.parquet"
+    if length <= 2**41:
+        write_index(out, rows, shard_urls=["a.tar"], shard_bytes=[length], class_names=[])
+        assert ShardIndex.load(out).shard_bytes == [length]
+        return
+    with pytest.raises(ValueError, match=r"at most 2199023255552 bytes; a\.tar has 2199023255553"):
+        write_index(out, rows, shard_urls=["a.tar"], shard_bytes=[length], class_names=[])
+
+
+@pytest.mark.parametrize("offset", [0, 511, 513, -512, 2**41, 2**62])
+def test_places_that_no_member_can_have_are_no_index(photo_index, tmp_path, offset):
+    table = pq.read_table(photo_index.path)
+    places = table["offset"].to_pylist()
+    places[7] = offset
+    changed = table.set_column(table.schema.get_field_index("offset"), "offset", pa.array(places, pa.int64()))
+    pq.write_table(changed, tmp_path / "places.parquet")
+    with pytest.raises(MissingIndexError, match=f"row 7 must lie .* got offset {offset}"):
+        ShardIndex.load(tmp_path / "places.parquet")
 
 
 def test_loading_gives_what_was_built(photo_index):
