@@ -186,11 +186,21 @@ class BucketShard:
         size = min(size, self.num_bytes - offset)
         if size <= 0:
             return b""
-        options: Any = {"range": (offset, offset + size)} | ({"if_match": self._etag} if self._etag else {})
-        return bytes(self._call(lambda: obstore.get(self._store, self._path, options=options).bytes()))
+        return bytes(self._call(lambda: self._get(offset, size)))
 
     def close(self) -> None:
         """Nothing to release: connections belong to the store."""
+
+    def _get(self, offset: int, size: int) -> Any:
+        """Return a range of the version that was opened. Not every server heeds the condition."""
+        options: Any = {"range": (offset, offset + size)} | ({"if_match": self._etag} if self._etag else {})
+        answer = obstore.get(self._store, self._path, options=options)
+        if (answer.meta["size"], answer.meta["e_tag"]) != (self.num_bytes, self._etag):
+            raise self._replaced()
+        return answer.bytes()
+
+    def _replaced(self) -> StaleIndexError:
+        return StaleIndexError(f"{self._name} was replaced while it was read. Index again.")
 
     def _call(self, request: Callable[[], Any]) -> Any:
         try:
@@ -198,7 +208,7 @@ class BucketShard:
         except FileNotFoundError:
             raise
         except obstore.exceptions.PreconditionError as error:
-            raise StaleIndexError(f"{self._name} was replaced while it was read. Index again.") from error
+            raise self._replaced() from error
         except (OSError, obstore.exceptions.BaseError) as error:
             raise StorageUnavailable(f"{self._name} could not be read: {error}") from error
 

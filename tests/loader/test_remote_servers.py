@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import json
 import shutil
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from loader import (
-    BatchSpec,
-    LoaderConfig,
-    LoaderWorker,
     ShardIndex,
     StaleIndexError,
     StorageUnavailable,
-    Transform,
     build_index,
 )
 from loader.storage import remote as storage
 from loader.storage.connections import Connections
 from loader.storage.members import open_shard
 from loader.storage.remote import HttpShard
+from tests.loader.servers import free_port, make_certificate, pixels, served
 from tests.programs import needs, program
 
 pytest.importorskip("moto", reason="the S3-compatible server is moto's")
@@ -39,31 +30,6 @@ NGINX = program("nginx")
 needs_nginx = needs("nginx")
 LOCAL = ("127.0.0.1",)
 BUCKET = "tempera"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@contextmanager
-def served(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server of our own until the block ends, and end exactly that one."""
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            assert server.poll() is None, f"{command[0]} ended at once"
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert time.monotonic() < deadline, f"{command[0]} does not listen"
-            time.sleep(0.05)
-        yield server
-    finally:
-        server.terminate()
-        server.wait(10)
 
 
 @dataclass
@@ -118,14 +84,6 @@ def s3_urls(index: ShardIndex) -> list[str]:
     return [f"s3://{BUCKET}/data/{Path(shard).name}" for shard in index.shard_urls]
 
 
-def pixels(index: ShardIndex, **options: object) -> np.ndarray:
-    spec = BatchSpec(sample_ids=np.arange(24), draws=np.arange(24), seed=0, transform=Transform(size=32))
-    with LoaderWorker(LoaderConfig(index=str(index.path), threads=2, **options)) as worker:
-        loaded = worker.load(spec)
-        assert not loaded.bad
-        return loaded.images
-
-
 def test_shards_in_a_bucket_are_indexed_and_decoded_like_files(s3, photo_index, tmp_path):
     index = build_index(s3_urls(photo_index), tmp_path / "s3.parquet")
     assert index.fingerprint == photo_index.fingerprint
@@ -177,35 +135,6 @@ def test_an_endpoint_of_the_environment_opens_no_other_private_host(s3):
         open_shard(s3.put("other/y.tar", b"y"), connections=connections)
         with pytest.raises(ValueError, match="must be file, https"):
             open_shard(f"{s3.endpoint}/{BUCKET}/other/y.tar", connections=connections)
-
-
-def make_certificate(folder: Path) -> Path:
-    """Write a self-made certificate for 127.0.0.1 and its key."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tempera test")])
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    plain = serialization.NoEncryption()
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
-    )
-    (folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    return folder / "cert.pem"
 
 
 @dataclass
