@@ -29,7 +29,7 @@ TINY = (
     "pictures=false",
     f"train.window_steps={WINDOW_STEPS}",
 )
-PATIENCE_S = 90.0
+PATIENCE_S = 240.0
 
 
 def tiny(data: DataConfig, *, steps: int, settings: tuple[str, ...] = ()) -> RunConfig:
@@ -80,7 +80,7 @@ class Raw:
         self.address = client.address
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(self.address, timeout=20)
+        return socket.create_connection(self.address, timeout=60)
 
     def send(self, *parts: bytes) -> Reply:
         """Send bytes, and read until the server closes or the body is whole."""

@@ -195,7 +195,7 @@ def _training(
     finally:
         over.set()
         run.pause_request.unlink(missing_ok=True)
-        thread.join(60)
+        thread.join(200)
     assert not failures, failures
     assert not thread.is_alive()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -258,10 +259,8 @@ def head(run: RunDir, *lines: str, method: str = "POST", path: str = "/api/v1/pa
 
 
 def test_a_gigabyte_is_refused_from_its_head(client: RunClient, run: RunDir) -> None:
-    started = time.monotonic()
     reply = Raw(client).send(head(run, f"Content-Length: {2**30}"), b"x" * 300_000)
-    assert (reply.status, b"65536" in reply.body) == (413, True)
-    assert time.monotonic() - started < 5
+    assert (reply.status, b"65536" in reply.body) == (413, True), "and not 408 for the rest, which never comes"
     assert Raw(client).send(head(run, f"Content-Length: {2**30}", "Expect: 100-continue")).status == 413
     assert Raw(client).send(head(run, "Content-Length: 9999999999999999999999")).status in (400, 413)
 
@@ -281,28 +280,31 @@ def test_doubled_headers_and_huge_heads_are_refused(client: RunClient, run: RunD
     assert Raw(client).send(b"GET /api/v1/state HTTP/1.1\r\n\r\n").status == 400
 
 
-def test_hundreds_of_silent_and_slow_peers_do_not_stop_service(client: RunClient, run: RunDir) -> None:
-    """More connect than may; the idle ones make room, and a person's requests are answered at once."""
+def test_hundreds_of_silent_and_slow_peers_do_not_stop_service(
+    client: RunClient, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More connect than may; the idle ones make room, long before they would be hung up on."""
+    monkeypatch.setattr("deploy.api.connections.HEADER_TIMEOUT_S", 3600.0)
+    monkeypatch.setattr("deploy.api.guards.BODY_TIMEOUT_S", 3600.0)
     with ExitStack() as stack:
         for number in range(CONNECTIONS + 60):
             peer = stack.enter_context(Raw(client).connect())
             if number % 3:
                 peer.sendall(b"GET /api/v1/state HT" if number % 3 == 1 else head(run, "Content-Length: 9") + b"{")
-        started = time.monotonic()
         with RunClient.attach(run) as person:
             assert person.state()["run"]["name"] == "debug"
             assert person.log(limit=5)
-        assert time.monotonic() - started < 5
 
 
 def test_silent_peers_are_hung_up_on(client: RunClient, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deploy.api.connections.HEADER_TIMEOUT_S", 0.4)
-    monkeypatch.setattr("deploy.api.guards.BODY_TIMEOUT_S", 0.4)
     silent, slow = Raw(client).connect(), Raw(client).connect()
     with silent, slow:
         slow.sendall(b"GET / HTTP/1.1\r\nHo")
         for peer in (silent, slow):
             assert hung_up(peer)
+    monkeypatch.undo()
+    monkeypatch.setattr("deploy.api.guards.BODY_TIMEOUT_S", 0.4)
     with Raw(client).connect() as halfway:
         halfway.sendall(head(run, "Content-Length: 900") + b'{"author":')
         assert read_reply(halfway).status == 408
@@ -313,7 +315,9 @@ def test_a_peer_that_reads_nothing_is_cut_off(client: RunClient, monkeypatch: py
     asked, received = 200, b""
     with Raw(client).connect() as peer:
         peer.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * asked)
-        time.sleep(2.0)
+        events = select.poll()
+        events.register(peer, select.POLLRDHUP)  # and, always, errors and hang-ups
+        assert events.poll(60_000), "the server holds on to it"
         try:
             while piece := peer.recv(2**20):
                 received += piece

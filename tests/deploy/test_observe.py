@@ -34,7 +34,7 @@ WITHOUT_UNIT = ("tempera_loss", "tempera_softmax_temperature", "tempera_paused",
 
 def promtool(*arguments: str, text: bytes = b"") -> str:
     """Run promtool; its output, when it is content."""
-    done = subprocess.run([str(PROMTOOL), *arguments], input=text, capture_output=True, timeout=60, check=False)
+    done = subprocess.run([str(PROMTOOL), *arguments], input=text, capture_output=True, timeout=240, check=False)
     output = (done.stdout + done.stderr).decode()
     assert done.returncode == 0, output
     return output

@@ -29,7 +29,7 @@ from tests.deploy.page_run import LiveRun, live_run
 from tests.programs import needs, program
 
 PROMETHEUS = program("prometheus")
-WAIT_S = 60.0
+WAIT_S = 200.0
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:
@@ -47,7 +47,7 @@ def until(condition: Callable[[], Any], what: str) -> Any:
 
 def fetched(url: str, token: str = "") -> bytes:
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return bytes(answer.read())
 
 
@@ -100,7 +100,7 @@ def test_prometheus_scrapes_a_real_run_with_the_written_configuration(live: Live
         assert [(rule["name"], rule.get("lastError")) for rule in rules if rule["health"] == "err"] == []
     finally:
         server.terminate()
-        server.wait(20)
+        server.wait(60)
 
 
 def test_the_report_and_the_api_say_the_same(live: LiveRun) -> None:

@@ -102,10 +102,13 @@ def test_killed_writers_leave_no_wrong_byte_and_the_limit_holds(tmp_path):
         writers = [multiprocessing.get_context("fork").Process(target=write_for_ever, args=(root,)) for _ in range(2)]
         for writer in writers:
             writer.start()
+        while not stored_bytes(root):  # a busy machine may need a while to start them
+            assert all(writer.is_alive() for writer in writers)
+            time.sleep(0.01)
         time.sleep(0.3 + 0.1 * round_)
         for writer in writers:
             writer.kill()
-            writer.join(10)
+            writer.join(60)
         cache = DiskCache(root, max_bytes=LIMIT)
         assert stored_bytes(root) <= LIMIT + 2 * 20_000  # and the temporary files of those that were killed
         found = [number for number in range(500) if cache.get(str(number), zlib.crc32(image(number))) is not None]

@@ -25,7 +25,10 @@ from loader import (
     Transform,
 )
 
-CONFIG = StreamConfig(seed=5, global_batch=64, total_steps=24, window_steps=8, transform=Transform(size=32))
+CONFIG = StreamConfig(
+    seed=5, global_batch=64, total_steps=24, window_steps=8, transform=Transform(size=32), stall_timeout_s=150
+)
+"""A busy machine may take a minute to start a loader or a fleet again."""
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
@@ -109,7 +112,7 @@ def test_a_ring_is_used_and_all_its_memory_comes_back(fleet, random_windows):
                 break
     assert max(used) > 0
 
-    wait_until(lambda: pool._slots.free_bytes == capacity, 10)
+    wait_until(lambda: pool._slots.free_bytes == capacity)
 
 
 def test_status_names_the_processes(fleet):
@@ -158,7 +161,7 @@ def test_a_killed_fleet_comes_back_at_its_last_size_and_no_draw_is_lost(fleet, r
     wait_until(ready(fleet, 1))
     seen = fleet.events()[-1].sequence
     batches = []
-    for batch in stream_over(fleet, random_windows, replace(CONFIG, stall_timeout_s=150)):
+    for batch in stream_over(fleet, random_windows):
         batches.append(batch)
         if batch.step == 4:
             os.kill(fleet.status()["pid"], signal.SIGKILL)
@@ -177,7 +180,7 @@ def test_a_fleet_with_a_policy_grows_when_a_trainer_waits(local_ray, digit_index
     policy = ScalePolicy(max_size=2, patience=1, cooldown_s=0, period_s=0)
     client = start_fleet(LoaderConfig(index=str(digit_index.path)), size=1, name="elastic", num_cpus=0, policy=policy)
     client.observe(0.4)
-    wait_until(lambda: client.status()["size"] == 2, 10)
+    wait_until(lambda: client.status()["size"] == 2)
     assert (client.status()["author"], client.status()["reason"]) == (
         "fleet",
         "trainers wait for 40% of their time, over 5%",

@@ -85,23 +85,24 @@ def test_a_build_that_was_interrupted_goes_on_with_what_is_missing(folder, tmp_p
     assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
 
 
-def build_slowly(folder: Path, out: Path) -> None:
-    def slowly(function, tasks):
+def build_half(folder: Path, out: Path) -> None:
+    def stuck(function, tasks):
         for number, task in enumerate(tasks):
-            time.sleep(0.05)
+            while number == len(tasks) // 2:
+                time.sleep(1)
             yield number, function(task)
 
-    build_dataset(list_folder(folder), out, samples_per_shard=1, run=slowly)
+    build_dataset(list_folder(folder), out, samples_per_shard=1, run=stuck)
 
 
 def test_a_build_that_was_killed_goes_on(folder, tmp_path):
-    process = multiprocessing.get_context("fork").Process(target=build_slowly, args=(folder, tmp_path / "out"))
+    process = multiprocessing.get_context("fork").Process(target=build_half, args=(folder, tmp_path / "out"))
     process.start()
     while len(list((tmp_path / "out").glob("shard-*.tar"))) < 3:
         assert process.is_alive()
         time.sleep(0.01)
     process.kill()
-    process.join(10)
+    process.join(60)
     assert (tmp_path / "out" / PLAN_FILE).exists()
     assert not (tmp_path / "out" / "index.parquet").exists()
     build_dataset(list_folder(folder), tmp_path / "out", samples_per_shard=1)

@@ -141,19 +141,24 @@ def test_pixels_from_http_equal_those_from_files(server, photo_index, tmp_path):
 
 
 def test_many_reads_are_in_flight(server, photo_index, tmp_path):
+    """No shard is answered before all have been asked: a worker that reads one after the other would wait for ever."""
     index = remote_index(server, tmp_path)
     spec = BatchSpec(sample_ids=np.arange(24), draws=np.arange(24), seed=0, transform=Transform(size=8))
+    asked: set[str] = set()
+    one_more = threading.Condition()
 
-    def slow(handler: RangeHandler) -> bool:
-        time.sleep(0.3)
+    def meet(handler: RangeHandler) -> bool:
+        with one_more:
+            asked.add(handler.path)
+            one_more.notify_all()
+            one_more.wait_for(lambda: len(asked) == len(index.shard_urls), 60)
         return False
 
     with LoaderWorker(LoaderConfig(index=str(index.path), allow_hosts=LOCAL)) as worker:
         worker.load(spec)
-        server.faults = [slow] * 24
-        started = time.monotonic()
+        server.faults = [meet] * 100
         worker.load(spec)
-        assert time.monotonic() - started < 24 * 0.3 / 2
+    assert len(asked) == 3
 
 
 @pytest.mark.parametrize("fault", [partial(answer, 503), partial(answer, 429), short_body, wrong_range, hang_up])
@@ -172,7 +177,7 @@ def test_a_lasting_fault_is_a_typed_error_within_the_deadline(server):
         started = time.monotonic()
         with pytest.raises(StorageUnavailable, match=r"did not deliver within 1 s.*503"):
             shard.read_at(0, 10)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 15
 
 
 def test_a_trickle_is_not_waited_for(server, monkeypatch):
@@ -184,18 +189,20 @@ def test_a_trickle_is_not_waited_for(server, monkeypatch):
         handler.send_header("ETag", '"1"')
         handler.send_header("Content-Length", "10000")
         handler.end_headers()
-        for _ in range(20):
-            handler.wfile.write(b"x")
-            handler.wfile.flush()
-            time.sleep(0.1)
+        while not hung_up.wait(0.1):
+            try:
+                handler.wfile.write(b"x")
+                handler.wfile.flush()
+            except OSError:
+                hung_up.set()
         return True
 
-    with closing(HttpShard(f"{server.base}/shard-000000.tar", allow_hosts=LOCAL, deadline_s=5)) as shard:
+    hung_up = threading.Event()
+    with closing(HttpShard(f"{server.base}/shard-000000.tar", allow_hosts=LOCAL)) as shard:
         size = shard.num_bytes
         server.faults = [trickle]
-        started = time.monotonic()
-        assert len(shard.read_at(0, 10_000)) == 10_000
-        assert time.monotonic() - started < 1.5
+        assert len(shard.read_at(0, 10_000)) == 10_000, "the second try; the first would take 1,000 s"
+        assert hung_up.wait(60)
 
 
 def test_a_changed_etag_is_a_stale_index(server):
@@ -339,15 +346,18 @@ def test_a_stall_names_the_shard_that_a_loader_waits_for(server, photo_index, tm
         seed=0, global_batch=24, total_steps=1, window_steps=1, transform=Transform(size=8), stall_timeout_s=1.0
     )
 
+    freed = threading.Event()
+
     def hang(handler: RangeHandler) -> bool:
-        time.sleep(3)
+        freed.wait(60)
         return False
 
     pool = LocalLoaders([LoaderWorker(LoaderConfig(index=str(index.path), allow_hosts=LOCAL, reads_in_flight=1))])
-    server.faults = [hang] * 3
-    with pytest.raises(StreamStalled, match=r"local-0 \(which waits for http://127.*/shard-00000\d\.tar for 1 s\)"):
+    server.faults = [hang] * 100
+    with pytest.raises(StreamStalled, match=r"local-0 \(which waits for http://127.*/shard-00000\d\.tar for \d+ s\)"):
         next(iter(BatchStream(random_windows(24, config), pool, config)))
     server.faults = []
+    freed.set()
     pool.close()
 
 

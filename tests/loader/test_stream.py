@@ -24,8 +24,9 @@ from loader import (
 )
 
 CONFIG = StreamConfig(
-    seed=3, global_batch=32, total_steps=20, window_steps=8, transform=Transform(size=24), request_deadline_s=0.4
+    seed=3, global_batch=32, total_steps=20, window_steps=8, transform=Transform(size=24), request_deadline_s=20.0
 )
+"""On a busy machine no loader is late but those that hang."""
 
 
 class FaultyLoaders(LocalLoaders):
@@ -83,9 +84,12 @@ def lines(stream: BatchStream) -> list[tuple[int, int, str]]:
     ]
 
 
-@pytest.fixture
-def expected(make_pool, random_windows):
-    return lines(BatchStream(random_windows(24, CONFIG), make_pool(1), CONFIG))
+@pytest.fixture(scope="module")
+def expected(photo_index: ShardIndex, random_windows):
+    pool = LocalLoaders([LoaderWorker(LoaderConfig(index=str(photo_index.path)))])
+    found = lines(BatchStream(random_windows(24, CONFIG), pool, CONFIG))
+    pool.close()
+    return found
 
 
 def test_every_draw_is_delivered_once_in_order_with_its_probability_and_version(make_pool, random_windows):
@@ -116,14 +120,15 @@ def test_a_killed_loader_changes_nothing(make_pool, random_windows, expected):
 
 
 def test_a_hanging_loader_changes_nothing_and_is_not_waited_for(make_pool, random_windows, expected):
+    """It hangs for longer than the stream lives: every row of its requests comes from another."""
+    config = replace(CONFIG, request_deadline_s=1.5)
     pool = make_pool(3, hangs_after={"local-1": 1})
-    stream = BatchStream(random_windows(24, CONFIG), pool, CONFIG)
-    started = time.monotonic()
+    stream = BatchStream(random_windows(24, config), pool, config)
     assert lines(stream) == expected
     assert stream.stats()["hedged"] >= 1
     # It is asked once, then passed over while its answer is overdue.
     assert pool.served["local-1"] <= 4
-    assert time.monotonic() - started < 10
+    assert not pool.freed.is_set()
 
 
 @pytest.mark.parametrize(
@@ -236,13 +241,17 @@ def test_no_loaders_at_all_is_a_stall_with_its_cause(make_pool, random_windows):
 
 
 def test_a_window_source_that_does_not_answer_is_a_stall(make_pool):
+    freed = threading.Event()
+
     class Silent:
         def window(self, index: int):
-            time.sleep(3)
+            freed.wait(60)
 
     config = replace(CONFIG, stall_timeout_s=0.5)
+    stream = iter(BatchStream(Silent(), make_pool(1), config))
     with pytest.raises(StreamStalled, match="no window 0 from the selection service"):
-        next(iter(BatchStream(Silent(), make_pool(1), config)))
+        next(stream)
+    freed.set()
 
 
 def test_an_error_of_the_window_source_reaches_the_trainer(make_pool):
@@ -285,7 +294,7 @@ def test_threads_end_with_the_loop(make_pool, random_windows):
     stream = BatchStream(random_windows(24, CONFIG), make_pool(1), CONFIG)
     for _ in stream:
         break
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while any(thread.name in ("batch-stream", "windows_0") for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -293,10 +302,10 @@ def test_threads_end_with_the_loop(make_pool, random_windows):
 
 def test_a_trainer_that_rests_longer_than_the_stall_timeout_is_no_stall(photo_index, make_pool):
     """With windows of one step the stream may not look far ahead, and soon has nothing left to do but wait."""
-    config = replace(CONFIG, window_steps=1, total_steps=6, prefetch_steps=4, stall_timeout_s=0.5)
+    config = replace(CONFIG, window_steps=1, total_steps=6, prefetch_steps=4, stall_timeout_s=2.0)
     windows = FixedWindows(np.arange(len(photo_index)), config)
     steps = []
     for batch in BatchStream(windows, make_pool(2), config):
         steps.append(batch.step)
-        time.sleep(1.2 if batch.step == 1 else 0.0)
+        time.sleep(2.5 if batch.step == 1 else 0.0)
     assert steps == list(range(6))

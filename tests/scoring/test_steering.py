@@ -17,7 +17,7 @@ FAIL = threading.Event()
 def gated(inputs):
     """A user's policy that takes its time, and may fail."""
     REACHED.set()
-    GATE.wait(10)
+    GATE.wait(120)
     if FAIL.is_set():
         raise ValueError("this policy fails now")
     return np.ones(inputs.num_rows)
@@ -52,7 +52,7 @@ def drawing(selection):
     REACHED.clear()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(selection.window, 1, effective_size=0.25)
-        assert REACHED.wait(10)
+        assert REACHED.wait(120)
         yield waiting
         GATE.set()
 
@@ -65,7 +65,7 @@ def test_change_during_a_draw_lands_in_the_window_after_it(selection, drawing):
     reply = selection.control(set_size(0.5))
     assert (reply.window, reply.step, reply.version) == (2, 4, 1)
     GATE.set()
-    first = drawing.result(10)
+    first = drawing.result(120)
     scheduled = {entry.window: entry for entry in selection.log() if entry.kind == "schedule"}
     assert (scheduled[1].value, scheduled[1].temperature, scheduled[1].in_force) == (0.25, first.temperature, True)
     second = selection.window(2, effective_size=0.3)
@@ -88,7 +88,7 @@ def test_two_changes_during_a_draw_keep_their_order_and_versions(selection, draw
     assert selection.control(set_size(0.5, author="bob", expected_version=1)).window == 2
     assert selection.state()["control_version"] == 2
     GATE.set()
-    drawing.result(10)
+    drawing.result(120)
     assert selection.state()["scheduled_effective_size"] == 0.25
     assert selection.state()["manual_kind"] == "effective_size"
 
@@ -98,7 +98,7 @@ def test_failed_draw_leaves_a_landed_change_where_it_was_promised(selection, dra
     FAIL.set()
     GATE.set()
     with pytest.raises(ValueError, match="fails now"):
-        drawing.result(10)
+        drawing.result(120)
     assert selection.control(set_size(0.55)).window == 2
     with pytest.raises(ValueError, match="a change of the table must follow a drawn window"):
         selection.control(Control(kind="round", value="bss", author="trainer"))
@@ -115,7 +115,7 @@ def test_change_that_waits_for_its_window_survives_a_restart(selection, drawing,
     FAIL.set()
     GATE.set()
     with pytest.raises(ValueError, match="fails now"):
-        drawing.result(10)
+        drawing.result(120)
     FAIL.clear()
     selection.close()
     distance = np.random.default_rng(0).beta(3.4, 2.38, N).astype(np.float32)

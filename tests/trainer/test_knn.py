@@ -116,5 +116,5 @@ def test_all_of_imagenet_fits_as_computed_and_a_smaller_search_takes_no_more_tha
     answers = processes.Queue()
     measured = processes.Process(target=memory_share, args=(answers,))
     measured.start()
-    assert 0.3 < answers.get(timeout=60) < 1.4  # what a process takes besides differs by some 20 MB
+    assert 0.3 < answers.get(timeout=240) < 1.4  # what a process takes besides differs by some 20 MB
     measured.join()
