@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SOURCES := $(wildcard loader/decode/jpeg/*)
+SOURCES := $(wildcard loader/decode/native/*)
 
 MINUTES ?= 20
 

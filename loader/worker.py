@@ -22,8 +22,9 @@ from loader.cache import Demand, PixelCache
 from loader.config import LoaderConfig, Transform
 from loader.decode import crops
 from loader.decode.buffers import ImageBuffers
-from loader.decode.cpu import CpuDecoder, Rgb, cut, resize_into
+from loader.decode.cpu import CpuDecoder, cut
 from loader.decode.header import read_header
+from loader.decode.resize import Rgb, resize_into
 from loader.errors import BadSampleError
 from loader.index import ShardIndex
 from loader.storage.disk_cache import DiskCache

@@ -14,20 +14,16 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.nn.functional import interpolate
 
 from loader.batch import Encoded
 from loader.cache import PixelCache
 from loader.config import Transform
 from loader.decode.header import ImageHeader
 from loader.decode.region import RegionDecoder, decode_jpeg
+from loader.decode.resize import Rgb, resize_into
 from loader.errors import BadSampleError
-
-Rgb = NDArray[np.uint8]
-"""Rows of pixels, uint8[height, width, 3]."""
 
 
 class CpuDecoder:
@@ -99,46 +95,6 @@ def cut(pixels: NDArray[np.uint8], box: NDArray[np.int32]) -> NDArray[np.uint8]:
     """Return the part of uint8[H, W, 3] that a (top, left, height, width) box names, without copying."""
     top, left, height, width = box.tolist()
     return pixels[top : top + height, left : left + width]
-
-
-def resize_into(out: Rgb, pixels: Rgb, *, flip: bool, transform: Transform) -> None:
-    """Resize and flip a box into a row of a batch.
-
-    Args:
-        out: uint8[size, size, 3], written.
-        pixels: uint8[height, width, 3], the pixels of the box.
-        flip: Mirror left to right.
-        transform: Size, kernel, and for center crops the resized short side.
-    """
-    height, width, _ = pixels.shape
-    size = output_size(height, width, transform)
-    # Every torch operation lets other threads have the interpreter, and wants it back: as few of them as can be.
-    # Channels-last strides, batch dimension included: without them torch's fast paths go through planes.
-    image = torch.from_numpy(np.ascontiguousarray(pixels).reshape(1, height, width, 3).transpose(0, 3, 1, 2))
-    if size != (height, width):
-        image = interpolate(image, size=size, mode=transform.interpolation, antialias=True, align_corners=False)
-    if flip:
-        image = image.flip(3)
-    rows = image.numpy()[0].transpose(1, 2, 0)
-    if transform.kind == "center_crop":
-        top, left = middle(size, transform)
-        rows = rows[top : top + transform.size, left : left + transform.size]
-    np.copyto(out, rows)
-
-
-def output_size(height: int, width: int, transform: Transform) -> tuple[int, int]:
-    """Return (height, width) after the resize: square for random crops, by the short side for center crops."""
-    if transform.kind == "random_resized_crop":
-        return transform.size, transform.size
-    short = transform.short_side
-    if height <= width:
-        return short, int(short * width / height)
-    return int(short * height / width), short
-
-
-def middle(size: tuple[int, int], transform: Transform) -> tuple[int, int]:
-    """Return (top, left) of the central square of a resized image, rounding halves to even as torchvision does."""
-    return round((size[0] - transform.size) / 2), round((size[1] - transform.size) / 2)
 
 
 def _decode_with_pillow(data: bytes) -> NDArray[np.uint8]:

@@ -21,7 +21,7 @@ from nvidia.dali.pipeline import Pipeline
 
 from loader.batch import Encoded
 from loader.config import Transform
-from loader.decode.cpu import Rgb, middle, output_size
+from loader.decode.resize import Rgb, middle, output_size
 
 log = logging.getLogger(__name__)
 

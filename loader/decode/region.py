@@ -1,7 +1,7 @@
 """Decodes one box of a JPEG on the CPU: what lies around it is only entropy-decoded, rows below it not at all.
 
 Photographs (baseline, gray or YCbCr) go through our own decoder, which is compiled when Tempera is installed
-(`jpeg/`); other JPEGs, and all of them where it was not compiled, are decoded to the box's last row. Either way the
+(`native/`); other JPEGs, and all of them where it was not compiled, are decoded to the box's last row. Either way the
 pixels are those of the whole image: the tests compare every kind of subsampling.
 
 Neither way reports damage, so only images that were decoded whole before may come here.
@@ -9,27 +9,16 @@ Neither way reports damage, so only images that were decoded whole before may co
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from loader.decode import compiled
 from loader.decode.header import ImageHeader
 from loader.errors import BadSampleError
-
-log = logging.getLogger(__name__)
-
-DecodeBox = Callable[[bytes, int, int, int, int, NDArray[np.uint8]], bool]
-
-_decode_box: DecodeBox | None = None
-try:
-    from loader.decode._jpeg import decode_box as _decode_box
-except ImportError as missing:
-    log.warning("boxes of JPEGs are decoded from the first row on, which is slower: %s", missing)
 
 _CONTEXT_ROWS: Final = 8
 """Rows below a box that its last row needs: chroma is interpolated from the next row, at most 4 pixels further down."""
@@ -40,8 +29,7 @@ _KEPT_BYTES: Final = 8 << 20
 class RegionDecoder:
     """Decodes boxes of JPEGs that are known to be sound. Thread-safe; a thread's next call overwrites its last."""
 
-    def __init__(self, *, compiled: DecodeBox | None = _decode_box) -> None:
-        self._compiled = compiled
+    def __init__(self) -> None:
         self._thread = threading.local()
 
     def decode(self, data: bytes, header: ImageHeader, box: NDArray[np.int32]) -> NDArray[np.uint8]:
@@ -51,9 +39,9 @@ class RegionDecoder:
             BadSampleError: If the decoder refuses the image after all.
         """
         top, left, height, width = box.tolist()
-        if self._compiled is not None and not header.progressive:
+        if compiled.decode_box is not None and not header.progressive:
             pixels = self._memory(3 * height * width).reshape(height, width, 3)
-            if self._compiled(data, top, left, height, width, pixels):
+            if compiled.decode_box(data, top, left, height, width, pixels):
                 return pixels
         return decode_top(data, header, top + height)[top:, left : left + width][:height]
 

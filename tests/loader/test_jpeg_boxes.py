@@ -11,10 +11,10 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from loader.decode import region
+from loader.decode import compiled
 
 pytestmark = pytest.mark.skipif(
-    region._decode_box is None and not (platform.machine() == "x86_64" and shutil.which("cc")),
+    compiled.decode_box is None and not (platform.machine() == "x86_64" and shutil.which("cc")),
     reason="the decoder is compiled where there is a C compiler for x86-64",
 )
 
@@ -23,7 +23,7 @@ def decode_box(data: bytes, box: tuple[int, int, int, int]) -> np.ndarray | None
     """Pixels of a (top, left, height, width) box, or None; nothing beside them is written."""
     size = 3 * box[2] * box[3]
     memory = np.full(size + 128, 0xA5, np.uint8)
-    done = region._decode_box(data, *box, memory[64 : 64 + size])
+    done = compiled.decode_box(data, *box, memory[64 : 64 + size])
     assert (memory[:64] == 0xA5).all()
     assert (memory[64 + size :] == 0xA5).all()
     return memory[64 : 64 + size].reshape(box[2], box[3], 3) if done else None
@@ -57,7 +57,7 @@ def pictures() -> list[bytes]:
 
 
 def test_it_was_compiled():
-    assert region._decode_box is not None
+    assert compiled.decode_box is not None
 
 
 def test_boxes_have_the_pixels_of_libjpeg_turbo():
@@ -106,14 +106,14 @@ def test_damaged_files_are_refused_or_decoded_but_write_nowhere_else():
 )
 def test_a_box_outside_the_image_is_refused(box):
     data = simplejpeg.encode_jpeg(np.zeros((40, 56, 3), np.uint8))
-    assert region._decode_box(data, *box, np.empty(10_000, np.uint8)) is False
+    assert compiled.decode_box(data, *box, np.empty(10_000, np.uint8)) is False
 
 
 def test_memory_that_is_too_small_is_refused():
     data = simplejpeg.encode_jpeg(np.zeros((40, 56, 3), np.uint8))
-    assert region._decode_box(data, 0, 0, 40, 56, np.empty(3 * 40 * 56 - 1, np.uint8)) is False
+    assert compiled.decode_box(data, 0, 0, 40, 56, np.empty(3 * 40 * 56 - 1, np.uint8)) is False
     with pytest.raises(TypeError, match="read-write"):
-        region._decode_box(data, 0, 0, 1, 1, np.empty(8, np.uint8).data.toreadonly())
+        compiled.decode_box(data, 0, 0, 1, 1, np.empty(8, np.uint8).data.toreadonly())
 
 
 @pytest.mark.parametrize("option", [{"progressive": True}, {"keep_rgb": True}, {"subsampling": "4:1:1"}, {}])

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from loader import BatchSpec, LoaderConfig, LoaderWorker, ShardIndex, StaleIndexError, Transform
-from loader.decode.cpu import cut, decode, resize_into
+from loader.decode.cpu import cut, decode
 from loader.decode.crops import boxes, flips
 from loader.decode.header import read_header
+from loader.decode.resize import resize_into
 
 TRANSFORM = Transform(size=40)
 

@@ -6,7 +6,7 @@
  *   idct.c      coefficients to samples
  *   colour.c    a row of samples to RGB
  *   region.c    which blocks a box needs, and the loop over them
- *   module.c    the Python function
+ *   module.c    the Python functions
  *
  * Only what photographs use is here: 8 bits, sequential Huffman coding, one interleaved scan, gray or YCbCr with
  * chroma at full or half resolution. Everything else, and everything irregular, is "no": the caller has a reference

@@ -1,0 +1,21 @@
+"""The functions that are compiled when Tempera is installed (`native/`), or None for each where they were not.
+
+They are for x86-64 with AVX2 and need a C compiler. Whoever calls them has another way with the same result.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+decode_box: Callable[..., bool] | None = None
+resize: Callable[..., bool] | None = None
+
+try:
+    from loader.decode import _native
+
+    decode_box, resize = _native.decode_box, _native.resize
+except ImportError as missing:
+    log.warning("loaders are about half as fast without Tempera's compiled decoder: %s", missing)
