@@ -5,6 +5,7 @@ environment is set.
 1. `cluster` uses the Ray that RAY_ADDRESS names, as in a submitted job, or else starts one on this machine with a token
    of its own in the run directory (or the one that RAY_AUTH_TOKEN_PATH names), and shuts down what it started.
 2. `join` connects this process to a running cluster with that cluster's token.
+3. `head_watched` says so when a cluster's head is lost, and what to do then.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from deploy import failpoints
+from deploy.repeated import repeated
 from deploy.rundir import Endpoint, RunError
 
 NAMESPACE = "tempera"
@@ -26,6 +29,11 @@ TOKEN = "RAY_AUTH_TOKEN"  # noqa: S105 - the variable's name
 LOOPBACK = "127.0.0.1"
 ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """With 0, Ray is for one machine, whatever its system: its services then listen at the loopback only."""
+HEAD_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+HEAD_PATIENCE_S = 15
+"""So long the processes of a local cluster wait for a lost head before they end. Ray's own 60 seconds are for heads
+that are started again elsewhere; a local one never comes back."""
+HEAD_LOOK_S = 2.0
 OBJECT_STORE_BYTES = 512 * 2**20
 """Object store of a local cluster: batches in flight, a few MiB each; far below a laptop's memory."""
 
@@ -96,6 +104,7 @@ def local_cluster(directory: Path, *, num_cpus: int) -> Iterator[Endpoint]:
     token_path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or directory / ".ray-token")
     authenticate(token_path)
     os.environ[ONE_MACHINE] = "0"
+    os.environ.setdefault(HEAD_PATIENCE, str(HEAD_PATIENCE_S))
     quiet()
     import ray
 
@@ -127,6 +136,24 @@ def _endpoint(context: Any, token_path: str) -> Endpoint:
         pid=os.getpid(),
         dashboard=context.address_info.get("webui_url") or "",
     )
+
+
+@contextmanager
+def head_watched(endpoint: Endpoint, *, then: str) -> Iterator[None]:
+    """Say so when the cluster's head does not answer: some time after Ray ends this process, and knows no remedy.
+
+    Args:
+        endpoint: the cluster.
+        then: what to do, for the person.
+    """
+    host, _, port = endpoint.address.rpartition(":")
+
+    def look() -> None:
+        socket.create_connection((host, int(port)), timeout=HEAD_LOOK_S).close()
+
+    trouble = f"Ray's head at {endpoint.address} does not answer; unless it does soon, this process ends. Then {then}"
+    with repeated(look, every_s=HEAD_LOOK_S, name="head", trouble=trouble):
+        yield
 
 
 def require_token() -> None:

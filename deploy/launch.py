@@ -24,7 +24,7 @@ from pathlib import Path
 
 from deploy.api.parts import live_parts, local_parts
 from deploy.api.server import serving
-from deploy.cluster import cluster
+from deploy.cluster import cluster, head_watched
 from deploy.config import RunConfig, load_config, save_config
 from deploy.curriculum import prototype_distances, selection_config
 from deploy.live import LiveRun
@@ -63,6 +63,8 @@ def launch(config: RunConfig, run: RunDir, *, beside: Beside | None = None) -> T
         most_loaders = max(fleet.loaders, fleet.max_loaders)
         cpus = trainers.workers * trainers.cpus_per_worker + most_loaders * fleet.cpus_per_loader + SPARE_CPUS
         endpoint = stack.enter_context(cluster(run.path, num_cpus=round(cpus)))
+        resumes = f"`tempera resume {run.path}` goes on from the log and the newest checkpoint."
+        stack.enter_context(head_watched(endpoint, then=resumes))
         endpoint = replace(endpoint, selection=f"selection-{config.name}", fleet=f"fleet-{config.name}")
         client = stack.enter_context(_actors(config, run, endpoint, selection_part))
         stack.enter_context(run.published(endpoint))

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 from loader import BatchStream, LoaderConfig, ShardIndex
 from scoring import Selection, SelectionConfig
 from tests.faults.consuming import CONFIG, consume, local_loaders
 
 STEPS = 64
+
+
+def lost_calls(driver: int) -> int:
+    """How many calls or answers were lost on purpose in the cluster that a process started; Ray writes down each."""
+    logs = [path for path in Path("/tmp/ray").glob(f"session_*_{driver}/logs/*") if path.is_file()]
+    return sum(path.read_bytes().count(b"Inject RPC") for path in logs)
 
 
 def disarm(defence: str) -> None:
@@ -46,10 +54,12 @@ def main(index_path: str, runlog: str, without: str = "") -> None:
         seen = consume(stream, step_s=0.1)
     selection.stop()
     ray.shutdown()
+    lost = lost_calls(os.getpid())
     with local_loaders(index_path, 1) as pool:
         alone = consume(BatchStream(Selection(None, part), pool, config))
     rerouted = stream.stats()["rerouted"] + stream.stats()["hedged"]
     answer = {"under_ray": seen.digest, "in_process": alone.digest, "steps": len(seen.lines), "rerouted": rerouted}
+    answer["lost"] = lost
     sys.stdout.write(json.dumps(answer) + "\n")
 
 

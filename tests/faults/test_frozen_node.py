@@ -1,4 +1,4 @@
-"""A whole node that stands still, raylet and all, and comes back: as when a machine swaps, or its hypervisor pauses it.
+"""A whole node that stands still, raylet and all, and comes back, as when a machine swaps; or is lost for good.
 
 Ray's settings are its own: it needs 15 seconds and more to call such a node dead, and the run must not wait for that.
 """
@@ -105,3 +105,29 @@ def test_without_hedging_a_frozen_node_is_waited_for(cluster, index, monkeypatch
     monkeypatch.setattr("loader.batches.assembly.Assembler._suspects", lambda self: set())
     seen, began, _, _ = through_a_freeze(cluster, index)
     assert seen.longest_wait(began) > HEDGED_S
+
+
+def test_a_node_that_is_lost_changes_nothing(cluster, index, note):
+    """Last, for the node does not come back. Ray needs many seconds to call it dead."""
+    from loader.actors import RayLoaders, start_fleet
+
+    with local_loaders(str(index.path), 1) as pool:
+        expected = consume(BatchStream(windows(len(index), LONG), pool, LONG)).digest
+    lost: list[float] = []
+    with closing(start_fleet(LoaderConfig(index=str(index.path)), size=2, num_cpus=1)) as fleet:
+        at_work = min(one["node"] for one in fleet.status()["loaders"])
+        (node,) = [one for one in cluster.nodes if cluster.ids("loader")[one.address] == at_work]
+
+        def lose(step: int) -> None:
+            if step == 40:
+                lost.append(time.monotonic())
+                node.kill()
+
+        stream = BatchStream(windows(len(index), LONG), RayLoaders(fleet), LONG)
+        seen = consume(stream, lose, step_s=STEP_S)
+    assert node.process.poll() is not None, "the fault fired"
+    assert seen.digest == expected
+    assert stream.stats()["hedged"] + stream.stats()["rerouted"] >= 1
+    waited = seen.longest_wait(lost[0])
+    assert waited < GOAL_S
+    note("node lost", recovery_s=[waited], goal=f"{GOAL_S:g} s")

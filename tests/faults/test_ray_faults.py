@@ -14,10 +14,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from deploy.cluster import HEAD_PATIENCE, HEAD_PATIENCE_S
 from deploy.config import DataConfig, RunConfig
 from deploy.failpoints import FIRED, VARIABLE, runtime_env
 from deploy.overrides import override
@@ -26,10 +28,12 @@ from deploy.runs import debug
 from deploy.soak.processes import Processes
 from deploy.soak.verdict import reference_decoder
 from scoring import RunLog, SelectionConfig
+from tests.faults.chaotic_stream import lost_calls
 from tests.faults.small_run import SETTINGS
 from tests.integration.checker import check, read_evidence
 
 PATIENCE_S = 300.0
+MOST_RESUMES = 12
 ON_RAY = (*SETTINGS, "fleet.loaders=2", "train.total_steps=120")
 CHAOS = {
     name: {"num_failures": -1, "req_failure_prob": 5, "resp_failure_prob": 5, "in_flight_failure_prob": 5}
@@ -86,28 +90,39 @@ def test_a_network_that_fails_one_call_in_seven_changes_nothing(digits, tmp_path
         env=environment, check=False, capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "rpc_chaos" in done.stderr, "the fault fired"
     seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["lost"] > 0, "the fault fired"
     assert seen["under_ray"] == seen["in_process"]
-    told = f"{seen['steps']} steps in {time.monotonic() - began:.0f} s, {seen['rerouted']} requests asked again"
+    told = f"{seen['steps']} steps in {time.monotonic() - began:.0f} s, {seen['lost']} calls lost, "
+    told += f"{seen['rerouted']} requests asked again"
     note("Ray RPC chaos (15 % of 4 kinds of call)", seen=told)
 
 
-def test_a_lost_head_is_a_clear_error_and_a_resume_goes_on(digits, tmp_path, note):
-    run, log, processes = RunDir(tmp_path / "run"), tmp_path / "log", Processes()
-    process = started([*train_words(run, digits), "train.total_steps=100000"], processes, log)
+@contextmanager
+def headless(run: RunDir, digits: DataConfig, log: Path, **environment: str) -> Iterator[tuple[Any, float]]:
+    """A run whose head was killed at its twentieth step, and when that was; nothing of it is left behind."""
+    processes = Processes()
+    process = started([*train_words(run, digits), "train.total_steps=100000"], processes, log, **environment)
     try:
         wait_for_steps(run, 20, process, log)
-        heads = [pid for pid in processes.alive() if b"gcs_server" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        assert len(heads) == 1
-        lost = time.monotonic()
-        os.kill(heads[0], signal.SIGKILL)
-        status = process.wait(PATIENCE_S)
-        assert status != 0
+        (head,) = [pid for pid in processes.alive() if b"gcs_server" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        os.kill(head, signal.SIGKILL)
+        yield process, time.monotonic()
     finally:
-        process.kill()
-    ended = time.monotonic() - lost
-    before = steps_of(run)
+        for pid in processes.alive():
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_lost_head_is_a_clear_error_and_a_resume_goes_on(digits, tmp_path, note):
+    run, log = RunDir(tmp_path / "run"), tmp_path / "log"
+    with headless(run, digits, log) as (process, lost):
+        assert process.wait(PATIENCE_S) != 0
+        ended = time.monotonic() - lost
+    told = " ".join(log.read_text().split())
+    assert "Ray's head at 127.0.0.1:" in told
+    assert "`tempera resume" in told, "the words name the remedy"
+    before, processes = steps_of(run), Processes()
     again = started(["resume", run.path], processes, log)
     try:
         wait_for_steps(run, before + 10, again, log)
@@ -118,6 +133,65 @@ def test_a_lost_head_is_a_clear_error_and_a_resume_goes_on(digits, tmp_path, not
         again.kill()
     assert judged(run, digits).breaches == {}
     note("head lost (GCS SIGKILL)", recovery_s=[recovered], goal="120 s", seen=f"error after {ended:.0f} s, resumed")
+
+
+def test_without_a_limit_on_the_wait_for_it_a_lost_head_ends_nothing(digits, tmp_path):
+    """The run hangs on, and nobody can tell it from one that trains."""
+    run, log = RunDir(tmp_path / "run"), tmp_path / "log"
+    with (
+        headless(run, digits, log, **{HEAD_PATIENCE: "100000"}) as (process, _),
+        pytest.raises(subprocess.TimeoutExpired),
+    ):
+        process.wait(4 * HEAD_PATIENCE_S)
+
+
+def test_a_network_that_fails_one_call_in_thirty_changes_nothing_of_a_whole_run(digits, tmp_path, note):
+    """Ray Train's calls, too. Its group starts again by itself; when its controller gives up, a person resumes."""
+    run, log, processes = RunDir(tmp_path / "run"), tmp_path / "log", Processes()
+    chaos = {name: dict.fromkeys(rates, 1) | {"num_failures": -1} for name, rates in CHAOS.items()}
+    began, words, lost, resumed = time.monotonic(), [*train_words(run, digits), "trainers.max_failures=1000"], 0, -1
+    status = -1
+    while status and resumed < MOST_RESUMES:
+        process = started(words, processes, log, RAY_testing_rpc_failure=json.dumps(chaos))
+        try:
+            status = process.wait(PATIENCE_S)
+        finally:
+            process.kill()
+        lost, resumed, words = lost + lost_calls(process.pid), resumed + 1, ["resume", run.path]
+    assert status == 0, log.read_text()[-2000:]
+    assert lost > 0, "the fault fired"
+    verdict = judged(run, digits)
+    assert (verdict.breaches, verdict.steps) == ({}, 120)
+    told = f"{lost} calls lost, {verdict.steps} steps in {time.monotonic() - began:.0f} s, resumed {resumed} times"
+    note("Ray RPC chaos of a whole run (3 % of 4 kinds of call)", seen=told)
+
+
+@pytest.mark.parametrize("restarts", [3, 0])
+def test_a_rank_that_is_killed_is_started_again_from_its_checkpoint(restarts, digits, tmp_path, note):
+    """Without a restart, which is the defence, the run ends with an error, and a person resumes."""
+    run, log, processes = RunDir(tmp_path / "run"), tmp_path / "log", Processes()
+    process = started([*train_words(run, digits), f"trainers.max_failures={restarts}"], processes, log)
+    try:
+        wait_for_steps(run, 20, process, log)
+        (rank,) = processes.of("trainer")
+        killed = time.time()
+        os.kill(rank, signal.SIGKILL)
+        status = process.wait(PATIENCE_S)
+    finally:
+        process.kill()
+    if restarts:
+        assert status == 0, log.read_text()[-2000:]
+    else:
+        assert status != 0
+        assert steps_of(run) < 120
+        again = started(["resume", run.path], processes, log)
+        assert again.wait(PATIENCE_S) == 0, log.read_text()[-2000:]
+    verdict = judged(run, digits)
+    assert (verdict.breaches, verdict.steps) == ({}, 120)
+    first, second = read_evidence(run.path).incarnations
+    assert first[-1]["step"] < 119, "the fault fired"
+    recovered = second[0]["time"] - killed
+    note("trainer rank SIGKILL", recovery_s=[recovered], seen=f"{'by itself' if restarts else 'resumed by a person'}")
 
 
 @pytest.mark.parametrize("restarts", [0, 3])

@@ -1,0 +1,265 @@
+"""Shards and indices that are not what they were: said before the first wrong pixel, with the command that mends it."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deploy.config import DataConfig
+from deploy.launch import launch_in_process
+from deploy.rundir import RunDir
+from loader import (
+    BadSampleError,
+    BadShardError,
+    BatchStream,
+    MissingIndexError,
+    ShardIndex,
+    StaleIndexError,
+    WeightedWindows,
+    build_index,
+)
+from tests.faults.consuming import CONFIG, Consumed, consume, local_loaders, windows
+from tests.faults.small_run import small
+from tests.faults.test_bytes_faults import SPREAD, TOLERANT, claim_to_be_huge, copied
+from tests.loader.test_bad_input import dimension_bomb, scan_bomb
+
+Damage = Callable[[Path, Path], object]
+SHARDS: dict[str, Damage] = {
+    "gone": lambda shard, other: shard.unlink(),
+    "cut": lambda shard, other: shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2 // 512 * 512]),
+    "garbage": lambda shard, other: shard.write_bytes(np.random.default_rng(0).bytes(shard.stat().st_size)),
+    "of other content": lambda shard, other: shard.write_bytes(
+        other.read_bytes()[: shard.stat().st_size].ljust(shard.stat().st_size, b"\0")
+    ),
+}
+"""What befalls a shard; the last two leave its length as it was."""
+
+
+def places(index: ShardIndex) -> tuple[Path, Path]:
+    """The first shard, and another one."""
+    return Path(index.shard_urls[0]), Path(index.shard_urls[1])
+
+
+@pytest.mark.parametrize("kind", SHARDS)
+def test_a_run_does_not_start_on_a_shard_that_is(kind, digits: DataConfig, tmp_path, note):
+    index = copied(digits, tmp_path / "copy")
+    SHARDS[kind](*places(index))
+    config = small(replace(digits, index=str(index.path)))
+    run = RunDir(tmp_path / "run")
+    with pytest.raises(StaleIndexError, match="tempera shards index"):
+        launch_in_process(config, run)
+    assert not run.path.exists(), "nothing was begun"
+    note(f"shard {kind} at the start", seen="typed error that names `tempera shards index`, nothing begun")
+
+
+@pytest.mark.parametrize("kind", ["missing", "no index"])
+def test_a_run_does_not_start_on_an_index_that_is(kind, digits, tmp_path, note):
+    index = copied(digits, tmp_path / "copy")
+    index.path.unlink()
+    if kind == "no index":
+        index.path.write_bytes(b"PAR1" * 100)
+    with pytest.raises(MissingIndexError, match="tempera shards index"):
+        launch_in_process(small(replace(digits, index=str(index.path))), RunDir(tmp_path / "run"))
+    note(f"index: {kind}", seen="typed error that names `tempera shards index`")
+
+
+@pytest.mark.parametrize("kind", ["cut", "garbage"])
+def test_no_index_is_made_of_a_tar_that_is(kind, digits, tmp_path, note):
+    index = copied(digits, tmp_path / "copy")
+    SHARDS[kind](*places(index))
+    index.path.unlink()
+    with pytest.raises(BadShardError, match=r"truncated|not a valid tar|no end-of-archive"):
+        build_index(index.shard_urls, index.path)
+    assert not index.path.exists()
+    note(f"tar {kind}, to be indexed", seen="typed error, no index written")
+
+
+def spoiled_in_mid_run(index: ShardIndex, kind: str) -> tuple[Consumed, Exception | None]:
+    """What was consumed while the first shard was damaged after the third step, and how it ended."""
+    seen = Consumed()
+
+    def spoil(step: int) -> None:
+        if step == 3:
+            SHARDS[kind](*places(index))
+
+    with local_loaders(str(index.path), 2) as pool:
+        try:
+            for batch in BatchStream(windows(len(index)), pool, CONFIG):
+                seen.lines += consume([batch], spoil).lines
+        except Exception as error:
+            return seen, error
+    return seen, None
+
+
+def whole(index: ShardIndex) -> Consumed:
+    with local_loaders(str(index.path), 1) as pool:
+        return consume(BatchStream(windows(len(index)), pool, CONFIG))
+
+
+@pytest.mark.parametrize("kind", ["cut", "garbage", "of other content"])
+def test_a_shard_that_is_spoiled_in_mid_run_gives_no_wrong_pixel(kind, digits, tmp_path, note):
+    index = copied(digits, tmp_path / "copy")
+    expected = whole(index)
+    seen, error = spoiled_in_mid_run(index, kind)
+    assert isinstance(error, StaleIndexError), "the fault fired"
+    assert "tempera shards index" in str(error)
+    assert [line["pixels"] for line in seen.lines] == [line["pixels"] for line in expected.lines[: len(seen.lines)]]
+    assert len(seen.lines) > 3
+    note(f"shard {kind} in mid-run", seen=f"typed error, {len(seen.lines)} right batches before it")
+
+
+def test_without_checksums_a_shard_of_other_content_gives_wrong_pixels(digits, tmp_path, monkeypatch):
+    index = copied(digits, tmp_path / "copy")
+    expected = whole(index)
+    monkeypatch.setattr("loader.storage.members.zlib.crc32", lambda data, start=0: 0)
+    monkeypatch.setattr(ShardIndex, "read", lambda self, row, reader: reader.read(
+        int(self.shard[row]), int(self.offset[row]), int(self.size[row]), 0
+    ))  # fmt: skip
+    seen, error = spoiled_in_mid_run(index, "of other content")
+    assert not isinstance(error, StaleIndexError)
+    assert seen.digest != expected.digest
+
+
+def test_without_verification_a_run_begins_on_a_shard_of_other_content(digits, tmp_path, monkeypatch):
+    index = copied(digits, tmp_path / "copy")
+    SHARDS["of other content"](*places(index))
+    monkeypatch.setattr(ShardIndex, "verify", lambda self, **how: None)
+    run = RunDir(tmp_path / "run")
+    with pytest.raises(StaleIndexError):
+        launch_in_process(small(replace(digits, index=str(index.path))), run)
+    assert run.config.exists(), "somebody waits for a run that cannot be"
+
+
+# -- bad when they were indexed: their checksums are right -------------------------------------------------------------
+
+
+def encoded(kind: str, *, mode: str = "RGB") -> Callable[[bytes], bytes]:
+    """The same image in another format."""
+
+    def encode(data: bytes) -> bytes:
+        out = io.BytesIO()
+        Image.open(io.BytesIO(data)).convert(mode).save(out, kind)
+        return out.getvalue()
+
+    return encode
+
+
+def huge(data: bytes) -> bytes:
+    bomb = bytearray(data)
+    claim_to_be_huge(bomb)
+    return bytes(bomb)
+
+
+BAD: dict[str, Callable[[bytes], bytes]] = {
+    "cut JPEG": lambda data: data[: len(data) // 2],
+    "zero bytes": lambda data: bytes(len(data)),
+    "dimension bomb": huge,
+    "scan bomb (2,000 scans)": lambda data: scan_bomb(),
+    "text": lambda data: b"this is no image",
+}
+GOOD = {
+    "PNG": encoded("PNG"),
+    "CMYK JPEG": encoded("JPEG", mode="CMYK"),
+    "grayscale JPEG": encoded("JPEG", mode="L"),
+}
+
+
+def rewritten(index: ShardIndex, folder: Path, change: Callable[[bytes], bytes]) -> ShardIndex:
+    """The same samples in one tar, about one in a hundred changed, and indexed so."""
+    folder.mkdir()
+    with index.reader() as reader, tarfile.open(folder / "x.tar", "w") as tar:
+        for row in range(len(index)):
+            data = index.read(row, reader)
+            data = change(data) if row % SPREAD == 13 else data
+            info = tarfile.TarInfo(f"{row:06d}.jpg")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return build_index([folder / "x.tar"], folder / "index.parquet")
+
+
+def drawn(index: ShardIndex) -> Consumed:
+    with local_loaders(str(index.path), 2) as pool:
+        return consume(BatchStream(WeightedWindows(np.ones(len(index)), TOLERANT), pool, TOLERANT))
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_an_image_that_was_bad_when_it_was_indexed_costs_its_draws_alone(kind, digits, tmp_path, note):
+    index = ShardIndex.load(digits.index)
+    expected, seen = drawn(index), drawn(rewritten(index, tmp_path / "bad", BAD[kind]))
+    substituted = 0
+    for line, before in zip(seen.lines, expected.lines, strict=True):
+        replaced = {bad["draw"] for bad in line["substituted"]}
+        for draw, sample, pixels, meant, right in zip(
+            line["draws"], line["samples"], line["pixels"], before["samples"], before["pixels"], strict=True
+        ):
+            assert sample % SPREAD != 13
+            assert (draw in replaced) == (meant % SPREAD == 13)
+            assert pixels == right or draw in replaced
+        substituted += len(replaced)
+    assert substituted > 0, "the fault fired"
+    note(f"indexed as it is: {kind}, 1 % of samples", seen=f"{substituted} draws substituted, no other changed")
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_an_image_of_another_kind_is_an_image(kind, digits, tmp_path, note):
+    index = ShardIndex.load(digits.index)
+    other = rewritten(index, tmp_path / "other", GOOD[kind])
+    seen = drawn(other)
+    met = sum(sample % SPREAD == 13 for line in seen.lines for sample in line["samples"])
+    assert met > 0, "the fault fired"
+    assert not [bad for line in seen.lines for bad in line["substituted"]]
+    note(f"indexed as it is: {kind}, 1 % of samples", seen=f"{met} of them delivered, none substituted")
+
+
+def test_without_decoding_image_by_image_one_that_is_cut_ends_the_run(digits, tmp_path, monkeypatch):
+    class Unheard(Exception):
+        pass
+
+    index = rewritten(ShardIndex.load(digits.index), tmp_path / "bad", BAD["cut JPEG"])
+    monkeypatch.setattr("loader.decode.cpu.BadSampleError", Unheard)
+    with pytest.raises(BadSampleError, match="does not decode"):
+        drawn(index)
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+import simplejpeg
+from loader.decode.header import read_header
+from loader.errors import BadSampleError
+data = Path(sys.argv[1]).read_bytes()
+def most_mb():
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) >> 10
+before = most_mb()
+try:
+    if sys.argv[2] == "checked":
+        read_header(data, max_pixels=50_000_000)
+    simplejpeg.decode_jpeg(data)
+except (BadSampleError, ValueError):
+    pass
+print(most_mb() - before)
+"""
+
+
+def test_without_the_header_check_a_bomb_takes_its_memory(tmp_path):
+    bomb = bytearray(dimension_bomb())
+    at = bomb.index(b"\xff\xc0") + 5
+    bomb[at : at + 4] = (10_000).to_bytes(2, "big") * 2
+    (tmp_path / "bomb.jpg").write_bytes(bomb)
+    grown_mb = {
+        way: int(subprocess.run(
+            [sys.executable, "-c", MEASURED, str(tmp_path / "bomb.jpg"), way], check=True, capture_output=True
+        ).stdout)
+        for way in ("checked", "unchecked")
+    }  # fmt: skip
+    assert grown_mb["checked"] < 8
+    assert grown_mb["unchecked"] > 200
