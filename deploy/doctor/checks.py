@@ -81,6 +81,7 @@ CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     machine.processors,
     machine.memory,
     machine.gpu,
+    machine.decoder,
     machine.dali,
     machine.token,
     machine.ports,

@@ -87,6 +87,19 @@ def gpu(_: Path) -> Iterator[Finding]:
     yield Finding(check="jpeg engine", level="ok", found="none on these GPUs", advice=advice)
 
 
+def decoder(_: Path) -> Iterator[Finding]:
+    """Whether the decoder of JPEG boxes was compiled at the installation."""
+    from loader.decode import compiled
+
+    found = "compiled" if not compiled.missing else compiled.missing
+    advice = (
+        ""
+        if not compiled.missing
+        else "loaders are about half as fast: on x86-64, install a C compiler and Tempera anew"
+    )
+    yield Finding(check="jpeg decoder", level="warning" if advice else "ok", found=found, advice=advice)
+
+
 def dali(_: Path) -> Iterator[Finding]:
     """The GPU decoder's library."""
     try:

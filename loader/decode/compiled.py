@@ -7,15 +7,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cache
 
 log = logging.getLogger(__name__)
 
 decode_box: Callable[..., bool] | None = None
 resize: Callable[..., bool] | None = None
+missing = ""
+"""Why they are not there."""
 
 try:
     from loader.decode import _native
 
     decode_box, resize = _native.decode_box, _native.resize
-except ImportError as missing:
-    log.warning("loaders are about half as fast without Tempera's compiled decoder: %s", missing)
+except ImportError as error:
+    missing = str(error)
+
+
+@cache
+def warn_if_missing() -> None:
+    """Say once that decoding goes the slower way."""
+    if missing:
+        log.warning("loaders are about half as fast without Tempera's compiled decoder (%s)", missing)

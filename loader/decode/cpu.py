@@ -1,4 +1,4 @@
-"""Encoded bytes and a box to RGB pixels on the CPU: libjpeg-turbo, then torch's uint8 antialiased resize.
+"""Encoded bytes and a box to RGB pixels on the CPU: libjpeg-turbo's pixels, then torch's uint8 antialiased resize.
 
 This is the reference: the other decoder is compared with it. Both stages release the GIL, so a thread a core is all
 the parallelism it needs. PNG and WebP go through Pillow.
@@ -20,6 +20,7 @@ from PIL import Image
 from loader.batch import Encoded
 from loader.cache import PixelCache
 from loader.config import Transform
+from loader.decode import compiled
 from loader.decode.header import ImageHeader
 from loader.decode.region import RegionDecoder, decode_jpeg
 from loader.decode.resize import Rgb, resize_into
@@ -38,6 +39,7 @@ class CpuDecoder:
     """Rows that a thread takes at a time: no thread waits long for the last one."""
 
     def __init__(self, num_samples: int, cache: PixelCache) -> None:
+        compiled.warn_if_missing()
         self._sound = bytearray(num_samples)
         self._cache = cache
         self._regions = RegionDecoder()

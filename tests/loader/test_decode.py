@@ -251,3 +251,14 @@ def dali_alone(dali, image: Encoded, transform: Transform) -> np.ndarray:
     out = rows(1, transform.size)
     assert dali.decode([image], transform, out) == [None]
     return out[0]
+
+
+def test_a_decoder_that_was_not_compiled_is_announced_once(monkeypatch, caplog):
+    monkeypatch.setattr(compiled, "missing", "no compiler")
+    compiled.warn_if_missing.cache_clear()
+    for _ in range(3):
+        CpuDecoder(1, PixelCache(0))
+    compiled.warn_if_missing.cache_clear()
+    assert [record.message for record in caplog.records].count(
+        "loaders are about half as fast without Tempera's compiled decoder (no compiler)"
+    ) == 1

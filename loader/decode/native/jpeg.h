@@ -16,7 +16,7 @@
 #define TEMPERA_JPEG_H
 
 #if !defined(__x86_64__) || !defined(__GNUC__)
-#error "the JPEG box decoder is written for x86-64 with AVX2; elsewhere Tempera decodes boxes with nvImageCodec"
+#error "the JPEG box decoder is written for x86-64 with AVX2; elsewhere Tempera decodes from the first row on"
 #endif
 
 #pragma GCC target("avx2,bmi2")
