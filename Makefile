@@ -8,6 +8,8 @@ INSTALLED := $(VENV)/.installed
 SOURCES := $(wildcard loader/decode/native/*)
 
 MINUTES ?= 20
+SEED ?= 11
+FAULTS := runs/faults.jsonl
 
 .PHONY: demo test test-cluster test-faults soak check format lint types imports lock clean
 
@@ -27,11 +29,14 @@ test: $(INSTALLED)
 test-cluster: $(INSTALLED)
 	$(BIN)/pytest -m cluster
 
+# Every row of the fault table, those of `make test` too; ends with the table of recovery times.
 test-faults: $(INSTALLED)
-	$(BIN)/pytest -m faults
+	mkdir -p $(dir $(FAULTS)) && rm -f $(FAULTS)
+	TEMPERA_FAULT_RECORDS=$(CURDIR)/$(FAULTS) $(BIN)/pytest tests/faults tests/simulation
+	$(BIN)/python -m tests.faults.table $(FAULTS)
 
 soak: $(INSTALLED)
-	$(BIN)/tempera soak --minutes $(MINUTES) --out runs/soak-$$(date +%Y%m%d-%H%M%S)
+	$(BIN)/tempera soak --minutes $(MINUTES) --seed $(SEED) --out runs/soak-$$(date +%Y%m%d-%H%M%S)
 
 check: $(INSTALLED) lint types imports test
 

@@ -28,7 +28,7 @@ from deploy.prototypes.job import score
 from deploy.rundir import RunDir, RunError
 from deploy.runs import debug
 from deploy.soak.faults import AUTHOR, FAULTS, NotInjected, Target
-from deploy.soak.leaks import holdings, left_in_shared_memory, look, settled
+from deploy.soak.leaks import SETTLE_S, holdings, left_in_shared_memory, look, settled
 from deploy.soak.processes import Processes
 from deploy.soak.record import Holdings, Injection, Record
 from deploy.soak.storage import ShardServer
@@ -47,7 +47,8 @@ SETTINGS = (
     "pictures=false",
 )
 POISONED = 3
-START_S, STOP_S, SAMPLE_S = 180.0, 120.0, 2.0
+START_S, STOP_S, SAMPLE_S = 600.0, 300.0, 2.0
+"""Limits for machines that have other things to do."""
 FEWEST_S, MOST_S = 5.0, 20.0
 
 
@@ -162,8 +163,16 @@ def _storm(target: Target, record: Record, *, minutes: float, chance: random.Ran
 
 def _calm(target: Target, config: RunConfig, before: Holdings) -> Holdings:
     """As many loaders as at the start; what the run holds when it has come to rest."""
-    with target.client() as client:
-        client.scale(config.fleet.loaders, author=AUTHOR, reason="the storm is over")
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        try:
+            with target.client() as client:
+                client.scale(config.fleet.loaders, author=AUTHOR, reason="the storm is over")
+            break
+        except RunError:  # whoever should answer may be on its way back
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(SAMPLE_S)
     return settled(target.run, target.processes, before)
 
 

@@ -25,6 +25,8 @@ from deploy.soak.record import Injection, Record
 from loader import BatchSpec, LoaderConfig, LoaderWorker
 
 CHECKED_PIXELS = 512
+LONGEST_GAP_S = 75.0
+"""Between two steps: the wait for a window and the one for its images, 30 s each, a frozen process, and some slack."""
 BEGUN_S = 1.0
 """A wait that began so long before a fault is an earlier one's."""
 
@@ -89,7 +91,9 @@ def judge(
     """
     checker = load_checker()
     evidence = checker.read_evidence(run.path, acknowledged=tuple(acknowledged), poisoned=record.poisoned)
-    checked = checker.check(evidence, reference=reference_decoder(config), most_pixels=CHECKED_PIXELS)
+    checked = checker.check(
+        evidence, reference=reference_decoder(config), most_pixels=CHECKED_PIXELS, longest_gap_s=LONGEST_GAP_S
+    )
     broken = [f"{name}: {line}" for name, lines in checked.breaches.items() for line in lines[:5]]
     moments = sorted(line["time"] for lines in evidence.incarnations for line in lines)
     outcome = Outcome(

@@ -291,6 +291,9 @@ def i9_probabilities(evidence: Evidence) -> list[str]:
         values = np.asarray(line["probability"])
         if not (np.isfinite(values).all() and (values > 0).all() and (values <= 1).all()):
             breaches.append(f"step {step}, rank {rank}: a probability is not in (0, 1]")
+        window = evidence.window_of(step)
+        if window is not None and window.probability is not None:
+            breaches += _wrong_probabilities(line, window)
     return breaches
 
 
@@ -319,6 +322,22 @@ def _wrong_samples(line: Record, window: LoggedWindow, replaced: Mapping[int, in
         elif sample != planned:
             breaches.append(f"draw {draw}: sample {sample} was delivered; {planned} was drawn")
     return breaches
+
+
+def _wrong_probabilities(line: Record, window: LoggedWindow) -> list[str]:
+    """Draws of a line, not substituted, whose probability is not the one that their window logged."""
+    assert window.probability is not None
+    replaced = {bad["draw"] for bad in line["substituted"]}
+    rows = [
+        (draw, value, float(window.probability[draw - window.first_draw]))
+        for draw, value in zip(line["draws"], line["probability"], strict=True)
+        if draw not in replaced and 0 <= draw - window.first_draw < window.num_draws
+    ]
+    return [
+        f"draw {draw}: probability {value} was delivered; {logged} was logged"
+        for draw, value, logged in rows
+        if not math.isclose(value, logged, rel_tol=RELATIVE)
+    ]
 
 
 def _in_force(evidence: Evidence, index: int) -> tuple[str, float | None]:

@@ -99,6 +99,10 @@ def impossible_probability(lines: list[Any]) -> None:
     lines[20]["probability"][0] = 0.0
 
 
+def probability_of_another_draw(lines: list[Any]) -> None:
+    lines[20]["probability"][3] *= 0.5
+
+
 def long_wait(lines: list[Any]) -> None:
     for line in lines[20:]:
         line["time"] += 100.0
@@ -115,6 +119,7 @@ FORGERIES = {
     stale_batch_after_resume: "I6",
     version_of_another_window: "I5",
     impossible_probability: "I9",
+    probability_of_another_draw: "I9",
     long_wait: "I8",
 }
 
