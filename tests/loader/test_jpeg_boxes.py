@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import platform
 import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,6 +101,29 @@ def test_damaged_files_are_refused_or_decoded_but_write_nowhere_else():
         for at in rng.integers(0, len(data), 6):
             data[at] = rng.choice([0, 0x7F, 0xFF, rng.integers(256)])
         decode_box(data[: rng.integers(len(data) + 1)].tobytes(), random_box(rng, 75, 101))
+
+
+def test_sanitizers_find_no_wrong_access_in_damaged_files(tmp_path):
+    compiler, here = shutil.which("cc"), Path(__file__).parent
+    program = tmp_path / "sanitized"
+    sources = [here / "sanitized.c", *(here.parents[1] / "loader/decode/native").glob("*.c")]
+    command = [compiler, "-std=gnu11", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    built = compiler and subprocess.run(
+        [*command, "-o", program, *(s for s in sources if s.name != "module.c"), "-lm"],
+        capture_output=True,
+        check=False,
+    )
+    if not built or built.returncode:
+        pytest.skip("no C compiler with sanitizers")
+    files = []
+    for number, data in enumerate(pictures()):
+        files.append(tmp_path / f"{number}.jpg")
+        files[-1].write_bytes(data)
+    run = subprocess.run([program, "1", "150", *files], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    runs, decoded = (int(word) for word in run.stdout.split() if word.isdigit())
+    assert runs == 150 * len(files)
+    assert decoded > runs // 20
 
 
 @pytest.mark.parametrize(
