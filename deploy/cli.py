@@ -98,6 +98,7 @@ def build_app() -> SubcommandApp:
         "soak": soak.soak,
         "bench": {
             "loader": bench.loader,
+            "digests": bench.digests,
             "selection": bench.selection,
             "kmeans": bench.kmeans,
             "trainer": bench.trainer,

@@ -38,6 +38,20 @@ def loader(*, images: Path, peers: bool = False, device: Literal["cpu", "cuda"] 
     return Answer(data=data, view=Group(rated, others))
 
 
+def digests(*, images: Path) -> Answer:
+    """Compare the pixels of the same draws through 1, 2, 4 and 8 loaders, and through a fleet that goes 1 -> 16 -> 1.
+
+    Args:
+        images: folder of images, folder of tars, or a tar.
+    """
+    from loader.bench.digests import determinism_digests
+
+    data = determinism_digests(images, progress=lambda what: say(f"  {what}"))
+    title = f"SHA-256 of draws, samples and pixels, {data['steps']} steps of {data['batch']}"
+    rows = list(data["digests"].items())
+    return Answer(data=data, view=table(title, ("loaders", "digest"), rows), ok=data["equal"])
+
+
 def selection() -> Answer:
     """Measure drawing, re-weighing, solving and scores, by number of samples."""
     from deploy.selection_bench import bench_window_requests

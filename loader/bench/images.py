@@ -86,7 +86,7 @@ def bench_loader(
     keep_freed_memory()
     say = progress or (lambda _: None)
     with tempfile.TemporaryDirectory(prefix="tempera-bench-") as scratch:
-        tars = _tars(Path(images), Path(scratch))
+        tars = shards_of(Path(images), Path(scratch))
         index = build_index(tars, Path(scratch) / "index.parquet")
         with index.reader() as reader:
             encoded = [index.read(row, reader) for row in range(len(index))]
@@ -157,8 +157,8 @@ def rates(sources: dict[str, Iterator[int]], seconds: float, *, slice_s: float =
     return {name: counted[name] / spent[name] for name in sources}
 
 
-def _tars(images: Path, scratch: Path) -> list[Path]:
-    """Return the shards, after writing them if the images are files."""
+def shards_of(images: Path, scratch: Path) -> list[Path]:
+    """Return the shards at a path, after writing them if the images are files."""
     tars = [images] if images.suffix == ".tar" else sorted(images.glob("*.tar"))
     return tars or [Path(path) for path in build_shards(class_folders(images), scratch / "shards")]
 

@@ -231,6 +231,16 @@ def test_loaders_that_cannot_start_are_an_error_that_says_why(local_ray, tmp_pat
     assert list(tmp_path.iterdir()) == [], "nothing of it is left over"
 
 
+def test_draws_have_one_digest_through_fleets_of_any_size_and_through_one_that_is_scaled(local_ray, photo_index):
+    from loader.bench.digests import determinism_digests
+
+    report = determinism_digests(photo_index.path.parent, sizes=(1, 2), course=(2, 3, 1))
+    assert list(report["digests"]) == ["in process", "1 loaders", "2 loaders", "2 -> 3 -> 1 loaders"]
+    assert report["equal"], report["digests"]
+    assert report["served"] == 3
+    assert report["fingerprint"] == photo_index.fingerprint
+
+
 def test_the_benchmark_reports_every_figure(local_ray, photo_index):
     from loader.bench.images import bench_loader
 
