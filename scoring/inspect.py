@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from scoring.table.draw_counts import draw_summary
 from scoring.table.scores import SCORE_KINDS
 
 if TYPE_CHECKING:
@@ -62,17 +63,6 @@ def export_table(selection: Selection, path: str | Path) -> int:
     """
     rows: int = selection.with_weights(lambda table, weighed: _export(table, weighed, Path(path)))
     return rows
-
-
-def draw_summary(histogram: NDArray[np.int64]) -> dict[str, Any]:
-    """Quantiles (least, quarters, most), mean and zeros of [k] samples drawn k times."""
-    cumulative, draws = np.cumsum(histogram), np.arange(len(histogram))
-    total = int(cumulative[-1])
-    return {
-        "quantiles": [float(np.searchsorted(cumulative, max(1.0, share * total))) for share in (0, 0.25, 0.5, 0.75, 1)],
-        "mean": float((histogram * draws).sum() / total),
-        "never": int(histogram[0]),
-    }
 
 
 def _summary(table: SampleTable, weighed: Weighed, top: int) -> dict[str, Any]:

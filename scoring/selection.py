@@ -28,7 +28,6 @@ from scoring.config import SelectionConfig
 from scoring.controls import Resolved, Resolver, checked_control
 from scoring.draw.drawing import Law, Weighed, draw_window
 from scoring.errors import CorruptLog, VersionConflict
-from scoring.inspect import draw_summary
 from scoring.log.history import History
 from scoring.log.housekeeping import Housekeeping
 from scoring.log.intake import ScoreIntake
@@ -39,6 +38,7 @@ from scoring.shelf import WindowShelf
 from scoring.steering import Steering, reply_to, with_law
 from scoring.table.changes import TableChanges
 from scoring.table.columns import Columns
+from scoring.table.draw_counts import draw_summary
 from scoring.table.samples import SampleTable, local_ranges
 from scoring.table.scores import ScoreReport, checked_report
 from scoring.temperature import checked_distance

@@ -82,3 +82,14 @@ class DrawCounts:
         if self._high:
             counts += np.array([self._high.get(int(row), 0) for row in rows], np.int64) << LOW_BITS
         return counts
+
+
+def draw_summary(histogram: NDArray[np.int64]) -> dict[str, Any]:
+    """Quantiles (least, quarters, most), mean and zeros of [k] samples drawn k times."""
+    cumulative, draws = np.cumsum(histogram), np.arange(len(histogram))
+    total = int(cumulative[-1])
+    return {
+        "quantiles": [float(np.searchsorted(cumulative, max(1.0, share * total))) for share in (0, 0.25, 0.5, 0.75, 1)],
+        "mean": float((histogram * draws).sum() / total),
+        "never": int(histogram[0]),
+    }
