@@ -146,8 +146,14 @@ def _ffcv(encoded: list[bytes], workers: int) -> Iterator[Iterator[int]]:
         images = [(simplejpeg.decode_jpeg(data),) for data in encoded]
         DatasetWriter(path, fields, num_workers=workers).from_indexed_dataset(images)
         crop = RandomResizedCropRGBImageDecoder((224, 224), scale=(0.2, 1.0))
+        # Every epoch starts threads and compiles: one of a few batches would measure that.
+        repeated = np.tile(np.arange(len(encoded)), -(-_EPOCH // len(encoded)))
         batches = Loader(
-            path, batch_size=_BATCH, num_workers=workers, pipelines={"image": [crop, RandomHorizontalFlip()]}
+            path,
+            batch_size=_BATCH,
+            num_workers=workers,
+            indices=repeated,
+            pipelines={"image": [crop, RandomHorizontalFlip()]},
         )
         yield (len(batch[0]) for batch in itertools.chain.from_iterable(itertools.repeat(batches)))
 
