@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 LISTENING = "0A"
-ANSWER_S, MOST_BYTES = 2.0, 8 << 20
+ANSWER_S, MOST_BYTES = 5.0, 8 << 20
 
 
 def family(pid: int) -> list[int]:
