@@ -26,7 +26,8 @@ import pytest
 from deploy.failpoints import failpoints
 from deploy.rundir import RunDir
 from loader import BatchStream, LoaderConfig, ShardIndex, StreamStalled
-from scoring import Selection, SelectionConfig, SelectionUnavailable
+from scoring import RunLog, Selection, SelectionConfig, SelectionUnavailable
+from scoring.log.snapshots import CHECKSUM, PREFIX
 from tests.faults.chaotic_stream import lost_calls
 from tests.faults.consuming import CONFIG as STREAM
 from tests.faults.consuming import consume, windows
@@ -159,6 +160,41 @@ def test_without_a_word_from_the_writer_a_full_disk_at_a_checkpoint_goes_unseen(
     run = RunDir(tmp_path / "run")
     full_disk_at_a_checkpoint(small(digits), run)
     assert losses(run)[-1][0] == STEPS, "trained on as if the checkpoint were there"
+
+
+def flipped(path: Path) -> None:
+    """Flip a bit of the newest snapshot's first column, how often each sample was drawn; its header stays as it is."""
+    newest = max(path.parent.glob("run.sqlite.snapshot-*"))
+    data = bytearray(newest.read_bytes())
+    data[PREFIX.size + PREFIX.unpack_from(data)[2] + CHECKSUM.size] ^= 1
+    newest.write_bytes(data)
+
+
+def unchecked(file, described):
+    array = np.empty(described.shape, described.dtype)
+    file.readinto(array.reshape(-1).view(np.uint8).data)
+    return array
+
+
+def test_without_its_checksum_a_flipped_snapshot_is_believed(tmp_path, monkeypatch, note):
+    path, config = tmp_path / "run.sqlite", replace(CONFIG, snapshot_windows=2)
+    with contextlib.closing(Selection(DISTANCE, config, runlog=RunLog(path))) as service:
+        for index in range(5):
+            service.window(index)
+            values = np.random.default_rng(index).random(N)
+            service.report_scores(np.arange(N), values, kind="loss", step=index, producer="a", sequence=index)
+        expected = service.times_drawn(), service.scores("loss")
+    flipped(path)
+
+    def recovered() -> tuple[np.ndarray, np.ndarray]:
+        with contextlib.closing(Selection(DISTANCE, config, runlog=RunLog(path))) as again:
+            return again.times_drawn(), again.scores("loss")
+
+    for found, known in zip(recovered(), expected, strict=True):
+        np.testing.assert_array_equal(found, known)
+    note("snapshot flipped", seen="passed over; the one before it and the log give the same state")
+    monkeypatch.setattr("scoring.log.snapshots._read", unchecked)
+    assert not all(np.array_equal(found, known) for found, known in zip(recovered(), expected, strict=True))
 
 
 # -- Ray --------------------------------------------------------------------------------------------------------------
