@@ -24,7 +24,7 @@ demo: $(INSTALLED)
 	$(BIN)/tempera demo
 
 test: $(INSTALLED)
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m 'not cluster and not faults'
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m 'not cluster and not faults'
 
 test-cluster: $(INSTALLED)
 	$(BIN)/pytest -m cluster

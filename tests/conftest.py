@@ -28,8 +28,11 @@ from deploy.config import DataConfig
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Live runs first: two workers take files in order, and the longest must not be the last."""
-    items.sort(key=lambda item: "integration" not in item.path.parts)
+    """Live runs first, then what starts Ray or a browser: two workers take files in order (`make test` keeps xdist from
+    sorting them by their number of tests), and the longest must not be the last.
+    """
+    slow = {item.path for item in items if any(item.get_closest_marker(name) for name in ("ray", "slow", "browser"))}
+    items.sort(key=lambda item: ("integration" not in item.path.parts, item.path not in slow))
 
 
 @pytest.fixture(scope="session", autouse=True)
