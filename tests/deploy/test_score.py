@@ -29,6 +29,7 @@ from deploy.runs import debug
 from loader import ShardIndex, build_index, build_shards
 from loader.shards.sources import digits as digits_of
 from scoring import Prototypes
+from tests.deploy.api_run import WINDOW_STEPS, alive, tiny, wait_for
 from trainer.evaluate.knn import embed
 from trainer.record.export import load_encoder
 
@@ -103,6 +104,22 @@ def test_a_run_scores_with_its_own_encoder(
     expected = embed(encoder, [images], mean=config.mean, std=config.std)
     features = described.FeatureSpec(space="run", run=str(run.path)).build(tmp_path)(images)
     np.testing.assert_allclose(features, expected, atol=1e-5)
+
+
+def test_a_live_run_draws_by_the_distances_of_its_own_encoder(
+    tmp_path: Path, digits: DataConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(digits, steps=10**6, settings=("train.checkpoint_every=4",))
+    with alive(tmp_path / "run", config) as run:
+        wait_for(lambda: list(run.checkpoints.glob("step-*")), "a checkpoint")
+        facts = answer(capsys, "score", "--from-run", str(run.path), "--clusters", "5")
+        window = facts["swapped_in"]["window"]
+        wait_for(lambda: run.metric_lines()[-1]["step"] > WINDOW_STEPS * (window + 1), "the swap's window")
+        entries = answer(capsys, "log", "--run", str(run.path))["entries"]
+    (entry,) = [entry for entry in entries if entry["kind"] == "distances"]
+    assert entry["window"] == window
+    assert Path(entry["value"]).resolve() == Path(facts["prototypes"]).resolve()
+    assert entry["reason"].startswith("scored by the run's own encoder at step ")
 
 
 def test_a_job_that_stopped_goes_on_with_what_is_missing(
