@@ -25,6 +25,9 @@ EventKind = Literal["scale", "loader_started", "loader_lost", "loader_removed", 
 MAX_LOADERS: Final = 1024
 _FIRST_PAUSE_S: Final = 0.25
 _LONGEST_PAUSE_S: Final = 15.0
+_LEAST_STARTING: Final = 8
+"""So many loaders may start at a time, or as many as are ready if they are more: a crowd that starts together on few
+processors is not ready in time, is replaced, and never comes to work."""
 _GROWN_UP_S: Final = 30.0
 """A loader that lived so long did not die of its start: the next one starts without a pause."""
 
@@ -222,7 +225,7 @@ class Fleet:
     def _attend(self, name: str, slot: _Slot) -> None:
         now = self._clock()
         if slot.process is None:
-            if now >= slot.not_before_s:
+            if now >= slot.not_before_s and self._may_start():
                 slot.process, slot.launched_s, slot.announced = self._launch(name), now, False
             return
         state = slot.process.poll()
@@ -231,6 +234,11 @@ class Fleet:
             self._event("loader_started", "fleet", f"{name} is ready after {now - slot.launched_s:.1f} s")
         elif state == "lost":
             self._lose(name, slot, now)
+
+    def _may_start(self) -> bool:
+        launched = [slot.announced for slot in self._slots.values() if slot.process is not None]
+        num_ready = sum(launched)
+        return len(launched) - num_ready < max(_LEAST_STARTING, num_ready)
 
     def _lose(self, name: str, slot: _Slot, now: float) -> None:
         assert slot.process is not None

@@ -70,6 +70,26 @@ def test_one_to_sixteen_and_back_under_load_loses_and_repeats_nothing(pool, rand
     assert len(pool.asked) == 16
 
 
+def test_a_mixed_fleet_gives_the_same_draws_and_pixels_that_are_equal_but_for_rounding(photo_index, random_windows):
+    config = replace(CONFIG, total_steps=8, transform=Transform(size=64))
+    index = str(photo_index.path)
+    kinds = [LoaderConfig(index=index), LoaderConfig(index=index, decoder="dali", device_id=None)]
+    batches = []
+    for workers in (kinds[:1], kinds):
+        fleet = LocalLoaders([LoaderWorker(config) for config in workers])
+        batches.append(list(BatchStream(random_windows(24, config), fleet, config)))
+        fleet.close()
+    for alone, mixed in zip(*batches, strict=True):
+        assert (alone.draws == mixed.draws).all()
+        assert (alone.sample_ids == mixed.sample_ids).all()
+        differ = (alone.images.int() - mixed.images.int()).abs().float()
+        assert differ.mean() < 1.0
+        # A box of its own for every draw: another box would differ everywhere.
+        by_image = differ.flatten(1).mean(1)
+        assert by_image.max() < 3.0
+        assert (by_image > 0).any(), "both decoders took part"
+
+
 @pytest.mark.parametrize("size", [1, 4, 8, 16])
 def test_requests_carry_what_they_should_however_many_loaders_there_are(pool, random_windows, size):
     config = replace(CONFIG, window_steps=48, total_steps=48, min_request_images=32)

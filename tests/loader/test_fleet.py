@@ -113,6 +113,31 @@ def test_growing_launches_more_and_tells_who_asked(world):
     assert (event.kind, event.author, event.value) == ("scale", "trainer", 4.0)
 
 
+def test_a_large_fleet_starts_in_parts_that_double():
+    world, launched = World(60), []
+    world.fleet.tick()
+    while not launched or launched[-1] < 60:
+        launched.append(len(world.alive()))
+        world.advance()
+        assert len(world.alive()) == launched[-1], "those that start are waited for"
+        world.all_ready()
+        world.fleet.tick()
+    assert launched == [8, 16, 32, 60]
+    assert len(world.fleet.members()) == 60
+
+
+def test_a_part_that_never_starts_does_not_hold_up_those_that_were_lost():
+    world = World(9)
+    world.fleet.tick()
+    for process in world.launched[1:]:
+        process.state = "ready"
+    world.advance()
+    world.launched[3].state = "lost"
+    world.advance(1.0)
+    world.advance(1.0)
+    assert [p.name for p in world.launched[8:]] == ["loader-8", "loader-3"]
+
+
 def test_shrinking_drains_the_last_ones(world):
     world.all_ready()
     world.fleet.scale(1, author="person")
