@@ -5,15 +5,18 @@ trainer's own in the run directory, which all nodes share, so a restarted group 
 `ray.train.report` is a barrier and is not called. Where Ray itself listens at the loopback only, the ranks do too.
 """
 
+import itertools
 import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch.distributed as dist
+from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
 
@@ -74,13 +77,15 @@ def train_on_ray(
         use_gpu: one GPU a rank, NCCL; otherwise gloo on the CPU.
         resources_per_worker: Ray resources of a rank, e.g. {"CPU": 0.5}.
         node_labels: labels of the nodes that ranks may run on; none means any node.
-        max_failures: restarts after a failed rank; each continues from the newest checkpoint. -1 restarts without end.
+        max_failures: restarts after a failed rank or controller; each continues from the newest checkpoint. -1
+            restarts without end.
         name: name of the run in Ray's dashboard.
 
     Raises:
-        ray.train.TrainingFailedError: a rank failed more often than max_failures.
+        ray.train.TrainingFailedError: a rank or the controller failed more often than max_failures.
     """
-    trainer = TorchTrainer(
+    make_trainer = partial(
+        TorchTrainer,
         _train_rank,  # type: ignore[arg-type]  # ray's annotations leave out the return value
         train_loop_config={"job": job},
         torch_config=GuardedTorch(),
@@ -96,9 +101,24 @@ def train_on_ray(
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
         ),
     )
-    result = trainer.fit()
-    returned: TrainResult = result.return_value  # type: ignore[attr-defined]  # of v2's Result
+    returned: TrainResult = _fitted(make_trainer, max_failures=max_failures).return_value
     return returned
+
+
+def _fitted(make_trainer: Callable[[], Any], *, max_failures: int) -> Any:
+    """Train; what fails of Ray Train's controller by a call that Ray lost is started again, as often as a rank is.
+
+    Ray Train has ended its ranks by then. It starts a controller again itself only where its ranks could not start.
+    """
+    for failures in itertools.count(1):
+        try:
+            return make_trainer().fit()
+        except ray.train.ControllerError as error:
+            if not isinstance(error.controller_failure, RayError) or 0 <= max_failures < failures:
+                raise
+            reason = str(error.controller_failure).partition("\n")[0]
+            log.warning("Ray Train's controller failed; it goes on from the newest checkpoint (%s)", reason)
+    raise AssertionError("unreachable")
 
 
 class GuardedBackend(_TorchBackend):
