@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import tempfile
@@ -24,6 +23,7 @@ from loader import (
     StreamConfig,
     Transform,
 )
+from loader.bench.digests import digest
 
 CONFIG = StreamConfig(
     seed=5, global_batch=64, total_steps=24, window_steps=8, transform=Transform(size=32), stall_timeout_s=150
@@ -70,14 +70,6 @@ def answers(fleet):
         return True
 
     return try_status
-
-
-def digest(batches) -> str:
-    sha = hashlib.sha256()
-    for batch in batches:
-        for part in (batch.draws, batch.sample_ids, batch.images.contiguous().numpy()):
-            sha.update(part.tobytes())
-    return sha.hexdigest()
 
 
 @pytest.fixture(scope="module")
