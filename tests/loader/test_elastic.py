@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from loader import BatchStream, LoaderConfig, LoaderWorker, LocalLoaders, StreamConfig, Transform, WeightedWindows
+from loader import (
+    Batch,
+    BatchStream,
+    LoaderConfig,
+    LoaderWorker,
+    LocalLoaders,
+    StreamConfig,
+    Transform,
+    WeightedWindows,
+)
+from loader.bench.digests import digest
 from loader.routing import route
 
 CONFIG = StreamConfig(seed=9, global_batch=48, total_steps=48, window_steps=8, transform=Transform(size=16))
@@ -39,15 +49,6 @@ def pool(photo_index):
     pool.close()
 
 
-def digest(stream: BatchStream, on_step: object = lambda step: None) -> str:
-    sha = hashlib.sha256()
-    for batch in stream:
-        on_step(batch.step)
-        for part in (batch.draws, batch.sample_ids, batch.images.contiguous().numpy()):
-            sha.update(part.tobytes())
-    return sha.hexdigest()
-
-
 def test_one_to_sixteen_and_back_under_load_loses_and_repeats_nothing(pool, random_windows):
     pool.wished = 1
     draws: list[int] = []
@@ -56,22 +57,19 @@ def test_one_to_sixteen_and_back_under_load_loses_and_repeats_nothing(pool, rand
     stream = BatchStream(random_windows(24, CONFIG), pool, CONFIG)
     pool.asked.clear()
 
-    def scale(step: int) -> None:
-        pool.wished = sizes[step * len(sizes) // CONFIG.total_steps]
+    def scaled() -> Iterator[Batch]:
+        for batch in stream:
+            pool.wished = sizes[batch.step * len(sizes) // CONFIG.total_steps]
+            draws.extend(batch.draws.tolist())
+            yield batch
 
-    sha = hashlib.sha256()
-    for batch in stream:
-        scale(batch.step)
-        draws.extend(batch.draws.tolist())
-        for part in (batch.draws, batch.sample_ids, batch.images.contiguous().numpy()):
-            sha.update(part.tobytes())
-    assert sha.hexdigest() == expected
+    assert digest(scaled()) == expected
     assert draws == list(range(CONFIG.total_steps * CONFIG.global_batch))
     assert len(pool.asked) == 16
 
 
 def test_a_mixed_fleet_gives_the_same_draws_and_pixels_that_are_equal_but_for_rounding(photo_index, random_windows):
-    config = replace(CONFIG, total_steps=8, transform=Transform(size=64))
+    config = replace(CONFIG, total_steps=8, transform=Transform(size=64), request_deadline_s=60, stall_timeout_s=120)
     index = str(photo_index.path)
     kinds = [LoaderConfig(index=index), LoaderConfig(index=index, decoder="dali", device_id=None)]
     batches = []
