@@ -26,6 +26,7 @@ from deploy.rundir import RunDir
 from scoring import Control, Event
 from tests.deploy.observe_fakes import state
 from tests.deploy.page_run import LiveRun, live_run
+from tests.local_ray import local_ray
 from tests.programs import needs, program
 
 PROMETHEUS = program("prometheus")
@@ -136,15 +137,9 @@ def test_a_run_without_a_log_has_figures_all_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_ray_exports_the_same_metrics_under_its_prefix() -> None:
-    import ray
-
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        with exported_to_ray(state, every_s=0.5):
-            port = ray.nodes()[0]["MetricsExportPort"]
-            text = until(lambda: _with_all(fetched(f"http://127.0.0.1:{port}/metrics").decode()), "an export")
-    finally:
-        ray.shutdown()
+    with local_ray(num_cpus=1) as ray, exported_to_ray(state, every_s=0.5):
+        port = ray.nodes()[0]["MetricsExportPort"]
+        text = until(lambda: _with_all(fetched(f"http://127.0.0.1:{port}/metrics").decode()), "an export")
     assert _value(text, "ray_tempera_progress_steps") == 70
     assert _value(text, "ray_tempera_drawn_samples_total") == 1500
     assert _value(text, "ray_tempera_loader_restarts_total", 'loader="loader-1"') == 2

@@ -13,7 +13,7 @@ from PIL import Image
 
 STEPS = 80
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def test_demo_trains_is_steered_and_reports(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_demo_trains_is_steered_and_reports(tmp_path: Path) -> None:
     second = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
     assert second.returncode == 2
     assert f"pid {demo.pid}" in second.stderr
-    answer, heard = demo.communicate(timeout=800)
+    answer, heard = demo.communicate(timeout=1200)
     assert demo.returncode == 0, heard
     facts = json.loads(answer)
 

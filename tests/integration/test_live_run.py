@@ -34,7 +34,7 @@ SETTINGS = ("train.checkpoint_every=24", "train.log_every=1", "fleet.loaders=2",
 ENDLESS = (*SETTINGS, "train.total_steps=100000")
 PATIENCE_S = 400.0
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def tempera(*words: object) -> dict[str, Any]:

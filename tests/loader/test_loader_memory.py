@@ -25,6 +25,7 @@ from loader import (
     build_shards,
 )
 from loader.bench.index import IMAGENET_SAMPLES, fresh_open_cost, write_large_index
+from tests.local_ray import local_ray
 
 CONFIG = StreamConfig(seed=3, global_batch=32, total_steps=100, window_steps=20, transform=Transform())
 STORE_BYTES = 80 << 20
@@ -51,17 +52,8 @@ def large_index(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
 @pytest.fixture(scope="module")
 def small_store():
     """Ray with little room for objects."""
-    import ray
-
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-    )
-    yield ray
-    ray.shutdown()
+    with local_ray(object_store_memory=STORE_BYTES) as ray:
+        yield ray
 
 
 def spilled_bytes() -> int:

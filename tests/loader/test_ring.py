@@ -117,7 +117,7 @@ def test_nothing_is_left_of_a_ring_whose_owner_was_killed():
     assert len(user) == 0
     assert ring_mappings() == before
     # Other processes of the machine come and go in /dev/shm; none of the names is a ring's.
-    assert not [name for name in os.listdir("/dev/shm") if "tempera" in name]
+    assert not [name for name in os.listdir("/dev/shm") if "tempera-ring" in name]
 
 
 def test_a_slot_given_up_is_kept_aside_until_it_is_safe():

@@ -18,15 +18,13 @@ from scoring import (
     VersionConflict,
     table_summary,
 )
+from tests.local_ray import local_ray
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    import ray
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with local_ray(object_store_memory=100_000_000):
+        yield
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from trainer_fakes import FakeStream, tiny_run
 
+from tests.local_ray import local_ray as started_ray
 from trainer import read_metrics, train
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -16,15 +17,8 @@ def local_ray():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]))
         patch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.2")
-        yield from running_ray()
-
-
-def running_ray():
-    import ray
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
+        with started_ray() as ray:
+            yield ray.get_runtime_context().gcs_address
 
 
 class FatalStream(FakeStream):
