@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from deploy.cli import main
@@ -81,6 +82,47 @@ def test_a_probe_few_shots_and_fine_tuning_of_a_run(
     assert tuned["recipe"] == "mae"
     assert [line["epoch"] for line in tuned["curve"]] == [1, 2]
     assert {path.name for path in tmp_path.glob("*.json")} == {"linear.json", "fewshot.json", "finetune.json"}
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bright square on each of four dark images, in COCO's format and in ADE20K's."""
+    root = tmp_path_factory.mktemp("squares")
+    box = {"bbox": [16, 24, 32, 32], "area": 1024, "segmentation": [[16, 24, 48, 24, 48, 56, 16, 56]]}
+    for split in ("training", "validation"):
+        images, labels = root / "images" / split, root / "annotations" / split
+        images.mkdir(parents=True)
+        labels.mkdir(parents=True)
+        for number in range(4):
+            picture, label = Image.new("RGB", (64, 64), (20, 20, 10 * number)), Image.new("L", (64, 64), 1)
+            picture.paste((240, 240, 200), (16, 24, 48, 56))
+            label.paste(2, (16, 24, 48, 56))
+            picture.save(images / f"{number}.jpg")
+            label.save(labels / f"{number}.png")
+        coco = {
+            "images": [{"id": n + 1, "file_name": f"{n}.jpg", "width": 64, "height": 64} for n in range(4)],
+            "annotations": [{"id": n + 1, "image_id": n + 1, "category_id": 1, "iscrowd": 0, **box} for n in range(4)],
+            "categories": [{"id": 1, "name": "square"}],
+        }
+        (root / f"{split}.json").write_text(json.dumps(coco))
+    return root
+
+
+def test_detection_and_segmentation_of_a_run_and_of_a_timm_model(
+    run: RunDir, weights: Path, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ("--train-annotations", squares / "training.json", "--train-images", squares / "images" / "training")
+    test = ("--test-annotations", squares / "validation.json", "--test-images", squares / "images" / "validation")
+    small = ("epochs=1", "batch=4", "image_size=64", "width=16", "box_width=32", "regions=16", "proposals=50")
+    found = asked(capsys, "detection", "--run", run.path, "--out", tmp_path, *train, *test, "--set", *small, "window=4")
+    assert found["epochs"] == 1
+    assert 0 <= found["ap_box"] <= found["ap50_box"] <= 1
+    model = ("--timm", MODEL, "--weights", weights, "--image-size", 32, "--out", tmp_path)
+    few = ("steps=2", "batch=2", "crop=64", "stride=64", "width=16", "base=[64,64]", "test_every=2", "warmup_steps=1")
+    found = asked(capsys, "segmentation", *model, "--data", squares, "--set", *few)
+    assert found["classes"] == 2
+    assert 0 <= found["miou"] <= found["macc"] <= 1
+    assert {path.name for path in tmp_path.glob("*.json")} == {"detection.json", "segmentation.json"}
 
 
 def test_rauc_compares_two_runs_curves(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,7 +98,7 @@ def test_the_benchmark_clusters_made_features_and_measures_the_process(tmp_path)
     report = bench_kmeans(5000, width=16, num_clusters=2, folder=tmp_path, progress=lambda what, *_: seen.append(what))
     assert report["purity"] == 1.0  # two centres in 16 dimensions lie far apart
     assert (report["clusters"], report["feature_bytes"]) == (2, 4 * 5000 * 16)
-    assert report["seconds"] > 0 < report["of_product"]
+    assert min(report[name] for name in ("seconds", "cpu_seconds", "of_product")) > 0
     assert report["peak_bytes"] > 2**20
     assert {"making features", "clustering"} == set(seen)
     assert not list(tmp_path.iterdir())  # the features are gone
