@@ -82,7 +82,9 @@ class Group:
         wanted = self._missing[rows] & (self._sample_ids[rows] == spec.sample_ids)
         bad = [sample for sample in pixels.bad if wanted[sample.row]]
         wanted[[sample.row for sample in bad]] = False
-        self._rows_of_rgb[rows[wanted]] = pixels.images.transpose(0, 2, 3, 1)[wanted]
+        came = pixels.images.transpose(0, 2, 3, 1)
+        for row, place in zip(rows[wanted], np.flatnonzero(wanted), strict=True):
+            self._rows_of_rgb[row] = came[place]  # one by one: all at once would copy them twice
         self._missing[rows[wanted]] = False
         return [self._substitute(int(rows[sample.row]), sample) for sample in bad]
 
