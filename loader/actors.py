@@ -273,7 +273,7 @@ class RayLoaders:
         ring_bytes: Size of the ring; 0 uses the object store for everything.
     """
 
-    def __init__(self, fleet: FleetClient, *, ring_bytes: int = 256 << 20) -> None:
+    def __init__(self, fleet: FleetClient, *, ring_bytes: int = 320 << 20) -> None:
         assert isinstance(fleet.port, ActorPort)
         self._fleet, self._actor = fleet, fleet.port.actor
         self._members: dict[str, ActorHandle[Any]] = fleet.members(timeout_s=_JOIN_TIMEOUT_S)

@@ -121,8 +121,8 @@ class StreamConfig:
     """Steps that may be in flight or ready ahead of the trainer; bounds memory."""
     min_request_images: int = 64
     """A request carries at least this many images: more steps are then in flight, as far as `prefetch_bytes` allows and
-    not more than a window."""
-    prefetch_bytes: int = 256 << 20
+    not more than two windows."""
+    prefetch_bytes: int = 320 << 20
     """Pixels that may be in flight when that takes more steps than `prefetch_steps`, in bytes."""
     request_deadline_s: float = 1.0
     """Least age at which a request is sent to a second loader as well, in seconds."""

@@ -147,7 +147,7 @@ class Assembler:
         """Steps in flight: those asked for, or more when requests would be small and memory allows it."""
         config = self._config
         step_bytes = 3 * config.transform.size**2 * config.local_batch
-        allowed = min(config.window_steps, config.prefetch_bytes // step_bytes)
+        allowed = min(2 * config.window_steps, config.prefetch_bytes // step_bytes)
         return max(config.prefetch_steps, min(2 * self._worthwhile_steps(), allowed))
 
     def _group_steps(self) -> int:

@@ -48,7 +48,7 @@ _BATCH: Final = 64
 _TRANSFORM: Final = Transform()
 
 _TRANSPORTS: Final = {"ring": "through shared memory", "object_store": "through the object store"}
-_RING_BYTES: Final = {"ring": 256 << 20, "object_store": 0}
+_RING_BYTES: Final = {"ring": 320 << 20, "object_store": 0}
 
 Progress = Callable[[str], None]
 

@@ -18,6 +18,7 @@ from loader import (
     Transform,
     WeightedWindows,
 )
+from loader.batch import BatchSpec, Pixels
 from loader.bench.digests import digest
 from loader.routing import route
 
@@ -50,21 +51,22 @@ def pool(photo_index):
 
 
 def test_one_to_sixteen_and_back_under_load_loses_and_repeats_nothing(pool, random_windows):
+    config = replace(CONFIG, total_steps=120)
     pool.wished = 1
     draws: list[int] = []
-    expected = digest(BatchStream(random_windows(24, CONFIG), pool, CONFIG))
+    expected = digest(BatchStream(random_windows(24, config), pool, config))
     sizes = [1, 2, 4, 8, 16, 11, 16, 5, 2, 1]
-    stream = BatchStream(random_windows(24, CONFIG), pool, CONFIG)
+    stream = BatchStream(random_windows(24, config), pool, config)
     pool.asked.clear()
 
     def scaled() -> Iterator[Batch]:
         for batch in stream:
-            pool.wished = sizes[batch.step * len(sizes) // CONFIG.total_steps]
+            pool.wished = sizes[batch.step * len(sizes) // config.total_steps]
             draws.extend(batch.draws.tolist())
             yield batch
 
     assert digest(scaled()) == expected
-    assert draws == list(range(CONFIG.total_steps * CONFIG.global_batch))
+    assert draws == list(range(config.total_steps * config.global_batch))
     assert len(pool.asked) == 16
 
 
@@ -95,6 +97,42 @@ def test_requests_carry_what_they_should_however_many_loaders_there_are(pool, ra
     digest(BatchStream(random_windows(24, config), pool, config))
     # 24 samples do not divide evenly among many loaders: what counts is the number of calls.
     assert len(pool.sent) <= 48 * 48 / 32
+
+
+class BlackLoaders:
+    """Loaders that answer at once, with black images."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.sent = size, []
+
+    def members(self) -> tuple[str, ...]:
+        return tuple(f"loader-{number}" for number in range(self.size))
+
+    def submit(self, member: str, spec: BatchSpec) -> tuple:
+        self.sent.append(len(spec))
+        return len(self.sent), spec.sample_ids.tobytes(), len(spec), spec.transform.size
+
+    def wait(self, handles: list, timeout_s: float) -> list:
+        return list(handles)
+
+    def result(self, handle: tuple) -> Pixels:
+        *_, num_images, size = handle
+        return Pixels(images=np.zeros((num_images, size, size, 3), np.uint8).transpose(0, 3, 1, 2), bad=(), decode_s=0)
+
+    def release(self, handle: object) -> None: ...
+
+    def refresh(self) -> None: ...
+
+
+@pytest.mark.parametrize("batch", [64, 256])
+@pytest.mark.parametrize("size", [2, 4, 8, 16])
+def test_by_default_a_call_carries_about_64_images_at_least(size, batch):
+    config = StreamConfig(seed=0, global_batch=batch, total_steps=32, transform=Transform())
+    loaders = BlackLoaders(size)
+    images = sum(len(one.draws) for one in BatchStream(WeightedWindows(np.ones(20_000), config), loaders, config))
+    assert images == 32 * batch
+    assert np.mean(loaders.sent) >= 60
+    assert np.percentile(loaders.sent, 5) >= 40, "rendezvous hashing spreads a little unevenly"
 
 
 def test_memory_bounds_how_far_requests_grow(pool, random_windows):
