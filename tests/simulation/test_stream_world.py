@@ -102,7 +102,8 @@ class World:
         self.loaders = {name: Member() for name in NAMES[:3]}
         self.believed = tuple(self.loaders)
         self.asked_s = self.now_s
-        self.open: set[Request] = set()
+        self.open: dict[Request, None] = {}
+        """In order: of a set the same life would be lived in another order each time."""
         self.served_s = self.now_s
         """When somebody could last serve."""
 
@@ -147,7 +148,7 @@ class World:
         request = Request(member, spec, due)
         if not state.alive:
             request.due_s, request.lost = self.now_s, True
-        self.open.add(request)
+        self.open[request] = None
         return request
 
     def wait(self, handles, timeout_s):
@@ -157,7 +158,7 @@ class World:
 
     def result(self, request):
         if request.lost:
-            self.open.discard(request)
+            self.open.pop(request, None)
             self.believed = tuple(name for name in self.believed if name != request.member)
             raise LoaderLost(f"{request.member} was lost")
         spec = request.spec
@@ -171,7 +172,7 @@ class World:
         return Pixels(images=images, bad=listed, decode_s=0.0)
 
     def release(self, request):
-        self.open.discard(request)
+        self.open.pop(request, None)
 
 
 def expected(step: int):
