@@ -87,7 +87,8 @@ def _curve(run: RunDir, config: RunConfig) -> Path | None:
     """The picture of the effective size; None for a policy that has none, or a schedule that follows metrics."""
     lines = run.metric_lines(tail=1)
     laws = [entry for entry in read_entries(run.log) if entry.effective_size is not None]
-    if config.curriculum.adaptive or not lines or not laws or laws[0].temperature is None:
+    steered = any(_finite(entry.temperature) is not None for entry in laws)
+    if config.curriculum.adaptive or not lines or not steered or laws[0].temperature is None:
         return None
     schedule, train = effective_size_schedule(config), config.train
     knob = knob_history(

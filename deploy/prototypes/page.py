@@ -33,7 +33,8 @@ h1 { font-size: 1.2rem; margin: 0; }
 input[type=search] { min-width: 18rem; padding: .3rem .5rem; font: inherit; }
 section { display: flex; gap: .6rem; align-items: center; padding: .25rem 0; border-top: 1px solid #8883; }
 section > div.name { flex: 0 0 9rem; font-size: .85rem; overflow-wrap: anywhere; }
-section > div.images { display: flex; gap: 3px; flex-wrap: wrap; }
+section > div.images { display: flex; gap: 3px; overflow-x: auto; min-width: 0; }
+section > div.images img { flex: none; }
 .soft { color: var(--soft); }
 img { width: var(--side); height: var(--side); object-fit: cover; border-radius: 3px; cursor: zoom-in; }
 .off { display: none; }

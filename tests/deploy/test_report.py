@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deploy.config import DataConfig
+from deploy.launch import launch_in_process
 from deploy.pages import plots
+from deploy.pages.figures import figure_sections
 from deploy.pages.report import Section, write_report
+from deploy.rundir import RunDir
+from tests.deploy.api_run import tiny
 
 
 def test_report_is_self_contained_and_escapes_what_it_shows(tmp_path: Path) -> None:
@@ -48,3 +53,15 @@ def test_effective_size_and_histogram_pictures_are_written(tmp_path: Path) -> No
     for name in ("s", "t", "many"):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.width > 400
+
+
+@pytest.mark.parametrize(("policy", "drawn"), [("prototypical", True), ("uniform", False)])
+def test_a_run_has_a_curve_of_its_effective_size_where_a_temperature_was_in_force(
+    tmp_path: Path, digits: DataConfig, policy: str, drawn: bool
+) -> None:
+    config, run = (
+        tiny(digits, steps=40, settings=(f"curriculum.policy={policy}", "train.warmup_steps=1")),
+        RunDir(tmp_path / "run"),
+    )
+    launch_in_process(config, run)
+    assert drawn == any(section.title == "What the model saw" for section in figure_sections(run, config))
