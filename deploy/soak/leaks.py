@@ -23,7 +23,7 @@ LEAST_S = 240.0
 """A process younger than this still warms up; its growth says nothing."""
 DESCRIPTOR_LIMIT = 64
 """Descriptors that a process may hold more at its end than after the first tenth of its samples."""
-SETTLE_S = 240.0
+SETTLE_S = 600.0
 """Within this time after the last fault the run must hold what it held before the first."""
 FLUCTUATING = ("memory", "object_store_memory")
 
