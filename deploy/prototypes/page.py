@@ -27,13 +27,15 @@ THUMBNAIL, QUALITY = 64, 85
 STYLE = """
 :root { color-scheme: light dark; --side: 64px; --soft: #888; }
 body { font: 15px/1.45 system-ui, sans-serif; margin: 1.2rem; }
-header { position: sticky; top: 0; background: Canvas; padding: .4rem 0 .7rem; display: flex; gap: 1.4rem;
-  flex-wrap: wrap; align-items: center; z-index: 1; }
+header { position: sticky; top: 0; left: 0; width: calc(100vw - 4rem); background: Canvas; padding: .4rem 0 .7rem;
+  display: flex; gap: 1.4rem; flex-wrap: wrap; align-items: center; z-index: 1; }
 h1 { font-size: 1.2rem; margin: 0; }
 input[type=search] { min-width: 18rem; padding: .3rem .5rem; font: inherit; }
-section { display: flex; gap: .6rem; align-items: center; padding: .25rem 0; border-top: 1px solid #8883; }
-section > div.name { flex: 0 0 9rem; font-size: .85rem; overflow-wrap: anywhere; }
-section > div.images { display: flex; gap: 3px; overflow-x: auto; min-width: 0; }
+section { display: flex; gap: .6rem; align-items: center; padding: .25rem 0; border-top: 1px solid #8883;
+  width: max-content; min-width: 100%; }
+section > div.name { flex: 0 0 7rem; font-size: .85rem; overflow-wrap: anywhere; position: sticky; left: 0;
+  background: Canvas; }
+section > div.images { display: flex; gap: 3px; }
 section > div.images img { flex: none; }
 .soft { color: var(--soft); }
 img { width: var(--side); height: var(--side); object-fit: cover; border-radius: 3px; cursor: zoom-in; }
