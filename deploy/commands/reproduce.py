@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from deploy.reproduce import Claim
     from deploy.reproduce.page import Written
 
+POINTS_OF_RAUC = 3
+"""Fewest points of curves whose areas are compared."""
+
 
 def reproduce(
     claims: Positional[tuple[str, ...]],
@@ -50,7 +53,8 @@ def reproduce(
         seeds: how often each arm is trained, 1 or more.
         samples: training images to take, the same number of each class; all by default.
         test_samples: test images likewise; at most 10,000 are used.
-        evaluations: points of an arm's training curve. Each takes as long as a few thousand training images.
+        evaluations: points of an arm's curve of accuracy while it trains; each takes as long as training on some
+            thousand images. 0 for none; mto needs 3.
         batch: images of a step.
         size: tiny (128 wide, 4 deep) or cifar (192 wide, 12 deep).
         lr: peak learning rate for 256 images.
@@ -72,9 +76,15 @@ def reproduce(
     from trainer.config import require
 
     require(seeds >= 1, f"--seeds must be 1 or more; got {seeds}.")
-    require(evaluations >= 1, f"--evaluations must be 1 or more; got {evaluations}.")
+    require(evaluations >= 0, f"--evaluations must be 0 or more; got {evaluations}.")
     require(workers is None or workers >= 1, f"--workers must be 1 or more; got {workers}.")
     chosen = chosen_claims(claims, sweep=sweep, only=only)
+    compared = [folder for folder, claim in chosen.items() if claim.baseline is not None]
+    require(
+        not compared or evaluations >= POINTS_OF_RAUC,
+        f"--evaluations must be {POINTS_OF_RAUC} or more where curves are compared ({', '.join(compared)}); got "
+        f"{evaluations}.",
+    )
     image_size = model_size(size).image_size
     folder = f"data-{samples or 'all'}" + (f"-test-{test_samples}" if test_samples else "")
     images = prepare_data(data, out / folder, samples=samples, test_samples=test_samples, size=image_size)

@@ -36,7 +36,7 @@ class Scale:
     precision: Precision = "auto"
     """bf16 trains a third faster on CPUs that have matrix units for it, and many times slower on those without."""
     evaluations: int = 6
-    """Points of an arm's training curve, 1 or more."""
+    """Points of an arm's curve of accuracy while it trains; 0 for none."""
 
     @property
     def epoch_steps(self) -> int:
@@ -87,7 +87,7 @@ def run_config(arm: Arm, *, data: DataConfig, scale: Scale, seed: int) -> RunCon
         curriculum=CurriculumConfig(policy=arm.policy, schedule=arm.schedule, start=arm.start, end=arm.end),
         fleet=FleetConfig(loaders=1),
         trainers=TrainersConfig(),
-        evaluate_every=max(1, math.ceil(steps / scale.evaluations)),
+        evaluate_every=math.ceil(steps / scale.evaluations) if scale.evaluations else 0,
     )
 
 

@@ -119,12 +119,15 @@ def _markdown(title: str, lead: str, sections: Sequence[Section]) -> str:
 
 def _pictures(folder: Path, arms: Sequence[Arm], outcomes: Sequence[Outcome]) -> dict[Path, str]:
     captions = {
+        "loss": "training loss; mean over the seeds",
         "nn_cls": "1-NN accuracy, CLS token, on a sample of the test split while training; mean over the seeds",
         "nn_mean": "1-NN accuracy, mean of the patch tokens, likewise",
     }
     pictures = {}
     for metric, caption in captions.items():
         series = {arm.name: mean_curve(outcomes, arm.name, metric) for arm in arms}
+        if not any(steps for steps, _ in series.values()):
+            continue
         path = folder / f"{metric}.png"
         plots.curves(path, series=series, x="optimizer step", y=metric)
         pictures[path] = caption
