@@ -160,8 +160,10 @@ def test_bad_input_is_one_clear_line(folders: Path, tmp_path: Path):
         reproduce(("hard",), data=tmp_path, out=tmp_path)
     with pytest.raises(ValueError, match="--seeds must be 1 or more"):
         reproduce(("hard",), data=folders, out=tmp_path, seeds=0)
-    with pytest.raises(ValueError, match="--evaluations must be 1 or more"):
-        reproduce(("hard",), data=folders, out=tmp_path, evaluations=0)
+    with pytest.raises(ValueError, match="--evaluations must be 0 or more"):
+        reproduce(("hard",), data=folders, out=tmp_path, evaluations=-1)
+    with pytest.raises(ValueError, match="--evaluations must be 3 or more where curves are compared"):
+        reproduce(("hard", "mto"), data=folders, out=tmp_path, evaluations=2)
     with pytest.raises(ValueError, match="--workers must be 1 or more"):
         reproduce(("hard",), data=folders, out=tmp_path, workers=0)
     with pytest.raises(ValueError, match="must pay for one epoch"):
