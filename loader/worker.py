@@ -190,7 +190,7 @@ class LoaderWorker:
     def _bad_sample(self, spec: BatchSpec, rgb: Rgb, row: int, reason: str) -> BadSample:
         rgb[row] = 0
         sample_id = int(spec.sample_ids[row])
-        key = self.index.keys[sample_id]
+        key = self.index.key(sample_id)
         return BadSample(row=row, sample_id=sample_id, draw=int(spec.draws[row]), key=key, reason=reason)
 
     def _count(self, images: int, bad: int, seconds: float) -> None:
