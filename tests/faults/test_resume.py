@@ -69,7 +69,7 @@ def server() -> multiprocessing.context.ForkServerContext:
 def killed(server, config: RunConfig, run: RunDir, *, loaders: int = 1, step: int = 0, failpoint: str = "") -> None:
     process = server.Process(target=in_a_process, args=(config, str(run.path), loaders, step, failpoint))
     process.start()
-    process.join(60)
+    process.join(400)
     assert process.exitcode == -signal.SIGKILL, "the fault fired"
 
 
