@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deploy.cluster import local_cluster
 from deploy.commands.reproduce import chosen_claims, reproduce
 from deploy.reproduce import CLAIMS, Arm, Claim, Expectation
 from deploy.reproduce.arms import Scale, run_config
@@ -142,10 +147,24 @@ def test_ablations_are_all_or_those_that_are_named():
 
 
 @pytest.mark.ray
-def test_arms_that_ray_runs_are_those_that_one_process_runs(folders: Path, tmp_path: Path):
+def test_arms_queued_on_the_cluster_of_ray_address_are_those_that_one_process_runs(folders: Path, tmp_path: Path):
+    import ray
+
     settings = {"data": folders, "epochs": 1, "seeds": 1, "samples": 32, "batch": 16}
-    queued = reproduce(("hard",), out=tmp_path / "queued", workers=2, **settings).data["hard"]["arms"]
     in_turn = reproduce(("hard",), out=tmp_path / "turn", **settings).data["hard"]["arms"]
+    words = [f"--{name}={value}" for name, value in settings.items()] + [f"--out={tmp_path / 'queued'}", "--json"]
+    command = [sys.executable, "-m", "deploy.cli", "reproduce", "hard", "--workers=2", *words]
+    busy = False
+    with local_cluster(tmp_path, num_cpus=2) as there:
+        environment = os.environ | {"RAY_ADDRESS": there.address}
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as queue:
+            while queue.poll() is None:
+                busy = busy or ray.available_resources().get("CPU", 0.0) < 2
+                time.sleep(0.1)
+            output, errors = queue.communicate()
+    assert queue.returncode == 0, errors.decode()
+    assert busy  # this cluster trained them, not one of the command's own
+    queued = json.loads(output.splitlines()[-1])["hard"]["arms"]
     assert {arm: found["nn_mean"]["mean"] for arm, found in queued.items()} == pytest.approx(
         {arm: found["nn_mean"]["mean"] for arm, found in in_turn.items()}, abs=1 / 8
     )  # one of sixteen test images may fall otherwise: threads add in another order
