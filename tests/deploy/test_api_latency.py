@@ -42,8 +42,13 @@ def test_no_change_lands_later_than_the_bound_says(tmp_path: Path, digits: DataC
             drawn[0] = max(drawn[0], index)
             return super().window(index)
 
-    config = StreamConfig(
-        seed=0, global_batch=8, total_steps=total, window_steps=window_steps, transform=Transform(size=16)
+    config = StreamConfig(  # requests of a step: a group of several is planned, and its windows drawn, later
+        seed=0,
+        global_batch=8,
+        total_steps=total,
+        window_steps=window_steps,
+        min_request_images=8,
+        transform=Transform(size=16),
     )
     path, asked = tmp_path / "consumed.jsonl", []
     with closing(LocalLoaders([LoaderWorker(LoaderConfig(index=digits.index))])) as loaders:
