@@ -95,7 +95,7 @@ def decoder(_: Path) -> Iterator[Finding]:
     advice = (
         ""
         if not compiled.missing
-        else "loaders are about half as fast: on x86-64, install a C compiler and Tempera anew"
+        else "loaders are about 0.6 times as fast: on x86-64, install a C compiler and Tempera anew"
     )
     yield Finding(check="jpeg decoder", level="warning" if advice else "ok", found=found, advice=advice)
 

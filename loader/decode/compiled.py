@@ -28,4 +28,4 @@ except ImportError as error:
 def warn_if_missing() -> None:
     """Say once that decoding goes the slower way."""
     if missing:
-        log.warning("loaders are about half as fast without Tempera's compiled decoder (%s)", missing)
+        log.warning("loaders are about 0.6 times as fast without Tempera's compiled decoder (%s)", missing)

@@ -260,5 +260,5 @@ def test_a_decoder_that_was_not_compiled_is_announced_once(monkeypatch, caplog):
         CpuDecoder(1, PixelCache(0))
     compiled.warn_if_missing.cache_clear()
     assert [record.message for record in caplog.records].count(
-        "loaders are about half as fast without Tempera's compiled decoder (no compiler)"
+        "loaders are about 0.6 times as fast without Tempera's compiled decoder (no compiler)"
     ) == 1
