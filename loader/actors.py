@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 FLEET_NAME: Final = "loader-fleet"
 _TICK_S, _START_TIMEOUT_S = 0.25, 120.0
+_CHECK_S: Final = 1.0  # Between a loader's answer and the next question: who needs it sooner hears it from a request.
 _SILENCE_S: Final = 10.0  # A loader that is silent for so long is replaced: it hangs, or its node froze.
 _JOIN_TIMEOUT_S: Final = 60.0  # of a new stream's first question: the fleet may start loaders on a crowded processor
 _REFRESH_S, _EXPLAIN_S = 0.5, 2.0
@@ -85,8 +86,8 @@ class RayProcess:
 
     def __init__(self, actor: Any) -> None:
         self.handle = actor
-        self._check: ray.ObjectRef[Any] = actor.check.remote()
-        self._asked_s: float = time.monotonic()
+        self._check: ray.ObjectRef[Any] | None = actor.check.remote()
+        self._heard_s: float = time.monotonic()
         self._info: dict[str, Any] = {}
         self._why: str = ""
 
@@ -94,10 +95,13 @@ class RayProcess:
         """Return how it is, without waiting."""
         if self._why:
             return "lost"
-        if _is_done(self._check):
-            return self._answered()
+        silent_s = time.monotonic() - self._heard_s
+        if self._check is None and silent_s > _CHECK_S:
+            self._check = self.handle.check.remote()
+        if self._check is not None and _is_done(self._check):
+            return self._answered(self._check)
         limit_s = _SILENCE_S if self._info else _START_TIMEOUT_S
-        if time.monotonic() - self._asked_s > limit_s:
+        if silent_s > limit_s:
             self._why = f"no answer for {limit_s:.0f} s"
             return "lost"
         return "ready" if self._info else "starting"
@@ -118,16 +122,16 @@ class RayProcess:
         """End it now."""
         ray.kill(self.handle)
 
-    def _answered(self) -> State:
+    def _answered(self, check: ray.ObjectRef[Any]) -> State:
         try:
-            self._info = ray.get(self._check, timeout=CALL_TIMEOUT_S)
-            self._asked_s = time.monotonic()
+            self._info = ray.get(check, timeout=CALL_TIMEOUT_S)
+            self._heard_s = time.monotonic()
         except RayError as error:
-            silent_s = time.monotonic() - self._asked_s
+            silent_s = time.monotonic() - self._heard_s
             if silent_s > _SILENCE_S or not isinstance(error, ActorUnavailableError):  # that is the network's fault
                 self._why = first_line(error)
                 return "lost"
-        self._check = self.handle.check.remote()
+        self._check = None
         return "ready" if self._info else "starting"
 
 

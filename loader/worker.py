@@ -12,8 +12,9 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 import torch
 
@@ -30,6 +31,8 @@ from loader.index import ShardIndex
 from loader.storage.disk_cache import DiskCache
 from loader.storage.fetch import Fetched, Fetcher
 
+_TURN_S: Final = 1.0
+"""So long a request waits for the one before it. Two at once on one core take each other's place in its caches."""
 FAILPOINT = "tempera.failpoint"
 """Audit event of a place that can be made to fail: nothing, unless somebody listens."""
 
@@ -57,6 +60,7 @@ class LoaderWorker:
         self._buffers = ImageBuffers()
         self._decoder = build_decoder(config, num_samples=len(self.index), cache=self._cache)
         self._threads = ThreadPoolExecutor(config.threads, thread_name_prefix="loader")
+        self._turn = threading.Lock()
         self._lock = threading.Lock()
         self._images = self._bad = self._requests = 0
         self._decode_s = 0.0
@@ -86,7 +90,8 @@ class LoaderWorker:
         step = self._decoder.rows_a_task
         chunks = iter([range(at, min(at + step, len(spec))) for at in range(0, len(spec), step)])
         if self.config.threads == 1 or len(spec) <= step:
-            results = [self._load_chunks(plan, rgb, chunks)]
+            with self._in_turn():
+                results = [self._load_chunks(plan, rgb, chunks)]
         else:
             tasks = [self._threads.submit(self._load_chunks, plan, rgb, chunks) for _ in range(self.config.threads)]
             wait(tasks)
@@ -141,6 +146,16 @@ class LoaderWorker:
                 "The spec was made for another index: give loaders and selection the same one."
             )
 
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Let one caller decode at a time, as long as it does not wait for storage too long."""
+        mine = self._turn.acquire(timeout=_TURN_S)
+        try:
+            yield
+        finally:
+            if mine:
+                self._turn.release()
+
     def _load_chunks(self, plan: _Plan, rgb: Rgb, chunks: Iterator[range]) -> list[BadSample]:
         """Load chunks of rows until none is left; several threads take from the same iterator."""
         return [sample for rows in chunks for sample in self._load_rows(plan, rgb, rows)]
@@ -150,9 +165,10 @@ class LoaderWorker:
         reasons: dict[int, str] = {}
         encoded: dict[int, Encoded] = {}
         for row in rows:
+            demand = plan.demand(row)
             try:
-                if not self._from_cache(plan, row, rgb[row]):
-                    encoded[row] = self._read(plan, row)
+                if not self._from_cache(plan, row, demand, rgb[row]):
+                    encoded[row] = self._read(plan, row, demand)
             except BadSampleError as error:
                 reasons[row] = str(error)
         failures = self._decoder.decode(list(encoded.values()), plan.spec.transform, [rgb[row] for row in encoded])
@@ -164,7 +180,7 @@ class LoaderWorker:
         disk = DiskCache(config.disk_cache, max_bytes=config.disk_cache_bytes) if config.disk_cache else None
         return Fetcher(self.index, self._reader, reads_in_flight=config.reads_in_flight, disk=disk)
 
-    def _read(self, plan: _Plan, row: int) -> Encoded:
+    def _read(self, plan: _Plan, row: int, demand: Demand) -> Encoded:
         sample_id = int(plan.spec.sample_ids[row])
         if plan.fetched is not None and sample_id in plan.fetched:
             data = plan.fetched.take(sample_id)
@@ -176,11 +192,11 @@ class LoaderWorker:
             raise BadSampleError(
                 f"image is {header.width} x {header.height}; the index says {indexed[0]} x {indexed[1]}"
             )
-        return Encoded(sample_id, data, header, plan.boxes[row], bool(plan.flips[row]), plan.demand(row))
+        return Encoded(sample_id, data, header, plan.boxes[row], bool(plan.flips[row]), demand)
 
-    def _from_cache(self, plan: _Plan, row: int, out: Rgb) -> bool:
+    def _from_cache(self, plan: _Plan, row: int, demand: Demand, out: Rgb) -> bool:
         """Write a row from the cache if its sample is there."""
-        pixels = self._cache.get(int(plan.spec.sample_ids[row]), plan.demand(row))
+        pixels = self._cache.get(int(plan.spec.sample_ids[row]), demand)
         if pixels is None:
             return False
         box = cut(pixels, plan.boxes[row])

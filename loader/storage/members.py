@@ -13,8 +13,6 @@ import threading
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -125,7 +123,7 @@ class ShardReader:
         self._connections = Connections(allow_hosts=allow_hosts)
         self._open: OrderedDict[int, ShardFile] = OrderedDict()
         self._opening: dict[int, threading.Lock] = {}
-        self._under_way: dict[int, tuple[int, float]] = {}
+        self._under_way: dict[int, tuple[int, float]] = {}  # by thread, so that a stall can name what it waits for
         self._lock = threading.Lock()
 
     def read(self, shard: int, offset: int, size: int, crc32: int) -> bytes:
@@ -135,12 +133,16 @@ class ShardReader:
             StaleIndexError: If the shard is gone or is not the one that was indexed.
             BadSampleError: If only these bytes differ from what was indexed.
         """
-        with self._noted(shard):
+        thread = threading.get_ident()
+        self._under_way[thread] = (shard, time.monotonic())
+        try:
             file = self._file(shard)
             data = file.read_at(offset, size)
             if len(data) == size and zlib.crc32(data) == crc32:
                 return data
             self._check_unchanged(shard, file, offset, size)
+        finally:
+            del self._under_way[thread]
         raise BadSampleError(f"CRC-32 mismatch: {len(data)} bytes at {offset} differ from what was indexed")
 
     def read_range(self, shard: int, offset: int, size: int) -> bytes:
@@ -149,13 +151,16 @@ class ShardReader:
         Raises:
             StaleIndexError: If the shard is gone or is not the one that was indexed.
         """
-        with self._noted(shard):
+        thread = threading.get_ident()
+        self._under_way[thread] = (shard, time.monotonic())
+        try:
             return self._file(shard).read_at(offset, size)
+        finally:
+            del self._under_way[thread]
 
     def waits_for(self) -> tuple[str, float] | None:
         """Return the URL of the shard whose read has lasted longest of those under way, and for how many seconds."""
-        with self._lock:
-            oldest = min(self._under_way.values(), key=lambda read: read[1], default=None)
+        oldest = min(list(self._under_way.values()), key=lambda read: read[1], default=None)
         return None if oldest is None else (self._urls[oldest[0]], time.monotonic() - oldest[1])
 
     def close(self) -> None:
@@ -172,18 +177,6 @@ class ShardReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    @contextmanager
-    def _noted(self, shard: int) -> Iterator[None]:
-        """Keep account of a read, so that a stall can name what it waits for."""
-        thread = threading.get_ident()
-        with self._lock:
-            self._under_way[thread] = (shard, time.monotonic())
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._under_way.pop(thread, None)
 
     def _file(self, shard: int) -> ShardFile:
         with self._lock:

@@ -75,6 +75,49 @@ def test_several_threads_may_load_at_once(worker):
     assert all((together[i] == alone[i]).all() for i in range(8))
 
 
+def test_a_loader_of_one_thread_decodes_for_one_request_at_a_time(photo_index, monkeypatch):
+    with LoaderWorker(LoaderConfig(index=str(photo_index.path), threads=1)) as worker:
+        inside, most = [], []
+
+        def watched(*args, load_rows=worker._load_rows):
+            inside.append(threading.get_ident())
+            most.append(len(set(inside)))
+            try:
+                return load_rows(*args)
+            finally:
+                inside.pop()
+
+        monkeypatch.setattr(worker, "_load_rows", watched)
+        threads = [threading.Thread(target=worker.load, args=(make_spec(range(24)),)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert len(most) == 4 * 24
+        assert max(most) == 1
+
+
+def test_a_request_that_waits_for_storage_holds_the_next_up_for_a_moment_only(photo_index, monkeypatch):
+    with LoaderWorker(LoaderConfig(index=str(photo_index.path), threads=1)) as worker:
+        alone = worker.load(make_spec(range(24))).images
+        storage = threading.Event()
+
+        def stuck(plan, rgb, rows, load_rows=worker._load_rows):
+            if plan.spec.draws[0] == 0:
+                storage.wait(120)
+            return load_rows(plan, rgb, rows)
+
+        monkeypatch.setattr(worker, "_load_rows", stuck)
+        answer: list[np.ndarray] = []
+        waiting = threading.Thread(target=lambda: answer.append(worker.load(make_spec(range(24))).images))
+        waiting.start()
+        assert len(worker.load(make_spec(range(24), first_draw=100)).images) == 24
+        assert not answer, "the other request is still stuck"
+        storage.set()
+        waiting.join(60)
+        assert (answer[0] == alone).all()
+
+
 @pytest.mark.parametrize("decoder", ["cpu", "dali"])
 def test_bad_samples_are_reported_and_zero_and_touch_no_other_row(bad_photo_index, photo_index, decoder):
     spec = make_spec(range(24))
