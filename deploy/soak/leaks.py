@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from deploy.cluster import join
+from deploy.console import say
 from deploy.rundir import Endpoint, RunDir, RunError
 from deploy.soak.processes import SHARED, Processes, Usage
 from deploy.soak.record import Holdings, Record
@@ -64,9 +65,24 @@ def free_resources(run: RunDir) -> dict[str, float]:
 def settled(run: RunDir, processes: Processes, before: Holdings) -> Holdings:
     """What the run holds once it holds what it held before, or when that takes too long."""
     deadline = time.monotonic() + SETTLE_S
+    told: Holdings | None = None
     while (now := holdings(run, processes)) != before and time.monotonic() < deadline:
+        if now != told:
+            say(f"  waiting until the run holds what it held before the storm: {differences(before, now)}")
+        told = now
         time.sleep(3.0)
     return now
+
+
+def differences(before: Holdings, now: Holdings) -> str:
+    """What one holds and the other does not, in words."""
+    parts = [(before.resources, now.resources), (before.processes, now.processes)]
+    return ", ".join(
+        f"{name} {was.get(name, 0):g} -> {has.get(name, 0):g}"
+        for was, has in parts
+        for name in sorted({*was, *has})
+        if was.get(name, 0) != has.get(name, 0)
+    )
 
 
 def look(processes: Processes, endpoint: Endpoint | None, record: Record) -> None:
@@ -94,7 +110,7 @@ def leaks(record: Record) -> list[str]:
     if record.shared_memory:
         found.append(f"shared memory is left over: {', '.join(record.shared_memory[:5])}")
     if record.before is not None and record.after is not None and record.before != record.after:
-        found.append(f"after the storm the run held {record.after}; before it {record.before}")
+        found.append(f"the run does not hold what it held before the storm: {differences(record.before, record.after)}")
     for pid in {usage.pid for usage in record.usage}:
         found += _grown([usage for usage in record.usage if usage.pid == pid])
     return found
