@@ -91,6 +91,7 @@ class LoaderWorker:
         chunks = iter([range(at, min(at + step, len(spec))) for at in range(0, len(spec), step)])
         if self.config.threads == 1 or len(spec) <= step:
             with self._in_turn():
+                started = time.monotonic()  # waiting for the turn is no work
                 results = [self._load_chunks(plan, rgb, chunks)]
         else:
             tasks = [self._threads.submit(self._load_chunks, plan, rgb, chunks) for _ in range(self.config.threads)]
