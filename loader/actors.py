@@ -41,12 +41,12 @@ log = logging.getLogger(__name__)
 
 FLEET_NAME: Final = "loader-fleet"
 _TICK_S, _START_TIMEOUT_S = 0.25, 120.0
-_CHECK_S: Final = 1.0  # Between a loader's answer and the next question: who needs it sooner hears it from a request.
+_WATCH_S: Final = 1.0  # A question that is always open: its answer comes so late, but a death ends it at once.
 _SILENCE_S: Final = 10.0  # A loader that is silent for so long is replaced: it hangs, or its node froze.
 _JOIN_TIMEOUT_S: Final = 60.0  # of a new stream's first question: the fleet may start loaders on a crowded processor
 _REFRESH_S, _EXPLAIN_S = 0.5, 2.0
 _IN_SLOT: Final = np.zeros((0, 3, 0, 0), np.uint8)
-_LOADER_GROUPS: Final = {"load": 2, "control": 1}
+_LOADER_GROUPS: Final = {"load": 2, "control": 1, "watch": 1}
 """Requests a loader works on at a time, by kind: checks must be answered while it decodes."""
 _remote: Any = ray.remote  # Applied late, and untyped: its annotations do not know all options.
 
@@ -76,7 +76,16 @@ class LoaderActor:
     @ray.method(concurrency_group="control")
     def check(self) -> dict[str, Any]:
         """Return pid, node and stats: that it answers says that it lives."""
+        return self._told()
+
+    @ray.method(concurrency_group="watch")
+    def watch(self) -> dict[str, Any]:
+        """Return the same after a moment."""
+        time.sleep(_WATCH_S)
         self._rings.drop_orphans()
+        return self._told()
+
+    def _told(self) -> dict[str, Any]:
         node = ray.get_runtime_context().get_node_id()
         return {"pid": os.getpid(), "node": node, "waits_for": self._worker.waits_for(), **self._worker.stats()}
 
@@ -86,7 +95,7 @@ class RayProcess:
 
     def __init__(self, actor: Any) -> None:
         self.handle = actor
-        self._check: ray.ObjectRef[Any] | None = actor.check.remote()
+        self._answer: ray.ObjectRef[Any] = actor.check.remote()
         self._heard_s: float = time.monotonic()
         self._info: dict[str, Any] = {}
         self._why: str = ""
@@ -95,13 +104,10 @@ class RayProcess:
         """Return how it is, without waiting."""
         if self._why:
             return "lost"
-        silent_s = time.monotonic() - self._heard_s
-        if self._check is None and silent_s > _CHECK_S:
-            self._check = self.handle.check.remote()
-        if self._check is not None and _is_done(self._check):
-            return self._answered(self._check)
+        if _is_done(self._answer):
+            return self._answered()
         limit_s = _SILENCE_S if self._info else _START_TIMEOUT_S
-        if silent_s > limit_s:
+        if time.monotonic() - self._heard_s > limit_s:
             self._why = f"no answer for {limit_s:.0f} s"
             return "lost"
         return "ready" if self._info else "starting"
@@ -122,16 +128,16 @@ class RayProcess:
         """End it now."""
         ray.kill(self.handle)
 
-    def _answered(self, check: ray.ObjectRef[Any]) -> State:
+    def _answered(self) -> State:
         try:
-            self._info = ray.get(check, timeout=CALL_TIMEOUT_S)
+            self._info = ray.get(self._answer, timeout=CALL_TIMEOUT_S)
             self._heard_s = time.monotonic()
         except RayError as error:
             silent_s = time.monotonic() - self._heard_s
             if silent_s > _SILENCE_S or not isinstance(error, ActorUnavailableError):  # that is the network's fault
                 self._why = first_line(error)
                 return "lost"
-        self._check = None
+        self._answer = self.handle.watch.remote()
         return "ready" if self._info else "starting"
 
 
