@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final
 
@@ -28,29 +29,32 @@ log = logging.getLogger(__name__)
 _KERNELS: Final = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}
 
 
+_PIPELINES: Final = 2
+"""Of a transform: while one decodes, the other is fed, or its pixels are copied to where they belong."""
+
+
 class DaliDecoder:
-    """Decodes with one DALI pipeline per transform; calls take turns."""
+    """Decodes with a few DALI pipelines per transform; calls take turns at them."""
 
     rows_a_task: Final = 64
 
     def __init__(self, *, num_threads: int, device_id: int | None, hw_decoder_load: float) -> None:
         self._num_threads, self._device_id, self._hw_decoder_load = num_threads, device_id, hw_decoder_load
-        self._pipelines: dict[Transform, Pipeline] = {}
-        self._lock = threading.Lock()
+        self._idle: defaultdict[Transform, list[Pipeline]] = defaultdict(list)
+        self._turns = threading.Semaphore(_PIPELINES)
 
     def decode(self, images: Sequence[Encoded], transform: Transform, out: Sequence[Rgb]) -> list[str | None]:
         """Decode and transform images, as `CpuDecoder.decode` does."""
-        with self._lock:
-            reasons = self._decode_together(images, transform, out)
-        return reasons
+        with self._turns:
+            return self._decode_together(images, transform, out)
 
     def _decode_together(self, images: Sequence[Encoded], transform: Transform, out: Sequence[Rgb]) -> list[str | None]:
         if not images:
             return []
+        pipeline = self._taken(transform)
         try:
-            pixels = self._run(images, transform)
-        except RuntimeError as error:
-            del self._pipelines[transform]
+            pixels = self._run(pipeline, images, transform)
+        except RuntimeError as error:  # the pipeline is of no use any more
             if "decoders" not in str(error):
                 raise
             if len(images) == 1:
@@ -59,19 +63,23 @@ class DaliDecoder:
             return [self._decode_together([image], transform, out[i : i + 1])[0] for i, image in enumerate(images)]
         for row, image in zip(out, pixels, strict=True):
             np.copyto(row, image)
+        self._idle[transform].append(pipeline)
         return [None] * len(images)
 
-    def _run(self, images: Sequence[Encoded], transform: Transform) -> Rgb:
-        """Return uint8[n, size, size, 3] on the host."""
-        pipeline = self._pipelines.get(transform)
-        if pipeline is None:
-            pipeline = build_pipeline(
+    def _taken(self, transform: Transform) -> Pipeline:
+        """Return a pipeline that nobody else uses."""
+        try:
+            return self._idle[transform].pop()
+        except IndexError:
+            return build_pipeline(
                 transform,
                 num_threads=self._num_threads,
                 device_id=self._device_id,
                 hw_decoder_load=self._hw_decoder_load,
             )
-            self._pipelines[transform] = pipeline
+
+    def _run(self, pipeline: Pipeline, images: Sequence[Encoded], transform: Transform) -> Rgb:
+        """Return uint8[n, size, size, 3] on the host."""
         pipeline.feed_input("data", [np.frombuffer(image.data, np.uint8) for image in images])
         pipeline.feed_input("start", [image.box[:2].astype(np.int64) for image in images])
         pipeline.feed_input("shape", [image.box[2:].astype(np.int64) for image in images])

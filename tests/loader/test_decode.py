@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -245,6 +246,19 @@ def test_dali_names_the_bad_images_of_a_batch_and_decodes_the_others(photos, dal
     assert [reason is None for reason in reasons] == [True, False, True]
     assert "does not decode" in reasons[1]
     assert (dali_alone(dali, images[2], transform) == out[2]).all()
+
+
+def test_dali_gives_the_same_pixels_when_several_threads_decode_at_once(photos, dali):
+    transform = Transform(size=48)
+    batches = [[encoded(photo) for photo in photos[at : at + 4]] for at in range(0, 16, 4)]
+    alone, together = [rows(4, 48) for _ in batches], [rows(4, 48) for _ in batches]
+    for images, out in zip(batches, alone, strict=True):
+        assert dali.decode(images, transform, out) == [None] * 4
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(5):
+            reasons = list(threads.map(dali.decode, batches, [transform] * 4, together))
+            assert reasons == [[None] * 4] * 4
+            assert (np.stack(together) == np.stack(alone)).all()
 
 
 def dali_alone(dali, image: Encoded, transform: Transform) -> np.ndarray:
