@@ -163,15 +163,16 @@ def _actors(config: RunConfig, run: RunDir, endpoint: Endpoint, selection_part: 
 def _train_on_ray(config: RunConfig, run: RunDir, endpoint: Endpoint) -> TrainResult:
     from trainer.actors import TrainJob, train_on_ray
 
+    run = RunDir(run.path.resolve())  # Ray Train gives ranks a working directory of their own
     rank = Rank(
         config=config,
-        report=run.report.resolve(),
+        report=run.report,
         reach_selection=partial(_reach_selection, endpoint),
         reach_loaders=partial(_reach_loaders, endpoint),
     )
     job = TrainJob(
         config=config.train,
-        run_dir=str(run.path.resolve()),
+        run_dir=str(run.path),
         make_stream=rank.stream,
         make_selection=rank.selection,
         make_on_step=rank.on_step if rank.follows_loss else None,

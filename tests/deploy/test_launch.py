@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deploy import launch
 from deploy.cli import main
 from deploy.config import DataConfig, RunConfig
 from deploy.launch import launch_in_process
 from deploy.overrides import override
-from deploy.rundir import RunDir, RunError
+from deploy.rundir import Endpoint, RunDir, RunError
 from deploy.runs import debug
 from deploy.terminal.logs import knob_history, log_entries
 from scoring import RunLog
@@ -52,6 +53,26 @@ def test_the_log_holds_the_trainers_schedule_window_by_window(tmp_path: Path, co
     assert knob.steps == [0, 4, 8, 12]
     assert knob.effective_size == pytest.approx([0.2, 0.26004, 0.405, 0.54996], abs=1e-4)
     assert knob.temperature == sorted(knob.temperature)
+
+
+def test_ranks_under_ray_see_what_is_asked_of_a_run_whose_folder_was_named_relatively(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train gives them a working directory of their own."""
+    jobs = []
+    monkeypatch.setattr("trainer.actors.train_on_ray", lambda job, **options: jobs.append(job))
+    endpoint = Endpoint(address="", namespace="", token_path="", pid=0, dashboard="")
+    ranks_place, persons_place = tmp_path / "rank", tmp_path / "person"
+    ranks_place.mkdir()
+    (persons_place / "run").mkdir(parents=True)
+    monkeypatch.chdir(persons_place)
+    launch._train_on_ray(config, RunDir(Path("run")), endpoint)
+    RunDir(Path("run")).stop_request.touch()
+    RunDir(Path("run")).pause_request.touch()
+    monkeypatch.chdir(ranks_place)
+    assert jobs[0].should_stop()
+    assert jobs[0].should_pause()
+    assert Path(jobs[0].run_dir) == persons_place / "run"
 
 
 def test_another_configuration_is_refused_and_the_run_kept(tmp_path: Path, config: RunConfig) -> None:
