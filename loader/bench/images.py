@@ -240,7 +240,7 @@ def _in_turns(index: ShardIndex, encoded: list[bytes], seconds: float, say: Prog
             figures = rates({"raw_decode": raw, "in_process": in_process}, seconds / 2)
             for name, pool in pools.items():
                 figures[name] = _service(pool, uniform, seconds / 2)
-                time.sleep(_REST_S)
+                time.sleep(min(_REST_S, seconds))
             turns.append(figures)
     mean = {name: sum(figures[name] for figures in turns) / _TURNS for name in turns[0]}
     service, object_store = mean.pop("ring"), mean.pop("object_store")
@@ -276,7 +276,7 @@ def _cache_uses(fleet: FleetClient) -> tuple[int, int]:
 
 def _service(pool: LoaderPool, probability: NDArray[np.float64], seconds: float) -> float:
     config = StreamConfig(
-        seed=0, global_batch=2 * _BATCH, total_steps=10**6, window_steps=64, prefetch_steps=6, transform=_TRANSFORM
+        seed=0, global_batch=4 * _BATCH, total_steps=10**6, window_steps=32, prefetch_steps=3, transform=_TRANSFORM
     )
     stream = BatchStream(_Draws(probability, config), pool, config)
     # The caches have to fill: half of the time is warm-up.
