@@ -74,18 +74,10 @@ class LoaderActor:
         return os.getpid() if self._rings.attach(address) else 0
 
     @ray.method(concurrency_group="control")
-    def check(self) -> dict[str, Any]:
-        """Return pid, node and stats: that it answers says that it lives."""
-        return self._told()
-
-    @ray.method(concurrency_group="watch")
-    def watch(self) -> dict[str, Any]:
-        """Return the same after a moment."""
-        time.sleep(_WATCH_S)
+    def check(self, after_s: float = 0.0) -> dict[str, Any]:
+        """Return pid, node and stats after some seconds: that it answers says that it lives."""
+        time.sleep(after_s)
         self._rings.drop_orphans()
-        return self._told()
-
-    def _told(self) -> dict[str, Any]:
         node = ray.get_runtime_context().get_node_id()
         return {"pid": os.getpid(), "node": node, "waits_for": self._worker.waits_for(), **self._worker.stats()}
 
@@ -137,7 +129,7 @@ class RayProcess:
             if silent_s > _SILENCE_S or not isinstance(error, ActorUnavailableError):  # that is the network's fault
                 self._why = first_line(error)
                 return "lost"
-        self._answer = self.handle.watch.remote()
+        self._answer = self.handle.check.options(concurrency_group="watch").remote(after_s=_WATCH_S)
         return "ready" if self._info else "starting"
 
 

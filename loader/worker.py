@@ -32,7 +32,7 @@ from loader.storage.disk_cache import DiskCache
 from loader.storage.fetch import Fetched, Fetcher
 
 _TURN_S: Final = 1.0
-"""So long a request waits for the one before it. Two at once on one core take each other's place in its caches."""
+"""So long a request waits for those before it. Two at once on one core take each other's place in its caches."""
 FAILPOINT = "tempera.failpoint"
 """Audit event of a place that can be made to fail: nothing, unless somebody listens."""
 
@@ -60,7 +60,7 @@ class LoaderWorker:
         self._buffers = ImageBuffers()
         self._decoder = build_decoder(config, num_samples=len(self.index), cache=self._cache)
         self._threads = ThreadPoolExecutor(config.threads, thread_name_prefix="loader")
-        self._turn = threading.Lock()
+        self._turns = threading.Semaphore(config.threads)
         self._lock = threading.Lock()
         self._images = self._bad = self._requests = 0
         self._decode_s = 0.0
@@ -149,13 +149,13 @@ class LoaderWorker:
 
     @contextmanager
     def _in_turn(self) -> Iterator[None]:
-        """Let one caller decode at a time, as long as it does not wait for storage too long."""
-        mine = self._turn.acquire(timeout=_TURN_S)
+        """Let as many callers decode at a time as there are threads, unless they wait for storage too long."""
+        mine = self._turns.acquire(timeout=_TURN_S)
         try:
             yield
         finally:
             if mine:
-                self._turn.release()
+                self._turns.release()
 
     def _load_chunks(self, plan: _Plan, rgb: Rgb, chunks: Iterator[range]) -> list[BadSample]:
         """Load chunks of rows until none is left; several threads take from the same iterator."""

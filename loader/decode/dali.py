@@ -27,8 +27,6 @@ from loader.decode.resize import Rgb, middle, output_size
 log = logging.getLogger(__name__)
 
 _KERNELS: Final = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}
-
-
 _PIPELINES: Final = 2
 """Of a transform: while one decodes, the other is fed, or its pixels are copied to where they belong."""
 

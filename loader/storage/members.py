@@ -133,16 +133,10 @@ class ShardReader:
             StaleIndexError: If the shard is gone or is not the one that was indexed.
             BadSampleError: If only these bytes differ from what was indexed.
         """
-        thread = threading.get_ident()
-        self._under_way[thread] = (shard, time.monotonic())
-        try:
-            file = self._file(shard)
-            data = file.read_at(offset, size)
-            if len(data) == size and zlib.crc32(data) == crc32:
-                return data
-            self._check_unchanged(shard, file, offset, size)
-        finally:
-            del self._under_way[thread]
+        data = self.read_range(shard, offset, size)
+        if len(data) == size and zlib.crc32(data) == crc32:
+            return data
+        self._check_unchanged(shard, offset, size)
         raise BadSampleError(f"CRC-32 mismatch: {len(data)} bytes at {offset} differ from what was indexed")
 
     def read_range(self, shard: int, offset: int, size: int) -> bytes:
@@ -213,10 +207,11 @@ class ShardReader:
             raise stale(self._urls[shard], f"it has {found} bytes, not {self._num_bytes[shard]}", self._index_path)
         return file
 
-    def _check_unchanged(self, shard: int, file: ShardFile, offset: int, size: int) -> None:
+    def _check_unchanged(self, shard: int, offset: int, size: int) -> None:
+        file = self._file(shard)
         if file.num_bytes != self._num_bytes[shard]:
             raise stale(self._urls[shard], f"its length changed to {file.num_bytes} bytes", self._index_path)
-        if not is_member_header(file.read_at(offset - BLOCK, BLOCK), size):
+        if not is_member_header(self.read_range(shard, offset - BLOCK, BLOCK), size):
             raise stale(self._urls[shard], f"there is no member of {size} bytes at {offset}", self._index_path)
 
 
