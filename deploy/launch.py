@@ -135,7 +135,7 @@ def _prepare(config: RunConfig, run: RunDir) -> SelectionConfig:
 @contextmanager
 def _actors(config: RunConfig, run: RunDir, endpoint: Endpoint, selection_part: SelectionConfig) -> Iterator[LiveRun]:
     """The run's selection service and loader fleet; what happens to loaders is copied into the run log."""
-    from loader.actors import start_fleet
+    from loader.fleet.actors import start_fleet
     from scoring.actors import start_selection
 
     selection = start_selection(
@@ -220,7 +220,8 @@ def _reach_selection(endpoint: Endpoint) -> SelectionPort:
 
 
 def _reach_loaders(endpoint: Endpoint) -> LoaderPool:
-    from loader.actors import RayLoaders, connect_fleet
+    from loader.actors import RayLoaders
+    from loader.fleet.actors import connect_fleet
 
     return RayLoaders(connect_fleet(endpoint.fleet))
 

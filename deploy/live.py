@@ -18,7 +18,7 @@ class LiveRun:
 
         Args:
             selection: scoring.actors.SelectionClient.
-            fleet: loader.actors.FleetClient.
+            fleet: loader.fleet.client.FleetClient.
         """
         self.selection, self.fleet = selection, fleet
 

@@ -1,6 +1,7 @@
 """The data plane: WebDataset shards in, reproducible batches of pixels out.
 
-Start with `build_index`, `LoaderWorker` and `BatchStream`; `loader.actors` (not imported here) runs loaders on Ray.
+Start with `build_index`, `LoaderWorker` and `BatchStream`; `loader.fleet.actors` and `loader.actors`, which are not
+imported here, are the same on Ray.
 In any PyTorch loop, over stock tars and with a weight for every image:
 
     index = build_index(["data/shard-000000.tar"], "data/index.parquet")

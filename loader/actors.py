@@ -1,256 +1,32 @@
-"""Loaders on Ray: one actor a loader, one named actor that keeps them alive, and the pool that streams use.
-
-The only file here that imports ray; logic lives in `worker`, `fleet` and `batches`. Every wait has a timeout.
-"""
+"""The loaders that streams use, on Ray: the pool in front of a fleet of actors. Every wait has a timeout."""
 
 # mypy: disable-error-code="no-any-return"
 
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import ray
-import torch
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from loader.batch import BatchSpec, Pixels
-from loader.batches.ring import RingAddress, RingUser, Slot
+from loader.batches.ring import RingAddress, Slot
 from loader.batches.slots import SlotKeeper, is_alive
-from loader.config import LoaderConfig
-from loader.decode.memory import keep_freed_memory
 from loader.errors import LoaderLost
-from loader.fleet.client import CALL_TIMEOUT_S, FleetClient, FleetMethod, first_line
-from loader.fleet.keeper import Fleet, State, wait_until_ready
-from loader.fleet.kinds import LoaderKind, kind_of
-from loader.fleet.scaling import ScalePolicy
-from loader.fleet.wishes import TemporaryWishFile, WishFile
+from loader.fleet.actors import ActorPort, is_done
+from loader.fleet.client import CALL_TIMEOUT_S, FleetClient, first_line
 from loader.pool import Handle
-from loader.worker import LoaderWorker
 
 log = logging.getLogger(__name__)
 
-FLEET_NAME: Final = "loader-fleet"
-_TICK_S, _START_TIMEOUT_S = 0.25, 120.0
-_WATCH_S: Final = 1.0  # A question that is always open: its answer comes so late, but a death ends it at once.
-_SILENCE_S: Final = 10.0  # A loader that is silent for so long is replaced: it hangs, or its node froze.
 _JOIN_TIMEOUT_S: Final = 60.0  # of a new stream's first question: the fleet may start loaders on a crowded processor
 _REFRESH_S, _EXPLAIN_S = 0.5, 2.0
-_IN_SLOT: Final = np.zeros((0, 3, 0, 0), np.uint8)
-_LOADER_GROUPS: Final = {"load": 2, "control": 1, "watch": 1}
-"""Requests a loader works on at a time, by kind: checks must be answered while it decodes."""
-_remote: Any = ray.remote  # Applied late, and untyped: its annotations do not know all options.
-
-
-class LoaderActor:
-    """A LoaderWorker in its own process. Two requests at a time: one is sent while the next is decoded."""
-
-    def __init__(self, config: LoaderConfig) -> None:
-        torch.set_num_threads(1)
-        keep_freed_memory()
-        self._worker = LoaderWorker(config)
-        self._rings = RingUser()
-
-    @ray.method(concurrency_group="load")
-    def load(self, spec: BatchSpec, slot: Slot | None = None) -> Pixels:
-        """Return the pixels of a spec; given a slot of a ring that still has an owner, write them there."""
-        out = None if slot is None else self._rings.images(slot, len(spec), spec.transform.size)
-        if out is None:
-            return self._worker.load(spec)
-        return replace(self._worker.load(spec, out=out), images=_IN_SLOT)
-
-    @ray.method(concurrency_group="control")
-    def attach(self, address: RingAddress) -> int:
-        """Map a stream's ring. Returns this process's id, or 0 when the ring cannot be reached from here."""
-        return os.getpid() if self._rings.attach(address) else 0
-
-    @ray.method(concurrency_group="control")
-    def check(self, after_s: float = 0.0) -> dict[str, Any]:
-        """Return pid, node and stats after some seconds: that it answers says that it lives."""
-        time.sleep(after_s)
-        self._rings.drop_orphans()
-        node = ray.get_runtime_context().get_node_id()
-        return {"pid": os.getpid(), "node": node, "waits_for": self._worker.waits_for(), **self._worker.stats()}
-
-
-class RayProcess:
-    """A launched LoaderActor, as the fleet sees it."""
-
-    def __init__(self, actor: Any) -> None:
-        self.handle = actor
-        self._answer: ray.ObjectRef[Any] = actor.check.remote()
-        self._heard_s: float = time.monotonic()
-        self._info: dict[str, Any] = {}
-        self._why: str = ""
-
-    def poll(self) -> State:
-        """Return how it is, without waiting."""
-        if self._why:
-            return "lost"
-        if _is_done(self._answer):
-            return self._answered()
-        limit_s = _SILENCE_S if self._info else _START_TIMEOUT_S
-        if time.monotonic() - self._heard_s > limit_s:
-            self._why = f"no answer for {limit_s:.0f} s"
-            return "lost"
-        return "ready" if self._info else "starting"
-
-    def info(self) -> dict[str, Any]:
-        """Return pid, node and stats as of the last answer."""
-        return self._info
-
-    def why(self) -> str:
-        """Return why it was lost."""
-        return self._why or "unknown"
-
-    def drain(self) -> None:
-        """Let it finish its requests and end."""
-        self.handle.__ray_terminate__.remote()
-
-    def kill(self) -> None:
-        """End it now."""
-        ray.kill(self.handle)
-
-    def _answered(self) -> State:
-        try:
-            self._info = ray.get(self._answer, timeout=CALL_TIMEOUT_S)
-            self._heard_s = time.monotonic()
-        except RayError as error:
-            silent_s = time.monotonic() - self._heard_s
-            if silent_s > _SILENCE_S or not isinstance(error, ActorUnavailableError):  # that is the network's fault
-                self._why = first_line(error)
-                return "lost"
-        self._answer = self.handle.check.options(concurrency_group="watch").remote(after_s=_WATCH_S)
-        return "ready" if self._info else "starting"
-
-
-class LoaderFleet:
-    """The named actor that owns the loaders. Restarted by Ray if it dies; then it starts as many as it had."""
-
-    def __init__(self, kinds: Sequence[LoaderKind], size: int, policy: ScalePolicy | None, wishes: WishFile) -> None:
-        actors = [_remote(max_restarts=0, concurrency_groups=_LOADER_GROUPS, **k.options)(LoaderActor) for k in kinds]
-
-        def launch(name: str) -> RayProcess:
-            return RayProcess(actors[kind_of(name, kinds)].remote(kinds[kind_of(name, kinds)].config))
-
-        self._fleet = Fleet(launch, size=size, clock=time.time, policy=policy, wishes=wishes)
-        self._stopped = threading.Event()
-        threading.Thread(target=self._supervise, name="fleet", daemon=True).start()
-
-    def call(self, method: FleetMethod, *args: object, **options: object) -> Any:
-        """Call a method of the fleet; `FleetClient` has them all, with types."""
-        return getattr(self._fleet, method)(*args, **options)
-
-    def close(self) -> None:
-        """End every loader and stop replacing them."""
-        self._stopped.set()
-        self._fleet.close()
-
-    def _supervise(self) -> None:
-        while not self._stopped.wait(_TICK_S):
-            self._fleet.tick()
-
-
-def start_fleet(
-    kinds: LoaderConfig | Sequence[LoaderKind],
-    *,
-    size: int,
-    name: str = FLEET_NAME,
-    num_cpus: float = 1.0,
-    policy: ScalePolicy | None = None,
-    memory: str | Path | None = None,
-    ready_timeout_s: float = _START_TIMEOUT_S,
-) -> FleetClient:
-    """Start a fleet and wait until its loaders are ready.
-
-    Args:
-        kinds: What the loaders are; a config alone stands for loaders that are all alike.
-        size: Loaders to start with.
-        name: Name of the fleet's actor in the current namespace.
-        num_cpus: CPUs that Ray reserves for each loader when `kinds` is a config; 0 reserves none.
-        policy: Lets the fleet scale by itself on what `FleetClient.observe` tells it; None leaves the size to people.
-        memory: File on this node that keeps the size, should the fleet's process die; None takes a temporary one.
-        ready_timeout_s: How long to wait.
-
-    Raises:
-        LoaderLost: If they are not ready in time; the message says why the last one died.
-    """
-    if isinstance(kinds, LoaderConfig):
-        kinds = [LoaderKind(config=kinds, num_cpus=num_cpus)]
-    wishes = WishFile(memory) if memory else TemporaryWishFile()
-    wishes.forget()
-    # It stays with this process's node: those of loaders come and go. A name alone would not keep it alive.
-    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    actor = _remote(name=name, max_restarts=-1, max_concurrency=8, num_cpus=0, label_selector=here)(LoaderFleet)
-    fleet = FleetClient(ActorPort(actor.remote(kinds, size, policy, wishes), wishes))
-    try:
-        fleet.members(timeout_s=ready_timeout_s)  # its process is up
-        wait_until_ready(fleet.status, size=size, timeout_s=ready_timeout_s)
-    except LoaderLost:
-        fleet.close()
-        raise
-    return fleet
-
-
-@contextmanager
-def local_fleet(config: LoaderConfig, *, size: int) -> Iterator[FleetClient]:
-    """Run a fleet on this machine, in the Ray that is running here or else in one of its own, and end it afterwards."""
-    with ExitStack() as stack:
-        if not ray.is_initialized():
-            ray.init(address="local", include_dashboard=False, log_to_driver=False)
-            stack.callback(ray.shutdown)
-        fleet = start_fleet(config, size=size, name=f"{FLEET_NAME}-{os.getpid()}-{time.monotonic_ns()}", num_cpus=0)
-        stack.callback(fleet.close)
-        yield fleet
-
-
-def connect_fleet(name: str = FLEET_NAME) -> FleetClient:
-    """Return the running fleet of that name; LoaderLost if there is none."""
-    try:
-        return FleetClient(ActorPort(ray.get_actor(name)))
-    except ValueError as error:
-        raise LoaderLost(f"no loader fleet named {name!r} is running in this namespace") from error
-
-
-class ActorPort:
-    """The way to a fleet that is an actor. Can be sent to other Ray processes."""
-
-    def __init__(self, actor: Any, wishes: WishFile | None = None) -> None:
-        self.actor, self._wishes = actor, wishes
-
-    def ask(self, method: FleetMethod, *args: object, timeout_s: float, **options: object) -> Any:
-        """Call a method of the fleet and return its answer."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                return ray.get(self.actor.call.remote(method, *args, **options), timeout=deadline - time.monotonic())
-            except RayTaskError as error:
-                raise error.cause from error
-            except RayError as error:
-                if not isinstance(error, ActorUnavailableError) or time.monotonic() + _TICK_S > deadline:
-                    raise LoaderLost(f"the loader fleet did not answer {method}: {first_line(error)}") from error
-            time.sleep(_TICK_S)  # the network failed: asking twice does no harm
-
-    def tell(self, method: FleetMethod, *args: object) -> None:
-        """Call a method of the fleet without waiting."""
-        self.actor.call.remote(method, *args)
-
-    def close(self) -> None:
-        """End every loader, then the fleet."""
-        with suppress(RayError):
-            ray.get(self.actor.close.remote(), timeout=CALL_TIMEOUT_S)
-        ray.kill(self.actor)
-        if self._wishes is not None:
-            self._wishes.close()
 
 
 @dataclass(eq=False, slots=True)
@@ -339,7 +115,7 @@ class RayLoaders:
             pid = self._pids[request.actor]
             self._slots.free_once(slot, lambda: not is_alive(pid))
         else:
-            self._slots.free_once(slot, lambda: _is_done(request.reference))
+            self._slots.free_once(slot, lambda: is_done(request.reference))
 
     def refresh(self) -> None:
         """Learn who is alive, without waiting: send a question, or take in its answer."""
@@ -347,7 +123,7 @@ class RayLoaders:
             if time.monotonic() - self._asked_s >= _REFRESH_S:
                 self._question, self._asked_s = self._actor.call.remote("members"), time.monotonic()
             return
-        if not _is_done(self._question):
+        if not is_done(self._question):
             return
         question, self._question = self._question, None
         try:
@@ -382,7 +158,7 @@ class RayLoaders:
         if actor not in self._pids and actor not in self._attaching:
             self._attaching[actor] = actor.attach.remote(address)
         question = self._attaching.get(actor)
-        if question is not None and _is_done(question):
+        if question is not None and is_done(question):
             del self._attaching[actor]
             try:
                 self._pids[actor] = ray.get(question, timeout=CALL_TIMEOUT_S)
@@ -395,7 +171,3 @@ class RayLoaders:
         self._gone.add(request.actor)
         if self._members.get(request.member) == request.actor:
             del self._members[request.member]
-
-
-def _is_done(reference: ray.ObjectRef[Any]) -> bool:
-    return bool(ray.wait([reference], timeout=0)[0])

@@ -40,7 +40,7 @@ class SelectionPort(Protocol):
 
 
 class FleetPort(Protocol):
-    """What is asked of the loaders; `loader.actors.FleetClient` offers it."""
+    """What is asked of the loaders; `loader.fleet.client.FleetClient` offers it."""
 
     def status(self) -> dict[str, Any]:
         """Size, author, reason, and the loaders."""

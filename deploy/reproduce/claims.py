@@ -36,6 +36,8 @@ class Arm:
     """Prototypes."""
     clusters_from: Literal["kmeans", "labels"] = "kmeans"
     """labels: the classes are the clusters, which is the paper's oracle."""
+    shuffled: bool = False
+    """A control: the distances are dealt to the images at random, so that as few are seen as often, whichever."""
     method: str = "mae"
     """A name in trainer.METHODS."""
     model: Mapping[str, Any] = field(default_factory=dict)
@@ -123,6 +125,7 @@ CLAIMS: dict[str, Claim] = {
         source=f"{CURRICULUM_PAPER}, 800 epochs",
         arms=(ANNEALED, UNIFORM, HARD),
         expected=(Expectation(arm="prototypical", than="uniform"), Expectation(arm="prototypical", than="hard")),
+        sweep=(_prototypical("shuffled", shuffled=True),),
     ),
     "temperature": Claim(
         title="An annealed temperature beats every fixed one",

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from deploy.config import DataConfig
 from deploy.console import progress_bar
 from deploy.prototypes import job
 from deploy.reproduce.claims import Arm
 from deploy.rundir import RunError
 from loader import ImageSample, ImageSource, ShardIndex, build_index, build_shards, class_folders
+from scoring import Prototypes
 
 SPLITS = ("train", "test")
 FEWEST_IN_CLUSTER = 10
@@ -65,7 +68,18 @@ def with_prototypes(data: DataConfig, arm: Arm, *, size: int) -> DataConfig:
             num_clusters=None if oracle else clusters,
             labels_as_clusters=oracle,
         )
+    if arm.shuffled:
+        prototypes = _shuffled(prototypes)
     return replace(data, prototypes=str(prototypes))
+
+
+def _shuffled(prototypes: Path) -> Path:
+    """The same distances, dealt to the images at random; beside the file that they come from."""
+    shuffled = prototypes.with_stem(f"{prototypes.stem}-shuffled")
+    if not shuffled.is_file():
+        found = Prototypes.load(prototypes)
+        replace(found, distance=np.random.default_rng(0).permutation(found.distance)).save(shuffled)
+    return shuffled
 
 
 def _write(source: ImageSource, index: Path, *, split: str, samples: int | None) -> None:

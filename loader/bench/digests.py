@@ -103,7 +103,8 @@ def _fleets(
     index: ShardIndex, sizes: Sequence[int], course: Sequence[int], say: Progress
 ) -> tuple[dict[str, str], int]:
     """Return the digests by name, and how many loaders of the scaled fleet had requests."""
-    from loader.actors import RayLoaders, local_fleet  # noqa: PLC0415 - Ray is needed only here
+    from loader.actors import RayLoaders  # noqa: PLC0415 - Ray is needed only here
+    from loader.fleet.actors import local_fleet  # noqa: PLC0415 - Ray is needed only here
 
     found = {}
     with local_fleet(LoaderConfig(index=str(index.path)), size=min(sizes)) as fleet:

@@ -224,7 +224,8 @@ def _in_turns(index: ShardIndex, encoded: list[bytes], seconds: float, say: Prog
 
     They take turns: a machine that others share may be a quarter faster a moment later, and these are read as ratios.
     """
-    from loader.actors import RayLoaders, local_fleet  # noqa: PLC0415 - Ray is needed only here
+    from loader.actors import RayLoaders  # noqa: PLC0415 - Ray is needed only here
+    from loader.fleet.actors import local_fleet  # noqa: PLC0415 - Ray is needed only here
 
     uniform = np.full(len(index), 1 / len(index))
     ours = LoaderConfig(index=str(index.path), threads=THREADS)
@@ -249,7 +250,8 @@ def _in_turns(index: ShardIndex, encoded: list[bytes], seconds: float, say: Prog
 
 def _add_cached(report: dict[str, Any], index: ShardIndex, seconds: float, say: Progress) -> None:
     """The whole way with a decoded cache, through each transport."""
-    from loader.actors import RayLoaders, local_fleet  # noqa: PLC0415 - Ray is needed only here
+    from loader.actors import RayLoaders  # noqa: PLC0415 - Ray is needed only here
+    from loader.fleet.actors import local_fleet  # noqa: PLC0415 - Ray is needed only here
 
     decoded = 3 * int((index.width.astype(np.int64) * index.height).sum())
     config = LoaderConfig(index=str(index.path), cache_bytes=int(CACHED_SHARE * decoded / THREADS))

@@ -1,1 +1,1 @@
-"""How many loaders there are, of which kind, and who asked for it: decisions without Ray."""
+"""How many loaders there are, of which kind, and who asked for it: decisions, and in `actors` the loaders on Ray."""

@@ -18,11 +18,13 @@ from deploy.cluster import local_cluster
 from deploy.commands.reproduce import chosen_claims, reproduce
 from deploy.reproduce import CLAIMS, Arm, Claim, Expectation
 from deploy.reproduce.arms import Scale, run_config
+from deploy.reproduce.data import prepare_data, with_prototypes
 from deploy.reproduce.measure import whitening
 from deploy.reproduce.queue import Outcome
 from deploy.reproduce.table import cells, rows, verdicts
 from deploy.rundir import RunDir
 from loader import ShardIndex
+from scoring import Prototypes
 
 CLAIM = Claim(
     title="one beats two",
@@ -138,6 +140,17 @@ def test_study_trains_each_arm_once_and_continues(folders: Path, tmp_path: Path)
     more = reproduce(("fewshot",), **(settings | {"seeds": 2})).data["fewshot"]["arms"]
     assert all(len(arm["nn_cls"]["by_seed"]) == 2 for arm in more.values())
     assert len(list(tmp_path.glob("arms/*/outcome.json"))) == 3 + 2
+
+
+def test_a_shuffled_curriculum_has_the_same_distances_of_other_images(folders: Path, tmp_path: Path):
+    data = prepare_data(folders, tmp_path, samples=32, size=32)
+    (control,) = CLAIMS["prototypes"].sweep
+    arms = (replace(control, shuffled=False), control, control)
+    scored, dealt, again = (Prototypes.load(with_prototypes(data, arm, size=32).prototypes or "") for arm in arms)
+    assert not np.array_equal(scored.distance, dealt.distance)
+    assert np.array_equal(dealt.distance, again.distance)
+    assert np.array_equal(np.sort(scored.distance), np.sort(dealt.distance))
+    assert dealt.fingerprint == scored.fingerprint
 
 
 def test_ablations_are_all_or_those_that_are_named():

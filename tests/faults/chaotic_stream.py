@@ -37,7 +37,8 @@ def main(index_path: str, runlog: str, without: str = "") -> None:
     """Print what came under Ray, and what comes in this process without it."""
     import ray
 
-    from loader.actors import RayLoaders, start_fleet
+    from loader.actors import RayLoaders
+    from loader.fleet.actors import start_fleet
     from scoring.actors import start_selection
 
     index = ShardIndex.load(index_path)

@@ -63,7 +63,8 @@ def stands_still(pid: int) -> bool:
 
 def through_a_freeze(cluster: Nodes, index: ShardIndex) -> tuple[Consumed, float, float, dict[str, float | int]]:
     """What was consumed while a node with a loader froze; when it froze, and when it thawed."""
-    from loader.actors import RayLoaders, start_fleet
+    from loader.actors import RayLoaders
+    from loader.fleet.actors import start_fleet
 
     moments: list[float] = []
 
@@ -109,7 +110,8 @@ def test_without_hedging_a_frozen_node_is_waited_for(cluster, index, monkeypatch
 
 def test_a_node_that_is_lost_changes_nothing(cluster, index, note):
     """Last, for the node does not come back. Ray needs many seconds to call it dead."""
-    from loader.actors import RayLoaders, start_fleet
+    from loader.actors import RayLoaders
+    from loader.fleet.actors import start_fleet
 
     with local_loaders(str(index.path), 1) as pool:
         expected = consume(BatchStream(windows(len(index), LONG), pool, LONG)).digest

@@ -45,7 +45,7 @@ def ray_fleet(index: ShardIndex, size: int, failpoint: str = "") -> Iterator[obj
     """A fleet on a Ray of its own."""
     import ray
 
-    from loader.actors import start_fleet
+    from loader.fleet.actors import start_fleet
 
     if failpoint:
         os.environ[VARIABLE] = failpoint

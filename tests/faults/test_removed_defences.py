@@ -245,7 +245,8 @@ def test_without_restarts_or_retries_a_killed_selection_ends_the_run(ray, tmp_pa
 @pytest.mark.ray
 @pytest.mark.parametrize("kept_alive", [True, False])
 def test_without_a_fleet_that_replaces_them_lost_loaders_end_the_run(kept_alive, ray, digits):
-    from loader.actors import RayLoaders, start_fleet
+    from loader.actors import RayLoaders
+    from loader.fleet.actors import start_fleet
 
     index = ShardIndex.load(digits.index)
     config = replace(STREAM, total_steps=120, stall_timeout_s=60.0 if kept_alive else 10.0)

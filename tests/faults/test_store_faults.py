@@ -92,7 +92,8 @@ def watched(
     on_step: Callable[[int], object] = lambda step: None,
 ) -> Watched:
     """Consume a stream from two loaders, and look at the store and the loaders at every step."""
-    from loader.actors import RayLoaders, start_fleet
+    from loader.actors import RayLoaders
+    from loader.fleet.actors import start_fleet
 
     stored: list[int] = []
     held: list[int] = []

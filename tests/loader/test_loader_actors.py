@@ -41,7 +41,7 @@ def local_ray():
 
 @pytest.fixture(scope="module")
 def fleet(local_ray, digit_index):
-    from loader.actors import start_fleet
+    from loader.fleet.actors import start_fleet
 
     client = start_fleet(LoaderConfig(index=str(digit_index.path)), size=2, num_cpus=0)
     yield client
@@ -165,7 +165,7 @@ def test_a_killed_fleet_comes_back_at_its_last_size_and_no_draw_is_lost(fleet, r
 
 
 def test_a_fleet_with_a_policy_grows_when_a_trainer_waits(local_ray, digit_index):
-    from loader.actors import start_fleet
+    from loader.fleet.actors import start_fleet
 
     policy = ScalePolicy(max_size=2, patience=1, cooldown_s=0, period_s=0)
     client = start_fleet(LoaderConfig(index=str(digit_index.path)), size=1, name="elastic", num_cpus=0, policy=policy)
@@ -204,7 +204,7 @@ def test_shards_built_over_ray_are_the_same(local_ray, photos, tmp_path):
 
 
 def test_the_fleet_is_found_by_name(fleet, local_ray):
-    from loader.actors import connect_fleet
+    from loader.fleet.actors import connect_fleet
 
     assert connect_fleet().status()["size"] == 2
     with pytest.raises(LoaderLost, match="no loader fleet named 'nobody'"):
@@ -212,7 +212,7 @@ def test_the_fleet_is_found_by_name(fleet, local_ray):
 
 
 def test_loaders_that_cannot_start_are_an_error_that_says_why(local_ray, tmp_path, monkeypatch):
-    from loader.actors import start_fleet
+    from loader.fleet.actors import start_fleet
 
     config = LoaderConfig(index=str(tmp_path / "none.parquet"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -76,7 +76,8 @@ def own_bytes(pid: int) -> int:
 def test_a_loader_keeps_to_its_cache_and_a_prefetch_window_and_nothing_is_spilled(
     small_store, large_index, random_windows
 ):
-    from loader.actors import RayLoaders, start_fleet
+    from loader.actors import RayLoaders
+    from loader.fleet.actors import start_fleet
 
     decoded = 3 * SIDES[0] * SIDES[1] * NUM_SAMPLES
     through_store = CONFIG.total_steps * CONFIG.global_batch * 3 * CONFIG.transform.size**2
