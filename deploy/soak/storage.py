@@ -52,6 +52,8 @@ class ShardServer:
 
 class _QuietServer(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128
+    """Five, the default, lose some connections of loaders that come at once; the kernel tries again after a second."""
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing: clients that give up on a storage that misbehaves are right."""
