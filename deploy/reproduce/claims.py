@@ -125,7 +125,10 @@ CLAIMS: dict[str, Claim] = {
         source=f"{CURRICULUM_PAPER}, 800 epochs",
         arms=(ANNEALED, UNIFORM, HARD),
         expected=(Expectation(arm="prototypical", than="uniform"), Expectation(arm="prototypical", than="hard")),
-        sweep=(_prototypical("shuffled", shuffled=True),),
+        sweep=(
+            _prototypical("shuffled", shuffled=True),
+            Arm(name="replacement", policy="uniform_replacement"),  # a control: the curriculum draws so, uniform not
+        ),
     ),
     "temperature": Claim(
         title="An annealed temperature beats every fixed one",
