@@ -68,7 +68,6 @@ def reproduce(
     from deploy.reproduce import Study, make_plans
     from deploy.reproduce.arms import Scale
     from deploy.reproduce.data import prepare_data
-    from deploy.reproduce.measure import Measure
     from deploy.reproduce.page import write_claim
     from deploy.reproduce.queue import in_turn, side_by_side
     from loader import ShardIndex
@@ -112,8 +111,8 @@ def reproduce(
     study.run(
         [arm for claim in chosen.values() for arm in claim.arms], queue=side_by_side(workers) if workers else in_turn
     )
-    with working("neighbours of raw pixels"):
-        floor = Measure(images, size=image_size).pixels()
+    with working("neighbours of raw pixels and of untrained weights"):
+        floor = study.floor()
     written = [
         write_claim(
             out / folder, plan=plans[folder], claim=claim, outcomes=list(study.outcomes(claim.arms)), floor=floor

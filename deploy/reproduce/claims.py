@@ -119,6 +119,9 @@ ANNEALED = _prototypical(paper={"nn_cls": 47.40})
 MAE = Arm(name="mae")
 MTO = Arm(name="mto", model={"mto": {"enabled": True}}, cost=1.1, paper={"rauc": 1.32})
 
+START = Arm(name="before-training")
+"""The weights that all arms start from: a row of each table, and no arm of a claim."""
+
 CLAIMS: dict[str, Claim] = {
     "prototypes": Claim(
         title="A curriculum from prototypical to general images beats uniform draws at equal steps",

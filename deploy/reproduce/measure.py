@@ -6,16 +6,18 @@ probe on five images a class; `*_cls` takes the CLS token, `*_mean` the mean of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from deploy.config import DataConfig
 from deploy.rank.probe import Labelled
-from trainer import load_method
+from trainer import Method, TrainConfig, build_method, load_method
 from trainer.evaluate.features import Features
 from trainer.evaluate.fewshot import FewShotConfig, few_shot
 from trainer.evaluate.knn import embed_pools, nearest_neighbour_accuracy
@@ -48,6 +50,16 @@ def whitening(gallery_ND: NDArray[np.float32]) -> Callable[[NDArray[np.float32]]
     return lambda features: ((features - mean) @ scaled).astype(np.float32)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Floor:
+    """What the images give without training."""
+
+    pixels: float
+    """1-NN accuracy of the raw pixels."""
+    untrained: tuple[dict[str, float], ...]
+    """By seed, the metrics of the weights that the arms start from: what an arm has above them, it learned."""
+
+
 class Measure:
     """Evaluates arms on the same decoded images."""
 
@@ -72,7 +84,21 @@ class Measure:
 
     def __call__(self, run: Path) -> dict[str, float]:
         """Metrics of a finished run's newest checkpoint, in [0, 1]."""
-        _, method = load_method(run)
+        return self._metrics(load_method(run)[1])
+
+    def floor(self, starts: Sequence[TrainConfig]) -> Floor:
+        """What pixels give, and the weights that such runs start from."""
+        classified = self.gallery.flat(), self.gallery.labels, self.test.flat(), self.test.labels
+        return Floor(
+            pixels=nearest_neighbour_accuracy(*classified),
+            untrained=tuple(self._untrained(train) for train in starts),
+        )
+
+    def _untrained(self, train: TrainConfig) -> dict[str, float]:
+        torch.manual_seed(train.seed)  # as a run does before it builds its method
+        return self._metrics(build_method(train.method, train.model).eval())
+
+    def _metrics(self, method: Method) -> dict[str, float]:
         metrics = {}
         gallery = embed_pools(method, self.gallery.batches())
         test = embed_pools(method, self.test.batches())
@@ -90,7 +116,3 @@ class Measure:
             (row,) = few_shot(known, Features(test[pool], self.test.labels), FewShotConfig(shots=(SHOTS,)))
             metrics[f"shot{SHOTS}_{pool}"] = row["acc1"]
         return metrics
-
-    def pixels(self) -> float:
-        """1-NN accuracy of the raw pixels: the floor."""
-        return nearest_neighbour_accuracy(self.gallery.flat(), self.gallery.labels, self.test.flat(), self.test.labels)

@@ -11,13 +11,14 @@ from typing import Any
 
 from deploy.pages import plots
 from deploy.pages.report import Section, write_report
-from deploy.reproduce.claims import Arm, Claim
+from deploy.reproduce.claims import START, Arm, Claim
+from deploy.reproduce.measure import Floor
 from deploy.reproduce.plan import Plan
 from deploy.reproduce.queue import Outcome
-from deploy.reproduce.table import Cell, Cells, Verdict, cells, rows, verdicts
+from deploy.reproduce.table import Cell, Cells, Verdict, cells, over_seeds, rows, verdicts
 
 
-def table_data(plan: Plan, claim: Claim, found: Cells, judged: Sequence[Verdict], floor: float) -> dict[str, Any]:
+def table_data(plan: Plan, claim: Claim, found: Cells, judged: Sequence[Verdict], floor: Floor) -> dict[str, Any]:
     """The study as JSON.
 
     Args:
@@ -25,9 +26,8 @@ def table_data(plan: Plan, claim: Claim, found: Cells, judged: Sequence[Verdict]
         claim: what was compared.
         found: metrics by arm.
         judged: the directions.
-        floor: 1-NN accuracy of raw pixels.
+        floor: what the same images give without training.
     """
-    arms = {arm: {name: _cell(cell) for name, cell in metrics.items()} for arm, metrics in found.items()}
     directions = [
         {
             "direction": str(one),
@@ -41,10 +41,15 @@ def table_data(plan: Plan, claim: Claim, found: Cells, judged: Sequence[Verdict]
         "title": claim.title,
         "source": claim.source,
         "plan": asdict(plan),
-        "pixels_nn": floor,
-        "arms": arms,
+        "pixels_nn": floor.pixels,
+        "before_training": _metrics(over_seeds(floor.untrained)),
+        "arms": {arm: _metrics(metrics) for arm, metrics in found.items()},
         "directions": directions,
     }
+
+
+def _metrics(metrics: Mapping[str, Cell]) -> dict[str, Any]:
+    return {name: _cell(cell) for name, cell in metrics.items()}
 
 
 def _cell(cell: Cell) -> dict[str, Any]:
@@ -73,7 +78,7 @@ class Written:
     """What report.json holds."""
 
 
-def write_claim(folder: Path, *, plan: Plan, claim: Claim, outcomes: Sequence[Outcome], floor: float) -> Written:
+def write_claim(folder: Path, *, plan: Plan, claim: Claim, outcomes: Sequence[Outcome], floor: Floor) -> Written:
     """Judge the outcomes, draw the curves, and write report.html, report.json and report.md.
 
     Args:
@@ -81,16 +86,16 @@ def write_claim(folder: Path, *, plan: Plan, claim: Claim, outcomes: Sequence[Ou
         plan: what was run.
         claim: what was compared.
         outcomes: of all its arms and seeds.
-        floor: 1-NN accuracy of raw pixels.
+        floor: what the same images give without training.
     """
     found = cells(outcomes, baseline=claim.baseline)
     judged = verdicts(claim, found)
-    columns, lines = rows(claim, claim.arms, found)
+    columns, lines = rows(claim, (*claim.arms, START), found | {START.name: over_seeds(floor.untrained)})
     scale = plan.scale
     lead = (
         f"{claim.source}. Here: {scale.samples:,} images, {scale.epochs} epochs of batch {scale.global_batch}, model "
         f"{scale.size}, {plan.seeds} seeds; accuracies in per cent, mean +- standard deviation over the seeds; raw "
-        f"pixels have {100 * floor:.1f}."
+        f"pixels have {100 * floor.pixels:.1f}."
     )
     held = [(str(one), one.holds, one.by_seed) for one in judged]
     sections = [

@@ -15,8 +15,9 @@ from typing import Any
 
 from deploy.config import DataConfig, RunConfig
 from deploy.reproduce.arms import Scale, run_config
-from deploy.reproduce.claims import Arm
+from deploy.reproduce.claims import START, Arm
 from deploy.reproduce.data import with_prototypes
+from deploy.reproduce.measure import Floor, Measure
 from deploy.reproduce.queue import Outcome, Queue, Task
 from trainer import model_size
 
@@ -58,6 +59,11 @@ class Study:
             for arm in arms:
                 found = json.loads(self._task(arm, seed).result.read_text())
                 yield Outcome(**(found | {"arm": arm.name}))
+
+    def floor(self) -> Floor:
+        """What the same images give without training."""
+        starts = [run_config(START, data=self._data, scale=self._scale, seed=seed).train for seed in range(self._seeds)]
+        return Measure(self._data, size=self._size).floor(starts)
 
     def _task(self, arm: Arm, seed: int) -> Task:
         data = with_prototypes(self._data, arm, size=self._size)

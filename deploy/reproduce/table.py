@@ -84,15 +84,17 @@ def cells(outcomes: Sequence[Outcome], *, baseline: str | None) -> dict[str, dic
     by_arm: dict[str, list[Outcome]] = {}
     for outcome in sorted(outcomes, key=lambda one: one.seed):
         by_arm.setdefault(outcome.arm, []).append(outcome)
-    found = {
-        arm: {name: Cell(values=tuple(one.metrics[name] for one in several)) for name in several[0].metrics}
-        for arm, several in by_arm.items()
-    }
+    found = {arm: over_seeds([one.metrics for one in several]) for arm, several in by_arm.items()}
     if baseline is not None:
         for arm, several in by_arm.items():
             pairs = zip(several, by_arm[baseline], strict=True)
             found[arm]["rauc"] = Cell(values=tuple(_rauc(ours, base) for ours, base in pairs))
     return found
+
+
+def over_seeds(metrics: Sequence[Mapping[str, float]]) -> dict[str, Cell]:
+    """The metrics that several seeds have."""
+    return {name: Cell(values=tuple(one[name] for one in metrics)) for name in metrics[0]}
 
 
 def verdicts(claim: Claim, found: Cells) -> list[Verdict]:

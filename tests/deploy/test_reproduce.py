@@ -101,14 +101,18 @@ def test_every_arm_of_every_claim_is_a_run_of_the_same_length(claim: str, digits
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("images")
+    return noise(tmp_path_factory.mktemp("images"), light=120)
+
+
+def noise(root: Path, *, light: int) -> Path:
+    """Images of two classes, of which the second is lighter by so much."""
     random = np.random.default_rng(0)
     for split, count in (("train", 24), ("test", 8)):
-        for label in ("dark", "light"):
+        for label, more in (("dark", 0), ("light", light)):
             folder = root / split / label
             folder.mkdir(parents=True)
             for number in range(count):
-                level = random.integers(0, 100, (32, 32, 3)) + (120 if label == "light" else 0)
+                level = random.integers(0, 100, (32, 32, 3)) + more
                 Image.fromarray(level.astype(np.uint8)).save(folder / f"{number}.jpg")
     return root
 
@@ -123,6 +127,7 @@ def test_study_trains_each_arm_once_and_continues(folders: Path, tmp_path: Path)
     page = (tmp_path / "hard" / "report.md").read_text()
     assert "| arm | nn_cls | nn_mean | white_cls | white_mean | paper: nn_cls |" in page
     assert "| prototypical beats hard on nn_cls |" in page
+    assert f"| before-training | {100 * answer['before_training']['nn_cls']['mean']:.1f} |" in page
     trained = {path: path.stat().st_mtime_ns for path in tmp_path.glob("arms/*/outcome.json")}
     assert len(trained) == 3
     again = reproduce(("prototypes", "fewshot"), **settings).data  # the same three arms
@@ -140,6 +145,14 @@ def test_study_trains_each_arm_once_and_continues(folders: Path, tmp_path: Path)
     more = reproduce(("fewshot",), **(settings | {"seeds": 2})).data["fewshot"]["arms"]
     assert all(len(arm["nn_cls"]["by_seed"]) == 2 for arm in more.values())
     assert len(list(tmp_path.glob("arms/*/outcome.json"))) == 3 + 2
+
+
+def test_an_arm_that_learns_nothing_has_the_figures_of_before_training(tmp_path: Path):
+    folders = noise(tmp_path / "images", light=2)  # few are told apart, so other weights have other figures
+    settings = {"data": folders, "out": tmp_path / "out", "epochs": 1, "seeds": 2, "samples": 32, "batch": 16}
+    answer = reproduce(("fewshot",), lr=1e-30, evaluations=0, **settings).data["fewshot"]
+    assert answer["arms"]["uniform"] == answer["arms"]["prototypical"] == answer["before_training"]
+    assert len(set(answer["before_training"]["nn_mean"]["by_seed"])) == 2  # each seed has its own weights
 
 
 def test_a_shuffled_curriculum_has_the_same_distances_of_other_images(folders: Path, tmp_path: Path):
