@@ -18,8 +18,10 @@ from deploy.prototypes.job import evaluation_transform, sweep
 from loader import ShardIndex
 from trainer.evaluate.knn import embed_pools, nearest_neighbour_accuracy
 
-LARGEST_GALLERY = 5_000
-LARGEST_TEST = 1_000
+LARGEST_GALLERY, LARGEST_TEST = 5_000, 5_000
+"""Images at most. The accuracy's standard error is 0.7 points at a third right; at 1,000 test images, 1.5, by which
+two curves that RAUC compares had changed places.
+"""
 EMBEDDED_AT_ONCE = 256
 
 
