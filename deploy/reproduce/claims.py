@@ -120,7 +120,7 @@ MAE = Arm(name="mae")
 MTO = Arm(name="mto", model={"mto": {"enabled": True}}, cost=1.1, paper={"rauc": 1.32})
 
 START = Arm(name="before-training")
-"""The weights that all arms start from: a row of each table, and no arm of a claim."""
+"""The encoder that all arms of a seed start from: a row of each table, and no arm of a claim."""
 
 CLAIMS: dict[str, Claim] = {
     "prototypes": Claim(

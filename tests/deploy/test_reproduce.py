@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from deploy.cluster import local_cluster
 from deploy.commands.reproduce import chosen_claims, reproduce
 from deploy.reproduce import CLAIMS, Arm, Claim, Expectation
 from deploy.reproduce.arms import Scale, run_config
+from deploy.reproduce.claims import START
 from deploy.reproduce.data import prepare_data, with_prototypes
 from deploy.reproduce.measure import whitening
 from deploy.reproduce.queue import Outcome
@@ -25,6 +27,7 @@ from deploy.reproduce.table import cells, rows, verdicts
 from deploy.rundir import RunDir
 from loader import ShardIndex
 from scoring import Prototypes
+from trainer import build_method
 
 CLAIM = Claim(
     title="one beats two",
@@ -145,6 +148,18 @@ def test_study_trains_each_arm_once_and_continues(folders: Path, tmp_path: Path)
     more = reproduce(("fewshot",), **(settings | {"seeds": 2})).data["fewshot"]["arms"]
     assert all(len(arm["nn_cls"]["by_seed"]) == 2 for arm in more.values())
     assert len(list(tmp_path.glob("arms/*/outcome.json"))) == 3 + 2
+
+
+def test_all_arms_of_a_seed_start_from_the_encoder_of_before_training(digits):
+    def encoder(arm: Arm) -> dict[str, torch.Tensor]:
+        train = run_config(arm, data=digits, scale=Scale(samples=20_000, epochs=20), seed=1).train
+        torch.manual_seed(train.seed)
+        return build_method(train.method, train.model).encoder.state_dict()
+
+    arms = {arm.name: arm for claim in CLAIMS.values() for arm in claim.arms + claim.sweep}
+    start = encoder(START)
+    for arm in arms.values():
+        torch.testing.assert_close(encoder(arm), start, rtol=0, atol=0)
 
 
 def test_an_arm_that_learns_nothing_has_the_figures_of_before_training(tmp_path: Path):
