@@ -33,11 +33,11 @@ from loader.errors import (
     StreamStalled,
     TooManyBadSamplesError,
 )
-from loader.fleet.kinds import LoaderKind
 from loader.fleet.scaling import ScalePolicy
-from loader.index import ShardIndex
+from loader.fleet.spec import LoaderKind
 from loader.pool import LoaderPool, LocalLoaders
 from loader.shards.builder import Shrink, build_dataset
+from loader.shards.index import ShardIndex
 from loader.shards.index_builder import build_index
 from loader.shards.listings import class_folders, list_folder, list_parquet, list_tars, parquet_images
 from loader.shards.parallel import in_processes

@@ -27,9 +27,9 @@ from loader.decode.cpu import CpuDecoder, cut
 from loader.decode.header import read_header
 from loader.decode.resize import Rgb, resize_into
 from loader.errors import BadSampleError
-from loader.index import ShardIndex
+from loader.shards.fetch import Fetched, Fetcher
+from loader.shards.index import ShardIndex
 from loader.storage.disk_cache import DiskCache
-from loader.storage.fetch import Fetched, Fetcher
 
 _TURN_S: Final = 1.0
 """So long a request waits for those before it. Two at once on one core take each other's place in its caches."""

@@ -28,13 +28,12 @@ from scoring.config import SelectionConfig
 from scoring.controls import Resolved, Resolver, checked_control
 from scoring.draw.drawing import Law, Weighed, draw_window
 from scoring.errors import CorruptLog, VersionConflict
+from scoring.log.compaction import Housekeeping
+from scoring.log.group_commit import ScoreIntake
 from scoring.log.history import History
-from scoring.log.housekeeping import Housekeeping
-from scoring.log.intake import ScoreIntake
 from scoring.log.replay import redraw
 from scoring.log.runlog import RunLog
 from scoring.records import TABLE_CHANGES, TAKEN_KINDS, Control, ControlReply, Event, LogEntry, ScoreAck, Window
-from scoring.shelf import WindowShelf
 from scoring.steering import Steering, reply_to, with_law
 from scoring.table.changes import TableChanges
 from scoring.table.columns import Columns
@@ -42,6 +41,7 @@ from scoring.table.draw_counts import draw_summary
 from scoring.table.samples import SampleTable, local_ranges
 from scoring.table.scores import ScoreReport, checked_report
 from scoring.temperature import checked_distance
+from scoring.window_store import WindowShelf
 
 
 class Selection:

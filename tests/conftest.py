@@ -24,7 +24,7 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
 import pytest
 
-from deploy.config import DataConfig
+from deploy.runs.config import DataConfig
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -49,8 +49,8 @@ def temporary_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     """The handwritten digits: training and test shards, indices, prototypes."""
-    from deploy.demo.data import prepare
-    from deploy.prototypes.job import score
+    from deploy.studies.demo.data import prepare
+    from deploy.studies.prototypes.job import score
 
     folder = tmp_path_factory.mktemp("digits")
     data = prepare(folder, images=None, shards=())

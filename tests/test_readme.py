@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploy.cli import build_app
-from deploy.config import DataConfig
+from deploy.runs.config import DataConfig
 
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
 SMALLER = {"1000": "3", "256": "16", "== 500": "== 1", "Transform()": "Transform(size=32)"}

@@ -23,7 +23,7 @@ from ray.train.torch.config import _TorchBackend
 from trainer.config import TrainConfig
 from trainer.loop import train
 from trainer.ranks.context import Context, Distributed, SingleProcess
-from trainer.ranks.meeting import LOOPBACK, join_group, open_store
+from trainer.ranks.rendezvous import LOOPBACK, join_group, open_store
 from trainer.record.recorder import OnEvaluate, OnMilestone, OnStep, Stream, TrainResult
 from trainer.step import TrainState
 from trainer.windows import ScoreSink

@@ -1,4 +1,4 @@
-"""The HTTP API beside a run: what the command line, the dashboard and `deploy.client.RunClient` see and change.
+"""The HTTP API beside a run: what the command line, the dashboard and `deploy.api.client.RunClient` see and change.
 
 It is served on loopback by a thread of the process that launches the run, and ends with it. The run directory says how
 to reach it: `api.json` {"url", "pid"} and `api-token` (mode 0600). `tempera dashboard RUN_DIR` serves a run that is

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.api.tail import LineIndex
-from deploy.rank.watched import Stream, WatchedStream
+from deploy.launch.watched import Stream, WatchedStream
 from loader import Batch
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.config import load_config
-from deploy.curriculum import prototype_distances, selection_config
-from deploy.rundir import RunDir, RunError
+from deploy.runs.config import load_config
+from deploy.runs.curriculum import prototype_distances, selection_config
+from deploy.runs.rundir import RunDir, RunError
 from loader import LoaderWorker, ShardIndex
 from scoring import Control, ControlReply, Event, LogEntry, RunLog, Selection, SelectionConfig, read_entries
 from scoring.views import VIEWS
@@ -83,7 +83,7 @@ class LocalFleet:
         self._workers = list(workers)
 
     def status(self) -> dict[str, Any]:
-        """See `loader.fleet.keeper.Fleet.status`."""
+        """See `loader.fleet.supervisor.Fleet.status`."""
         place = {"state": "ready", "pid": os.getpid(), "node": socket.gethostname(), "restarts": 0, "reason": ""}
         loaders = [{"name": f"local-{n}", **place, **worker.stats()} for n, worker in enumerate(self._workers)]
         return {"size": len(loaders), "author": "run", "reason": "one process", "loaders": loaders}

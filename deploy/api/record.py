@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from deploy.terminal.logs import SCHEDULE, plain_entry
+from deploy.observe.run_log import SCHEDULE, plain_entry
 from scoring import LogEntry
 from scoring.records import CONTROL_KINDS
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deploy.config import RunConfig
-from deploy.prototypes.job import evaluation_transform
+from deploy.runs.config import RunConfig
+from deploy.studies.prototypes.job import evaluation_transform
 from loader import BadSampleError, BatchSpec, LoaderConfig, LoaderWorker, ShardIndex
 from scoring import Prototypes
 from scoring.temperature import DistanceProfile

@@ -25,8 +25,8 @@ from deploy.api.options import HEADER_BYTES, ApiOptions
 from deploy.api.parts import Parts
 from deploy.api.service import RunService
 from deploy.api.token import TokenFile, write_token
-from deploy.config import RunConfig
-from deploy.rundir import RunDir, RunError, write_json
+from deploy.runs.config import RunConfig
+from deploy.runs.rundir import RunDir, RunError, write_json
 
 log = logging.getLogger(__name__)
 

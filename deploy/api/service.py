@@ -24,10 +24,10 @@ from deploy.api.parts import Parts, member
 from deploy.api.record import QUIET_KINDS, Record, finite
 from deploy.api.samples import Samples, first_law
 from deploy.api.tail import LineIndex
-from deploy.config import RunConfig
-from deploy.curriculum import effective_size_schedule
-from deploy.rundir import RunDir
-from deploy.terminal.logs import plain_entry
+from deploy.observe.run_log import plain_entry
+from deploy.runs.config import RunConfig
+from deploy.runs.curriculum import effective_size_schedule
+from deploy.runs.rundir import RunDir
 from scoring import POLICIES, Control, Event, VersionConflict
 from scoring.policies import DIRECTION
 

@@ -44,7 +44,7 @@ def digests(*, images: Path) -> Answer:
     Args:
         images: folder of images, folder of tars, or a tar.
     """
-    from loader.bench.digests import determinism_digests
+    from tests.bench.digests import determinism_digests
 
     data = determinism_digests(images, progress=lambda what: say(f"  {what}"))
     title = f"SHA-256 of draws, samples and pixels, {data['steps']} steps of {data['batch']}"
@@ -54,8 +54,8 @@ def digests(*, images: Path) -> Answer:
 
 def selection() -> Answer:
     """Measure drawing, re-weighing, solving and scores, by number of samples."""
-    from deploy.selection_bench import bench_window_requests
-    from scoring.bench import bench_selection
+    from tests.bench.selection import bench_selection
+    from tests.bench.selection_actors import bench_window_requests
 
     with progress_bar("measuring the selection") as advance:
         measured = bench_selection(progress=advance)
@@ -82,7 +82,7 @@ def kmeans(
         device: auto, cpu or gpu; gpu is an error where faiss has none.
         folder: a folder on a disk with room for the features (4 bytes a value, 2 GB by default).
     """
-    from scoring.features.kmeans_bench import bench_kmeans
+    from tests.bench.kmeans import bench_kmeans
     from trainer.config import require
 
     require(min(samples, width) >= 1, f"--samples and --width must be 1 or more; got {samples} and {width}.")

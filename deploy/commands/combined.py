@@ -33,7 +33,7 @@ class Combined:
         Raises:
             ValueError: no such masking or preset; the nearest is named.
         """
-        from deploy.overrides import combination
+        from deploy.runs.overrides import combination
 
         mto = self.mto_preset or ("recommended" if self.mto else None)
         parts = combination(method=self.method, masking=self.masking, curriculum=self.curriculum, mto=mto)

@@ -12,11 +12,11 @@ from typing import Annotated, Any
 from rich.console import Group
 from tyro.conf import Positional, arg
 
+from deploy.api.client import RunClient, author_name, reaches_elsewhere
 from deploy.api.token import write_token
-from deploy.client import RunClient, author_name, reaches_elsewhere
 from deploy.commands.jobs import stop_job
 from deploy.console import Answer, say, table, working
-from deploy.rundir import RunError, find_run
+from deploy.runs.rundir import RunError, find_run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,7 +173,7 @@ def log(*, run: Path | None = None, limit: int = 40) -> Answer:
         run: the run's directory; by default the one that is alive under runs/, or the newest.
         limit: how many of the last entries.
     """
-    from deploy.terminal.logs import log_entries, log_table
+    from deploy.observe.run_log import log_entries, log_table
 
     found = None if run is None and reaches_elsewhere() else find_run(run)
     if found is None or found.is_alive:

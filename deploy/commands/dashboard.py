@@ -9,7 +9,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from deploy.console import ERR, OUT, Answer, say, table, working
-from deploy.rundir import RunDir, RunError, find_run
+from deploy.runs.rundir import RunDir, RunError, find_run
 
 RAY_TARGETS = Path("/tmp/ray/prom_metrics_service_discovery.json")  # noqa: S108 - where Ray writes it
 """Ray's list of the addresses that its nodes export metrics at."""
@@ -73,7 +73,7 @@ def _serve_finished(run: RunDir, *, open_browser: bool) -> None:
 
     from deploy.api.parts import finished_parts
     from deploy.api.server import serving
-    from deploy.config import load_config
+    from deploy.runs.config import load_config
 
     with tempfile.TemporaryDirectory(prefix="tempera-") as folder, ExitStack() as stack:
         with working(f"{run.path} is over; reading its log"):

@@ -26,8 +26,8 @@ def demo(
         steps: optimizer steps of each of the two trainings.
         seed: of data order, crops, masks and weights.
     """
-    from deploy.demo.main import run_demo
-    from deploy.terminal.logs import log_entries, log_table
+    from deploy.observe.run_log import log_entries, log_table
+    from deploy.studies.demo.main import run_demo
 
     result = run_demo(out, images=images, shards=shards, steps=steps, seed=seed)
     entries = log_entries(result.run, limit=100, changes_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.console import ERR, Answer, table, working
-from deploy.rundir import RunError
+from deploy.runs.rundir import RunError
 
 MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "error": "[red]error[/]"}
 ANSWER = '{"findings": '
@@ -36,12 +36,12 @@ def doctor(
     if address is not None:
         return _shown(_from_outside(address, out, index, python, allow_hosts))
     if cluster:
-        from deploy.doctor.cluster import examine_cluster
+        from deploy.remote.doctor.cluster import examine_cluster
 
         with working("examining every node"):
             found = examine_cluster(directory=out, index=index, allow_hosts=allow_hosts)
         return _shown([asdict(finding) for finding in found])
-    from deploy.doctor.checks import examine
+    from deploy.remote.doctor.checks import examine
 
     with working("examining this machine"):
         found = examine(directory=out, index=index, allow_hosts=allow_hosts)
@@ -52,7 +52,7 @@ def _from_outside(
     address: str, out: Path, index: Path | None, python: str, allow_hosts: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     """The same command as a job on the cluster's head; its answer is the last line of the job's log."""
-    from deploy.jobs import ray_jobs
+    from deploy.remote.jobs import ray_jobs
 
     words = ["doctor", "--cluster", "--json", "--out", str(out), *(("--index", str(index)) if index else ())]
     words += ["--allow-hosts", *allow_hosts] if allow_hosts else []

@@ -8,9 +8,9 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from deploy.client import RunClient, author_name, reaches_elsewhere
+from deploy.api.client import RunClient, author_name, reaches_elsewhere
 from deploy.console import Answer, progress_bar, table, working
-from deploy.rundir import RunDir, find_run
+from deploy.runs.rundir import RunDir, find_run
 
 
 def replay(path: Positional[Path]) -> Answer:

@@ -12,10 +12,10 @@ from tyro.conf import Positional
 
 from deploy.commands.combined import AS_NAMED, Combination
 from deploy.console import ERR, Answer, say, table, working
-from deploy.rundir import RunError
+from deploy.runs.rundir import RunError
 
 if TYPE_CHECKING:
-    from deploy.config import RunConfig
+    from deploy.runs.config import RunConfig
 
 Roles = Literal["auto", "yes", "no"]
 
@@ -55,7 +55,7 @@ def submit(
         detach: return when the job is submitted, instead of following its log.
         dry_run: submit nothing; show the plan, what would be shipped, and which nodes the cluster has by role.
     """
-    from deploy.jobs import ray_jobs
+    from deploy.remote.jobs import ray_jobs
 
     paths = {"index": index, "out": out, "prototypes": prototypes, "test-index": test_index}
     words = _train_words(name, paths)
@@ -88,7 +88,7 @@ def jobs(*, address: str) -> Answer:
     Args:
         address: URL of the cluster's dashboard.
     """
-    from deploy.jobs import ray_jobs
+    from deploy.remote.jobs import ray_jobs
 
     with working(f"asking {address}"):
         found = ray_jobs.list_jobs(ray_jobs.connect(address))
@@ -99,7 +99,7 @@ def jobs(*, address: str) -> Answer:
 
 def stop_job(job: str, address: str | None) -> Answer:
     """Ask a job to write a checkpoint and end; returns when it has."""
-    from deploy.jobs import ray_jobs
+    from deploy.remote.jobs import ray_jobs
 
     if address is None:
         raise RunError("--job needs --address, the URL of the cluster's dashboard, as in http://127.0.0.1:8265.")
@@ -122,9 +122,9 @@ def _train_words(name: str, paths: dict[str, Path | None]) -> list[str]:
 
 def _checked(name: str, index: Path, settings: Sequence[str], modules: tuple[Path, ...]) -> RunConfig:
     """The run, made here first: a wrong name or field is one line now, not a failed job later."""
-    from deploy.config import DataConfig
-    from deploy.overrides import override
-    from deploy.runs import RUNS
+    from deploy.runs.config import DataConfig
+    from deploy.runs.named import RUNS
+    from deploy.runs.overrides import override
     from trainer.config import choose
 
     sys.path[:0] = [str(path.resolve().parent) for path in modules]  # `extensions` are imported when the run is made
@@ -133,7 +133,7 @@ def _checked(name: str, index: Path, settings: Sequence[str], modules: tuple[Pat
 
 def _plan(config: RunConfig, entry: str, modules: tuple[Path, ...]) -> Answer:
     from deploy.commands.runs import plan_answer
-    from deploy.jobs.shipping import shipped_files
+    from deploy.remote.jobs.shipping import shipped_files
 
     files = [*shipped_files(), *modules]
     shipped = {"files": len(files), "bytes": sum(path.stat().st_size for path in files if path.is_file())}
@@ -143,14 +143,14 @@ def _plan(config: RunConfig, entry: str, modules: tuple[Path, ...]) -> Answer:
 
 
 def _roles(roles: Roles, address: str) -> set[str]:
-    from deploy.jobs.ray_jobs import LOADER, TRAINER, labelled_roles
+    from deploy.remote.jobs.ray_jobs import LOADER, TRAINER, labelled_roles
 
     return {"yes": {LOADER, TRAINER}, "no": set[str]()}[roles] if roles != "auto" else labelled_roles(address)
 
 
 def _follow(client: Any, job_id: str) -> str:
-    from deploy.jobs.ray_jobs import follow
-    from deploy.terminal.training_bar import show_progress, training_progress
+    from deploy.observe.training_bar import show_progress, training_progress
+    from deploy.remote.jobs.ray_jobs import follow
 
     with training_progress() as progress:
         task = progress.add_task("training", total=None, facts="")

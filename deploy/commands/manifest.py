@@ -34,7 +34,7 @@ def kuberay(
 
     Args:
         name: as for `tempera train`.
-        image: container image built from deploy/manifests/Dockerfile, with its tag or digest.
+        image: container image built from deploy/remote/manifests/Dockerfile, with its tag or digest.
         index: index.parquet as the pods see it, under /shared.
         prototypes: prototypes.parquet under /shared, for the policies that need it.
         combined: what is combined by name.
@@ -53,11 +53,11 @@ def kuberay(
     """
     import ray
 
-    from deploy.config import DataConfig
-    from deploy.manifests.kuberay import KubernetesOptions, kuberay_documents, resource_name, to_yaml
-    from deploy.manifests.pods import SHARED, PodNeeds, PodSettings
-    from deploy.overrides import override
-    from deploy.runs import RUNS
+    from deploy.remote.manifests.kuberay import KubernetesOptions, kuberay_documents, resource_name, to_yaml
+    from deploy.remote.manifests.pods import SHARED, PodNeeds, PodSettings
+    from deploy.runs.config import DataConfig
+    from deploy.runs.named import RUNS
+    from deploy.runs.overrides import override
     from trainer.config import choose
 
     changes = (*combined.settings(), *set)
@@ -86,14 +86,14 @@ def up(description: Positional[Path], *, out: Path | None = None, start: bool = 
 
     Args:
         description: YAML file: name, provider (local, aws or gcp), loaders and trainers with their machine, min and
-            max; deploy/manifests/*.example.yaml are examples.
+            max; deploy/remote/manifests/*.example.yaml are examples.
         out: file to write; NAME-ray.yaml beside the description by default.
         start: hand the file to `ray up`, which asks before it spends money.
     """
     import subprocess
     import sys
 
-    from deploy.manifests.ray_up import load_description, ray_up_config, to_yaml
+    from deploy.remote.manifests.ray_up import load_description, ray_up_config, to_yaml
 
     cluster = load_description(description)
     config = ray_up_config(cluster)

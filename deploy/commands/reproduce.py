@@ -13,8 +13,8 @@ from tyro.conf import Positional
 from deploy.console import Answer, table, working
 
 if TYPE_CHECKING:
-    from deploy.reproduce import Claim
-    from deploy.reproduce.page import Written
+    from deploy.studies.reproduce import Claim
+    from deploy.studies.reproduce.page import Written
 
 POINTS_OF_RAUC = 3
 """Fewest points of curves whose areas are compared."""
@@ -65,11 +65,11 @@ def reproduce(
         sweep: add the papers' ablations.
         only: of the ablations, these arms.
     """
-    from deploy.reproduce import Study, make_plans
-    from deploy.reproduce.arms import Scale
-    from deploy.reproduce.data import prepare_data
-    from deploy.reproduce.page import write_claim
-    from deploy.reproduce.queue import in_turn, side_by_side
+    from deploy.studies.reproduce import Study, make_plans
+    from deploy.studies.reproduce.arms import Scale
+    from deploy.studies.reproduce.data import prepare_data
+    from deploy.studies.reproduce.page import write_claim
+    from deploy.studies.reproduce.queue import in_turn, side_by_side
     from loader import ShardIndex
     from trainer import model_size
     from trainer.config import require
@@ -125,7 +125,7 @@ def reproduce(
 
 def chosen_claims(names: tuple[str, ...], *, sweep: bool, only: tuple[str, ...]) -> dict[str, Claim]:
     """Folder of each claim -> the claim with the arms to train."""
-    from deploy.reproduce import CLAIMS
+    from deploy.studies.reproduce import CLAIMS
     from trainer.config import choose
 
     wanted = tuple(CLAIMS) if names == ("all",) else names

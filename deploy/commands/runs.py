@@ -10,10 +10,10 @@ from tyro.conf import Positional
 
 from deploy.commands.combined import AS_NAMED, Combination
 from deploy.console import Answer, say, table, working
-from deploy.rundir import RunDir
+from deploy.runs.rundir import RunDir
 
 if TYPE_CHECKING:
-    from deploy.config import RunConfig
+    from deploy.runs.config import RunConfig
 
 
 def train(
@@ -41,9 +41,9 @@ def train(
         ray: use actors under Ray; --no-ray runs everything in this process.
         dry_run: start nothing; show the plan: steps, windows, memory, images/s needed and there, PASS rounds.
     """
-    from deploy.config import DataConfig
-    from deploy.overrides import override
-    from deploy.runs import RUNS
+    from deploy.runs.config import DataConfig
+    from deploy.runs.named import RUNS
+    from deploy.runs.overrides import override
     from trainer.config import choose
 
     beside = index.parent / "prototypes.parquet"
@@ -62,8 +62,8 @@ def plan_answer(config: RunConfig, **more: Any) -> Answer:
         config: the run.
         more: facts to add to the plan.
     """
-    from deploy.launch import loader_config
-    from deploy.plan.build import make_plan, plan_view
+    from deploy.launch.launch import loader_config
+    from deploy.launch.plan import make_plan, plan_view
 
     with working("measuring this machine for a few seconds"):
         plan = make_plan(config, loader_config(config)) | more
@@ -77,7 +77,7 @@ def resume(path: Positional[Path], *, ray: bool = True) -> Answer:
         path: the run's directory.
         ray: use actors under Ray; --no-ray runs everything in this process.
     """
-    from deploy.config import load_config
+    from deploy.runs.config import load_config
 
     run = RunDir(path).require()
     return _run(load_config(run.config), run, ray=ray)
@@ -89,7 +89,7 @@ def status(*, run: Path | None = None) -> Answer:
     Args:
         run: the run's directory; by default the one that is alive under runs/, or the newest.
     """
-    from deploy.terminal.watch import looking, status_view
+    from deploy.commands.watch import looking, status_view
 
     with working("reading the run"), looking(run) as look:
         facts = look()
@@ -104,14 +104,14 @@ def watch(*, run: Path | None = None, every: float = 1.0, once: bool = False) ->
         every: seconds between two drawings.
         once: draw a single time.
     """
-    from deploy.terminal.watch import watch as watch_run
+    from deploy.commands.watch import watch as watch_run
 
     watch_run(run, every_s=every, once=once)
 
 
 def _run(config: RunConfig, run: RunDir, *, ray: bool) -> Answer:
-    from deploy.launch import launch, launch_in_process
-    from deploy.terminal.training_bar import training_bar
+    from deploy.launch.launch import launch, launch_in_process
+    from deploy.observe.training_bar import training_bar
 
     say(f"run {config.name} in {run.path}; `tempera watch --run {run.path}` shows it live")
     with run.held(), training_bar(run, total_steps=config.train.total_steps):

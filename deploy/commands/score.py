@@ -11,8 +11,8 @@ from tyro.conf import Positional
 from deploy.console import Answer, table, working
 
 if TYPE_CHECKING:
-    from deploy.prototypes.features import FeatureSpec
-    from deploy.prototypes.job import Scored
+    from deploy.studies.prototypes.features import FeatureSpec
+    from deploy.studies.prototypes.job import Scored
 
 DEFAULT_SIZE = 32
 OUR_SPACES = ("pixels", "hog", "sift", "untrained")
@@ -59,7 +59,7 @@ def score(
     """
     if compare:
         return _compare(compare, out)
-    from deploy.prototypes import job, report
+    from deploy.studies.prototypes import job, report
 
     if from_run is not None:
         source, spec, default = _of_run(from_run, index)
@@ -106,7 +106,7 @@ def _of_index(
     index: Path | None, features: str, weights: Path | None, size: int | None
 ) -> tuple[Path, FeatureSpec, Path]:
     """The index, the feature space, and the file to write."""
-    from deploy.prototypes.features import FeatureSpec
+    from deploy.studies.prototypes.features import FeatureSpec
 
     if index is None:
         raise ValueError("tempera score needs an index.parquet, --from-run or --compare; got none of them.")
@@ -117,9 +117,9 @@ def _of_index(
 
 def _of_run(run: Path, index: Path | None) -> tuple[Path, FeatureSpec, Path]:
     """The same where the features are those of a run's encoder; the file lies in the run directory."""
-    from deploy.config import load_config
-    from deploy.prototypes.features import FeatureSpec, checkpoint_step
-    from deploy.rundir import RunDir
+    from deploy.runs.config import load_config
+    from deploy.runs.rundir import RunDir
+    from deploy.studies.prototypes.features import FeatureSpec, checkpoint_step
 
     config = load_config(RunDir(run).require().config)
     spec = FeatureSpec(space="run", size=config.train.model.image_size, run=str(run.absolute()))
@@ -135,9 +135,9 @@ def _model_size(name: str) -> int:
 
 def _swap_in(run: Path, prototypes: Path) -> dict[str, Any] | None:
     """Give a live run the new distances; None where the run is not alive."""
-    from deploy.client import RunClient, author_name
-    from deploy.prototypes.features import checkpoint_step
-    from deploy.rundir import RunDir
+    from deploy.api.client import RunClient, author_name
+    from deploy.runs.rundir import RunDir
+    from deploy.studies.prototypes.features import checkpoint_step
 
     found = RunDir(run)
     if not found.is_alive:
@@ -148,7 +148,7 @@ def _swap_in(run: Path, prototypes: Path) -> dict[str, Any] | None:
 
 
 def _compare(files: tuple[Path, ...], out: Path | None) -> Answer:
-    from deploy.prototypes.report import compare
+    from deploy.studies.prototypes.report import compare
 
     picture = out or files[0].parent / "report" / "overlap.png"
     with working("comparing the files"):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from deploy.console import Answer, progress_bar, say, table, working
-from deploy.ray_tasks import over_ray
+from deploy.launch.ray_tasks import over_ray
 
 if TYPE_CHECKING:
     from loader.shards.listings import Listing

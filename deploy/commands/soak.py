@@ -18,8 +18,8 @@ def soak(*, minutes: float = 20.0, seed: int = 0, out: Path = Path("runs/soak"),
         out: new folder for everything that is written.
         kinds: only these faults, such as loader_kill storage_hang steer; all by default.
     """
-    from deploy.soak import FAULTS
-    from deploy.soak import soak as run_soak
+    from tests.soak import FAULTS
+    from tests.soak import soak as run_soak
     from trainer.config import choose, require
 
     require(minutes > 0, f"--minutes must be above 0; got {minutes:g}.")

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from deploy.observe.periodic import repeated
 from deploy.observe.trackers import Tracker
-from deploy.repeated import repeated
-from deploy.rundir import RunDir
+from deploy.runs.rundir import RunDir
 from scoring import read_entries
 
 log = logging.getLogger(__name__)

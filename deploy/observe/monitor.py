@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from deploy.observe.grafana import dashboard
-from deploy.rundir import write_json
+from deploy.runs.rundir import write_json
 
 ALERTS = Path(__file__).with_name("alerts.yml")
 SCRAPE_S = 10

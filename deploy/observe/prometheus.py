@@ -16,7 +16,7 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from deploy.observe.metrics import METRICS, State, readings
-from deploy.repeated import repeated
+from deploy.observe.periodic import repeated
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 EVERY_S = 5.0

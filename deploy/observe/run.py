@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from deploy.config import RunConfig
 from deploy.observe.follow import following
 from deploy.observe.trackers import build_trackers
-from deploy.rundir import RunDir
+from deploy.runs.config import RunConfig
+from deploy.runs.rundir import RunDir
 
 TRACKERS = "TEMPERA_TRACKERS"
 """Environment variable: services beside TensorBoard, comma between. No part of a run's configuration: they change

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from loader.batch import BadSample, Batch, BatchSpec
 from loader.batches.groups import Group
+from loader.batches.next_use import Foresight
+from loader.batches.routing import Deadline, route
 from loader.batches.substitution import BadSampleLimit
 from loader.batches.windows import WindowFetcher
 from loader.config import StreamConfig
 from loader.decode.buffers import ImageBuffers
 from loader.errors import LoaderLost, StreamStalled
-from loader.foresight import Foresight
 from loader.pool import Handle, LoaderPool, TellingPool
-from loader.routing import Deadline, route
 
 _SPARED_FOR = 10.0
 _LONGEST_SPARED_S = 30.0

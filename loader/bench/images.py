@@ -29,8 +29,8 @@ from loader.bench.index import bench_index
 from loader.bench.peers import PEERS
 from loader.config import LoaderConfig, StreamConfig, Transform
 from loader.decode.memory import keep_freed_memory
-from loader.index import ShardIndex
 from loader.pool import LoaderPool
+from loader.shards.index import ShardIndex
 from loader.shards.index_builder import build_index
 from loader.shards.listings import class_folders
 from loader.shards.writer import build_shards

@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from loader.index import IndexRows, ShardIndex, write_index
+from loader.shards.index import IndexRows, ShardIndex, write_index
 from loader.shards.index_builder import build_index
 from loader.shards.index_checks import COLUMNS
 

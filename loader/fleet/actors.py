@@ -27,10 +27,10 @@ from loader.config import LoaderConfig
 from loader.decode.memory import keep_freed_memory
 from loader.errors import LoaderLost
 from loader.fleet.client import CALL_TIMEOUT_S, FleetClient, FleetMethod, first_line
-from loader.fleet.keeper import Fleet, State, wait_until_ready
-from loader.fleet.kinds import LoaderKind, kind_of
+from loader.fleet.desired_size import TemporaryWishFile, WishFile
 from loader.fleet.scaling import ScalePolicy
-from loader.fleet.wishes import TemporaryWishFile, WishFile
+from loader.fleet.spec import LoaderKind, kind_of
+from loader.fleet.supervisor import Fleet, State, wait_until_ready
 from loader.worker import LoaderWorker
 
 FLEET_NAME: Final = "loader-fleet"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal, Protocol
 
-from loader.fleet.keeper import FleetEvent, ScaleReply
+from loader.fleet.supervisor import FleetEvent, ScaleReply
 
 FleetMethod = Literal["scale", "observe", "members", "status", "events"]
 CALL_TIMEOUT_S: Final = 10.0

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from loader.errors import BadSampleError, TooManyBadSamplesError
-from loader.index import ShardIndex
+from loader.shards.index import ShardIndex
 from loader.shards.index_builder import build_index
 from loader.shards.listings import Listing
 from loader.shards.parallel import Runner, here

@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 
 from loader.decode.header import read_header
 from loader.errors import BadSampleError, BadShardError
-from loader.index import IndexRows, ShardIndex, write_index
 from loader.shards.dali_index import read_dali_index, write_dali_index
+from loader.shards.index import IndexRows, ShardIndex, write_index
 from loader.shards.index_checks import COLUMNS
 from loader.shards.parallel import Runner, here
+from loader.shards.reader import local_path, open_shard
 from loader.shards.tar import ReadAt, TarMember, walk_tar
 from loader.storage.connections import Connections
-from loader.storage.members import local_path, open_shard
 from loader.storage.remote import ReadAhead
 
 log = logging.getLogger(__name__)

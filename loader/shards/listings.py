@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from loader.errors import BadSampleError
-from loader.index import ShardIndex
+from loader.shards.index import ShardIndex
 from loader.shards.index_builder import IMAGE_EXTENSIONS, is_image
+from loader.shards.reader import open_shard
 from loader.shards.sources import ImageSample, ImageSource
 from loader.storage.connections import Connections
-from loader.storage.members import open_shard
 
 
 class Listing(Protocol):

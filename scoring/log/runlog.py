@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from scoring.errors import CorruptLog, LogUnavailable, RunMismatch
-from scoring.log.promise import Promise
 from scoring.log.schema import (
     SELECT_DRAWS,
     SELECT_ENTRY,
@@ -34,6 +33,7 @@ from scoring.log.schema import (
     window_row,
 )
 from scoring.log.snapshots import FAILPOINT
+from scoring.log.unlogged_windows import Promise
 from scoring.records import TABLE_CHANGES, LogEntry, Window, WindowFacts
 from scoring.table.scores import ScoreReport
 

@@ -10,12 +10,12 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.client import RunClient
-from deploy.config import DataConfig, RunConfig
-from deploy.launch import launch_in_process
-from deploy.overrides import override
-from deploy.rundir import RunDir
-from deploy.runs import debug
+from deploy.api.client import RunClient
+from deploy.launch.launch import launch_in_process
+from deploy.runs.config import DataConfig, RunConfig
+from deploy.runs.named import debug
+from deploy.runs.overrides import override
+from deploy.runs.rundir import RunDir
 
 WINDOW_STEPS = 4
 TINY = (

@@ -21,15 +21,15 @@ from PIL import Image
 
 from deploy.api.parts import LocalSelection, Parts
 from deploy.api.server import serving
-from deploy.config import DataConfig, FleetConfig, RunConfig, save_config
-from deploy.curriculum import prototype_distances, selection_config
-from deploy.prototypes.job import score
-from deploy.rank.rank import Rank
-from deploy.rundir import RunDir
-from deploy.runs import debug
+from deploy.launch.rank import Rank
+from deploy.runs.config import DataConfig, FleetConfig, RunConfig, save_config
+from deploy.runs.curriculum import prototype_distances, selection_config
+from deploy.runs.named import debug
+from deploy.runs.rundir import RunDir
+from deploy.studies.prototypes.job import score
 from loader import ImageSample, ImageSource, LoaderConfig, LoaderWorker, Pixels, ShardIndex, build_index, build_shards
 from loader.errors import LoaderLost
-from loader.fleet.keeper import Fleet
+from loader.fleet.supervisor import Fleet
 from scoring import RunLog, Selection
 from trainer import SingleProcess, train
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from deploy.cli import main
-from deploy.config import DataConfig, RunConfig
-from deploy.curriculum import selection_config
-from deploy.launch import launch_in_process
-from deploy.overrides import override
-from deploy.rank.metric_reports import MetricReports
-from deploy.rundir import RunDir
-from deploy.runs import debug, tiny_adaptive
+from deploy.launch.launch import launch_in_process
+from deploy.launch.metric_reports import MetricReports
+from deploy.runs.config import DataConfig, RunConfig
+from deploy.runs.curriculum import selection_config
+from deploy.runs.named import debug, tiny_adaptive
+from deploy.runs.overrides import override
+from deploy.runs.rundir import RunDir
 from scoring import Event, read_entries
 
 NEVER_A_GAIN = ("curriculum.schedule=adaptive", "curriculum.growth.min_gain=100", "curriculum.growth.patience=1")

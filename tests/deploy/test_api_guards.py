@@ -16,12 +16,12 @@ import httpx2
 import pytest
 
 from deploy.api.app import build_routes
+from deploy.api.client import RunClient
 from deploy.api.guards import Bucket
 from deploy.api.options import BODY_BYTES, CONNECTIONS, ApiOptions
 from deploy.cli import main
-from deploy.client import RunClient
-from deploy.config import DataConfig
-from deploy.rundir import RunDir
+from deploy.runs.config import DataConfig
+from deploy.runs.rundir import RunDir
 from tests.deploy.api_run import Raw, alive, read_reply, tiny, wait_for
 
 AUTHOR = {"author": "ann"}

@@ -13,7 +13,7 @@ import pytest
 
 from deploy.api.consumed import Consumption, NotedStream, quantile
 from deploy.api.latency import LatencyMeter, Pending, bound_steps
-from deploy.config import DataConfig
+from deploy.runs.config import DataConfig
 from loader import BatchStream, LoaderConfig, LoaderWorker, LocalLoaders, StreamConfig, Transform
 from loader.batches.windows import FixedWindow, FixedWindows
 

@@ -16,16 +16,16 @@ from typing import Any
 
 import pytest
 
+from deploy.api.client import ChangedSince, Refused, RunClient
 from deploy.api.kept import Kept
 from deploy.api.latency import bound_steps
 from deploy.api.options import ApiOptions
 from deploy.api.parts import finished_parts
 from deploy.api.server import serving
 from deploy.api.tail import LineIndex
-from deploy.client import ChangedSince, Refused, RunClient
-from deploy.config import DataConfig, load_config
-from deploy.launch import launch_in_process
-from deploy.rundir import RunDir, RunError
+from deploy.launch.launch import launch_in_process
+from deploy.runs.config import DataConfig, load_config
+from deploy.runs.rundir import RunDir, RunError
 from loader import ShardIndex
 from scoring import Prototypes, RunLog
 from tests.deploy.api_run import WINDOW_STEPS, alive, tiny, wait_for

@@ -10,8 +10,9 @@ import pytest
 
 from deploy.cli import main
 from loader import ImageSample, build_shards
-from loader.bench import digests, images
+from loader.bench import images
 from loader.bench.images import sweep_dali
+from tests.bench import digests
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from deploy.cli import main
-from deploy.config import DataConfig
+from deploy.runs.config import DataConfig
 
 
 def answer(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:

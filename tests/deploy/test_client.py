@@ -14,10 +14,10 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from deploy.api.client import ChangedSince, Refused, RunClient, _value
 from deploy.cli import main
-from deploy.client import ChangedSince, Refused, RunClient, _value
-from deploy.config import DataConfig
-from deploy.rundir import RunDir
+from deploy.runs.config import DataConfig
+from deploy.runs.rundir import RunDir
 from tests.deploy.api_run import alive, tiny, wait_for
 from tests.deploy.forwarding import forwarded
 from tests.deploy.test_cli import answer, refusal

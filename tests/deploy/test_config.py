@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from deploy.config import DataConfig, FleetConfig, RunConfig, load_config, save_config
-from deploy.overrides import combination, override
-from deploy.runs import RUNS
+from deploy.runs.config import DataConfig, FleetConfig, RunConfig, load_config, save_config
+from deploy.runs.named import RUNS
+from deploy.runs.overrides import combination, override
 from loader import LoaderConfig
-from loader.fleet.kinds import kind_of
+from loader.fleet.spec import kind_of
 from trainer.mto import PRESETS
 
 DATA = DataConfig(index="index.parquet", prototypes="prototypes.parquet")

@@ -16,9 +16,9 @@ import pytest
 from deploy.api.options import ApiOptions
 from deploy.api.parts import finished_parts
 from deploy.api.server import serving
-from deploy.config import RunConfig, save_config
-from deploy.curriculum import effective_size_schedule, prototype_distances, selection_config
-from deploy.rundir import RunDir
+from deploy.runs.config import RunConfig, save_config
+from deploy.runs.curriculum import effective_size_schedule, prototype_distances, selection_config
+from deploy.runs.rundir import RunDir
 from loader import ShardIndex
 from scoring import Control, RunLog, Selection
 from tests.deploy.page_run import SCRIPT, LiveRun, live_run

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from deploy.cli import main
-from deploy.config import DataConfig
-from deploy.doctor import machine
-from deploy.doctor.checks import examine
-from deploy.doctor.data import data_findings
-from deploy.doctor.findings import Finding
-from deploy.soak.storage import ShardServer
+from deploy.remote.doctor import machine
+from deploy.remote.doctor.checks import examine
+from deploy.remote.doctor.data import data_findings
+from deploy.remote.doctor.findings import Finding
+from deploy.runs.config import DataConfig
 from loader import build_index
+from tests.soak.storage import ShardServer
 
 
 def by_check(findings: list[Finding]) -> dict[str, Finding]:

@@ -12,11 +12,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from deploy.cli import main
-from deploy.config import DataConfig
-from deploy.launch import launch_in_process
-from deploy.overrides import override
-from deploy.rundir import RunDir
-from deploy.runs import debug
+from deploy.launch.launch import launch_in_process
+from deploy.runs.config import DataConfig
+from deploy.runs.named import debug
+from deploy.runs.overrides import override
+from deploy.runs.rundir import RunDir
 
 MODEL = "vit_tiny_patch16_224"
 

@@ -14,13 +14,13 @@ from types import SimpleNamespace
 import pytest
 
 from deploy.cli import main
-from deploy.jobs import ray_jobs
-from deploy.jobs.shipping import PACKAGES, package_folders, runtime_environment, shipped_files
-from deploy.rundir import RunError
-from deploy.terminal import progress_lines
+from deploy.observe import progress_lines
+from deploy.remote.jobs import ray_jobs
+from deploy.remote.jobs.shipping import PACKAGES, package_folders, runtime_environment, shipped_files
+from deploy.runs.rundir import RunError
 
 ROOT = Path(__file__).parent.parent.parent
-LIST_SHIPPED = "from deploy.jobs.shipping import *; print([str(p) for p in shipped_files()], package_folders())"
+LIST_SHIPPED = "from deploy.remote.jobs.shipping import *; print([str(p) for p in shipped_files()], package_folders())"
 
 
 class LogServer:

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploy import launch
 from deploy.cli import main
-from deploy.config import DataConfig, RunConfig
-from deploy.launch import launch_in_process
-from deploy.overrides import override
-from deploy.rundir import Endpoint, RunDir, RunError
-from deploy.runs import debug
-from deploy.terminal.logs import knob_history, log_entries
+from deploy.launch import launch
+from deploy.launch.launch import launch_in_process
+from deploy.observe.run_log import knob_history, log_entries
+from deploy.runs.config import DataConfig, RunConfig
+from deploy.runs.named import debug
+from deploy.runs.overrides import override
+from deploy.runs.rundir import Endpoint, RunDir, RunError
 from scoring import RunLog
 from trainer import METHODS
 

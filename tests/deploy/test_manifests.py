@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from deploy.cli import main
-from deploy.jobs.shipping import PACKAGES
-from deploy.manifests.ray_up import load_description, ray_up_config
+from deploy.remote.jobs.shipping import PACKAGES
+from deploy.remote.manifests.ray_up import load_description, ray_up_config
 
-MANIFESTS = Path(__file__).parent.parent.parent / "deploy" / "manifests"
+MANIFESTS = Path(__file__).parent.parent.parent / "deploy" / "remote" / "manifests"
 CRDS = "TEMPERA_KUBERAY_CRDS"
 """Folder with ray.io_rayclusters.yaml and ray.io_rayjobs.yaml of KubeRay 1.7."""
 WORDS = ("manifest", "kuberay", "mae_b_800", "--image", "registry/tempera:1", "--index", "/shared/data/index.parquet")

@@ -21,7 +21,7 @@ from deploy.observe.metrics import BY_NAME, METRICS, readings
 from deploy.observe.monitor import ALERTS, write_monitoring
 from deploy.observe.prometheus import metrics_text
 from deploy.observe.trackers import TensorBoard, build_trackers, flat
-from deploy.rundir import RunDir
+from deploy.runs.rundir import RunDir
 from tests.deploy.observe_fakes import events, scalars, state
 from tests.programs import needs, program
 from trainer.record.metrics import MetricsLog

@@ -20,9 +20,9 @@ from deploy.commands.dashboard import dashboard, monitor
 from deploy.observe.metrics import BY_NAME
 from deploy.observe.monitor import write_monitoring
 from deploy.observe.prometheus import exported_to_ray
-from deploy.pages.figures import figures
-from deploy.pages.run import write_run_report
-from deploy.rundir import RunDir
+from deploy.report.figures import figures
+from deploy.report.run import write_run_report
+from deploy.runs.rundir import RunDir
 from scoring import Control, Event
 from tests.deploy.observe_fakes import state
 from tests.deploy.page_run import LiveRun, live_run

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from deploy.cli import main
-from deploy.config import DataConfig
-from deploy.launch import loader_config
-from deploy.overrides import override
-from deploy.plan.build import make_plan, plan_view
-from deploy.plan.measure import count_parameters
-from deploy.runs import RUNS
+from deploy.launch.launch import loader_config
+from deploy.launch.measure import count_parameters
+from deploy.launch.plan import make_plan, plan_view
+from deploy.runs.config import DataConfig
+from deploy.runs.named import RUNS
+from deploy.runs.overrides import override
 from trainer import METHODS
 
 
@@ -70,7 +70,8 @@ def test_what_is_not_known_here_is_said() -> None:
 
 
 def test_too_few_loaders_are_named_with_how_many_would_do(digits: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    from deploy.plan import build, measure
+    from deploy.launch import measure
+    from deploy.launch import plan as build
 
     trained = measure.TrainerProbe(images_per_s=1000.0, scored_per_s=0.0, activation_bytes=1, device="cpu")
     monkeypatch.setattr(measure, "probe_trainer", lambda *_, **__: trained)

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from deploy.repeated import repeated
+from deploy.observe.periodic import repeated
 
 
 def test_trouble_is_told_once_in_a_line_and_again_after_it_went_away(caplog: pytest.LogCaptureFixture) -> None:
@@ -24,7 +24,7 @@ def test_trouble_is_told_once_in_a_line_and_again_after_it_went_away(caplog: pyt
             raise outcome
 
     with (
-        caplog.at_level(logging.WARNING, logger="deploy.repeated"),
+        caplog.at_level(logging.WARNING, logger="deploy.observe.periodic"),
         repeated(act, every_s=0.001, name="watcher", trouble="it could not be watched"),
     ):
         assert enough.wait(120)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deploy.config import DataConfig
-from deploy.launch import launch_in_process
-from deploy.pages import plots
-from deploy.pages.figures import figure_sections
-from deploy.pages.report import Section, write_report
-from deploy.rundir import RunDir
+from deploy.launch.launch import launch_in_process
+from deploy.report import plots
+from deploy.report.figures import figure_sections
+from deploy.report.report import Section, write_report
+from deploy.runs.config import DataConfig
+from deploy.runs.rundir import RunDir
 from tests.deploy.api_run import tiny
 
 

@@ -15,16 +15,16 @@ import pytest
 import torch
 from PIL import Image
 
-from deploy.cluster import local_cluster
 from deploy.commands.reproduce import chosen_claims, reproduce
-from deploy.reproduce import CLAIMS, Arm, Claim, Expectation
-from deploy.reproduce.arms import Scale, run_config
-from deploy.reproduce.claims import START
-from deploy.reproduce.data import prepare_data, with_prototypes
-from deploy.reproduce.measure import whitening
-from deploy.reproduce.queue import Outcome
-from deploy.reproduce.table import cells, rows, verdicts
-from deploy.rundir import RunDir
+from deploy.launch.cluster import local_cluster
+from deploy.runs.rundir import RunDir
+from deploy.studies.reproduce import CLAIMS, Arm, Claim, Expectation
+from deploy.studies.reproduce.arms import Scale, run_config
+from deploy.studies.reproduce.claims import START
+from deploy.studies.reproduce.data import prepare_data, with_prototypes
+from deploy.studies.reproduce.measure import whitening
+from deploy.studies.reproduce.queue import Outcome
+from deploy.studies.reproduce.table import cells, rows, verdicts
 from loader import ShardIndex
 from scoring import Prototypes
 from trainer import build_method

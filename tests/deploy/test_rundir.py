@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from deploy.rundir import Endpoint, RunDir, RunError, find_run, write_json
+from deploy.runs.rundir import Endpoint, RunDir, RunError, find_run, write_json
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from deploy.rundir import RunDir
+from deploy.runs.rundir import RunDir
 with RunDir(Path(sys.argv[1])).held():
     print("held", flush=True)
     time.sleep(60)

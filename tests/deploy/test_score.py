@@ -16,16 +16,16 @@ import torch
 from safetensors.torch import save_file
 
 from deploy.cli import main
-from deploy.config import DataConfig
-from deploy.launch import launch_in_process
-from deploy.overrides import override
-from deploy.prototypes import features as described
-from deploy.prototypes.features import FeatureSpec, compute_features
-from deploy.prototypes.job import score
-from deploy.prototypes.page import write_prototype_page
-from deploy.prototypes.report import size_by_temperature
-from deploy.rundir import RunDir
-from deploy.runs import debug
+from deploy.launch.launch import launch_in_process
+from deploy.runs.config import DataConfig
+from deploy.runs.named import debug
+from deploy.runs.overrides import override
+from deploy.runs.rundir import RunDir
+from deploy.studies.prototypes import features as described
+from deploy.studies.prototypes.features import FeatureSpec, compute_features
+from deploy.studies.prototypes.job import score
+from deploy.studies.prototypes.page import write_prototype_page
+from deploy.studies.prototypes.report import size_by_temperature
 from loader import ShardIndex, build_index, build_shards
 from loader.shards.sources import digits as digits_of
 from scoring import Prototypes

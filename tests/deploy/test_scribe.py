@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from deploy import scribe
-from deploy.scribe import events_copied
-from loader.fleet.keeper import FleetEvent
+from deploy.launch import fleet_events as scribe
+from deploy.launch.fleet_events import events_copied
+from loader.fleet.supervisor import FleetEvent
 from scoring import Event
 
 

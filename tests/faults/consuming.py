@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from deploy.rank.oracle import record
 from loader import Batch, FixedWindows, LoaderConfig, LoaderWorker, LocalLoaders, StreamConfig, Transform
+from tests.faults.oracle import record
 from tests.integration.checker import digest
 
 CONFIG = StreamConfig(seed=11, global_batch=32, total_steps=40, window_steps=8, transform=Transform(size=32))

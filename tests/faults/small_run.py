@@ -10,15 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deploy.config import DataConfig, RunConfig, save_config
-from deploy.curriculum import prototype_distances, selection_config
-from deploy.failpoints import failpoints
-from deploy.overrides import override
-from deploy.rank.rank import Rank
-from deploy.rundir import RunDir
-from deploy.runs import debug
+from deploy.launch.rank import Rank
+from deploy.runs.config import DataConfig, RunConfig, save_config
+from deploy.runs.curriculum import prototype_distances, selection_config
+from deploy.runs.named import debug
+from deploy.runs.overrides import override
+from deploy.runs.rundir import RunDir
 from loader import LoaderConfig, LoaderWorker, LocalLoaders, ShardIndex
 from scoring import RunLog, Selection
+from tests.faults.failpoints import failpoints
 from tests.integration.checker import Verdict, check, read_evidence
 from trainer import SingleProcess, train
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploy.config import DataConfig
+from deploy.runs.config import DataConfig
 from loader import BatchStream, ShardIndex, TooManyBadSamplesError, WeightedWindows
 from tests.faults.consuming import CONFIG, consume, local_loaders, windows
 
@@ -86,7 +86,7 @@ def test_one_bad_sample_in_a_hundred_costs_its_draws_alone(kind, digits, tmp_pat
 def test_without_the_checksum_a_flipped_bit_is_delivered(digits, tmp_path, monkeypatch):
     index = copied(digits, tmp_path / "copy")
     damage(index, range(13, len(index), SPREAD), flip_a_bit)
-    monkeypatch.setattr("loader.storage.members.zlib.crc32", lambda data, start=0: 0)
+    monkeypatch.setattr("loader.shards.reader.zlib.crc32", lambda data, start=0: 0)
     monkeypatch.setattr(ShardIndex, "read", lambda self, row, reader: reader.read(
         int(self.shard[row]), int(self.offset[row]), int(self.size[row]), 0
     ))  # fmt: skip

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from deploy.failpoints import EVENT, PLACES, Failpoints, parse, runtime_env
+from tests.faults.failpoints import EVENT, PLACES, Failpoints, parse, runtime_env
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_sleep_lasts_as_long_as_it_says(points):
 @pytest.mark.parametrize(("action", "status"), [("kill", -9), ("segfault", -11), ("partial", -9)])
 def test_actions_end_the_process_as_they_say(action, status, tmp_path):
     code = (
-        "import sys; from deploy.failpoints import failpoints, EVENT\n"
+        "import sys; from tests.faults.failpoints import failpoints, EVENT\n"
         f"failpoints.set('snapshot.write={action}')\n"
         f"file = open({str(tmp_path / 'torn')!r}, 'wb')\n"
         "sys.audit(EVENT, 'snapshot.write', file, b'0123456789')\n"
@@ -84,7 +84,7 @@ def test_actions_end_the_process_as_they_say(action, status, tmp_path):
 
 def test_a_hang_keeps_the_lock_of_the_interpreter():
     code = (
-        "import sys, threading, time; from deploy.failpoints import failpoints, EVENT\n"
+        "import sys, threading, time; from tests.faults.failpoints import failpoints, EVENT\n"
         "failpoints.set('loader.decoded=hang:0.4')\n"
         "moments = []\n"
         "def tick():\n"

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.cluster import ONE_MACHINE
-from deploy.config import DataConfig
+from deploy.launch.cluster import ONE_MACHINE
+from deploy.runs.config import DataConfig
 from loader import BatchStream, LoaderConfig, ShardIndex
 from tests.faults.consuming import CONFIG, Consumed, consume, local_loaders, windows
 from tests.integration import cluster_nodes

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy.soak.leaks import leaks, left_in_shared_memory, look, slopes
-from deploy.soak.processes import SHARED, Processes, Usage
-from deploy.soak.record import Holdings, Injection, Record
-from deploy.soak.verdict import standstills
+from tests.soak.leaks import leaks, left_in_shared_memory, look, slopes
+from tests.soak.processes import SHARED, Processes, Usage
+from tests.soak.record import Holdings, Injection, Record
+from tests.soak.verdict import standstills
 
 MIB = 2**20
 HELD = Holdings(resources={"CPU": 4.0}, processes={"loader": 2, "trainer": 1})

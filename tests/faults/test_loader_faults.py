@@ -15,10 +15,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from deploy.config import DataConfig
-from deploy.failpoints import FIRED, VARIABLE, runtime_env
+from deploy.runs.config import DataConfig
 from loader import BatchStream, LoaderConfig, LoaderWorker, ShardIndex
 from tests.faults.consuming import CONFIG, consume, local_loaders, windows
+from tests.faults.failpoints import FIRED, VARIABLE, runtime_env
 
 LONG, VERY_LONG = replace(CONFIG, total_steps=240), replace(CONFIG, total_steps=4800)
 STEP_S = 0.05

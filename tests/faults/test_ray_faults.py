@@ -19,18 +19,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.cluster import HEAD_PATIENCE, HEAD_PATIENCE_S
-from deploy.config import DataConfig, RunConfig
-from deploy.failpoints import FIRED, VARIABLE, runtime_env
-from deploy.overrides import override
-from deploy.rundir import RunDir
-from deploy.runs import debug
-from deploy.soak.processes import Processes
-from deploy.soak.verdict import reference_decoder
+from deploy.launch.cluster import HEAD_PATIENCE, HEAD_PATIENCE_S
+from deploy.runs.config import DataConfig, RunConfig
+from deploy.runs.named import debug
+from deploy.runs.overrides import override
+from deploy.runs.rundir import RunDir
 from scoring import RunLog, SelectionConfig
 from tests.faults.chaotic_stream import lost_calls
+from tests.faults.failpoints import FIRED, VARIABLE, runtime_env
 from tests.faults.small_run import SETTINGS
 from tests.integration.checker import check, read_evidence
+from tests.soak.processes import Processes
+from tests.soak.verdict import reference_decoder
 
 PATIENCE_S = 300.0
 MOST_RESUMES = 12

@@ -23,14 +23,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploy.failpoints import failpoints
-from deploy.rundir import RunDir
+from deploy.runs.rundir import RunDir
 from loader import BatchStream, LoaderConfig, ShardIndex, StreamStalled
 from scoring import RunLog, Selection, SelectionConfig, SelectionUnavailable
 from scoring.log.snapshots import CHECKSUM, PREFIX
 from tests.faults.chaotic_stream import lost_calls
 from tests.faults.consuming import CONFIG as STREAM
 from tests.faults.consuming import consume, windows
+from tests.faults.failpoints import failpoints
 from tests.faults.small_run import STEPS, drive, judged, losses, small
 from trainer.errors import CheckpointError
 

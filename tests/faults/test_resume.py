@@ -7,9 +7,9 @@ import signal
 
 import pytest
 
-from deploy.config import DataConfig, RunConfig
-from deploy.failpoints import PLACES, failpoints
-from deploy.rundir import RunDir
+from deploy.runs.config import DataConfig, RunConfig
+from deploy.runs.rundir import RunDir
+from tests.faults.failpoints import PLACES, failpoints
 from tests.faults.small_run import STEPS, Crash, crash_at, drive, in_a_process, judged, losses, small
 from tests.integration.checker import Verdict
 

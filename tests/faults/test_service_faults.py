@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploy.config import DataConfig
-from deploy.failpoints import failpoints
-from deploy.rundir import RunDir
+from deploy.runs.config import DataConfig
+from deploy.runs.rundir import RunDir
 from scoring import Control, LogUnavailable, RunLog, Selection, SelectionConfig, VersionConflict
+from tests.faults.failpoints import failpoints
 from tests.faults.small_run import STEPS, drive, judged, losses, small
 
 N = 200
@@ -152,7 +152,7 @@ def test_a_full_disk_stops_acknowledgements_and_not_the_sampling(refusal, tmp_pa
 
 def test_without_waiting_for_the_commit_acknowledged_scores_are_lost(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "scoring.log.intake.ScoreIntake.submit", lambda self, report: self._committed.append((1, report))
+        "scoring.log.group_commit.ScoreIntake.submit", lambda self, report: self._committed.append((1, report))
     )
     with closing(selection(tmp_path / "run.sqlite")) as service:
         assert send(service, reports(1)[0]).accepted == 20

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deploy.config import DataConfig
-from deploy.launch import launch_in_process
-from deploy.rundir import RunDir
+from deploy.launch.launch import launch_in_process
+from deploy.runs.config import DataConfig
+from deploy.runs.rundir import RunDir
 from loader import (
     BadSampleError,
     BadShardError,
@@ -129,7 +129,7 @@ def test_a_shard_that_is_spoiled_in_mid_run_gives_no_wrong_pixel(kind, digits, t
 def test_without_checksums_a_shard_of_other_content_gives_wrong_pixels(digits, tmp_path, monkeypatch):
     index = copied(digits, tmp_path / "copy")
     expected = whole(index)
-    monkeypatch.setattr("loader.storage.members.zlib.crc32", lambda data, start=0: 0)
+    monkeypatch.setattr("loader.shards.reader.zlib.crc32", lambda data, start=0: 0)
     monkeypatch.setattr(ShardIndex, "read", lambda self, row, reader: reader.read(
         int(self.shard[row]), self.start(int(row)), int(self.size[row]), 0
     ))  # fmt: skip

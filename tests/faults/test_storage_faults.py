@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploy.config import DataConfig
-from deploy.soak.storage import MISBEHAVIOURS, ShardServer
+from deploy.runs.config import DataConfig
 from loader import BatchStream, ShardIndex, StaleIndexError, StorageUnavailable, TooManyBadSamplesError, build_index
 from loader.storage.remote import HttpShard
 from tests.faults.consuming import CONFIG, consume, local_loaders, windows
+from tests.soak.storage import MISBEHAVIOURS, ShardServer
 
 HOST = ("127.0.0.1",)
 OUTAGE_S, GOAL_S = 3.0, 2.0

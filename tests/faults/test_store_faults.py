@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.config import DataConfig
+from deploy.runs.config import DataConfig
 from loader import BatchStream, LoaderConfig, ShardIndex, StreamConfig, Transform
 from tests.faults.consuming import CONFIG, Consumed, consume, local_loaders, windows
 

@@ -32,7 +32,7 @@ from deploy.api.models import ControlRequest
 from loader.decode.cpu import decode
 from loader.decode.header import read_header
 from loader.errors import BadSampleError, BadShardError, MissingIndexError
-from loader.index import ShardIndex
+from loader.shards.index import ShardIndex
 from loader.shards.tar import walk_tar
 from scoring import Control, CorruptLog, RunLog, RunMismatch, Selection, SelectionConfig, VersionConflict, replay_run
 from scoring.log.runlog import read_entries

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from deploy.config import load_config
-from deploy.manifests.ray_up import load_description
+from deploy.remote.manifests.ray_up import load_description
+from deploy.runs.config import load_config
 from loader import BatchSpec, LoaderConfig, LoaderWorker, ShardIndex, Transform, build_index
+from loader.shards.reader import open_shard
 from loader.storage.connections import Connections
-from loader.storage.members import open_shard
 from loader.storage.remote import HttpShard
 from scoring import Control, Prototypes, RunLog, Selection, SelectionConfig
 from scoring.features import encoders as scoring_encoders
@@ -31,7 +31,7 @@ from scoring.log.snapshots import read_snapshot
 from tests.hostile import indexes, tars
 from tests.hostile.images import jpeg
 from trainer.config import model_size
-from trainer.evaluate.subjects import read_state
+from trainer.evaluate.encoders import read_state
 from trainer.record.checkpoint import load_checkpoint
 from trainer.record.official import load_official
 

@@ -6,8 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-from deploy.client import RunClient
-from deploy.config import DataConfig
+from deploy.api.client import RunClient
+from deploy.runs.config import DataConfig
 from tests.deploy.api_run import alive, tiny, wait_for
 
 

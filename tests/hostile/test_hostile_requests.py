@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.client import RunClient
-from deploy.config import DataConfig
-from deploy.rundir import RunDir
+from deploy.api.client import RunClient
+from deploy.runs.config import DataConfig
+from deploy.runs.rundir import RunDir
 from tests.deploy.api_run import Raw
 from tests.hostile.requests import TOKEN, cases
 

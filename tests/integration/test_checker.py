@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from deploy.config import DataConfig, RunConfig
-from deploy.launch import launch_in_process
-from deploy.overrides import override
-from deploy.rundir import RunDir
-from deploy.runs import debug
-from deploy.soak.verdict import reference_decoder
+from deploy.launch.launch import launch_in_process
+from deploy.runs.config import DataConfig, RunConfig
+from deploy.runs.named import debug
+from deploy.runs.overrides import override
+from deploy.runs.rundir import RunDir
 from tests.integration.checker import Evidence, check, read_evidence
+from tests.soak.verdict import reference_decoder
 
 SETTINGS = ("oracle=true", "train.checkpoint_every=8", "train.total_steps=32")
 

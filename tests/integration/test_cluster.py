@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from deploy.api.client import RunClient
 from deploy.cli import main
-from deploy.client import RunClient
-from deploy.config import DataConfig
-from deploy.jobs.ray_jobs import ENDED, connect, list_jobs
-from deploy.rundir import RunDir
+from deploy.remote.jobs.ray_jobs import ENDED, connect, list_jobs
+from deploy.runs.config import DataConfig
+from deploy.runs.rundir import RunDir
 from tests.deploy.forwarding import forwarded
 from tests.integration.cluster_nodes import (
     Nodes,

@@ -20,13 +20,13 @@ from typing import Any
 
 import pytest
 
-from deploy.client import RunClient
-from deploy.cluster import ONE_MACHINE
-from deploy.config import DataConfig
-from deploy.launch import launch_in_process
-from deploy.overrides import override
-from deploy.rundir import RunDir
-from deploy.runs import debug
+from deploy.api.client import RunClient
+from deploy.launch.cluster import ONE_MACHINE
+from deploy.launch.launch import launch_in_process
+from deploy.runs.config import DataConfig
+from deploy.runs.named import debug
+from deploy.runs.overrides import override
+from deploy.runs.rundir import RunDir
 from tests.integration import doors
 
 TEMPERA = (sys.executable, "-m", "deploy.cli")

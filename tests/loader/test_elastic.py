@@ -19,8 +19,8 @@ from loader import (
     WeightedWindows,
 )
 from loader.batch import BatchSpec, Pixels
-from loader.bench.digests import digest
-from loader.routing import route
+from loader.batches.routing import route
+from tests.bench.digests import digest
 
 CONFIG = StreamConfig(seed=9, global_batch=48, total_steps=48, window_steps=8, transform=Transform(size=16))
 

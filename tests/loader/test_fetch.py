@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from loader.storage.fetch import MAX_GAP_BYTES, MAX_RANGE_BYTES, MAX_WASTE, plan_ranges
+from loader.shards.fetch import MAX_GAP_BYTES, MAX_RANGE_BYTES, MAX_WASTE, plan_ranges
 
 
 def index_of(sizes: list[int], *, gap: int = 1024, shards: int = 1) -> SimpleNamespace:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from loader.errors import LoaderLost
-from loader.fleet.keeper import Fleet, wait_until_ready
 from loader.fleet.scaling import ScalePolicy
+from loader.fleet.supervisor import Fleet, wait_until_ready
 
 
 @dataclass

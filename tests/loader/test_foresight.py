@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from loader.batches.next_use import Foresight, draws_until_next
 from loader.batches.windows import FixedWindow
 from loader.cache import Demand, PixelCache
-from loader.foresight import Foresight, draws_until_next
 
 IMAGE = np.zeros((10, 10, 3), np.uint8)
 

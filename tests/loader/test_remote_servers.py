@@ -18,9 +18,9 @@ from loader import (
     StorageUnavailable,
     build_index,
 )
+from loader.shards.reader import open_shard
 from loader.storage import remote as storage
 from loader.storage.connections import Connections
-from loader.storage.members import open_shard
 from loader.storage.remote import HttpShard
 from tests.loader.servers import free_port, make_certificate, pixels, served
 from tests.programs import needs, program

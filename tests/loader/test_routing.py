@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from loader import LoaderLost
-from loader.routing import Deadline, route
+from loader.batches.routing import Deadline, route
 
 IDS = np.arange(40_000)
 MEMBERS = [f"loader-{number}" for number in range(5)]

@@ -27,9 +27,9 @@ from loader import (
     Transform,
     build_index,
 )
+from loader.shards.reader import open_shard
 from loader.storage.addresses import check_form, checked_addresses
 from loader.storage.connections import Connections
-from loader.storage.members import open_shard
 from loader.storage.remote import BucketShard, HttpShard, ReadAhead
 
 LOCAL = ("127.0.0.1",)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from loader.fleet.wishes import TemporaryWishFile, Wish, WishFile
+from loader.fleet.desired_size import TemporaryWishFile, Wish, WishFile
 
 WISH = Wish(size=3, author="mira", reason="a try", sequence=7)
 STARTER = """
 import os, tempfile
-from loader.fleet.wishes import TemporaryWishFile, Wish
+from loader.fleet.desired_size import TemporaryWishFile, Wish
 TemporaryWishFile().save(Wish(size=3, author="mira", reason="a try", sequence=7))
 print(os.listdir(tempfile.gettempdir()))
 """

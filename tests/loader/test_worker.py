@@ -198,6 +198,6 @@ def test_stats_count_what_was_done(worker):
 
 
 def test_shards_beyond_the_descriptor_limit_are_reopened(photo_index, worker, monkeypatch):
-    monkeypatch.setattr("loader.storage.members.MAX_OPEN_SHARDS", 1)
+    monkeypatch.setattr("loader.shards.reader.MAX_OPEN_SHARDS", 1)
     spec = make_spec(np.tile([0, 10, 20], 8))
     assert (worker.load(spec).images == worker.load(spec).images).all()

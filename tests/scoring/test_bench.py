@@ -1,6 +1,6 @@
 import json
 
-from scoring import bench
+from tests.bench import selection as bench
 
 
 def test_bench_reports_what_it_promises(monkeypatch):

@@ -4,10 +4,10 @@ import pytest
 
 from scoring import clusters
 from scoring.clusters import cluster, kmeans_device, labelled_clusters
-from scoring.features.kmeans_bench import bench_kmeans, purity
 from scoring.features.normalise import normalised
 from scoring.features.store import FeatureStore
 from scoring.prototypes import prototype_distances
+from tests.bench.kmeans import bench_kmeans, purity
 
 
 def blobs(num_clusters=8, members=900, dimension=6, seed=0):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scoring import Control, LogUnavailable, RunLog, Selection, SelectionConfig, replay_run
-from scoring.log.promise import RECORD, Promise
+from scoring.log.unlogged_windows import RECORD, Promise
 from trainer import ScheduledWindows
 
 N = 300
@@ -115,7 +115,7 @@ def test_a_change_of_the_table_waits_for_the_windows(tmp_path, monkeypatch):
 
 def test_without_the_promise_a_change_lands_in_a_window_that_was_consumed(tmp_path, monkeypatch):
     path = tmp_path / "run.sqlite"
-    monkeypatch.setattr("scoring.log.promise.Promise.give", lambda self, window, *, scores_through: None)
+    monkeypatch.setattr("scoring.log.unlogged_windows.Promise.give", lambda self, window, *, scores_through: None)
     digests = crashed_on_a_full_disk(path, CONFIG, monkeypatch)
     with again(path, CONFIG) as service:
         assert service.control(WISH).window == 4

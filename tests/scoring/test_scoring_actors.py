@@ -148,7 +148,7 @@ def test_table_is_exported_by_the_service(run, tmp_path):
 
 @pytest.mark.ray
 def test_many_trainers_are_served_at_once(cluster, tmp_path):
-    from deploy.selection_bench import PROCESSES, measure_requests
+    from tests.bench.selection_actors import PROCESSES, measure_requests
 
     figures = measure_requests(tmp_path, trainers=2 * PROCESSES, rounds=1, num_samples=2000)
     assert set(figures) == {f"window_p99_ms_8_{kind}{best}" for kind in ("trainers", "nodes") for best in ("", "_best")}

@@ -357,10 +357,10 @@ def answer_before_the_commit(self, report):
 @pytest.mark.parametrize(
     ("where", "mutant"),
     [
-        ("scoring.log.intake.ScoreIntake.submit", answer_before_the_commit),
+        ("scoring.log.group_commit.ScoreIntake.submit", answer_before_the_commit),
         ("scoring.log.runlog.RunLog.entry_of", lambda self, request: None),
-        ("scoring.shelf.WindowShelf.flush", lambda self: self._unwritten.clear()),
-        ("scoring.log.promise.Promise.give", lambda self, window, *, scores_through: None),
+        ("scoring.window_store.WindowShelf.flush", lambda self: self._unwritten.clear()),
+        ("scoring.log.unlogged_windows.Promise.give", lambda self, window, *, scores_through: None),
     ],
     ids=["answer before the commit", "wishes applied twice", "windows not written", "windows not promised"],
 )

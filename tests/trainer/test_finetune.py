@@ -11,9 +11,9 @@ from trainer import train
 from trainer.config import SwinConfig
 from trainer.evaluate.augment import Augment, erase, smooth
 from trainer.evaluate.data import LabelledShards, ahead
+from trainer.evaluate.encoders import subject_of_run, subject_of_timm
 from trainer.evaluate.finetune import accuracy, finetune, finetune_rate, layer_groups, layer_numbers
 from trainer.evaluate.recipes import FINETUNE, FinetuneConfig
-from trainer.evaluate.subjects import subject_of_run, subject_of_timm
 
 CPU = torch.device("cpu")
 SMALL = {"batch": 20, "base_lr": 5e-3, "lr_batch": 0, "warmup_epochs": 1, "epochs": 8, "drop_path": 0.0}

@@ -16,7 +16,7 @@ from tests.integration import doors
 from trainer import Distributed, load_checkpoint, load_method, read_metrics, train
 from trainer.config import ConmimConfig, PassConfig
 from trainer.loop import build_state
-from trainer.ranks.meeting import join_group, open_store
+from trainer.ranks.rendezvous import join_group, open_store
 from trainer.sweep import Sweep
 
 SELECTING = PassConfig(enabled=True, predictor_depth=1, full_epochs=2, period=2, predictor_epochs=1, keep=1.0)

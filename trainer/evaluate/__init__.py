@@ -1,8 +1,8 @@
 """What a frozen or fine-tuned encoder is worth: neighbours, probes, fine-tuning, few shots, detection, segmentation."""
 
+from trainer.evaluate.encoders import Subject, subject_of_run, subject_of_timm
 from trainer.evaluate.knn import PROTOCOLS, embed, nearest_neighbour_accuracy, neighbour_figures
 from trainer.evaluate.rauc import rauc
-from trainer.evaluate.subjects import Subject, subject_of_run, subject_of_timm
 
 __all__ = [
     "PROTOCOLS",

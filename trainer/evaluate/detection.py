@@ -26,9 +26,9 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from trainer.config import Precision, require
 from trainer.evaluate.detection_data import CocoFolder, batch_of, jitter, letterbox
+from trainer.evaluate.encoders import Subject
 from trainer.evaluate.fit import Figures, Fit, Progress, fit, named_groups
 from trainer.evaluate.segmentation import epoch_order
-from trainer.evaluate.subjects import Subject
 from trainer.evaluate.vitdet import PYRAMID_WIDTH, WINDOW, ChannelNorm, PlainBackbone
 from trainer.precision import autocast
 

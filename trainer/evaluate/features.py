@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from trainer.config import Precision, require
 from trainer.evaluate.data import LabelledShards, center_crop
+from trainer.evaluate.encoders import Subject
 from trainer.evaluate.knn import Pool
-from trainer.evaluate.subjects import Subject
 from trainer.precision import autocast
 
 Progress = Callable[[int, int], None]

@@ -17,10 +17,10 @@ from loader import Transform
 from trainer.config import Precision
 from trainer.evaluate.augment import Augment
 from trainer.evaluate.data import LabelledShards, center_crop
+from trainer.evaluate.encoders import Subject
 from trainer.evaluate.fit import Figures, Fit, Progress, fit, named_groups
 from trainer.evaluate.metrics import top_k
 from trainer.evaluate.recipes import FinetuneConfig
-from trainer.evaluate.subjects import Subject
 from trainer.precision import autocast
 
 HEAD_STD = 2e-5  # of the classifier's initial weights (MAE)

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from loader import Transform
 from trainer.config import require
 from trainer.evaluate.data import LabelledShards
+from trainer.evaluate.encoders import Subject
 from trainer.evaluate.features import Extractor, Features
 from trainer.evaluate.fit import Figures, Fit, Progress, fit, named_groups
 from trainer.evaluate.knn import Pool
 from trainer.evaluate.lars import Lars
 from trainer.evaluate.metrics import top_k
-from trainer.evaluate.subjects import Subject
 
 CROP_SCALE = (0.08, 1.0)  # of the probe's random crops
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import Precision, require
+from trainer.evaluate.encoders import Subject
 from trainer.evaluate.finetune import layer_numbers
 from trainer.evaluate.fit import Figures, Fit, Progress, fit, named_groups
 from trainer.evaluate.metrics import PixelCounts
 from trainer.evaluate.segmentation_data import SceneAugment, SceneFolder, fit_within, pad
-from trainer.evaluate.subjects import Subject
 from trainer.evaluate.upernet import UperNet
 from trainer.precision import autocast
 

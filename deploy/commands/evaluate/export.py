@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from deploy.console import Answer, working
-from deploy.rundir import find_run
+from deploy.runs.rundir import find_run
 
 
 def export(

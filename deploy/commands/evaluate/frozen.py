@@ -61,7 +61,7 @@ def knn(
             data["clmae_any_of_5"] = figures["any_k"]
     data["memory_bytes"] = memory_bytes(len(test["cls"].labels), *gallery["cls"].values.shape)
     if pixels:
-        from deploy.rank.probe import NearestNeighbourProbe
+        from deploy.launch.probe import NearestNeighbourProbe
 
         with working("neighbours of raw pixels"):
             data["nn_pixels"] = NearestNeighbourProbe(paths[0], paths[1], size=subject.image_size).pixels()

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from deploy.rundir import RunDir, find_run, write_json
+from deploy.runs.rundir import RunDir, find_run, write_json
 
 if TYPE_CHECKING:
     import torch
 
     from trainer.evaluate.data import LabelledShards
-    from trainer.evaluate.subjects import Subject
+    from trainer.evaluate.encoders import Subject
 
 C = TypeVar("C")
 
@@ -45,7 +45,7 @@ class Encoder:
         Raises:
             ValueError: --weights without --timm, or they do not fit.
         """
-        from trainer.evaluate.subjects import subject_of_run, subject_of_timm
+        from trainer.evaluate.encoders import subject_of_run, subject_of_timm
 
         if self.timm is not None:
             return subject_of_timm(self.timm, self.weights, image_size=self.image_size)
@@ -98,7 +98,7 @@ class Images:
             if self.index is None:
                 raise ValueError("a timm model needs --index FILE, the labelled images to learn from; got none.")
             return self.index, self.test_index
-        from deploy.config import load_config
+        from deploy.runs.config import load_config
 
         data = load_config(encoder.own_run().config).data
         own = None if data.test_index is None or self.index is not None else Path(data.test_index)

@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 from deploy.commands.evaluate.frozen import answer
 from deploy.commands.evaluate.target import OWN_ENCODER, OWN_IMAGES, Encoder, Images, changed
 from deploy.console import Answer, progress_bar, table
-from deploy.rundir import RunDir
+from deploy.runs.rundir import RunDir
 
 
 def finetune(
@@ -82,7 +82,7 @@ def rauc(
 
 def _curve(path: Path, metric: str) -> list[tuple[float, float]]:
     """(epoch, value) of a run's metric."""
-    from deploy.config import load_config
+    from deploy.runs.config import load_config
 
     run = RunDir(path).require()
     steps = load_config(run.config).train.epoch_steps or 1

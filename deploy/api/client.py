@@ -1,0 +1,267 @@
+"""RunClient: the Python client of a live run's HTTP API, and all that the command line uses of it.
+
+    with RunClient.attach(RunDir(Path("runs/mine"))) as run:
+        reply = run.control("effective_size", 0.35, author="ann", reason="overfits the prototypes")
+        print(reply["window"], run.state()["latency"])
+
+A run directory says where the API is and has its token. For a run on another machine, forward its port and set
+TEMPERA_API_URL and TEMPERA_API_TOKEN. Nothing heavier than an HTTP library is imported here.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import httpx2
+
+from deploy.runs.rundir import RunDir, RunError, find_run
+
+URL, TOKEN = "TEMPERA_API_URL", "TEMPERA_API_TOKEN"
+TIMEOUT_S = 20.0
+CONNECT_S = 3.0
+TRIES = 2
+"""A request whose connection broke is sent once more; controls carry an identity, so they are applied once."""
+LOG_PAGE = 500
+
+
+def reaches_elsewhere() -> bool:
+    """Whether the environment names a run's API."""
+    return bool(os.environ.get(URL))
+
+
+def author_name() -> str:
+    """Who works here, for the log."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"uid-{os.getuid()}"
+
+
+class Refused(RunError):
+    """The API did not do it; the message says why and `status` in which of HTTP's numbers."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ChangedSince(Refused):
+    """Another change came first: `version` is the control version now, `winner` the log's entry of that change."""
+
+    def __init__(self, message: str, version: int | None, winner: dict[str, Any] | None) -> None:
+        super().__init__(message, 409)
+        self.version, self.winner = version, winner
+
+
+class RunClient:
+    """A live run, seen from outside. Use as a context manager, or close it."""
+
+    def __init__(self, url: str, token: str, *, timeout_s: float = TIMEOUT_S) -> None:
+        """Name the API; nothing is sent yet.
+
+        Args:
+            url: as http://127.0.0.1:PORT.
+            token: the run's.
+            timeout_s: how long an answer may take.
+        """
+        self.url = url.rstrip("/")
+        self._http = httpx2.Client(
+            base_url=f"{self.url}/api/v1/",
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=httpx2.Timeout(timeout_s, connect=CONNECT_S),
+            trust_env=False,  # the token goes to the run and to no proxy
+            verify=self.url.startswith("https:"),  # reading the certificates takes longer than the request
+        )
+
+    @classmethod
+    def attach(cls, run: RunDir) -> RunClient:
+        """The client of the run in a directory.
+
+        Raises:
+            RunError: the run is not alive, or its token is another person's.
+        """
+        url = run.api_url()
+        if url is None:
+            raise RunError(
+                f"{run.path} is not running. `tempera resume {run.path}` continues it; `tempera log` reads its history."
+            )
+        return cls(url, os.environ.get(TOKEN) or _token(run))
+
+    @classmethod
+    def find(cls, path: Path | None) -> RunClient:
+        """The client of the run that was named, or of TEMPERA_API_URL, or of the only one alive under runs/.
+
+        Raises:
+            RunError: there is none.
+        """
+        if path is None and reaches_elsewhere():
+            token = os.environ.get(TOKEN, "").strip()
+            if not token:
+                raise RunError(f"{TOKEN} must hold the run's token where {URL} is set: the text of its api-token file.")
+            return cls(os.environ[URL], token)
+        return cls.attach(find_run(path))
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of the API."""
+        parts = urlsplit(self.url)
+        return parts.hostname or "", parts.port or 80
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    def get(self, path: str, **query: Any) -> dict[str, Any]:
+        """GET a path below /api/v1/, as "state" or "samples/17".
+
+        Raises:
+            Refused: with the API's one line.
+        """
+        return _value(
+            self._send("GET", path, params={name: value for name, value in query.items() if value is not None})
+        )
+
+    def state(self) -> dict[str, Any]:
+        """The run at a glance."""
+        return self.get("state")
+
+    def loaders(self) -> list[dict[str, Any]]:
+        """The loader workers."""
+        members: list[dict[str, Any]] = self.get("loaders")["members"]
+        return members
+
+    def metrics(self, *, points: int, since: int = 0) -> list[dict[str, Any]]:
+        """Logged steps, evenly chosen."""
+        rows: list[dict[str, Any]] = self.get("metrics", points=points, since=since)["rows"]
+        return rows
+
+    def log(self, *, limit: int, changes_only: bool = False) -> list[dict[str, Any]]:
+        """The last entries of the run's log, oldest first."""
+        entries: list[dict[str, Any]] = []
+        before = None
+        while len(entries) < limit:
+            page = self.get("log", limit=min(LOG_PAGE, limit - len(entries)), before=before, changes=changes_only)
+            entries = [*page["entries"], *entries]
+            if not page["more"]:
+                break
+            before = entries[0]["sequence"]
+        return entries
+
+    def events(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The event stream: ("state" | "metrics" | "trouble", data), until the run ends."""
+        with self._http.stream("GET", "stream", timeout=httpx2.Timeout(TIMEOUT_S, connect=CONNECT_S)) as response:
+            if response.status_code != httpx2.codes.OK:
+                response.read()
+                _value(response)
+            name = ""
+            for line in response.iter_lines():
+                key, _, text = line.partition(": ")
+                if key == "event":
+                    name = text
+                elif key == "data":
+                    yield name, json.loads(text)
+
+    # -- changing -----------------------------------------------------------------------------------------------------
+
+    def control(
+        self,
+        kind: str,
+        value: float | str | None,
+        *,
+        author: str,
+        reason: str = "",
+        expected_version: int | None = None,
+    ) -> dict[str, Any]:
+        """Change what is drawn; the reply names the first window and step under the change.
+
+        Args:
+            kind: effective_size, temperature, policy, distances or release.
+            value: a number, a policy's name, a file of `tempera score` on the run's machine, or None for a release.
+            author: for the log.
+            reason: for the log.
+            expected_version: refuse unless the control version is still this one.
+
+        Raises:
+            ChangedSince: another control came first.
+            Refused: out of range.
+        """
+        asked = {"kind": kind, "value": value, "expected_version": expected_version, "request": uuid.uuid4().hex}
+        return self._post("controls", author, reason, asked)
+
+    def scale(self, loaders: int, *, author: str, reason: str = "") -> dict[str, Any]:
+        """Wish for another number of loader workers; the fleet fulfils it, the run log tells."""
+        return self._post("scale", author, reason, {"loaders": loaders})
+
+    def pause(self, *, author: str, reason: str = "") -> dict[str, Any]:
+        """Let the trainers rest before their next step."""
+        return self._post("pause", author, reason)
+
+    def resume(self, *, author: str, reason: str = "") -> dict[str, Any]:
+        """Let resting trainers go on."""
+        return self._post("resume", author, reason)
+
+    def stop(self, *, author: str, reason: str = "") -> dict[str, Any]:
+        """Let the run write a checkpoint and end."""
+        return self._post("stop", author, reason)
+
+    def export(self, *, author: str, reason: str = "") -> dict[str, Any]:
+        """Write the sample table into the run's report folder; "path" and "rows" of it."""
+        return self._post("export", author, reason)
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _post(self, path: str, author: str, reason: str, more: dict[str, Any] | None = None) -> dict[str, Any]:
+        return _value(self._send("POST", path, json={"author": author, "reason": reason, **(more or {})}))
+
+    def _send(self, method: str, path: str, **what: Any) -> httpx2.Response:
+        for left in reversed(range(TRIES)):
+            try:
+                return self._http.request(method, path, **what)
+            except httpx2.TransportError as error:
+                if not left or isinstance(error, httpx2.TimeoutException):
+                    raise Refused(
+                        f"the run's API at {self.url} does not answer ({error or type(error).__name__}). Has the run "
+                        "ended? `tempera status` tells; `tempera resume RUN_DIR` continues it."
+                    ) from error
+        raise AssertionError("the last try answers or raises")
+
+
+def _value(response: httpx2.Response) -> dict[str, Any]:
+    """The answer's JSON, or its refusal as an error."""
+    try:
+        value: dict[str, Any] = response.json()
+    except ValueError:
+        raise Refused(f"the API answered {response.status_code} and no JSON.", response.status_code) from None
+    if response.is_success:
+        return value
+    message = str(value.get("error", response.status_code))
+    if value.get("version") is not None:  # nobody need have won: there may have been no change yet
+        raise ChangedSince(message, value.get("version"), value.get("winner"))
+    raise Refused(message, response.status_code)
+
+
+def _token(run: RunDir) -> str:
+    try:
+        return run.api_token.read_text().strip()
+    except OSError as error:
+        raise RunError(
+            f"{run.api_token} must be readable; it is not ({error.strerror}). Ask its owner, or set {TOKEN}."
+        ) from error

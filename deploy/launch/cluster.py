@@ -1,0 +1,187 @@
+"""Ray, started and joined safely: token authentication always on, the dashboard on loopback.
+
+Ray reads its authentication mode when it is imported, so this module imports it inside its functions, after the
+environment is set.
+1. `cluster` uses the Ray that RAY_ADDRESS names, as in a submitted job, or else starts one on this machine with a token
+   of its own in the run directory (or the one that RAY_AUTH_TOKEN_PATH names), and shuts down what it started.
+2. `join` connects this process to a running cluster with that cluster's token.
+3. `head_watched` says so when a cluster's head is lost, and what to do then.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from deploy.observe.periodic import repeated
+from deploy.runs.rundir import Endpoint, RunError
+from tests.faults import failpoints
+
+NAMESPACE = "tempera"
+TOKEN = "RAY_AUTH_TOKEN"  # noqa: S105 - the variable's name
+"""Environment variable with the token itself, as containers get it from a secret."""
+LOOPBACK = "127.0.0.1"
+ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""With 0, Ray is for one machine, whatever its system: its services then listen at the loopback only."""
+HEAD_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+HEAD_PATIENCE_S = 15
+"""So long the processes of a local cluster wait for a lost head before they end. Ray's own 60 seconds are for heads
+that are started again elsewhere; a local one never comes back."""
+HEAD_LOOK_S = 2.0
+OBJECT_STORE_BYTES = 512 * 2**20
+"""Object store of a local cluster: batches in flight, a few MiB each; far below a laptop's memory."""
+
+
+def authenticate(token_path: Path) -> None:
+    """Turn token authentication on for this process and its children; make the token when there is none."""
+    if not token_path.exists():
+        token_path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(token_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as token:
+            token.write(secrets.token_hex(32))
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_path.resolve())
+
+
+def token_file() -> Path:
+    """Where Ray looks for a token that is in a file."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
+def quiet() -> None:
+    """Settings that must stand in the environment before Ray is imported."""
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@contextmanager
+def cluster(directory: Path, *, num_cpus: int) -> Iterator[Endpoint]:
+    """The cluster that RAY_ADDRESS names, or one on this machine, for as long as the block lasts.
+
+    Args:
+        directory: where a local cluster's token and Ray's messages are kept (a run directory).
+        num_cpus: logical CPUs of a local cluster.
+
+    Yields:
+        How other processes of the same user reach the cluster.
+    """
+    if not os.environ.get("RAY_ADDRESS"):
+        with local_cluster(directory, num_cpus=num_cpus) as endpoint:
+            yield endpoint
+        return
+    quiet()
+    import ray
+
+    token_path = "" if os.environ.get(TOKEN) else str(token_file())
+    context: Any = ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        yield _endpoint(context, token_path)
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def local_cluster(directory: Path, *, num_cpus: int) -> Iterator[Endpoint]:
+    """Start Ray on this machine for as long as the block lasts.
+
+    What Ray prints of its workers goes to ray.log in the directory, not to the person's screen.
+
+    Args:
+        directory: where the token is kept (a run directory), unless RAY_AUTH_TOKEN_PATH names one: Ray reads its token
+            once a process, so whoever starts several clusters in one must use one token.
+        num_cpus: logical CPUs; loaders and trainers are placed by them, they do not bind cores.
+
+    Yields:
+        How other processes of the same user reach the cluster.
+    """
+    token_path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or directory / ".ray-token")
+    authenticate(token_path)
+    os.environ[ONE_MACHINE] = "0"
+    os.environ.setdefault(HEAD_PATIENCE, str(HEAD_PATIENCE_S))
+    quiet()
+    import ray
+
+    context: Any = ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=True,
+        dashboard_host=LOOPBACK,
+        namespace=NAMESPACE,
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        runtime_env=failpoints.runtime_env(),
+    )
+    endpoint = _endpoint(context, str(token_path.resolve()))
+    try:
+        with (directory / "ray.log").open("a") as file, redirect_stdout(file):
+            yield endpoint
+    finally:
+        ray.shutdown()
+
+
+def _endpoint(context: Any, token_path: str) -> Endpoint:
+    """How others reach the cluster that `ray.init` has returned the context of."""
+    return Endpoint(
+        address=context.address_info["gcs_address"],
+        namespace=NAMESPACE,
+        token_path=token_path,
+        pid=os.getpid(),
+        dashboard=context.address_info.get("webui_url") or "",
+    )
+
+
+@contextmanager
+def head_watched(endpoint: Endpoint, *, then: str) -> Iterator[None]:
+    """Say so when the cluster's head does not answer: some time after Ray ends this process, and knows no remedy.
+
+    Args:
+        endpoint: the cluster.
+        then: what to do, for the person.
+    """
+    host, _, port = endpoint.address.rpartition(":")
+
+    def look() -> None:
+        socket.create_connection((host, int(port)), timeout=HEAD_LOOK_S).close()
+
+    trouble = f"Ray's head at {endpoint.address} does not answer; unless it does soon, this process ends. Then {then}"
+    with repeated(look, every_s=HEAD_LOOK_S, name="head", trouble=trouble):
+        yield
+
+
+def require_token() -> None:
+    """Turn token authentication on with the token that this environment has.
+
+    Raises:
+        RunError: it has none.
+    """
+    if not os.environ.get(TOKEN) and not token_file().is_file():
+        raise RunError(
+            f"a cluster is only talked to with its token. Set RAY_AUTH_TOKEN_PATH to a file with it (there is none at "
+            f"{token_file()}), or set {TOKEN}."
+        )
+    os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def join(endpoint: Endpoint) -> None:
+    """Connect this process to a running cluster, unless it is connected."""
+    if endpoint.address.startswith(f"{LOOPBACK}:"):
+        os.environ[ONE_MACHINE] = "0"
+    if endpoint.token_path:
+        authenticate(Path(endpoint.token_path))
+    else:
+        require_token()
+    quiet()
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(
+            address=endpoint.address, namespace=endpoint.namespace, log_to_driver=False, logging_level=logging.WARNING
+        )

@@ -1,0 +1,126 @@
+"""Quick measurements for a plan: how fast this machine decodes the run's images, and trains and scores its model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from deploy.runs.config import RunConfig
+from loader import BatchSpec, LoaderConfig, LoaderWorker
+from trainer import METHODS, TrainConfig
+from trainer.loop import build_state
+from trainer.ranks.context import SingleProcess, pick_device
+from trainer.step import TrainState, train_step
+from trainer.sweep import score_batch
+
+PROBE_S = 1.5
+DECODED_AT_ONCE = 64
+CPU_IMAGES, SMALL_CPU_IMAGES = 4, 32
+LARGEST_ON_CPU = 150_000_000
+"""Parameters; a larger model's step is not tried without a GPU."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerProbe:
+    """What one rank does on this machine."""
+
+    images_per_s: float
+    """Training."""
+    scored_per_s: float
+    """Scoring for a selection round; 0 when the run selects nothing."""
+    activation_bytes: int
+    """What backward keeps of one image."""
+    device: str
+    """cpu, or the GPU."""
+
+
+def count_parameters(config: TrainConfig) -> int:
+    """Trained parameters, counted without memory for them."""
+    with torch.device("meta"):
+        method = METHODS[config.method](config.model)
+    return sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
+
+
+def probe_loader(config: LoaderConfig, run: RunConfig, *, num_samples: int) -> float:
+    """Images per second of one loader without its cache, on evenly chosen samples.
+
+    Args:
+        config: of the loader.
+        run: whose crops are made.
+        num_samples: of the index.
+    """
+    worker = LoaderWorker(replace(config, cache_bytes=0))
+    done = 0
+
+    def load() -> int:
+        nonlocal done
+        ids = (done + np.arange(DECODED_AT_ONCE)) * 7919 % num_samples
+        spec = BatchSpec(sample_ids=ids, draws=done + np.arange(DECODED_AT_ONCE), seed=0, transform=run.data.transform)
+        worker.load(spec)
+        done += DECODED_AT_ONCE
+        return DECODED_AT_ONCE
+
+    return _rate(load)
+
+
+def probe_trainer(config: TrainConfig, *, rank_batch: int) -> TrainerProbe | None:
+    """One rank's speed; on a CPU with small batches. None when the model is too large to try here.
+
+    Args:
+        config: of the run.
+        rank_batch: images of a rank's step.
+    """
+    device = pick_device(config.device, 0)
+    if device.type == "cpu" and count_parameters(config) > LARGEST_ON_CPU:
+        return None
+    images = min(rank_batch, SMALL_CPU_IMAGES if config.model.num_patches <= 64 else CPU_IMAGES)
+    if device.type == "cuda":
+        images = max(1, rank_batch // config.accumulation_steps)
+    state = build_state(replace(config, global_batch=images, accumulation_steps=1, total_steps=10**6), SingleProcess())
+    size = config.model.image_size
+    pixels = torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8)
+
+    def step() -> int:
+        train_step(state, pixels)
+        _wait(device)
+        return images
+
+    kept = _kept_bytes(state, step) // images
+    scores = config.model.pass_.enabled
+    scored = _rate(lambda: len(score_batch(state, pixels, np.arange(images)))) if scores else 0.0
+    name = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    return TrainerProbe(images_per_s=_rate(step), scored_per_s=scored, activation_bytes=kept, device=name)
+
+
+def _kept_bytes(state: TrainState, step: Callable[[], int]) -> int:
+    """Bytes that backward keeps beyond the weights."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    weights = {parameter.untyped_storage().data_ptr() for parameter in state.method.parameters()}
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        step()
+    return sum(size for place, size in kept.items() if place not in weights)
+
+
+def _rate(act: Callable[[], int]) -> float:
+    """What an act counts per second, after one that warms up."""
+    act()
+    counted, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < PROBE_S:
+        counted += act()
+    return counted / spent
+
+
+def _wait(device: Any) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

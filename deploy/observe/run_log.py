@@ -1,0 +1,121 @@
+"""The run log as rows and as a table: who changed what, why, and from which window on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from deploy.console import table
+from deploy.runs.rundir import RunDir, RunError
+
+if TYPE_CHECKING:
+    from scoring import LogEntry
+
+SHOWN_CHARACTERS = 72
+"""Longer reasons are cut in the table; --json and the report have them whole."""
+LOADER = "loader_"
+"""Start of the kinds that the fleet writes of one loader; their value, the fleet's size, is not what happened."""
+SCHEDULE = "schedule"
+"""Kind of the entries that the trainer writes at each window."""
+
+
+def log_entries(run: RunDir, *, limit: int, changes_only: bool = False) -> list[dict[str, Any]]:
+    """The last entries of a run's log, oldest first, as JSON-able dictionaries. The run may be alive.
+
+    Args:
+        run: the run.
+        limit: how many.
+        changes_only: leave out what the trainer's schedule writes at each window.
+
+    Raises:
+        RunError: the run has no log.
+    """
+    if not run.log.is_file():
+        raise RunError(f"{run.path} has no log yet (run.sqlite is missing): the run has not started.")
+    from scoring import read_entries
+
+    entries = read_entries(run.log, limit=limit, without=(SCHEDULE,) if changes_only else ())
+    return [plain_entry(entry) for entry in entries]
+
+
+def log_table(entries: Sequence[dict[str, Any]]) -> Table:
+    """The entries as a table for people."""
+    rows = [
+        (
+            datetime.fromtimestamp(entry["time"]).strftime("%H:%M:%S"),
+            entry["author"],
+            what(entry),
+            entry["window"],
+            entry["step"],
+            _in_force(entry),
+            _short(entry["reason"]) if entry["in_force"] else "recorded; a person's value holds",
+        )
+        for entry in entries
+    ]
+    return table("run log", ("time", "author", "what", "window", "step", "in force", "why"), rows)
+
+
+def what(entry: dict[str, Any]) -> str:
+    """An entry's kind and, where it set something, its value in a few words."""
+    value = entry["value"]
+    shown = "" if value is None else f" {value:.4g}" if isinstance(value, float) else f" {value}"
+    return f"{entry['kind']}{'' if entry['kind'].startswith(LOADER) else shown}".replace("_", " ")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
+
+
+def _in_force(entry: dict[str, Any]) -> str:
+    if entry["effective_size"] is None:
+        return ""
+    temperature = "" if entry["temperature"] is None else f", tau {entry['temperature']:.3g}"
+    return f"{entry['effective_size']:.3f}{temperature}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Knob:
+    """What was in force, window by window; each list has one value a window."""
+
+    steps: list[int]
+    """First optimizer step of the window."""
+    effective_size: list[float]
+    """Effective dataset size in force, a fraction of the data."""
+    temperature: list[float]
+    """Temperature in force."""
+
+
+def knob_history(run: RunDir, *, initial: tuple[float, float], window_steps: int, total_steps: int) -> Knob:
+    """Effective size and temperature of every window of a run, folded from its log.
+
+    Args:
+        run: the run.
+        initial: effective size and temperature before the first entry.
+        window_steps: optimizer steps of a window.
+        total_steps: optimizer steps of the run.
+    """
+    from scoring import read_entries
+
+    changes = {entry.window: entry for entry in read_entries(run.log) if entry.effective_size is not None}
+    knob = Knob(steps=[], effective_size=[], temperature=[])
+    size, temperature = initial
+    for window in range(math.ceil(total_steps / window_steps)):
+        if window in changes:
+            size, temperature = changes[window].effective_size or math.nan, changes[window].temperature or math.nan
+        knob.steps.append(window * window_steps)
+        knob.effective_size.append(size)
+        knob.temperature.append(temperature)
+    return knob
+
+
+def plain_entry(entry: LogEntry) -> dict[str, Any]:
+    """An entry as JSON values, which have no infinity: a policy without a temperature has none."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in asdict(entry).items()
+    }

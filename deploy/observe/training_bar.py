@@ -1,0 +1,83 @@
+"""A progress bar for training that runs in other processes: it reads the run's metrics as they are written.
+
+Inside a job nobody sees a bar: there, lines of the log say the same (`deploy.observe.progress_lines`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from rich.progress import Progress, TaskID, TextColumn
+
+from deploy.console import ERR, bars
+from deploy.observe import progress_lines
+from deploy.observe.periodic import repeated
+from deploy.runs.rundir import RunDir
+
+POLL_S = 0.5
+LINE_EVERY_S = 2.0
+
+
+@contextmanager
+def training_bar(run: RunDir, *, total_steps: int, description: str = "training") -> Iterator[None]:
+    """Show step, loss and images/s until the block ends.
+
+    Args:
+        run: its metrics.jsonl is read.
+        total_steps: length of the bar.
+        description: what is being trained.
+    """
+    if progress_lines.wanted():
+        with _lines(run, total_steps):
+            yield
+        return
+    with training_progress() as progress:
+        task = progress.add_task(description, total=total_steps, facts="")
+        with _following(lambda: show_progress(progress, task, _newest(run)), POLL_S):
+            yield
+
+
+def training_progress() -> Progress:
+    """The bar itself."""
+    return bars(TextColumn("{task.fields[facts]}"))
+
+
+def show_progress(progress: Progress, task: TaskID, facts: dict[str, Any] | None) -> None:
+    """Move the bar to a logged step.
+
+    Args:
+        progress: from `training_progress`.
+        task: its one task.
+        facts: "step", "loss" and "images_per_s" of the step; None leaves the bar where it is.
+    """
+    if facts:
+        shown = f"loss {facts['loss']:.4f}  {facts['images_per_s']:,.0f} images/s"
+        progress.update(task, completed=facts["step"], total=facts.get("total_steps"), facts=shown)
+
+
+def _newest(run: RunDir) -> dict[str, Any] | None:
+    lines = [line for line in run.metric_lines(tail=4) if "loss" in line]
+    return lines[-1] if lines else None
+
+
+@contextmanager
+def _lines(run: RunDir, total_steps: int) -> Iterator[None]:
+    """Write a line to standard error whenever the run got further."""
+    written: list[int] = []
+
+    def write() -> None:
+        newest = _newest(run)
+        if newest and newest["step"] not in written[-1:]:
+            written.append(newest["step"])
+            facts = {name: newest[name] for name in ("step", "loss", "images_per_s")}
+            ERR.file.write(progress_lines.encode({**facts, "total_steps": total_steps}) + "\n")
+            ERR.file.flush()
+
+    with _following(write, LINE_EVERY_S):
+        yield
+
+
+def _following(act: Callable[[], None], every_s: float) -> AbstractContextManager[None]:
+    return repeated(act, every_s=every_s, name="training-bar", trouble="the run's progress could not be read")

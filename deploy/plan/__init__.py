@@ -1,1 +1,0 @@
-"""What a run will do and cost, before it is started."""

@@ -1,1 +1,0 @@
-"""What one trainer rank assembles and writes down: the stream, the evaluations, the reports, the oracle."""

@@ -1,0 +1,1 @@
+"""Clusters elsewhere: jobs, manifests, and checks of their machines."""

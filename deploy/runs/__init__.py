@@ -1,0 +1,1 @@
+"""What a run is: its configuration, named runs, overrides and run directory."""

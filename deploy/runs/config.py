@@ -1,0 +1,304 @@
+"""RunConfig: everything that fixes a run, as one nested frozen dataclass, to and from JSON.
+
+`config.json` in the run directory holds the resolved value before the first step; `tempera resume` reads nothing
+else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from deploy.runs.rundir import write_json
+from loader import LoaderConfig, LoaderKind, ScalePolicy, Transform
+from scoring import SCHEDULES, Adaptive, PolicyOptions
+from scoring.policies import parse_policy
+from trainer import METHODS, TrainConfig
+from trainer.config import choose, from_dict
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Which images a run sees, and how they are cropped."""
+
+    index: str
+    """Sample index of the training images (Parquet, from `tempera shards index`)."""
+    prototypes: str | None = None
+    """Distances and clusters (Parquet, from `tempera score`); needed by the policies that use them."""
+    test_index: str | None = None
+    """Sample index of held-out labelled images for the nearest-neighbour curve, or none."""
+    transform: Transform = field(default_factory=Transform)
+    """Training crops."""
+
+
+ADAPTIVE = "adaptive"
+"""Name of the schedule that follows a metric."""
+FOLLOWED = ("loss", "nn_cls", "nn_mean")
+"""Metrics that it can follow: the training loss, and the accuracies of `evaluate_every`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GrowthConfig:
+    """How the adaptive schedule grows the effective size from `start` to `end`, when a metric is flat."""
+
+    metric: str = "loss"
+    """loss (mean of each window), nn_cls or nn_mean (nearest-neighbour accuracy of each evaluation)."""
+    increment: float = 0.05
+    """What is added each time, a fraction of the data above 0."""
+    patience: int = 4
+    """Values in a row without a gain after which the metric is flat, 1 or more."""
+    min_gain: float = 0.01
+    """Least gain over the best value so far that counts, relative to it, 0 or more."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CurriculumConfig:
+    """What the trainer asks the selection service for, by training progress."""
+
+    policy: str = "prototypical"
+    """A name in scoring.POLICIES."""
+    user_policies: tuple[str, ...] = ()
+    """Policies of one's own, as package.module:function, that `policy` may then name."""
+    schedule: str = "cosine"
+    """A name in scoring.SCHEDULES, effective dataset size by progress; or adaptive, by what the trainer reports."""
+    start: float = 0.20
+    """Effective dataset size at the first step, a fraction of the data (the paper's temperature .07)."""
+    end: float = 0.61
+    """Effective dataset size at the last step (the paper's temperature .6)."""
+    growth: GrowthConfig = field(default_factory=GrowthConfig)
+    """Rule of the adaptive schedule."""
+    importance_kind: str = ""
+    """Score that `importance` reads, one of scoring's; by default the training loss of each sample."""
+    importance_power: float = 1.0
+    """Exponent of `importance`, 0 or more; 0 is uniform."""
+    importance_floor: float = 0.1
+    """Least score that `importance` sees, as a share of the mean score, above 0."""
+    fixed_temperature: float = 0.2
+    """Temperature of the policy `fixed_temperature`."""
+    partitions: int = 1
+    """Id ranges of the selection; above 1 each is in an actor of its own, for data that one process cannot hold."""
+    spare_fraction: float = 0.01
+    """Spare draws a window carries for bad samples."""
+
+    @property
+    def adaptive(self) -> Adaptive | None:
+        """The rule by which reported metrics steer the effective size; None for a schedule by progress."""
+        if self.schedule != ADAPTIVE:
+            return None
+        growth = self.growth
+        return Adaptive(
+            metric=growth.metric,
+            start=self.start,
+            end=self.end,
+            increment=growth.increment,
+            patience=growth.patience,
+            min_gain=growth.min_gain,
+            higher_is_better=growth.metric != "loss",
+        )
+
+    def options(self, *, rho: float, reported: str) -> PolicyOptions:
+        """Constants of the policies.
+
+        Args:
+            rho: share of the data that a selection round keeps.
+            reported: kind under which the trainer reports each sample's training loss.
+        """
+        return PolicyOptions(
+            rho=rho,
+            importance_kind=self.importance_kind or reported,
+            importance_power=self.importance_power,
+            importance_floor=self.importance_floor,
+            fixed_temperature=self.fixed_temperature,
+        )
+
+    def __post_init__(self) -> None:
+        choose(self.schedule, dict.fromkeys((*SCHEDULES, ADAPTIVE)), "curriculum.schedule")
+        choose(self.growth.metric, dict.fromkeys(FOLLOWED), "curriculum.growth.metric")
+        if self.partitions < 1:
+            raise ValueError(f"curriculum.partitions must be 1 or more; got {self.partitions}.")
+        self.options(rho=1.0, reported="loss")  # these two check their fields
+        _ = self.adaptive
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FleetConfig:
+    """Loader workers: how many, and what each may use."""
+
+    loaders: int = 2
+    """Loader workers at the start, 1 or more; `tempera scale` changes it live."""
+    min_loaders: int = 1
+    """Fewest loaders when the fleet scales by itself."""
+    max_loaders: int = 0
+    """Most loaders when the fleet scales by itself: up when trainers wait for more than 5 % of their time, down when
+    loaders idle. 0 leaves the number to people."""
+    threads: int = 1
+    """Decoding threads of each loader."""
+    cpus_per_loader: float = 0.25
+    """Logical CPUs that Ray reserves for each loader; raise it to one per thread on a real cluster."""
+    cache_bytes: int = 0
+    """Decoded pixels each loader may keep."""
+    decoder: Literal["cpu", "dali", "mixed"] = "cpu"
+    """cpu is libjpeg-turbo; dali decodes on a GPU if gpus_per_loader is above 0; mixed has gpu_loaders of these and the
+    rest on CPUs: the same samples and crops, and pixels that are equal but for rounding."""
+    gpu_loaders: int = 1
+    """Loaders of a mixed fleet that decode on a GPU: the first ones, so that scaling down ends CPU loaders first."""
+    gpus_per_loader: float = 0.0
+    """GPUs that Ray reserves for each dali loader, a fraction to share one. Mixed fleets need more than 0."""
+    allow_hosts: tuple[str, ...] = ()
+    """Hosts of shards that may have private addresses, and may be reached by plain http."""
+    disk_cache: str | None = None
+    """Folder on each node's disk for images from remote storage; none by default."""
+    disk_cache_bytes: int = 16 << 30
+    """Limit of that folder."""
+    node_labels: dict[str, str] = field(default_factory=dict)
+    """Labels of the Ray nodes that loaders may run on, as in {"tempera-role": "loader"}; empty means any node."""
+
+    def __post_init__(self) -> None:
+        if self.max_loaders and not 1 <= self.min_loaders <= self.max_loaders:
+            raise ValueError(
+                f"fleet.min_loaders must be in 1..max_loaders ({self.max_loaders}); got {self.min_loaders}."
+            )
+        if self.decoder == "mixed" and not (self.gpus_per_loader > 0 and self.gpu_loaders >= 1):
+            raise ValueError(
+                "a mixed fleet has loaders on GPUs: fleet.gpus_per_loader must be above 0 and fleet.gpu_loaders at "
+                f"least 1; got {self.gpus_per_loader:g} and {self.gpu_loaders}."
+            )
+
+    @property
+    def policy(self) -> ScalePolicy | None:
+        """How the fleet scales by itself; None when people do it."""
+        if not self.max_loaders:
+            return None
+        return ScalePolicy(min_size=self.min_loaders, max_size=self.max_loaders)
+
+    def kinds(self, config: LoaderConfig) -> list[LoaderKind]:
+        """What the fleet's loaders are.
+
+        Args:
+            config: what each is given; in a mixed fleet those on CPUs.
+        """
+        gpus = self.gpus_per_loader if self.decoder == "dali" else 0.0
+        rest = LoaderKind(config=config, num_cpus=self.cpus_per_loader, num_gpus=gpus, node_labels=self.node_labels)
+        if self.decoder != "mixed":
+            return [rest]
+        on_gpu = replace(config, decoder="dali", device_id=0, cache_bytes=0)
+        first = replace(rest, config=on_gpu, count=self.gpu_loaders, num_gpus=self.gpus_per_loader)
+        return [first, rest]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainersConfig:
+    """Trainer workers under Ray Train."""
+
+    workers: int = 1
+    """Data-parallel ranks."""
+    min_workers: int = 0
+    """Fewest ranks to go on with when nodes are lost or not there yet; 0 keeps the number fixed."""
+    use_gpu: bool = False
+    """One GPU for each rank."""
+    cpus_per_worker: float = 1.0
+    """Logical CPUs that Ray reserves for each rank; a rank on the CPU computes with so many threads."""
+    max_failures: int = 3
+    """Restarts from the last checkpoint before the run gives up."""
+    node_labels: dict[str, str] = field(default_factory=dict)
+    """Labels of the Ray nodes that ranks may run on, as in {"tempera-role": "trainer"}; empty means any node."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_workers <= self.workers:
+            raise ValueError(f"trainers.min_workers must be in 0..workers ({self.workers}); got {self.min_workers}.")
+
+    @property
+    def range(self) -> int | tuple[int, int]:
+        """What Ray Train is asked for: a number of ranks, or (least, most) for an elastic group."""
+        return (self.min_workers, self.workers) if self.min_workers else self.workers
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """One run."""
+
+    name: str
+    """What people call it; also the actors' name prefix."""
+    data: DataConfig
+    """Images and crops."""
+    train: TrainConfig
+    """Method, model, optimiser, steps, seed."""
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    """Policy and schedule."""
+    fleet: FleetConfig = field(default_factory=FleetConfig)
+    """Loader workers."""
+    trainers: TrainersConfig = field(default_factory=TrainersConfig)
+    """Trainer workers."""
+    extensions: tuple[str, ...] = ()
+    """Modules of one's own that register methods; imported in every process of the run, so they must be importable."""
+    evaluate_every: int = 0
+    """Steps between nearest-neighbour evaluations, which need labelled images; 0 means never."""
+    oracle: bool = False
+    """Write down what every rank consumes, pixel hashes included, for a checker (oracle/ in the run directory)."""
+    pictures: bool = True
+    """Draw what the method does at the start, in the middle and at the end, and write report/report.html."""
+
+    def load_extensions(self) -> None:
+        """Import the run's own modules.
+
+        Raises:
+            ValueError: one cannot be imported.
+        """
+        for module in self.extensions:
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise ValueError(f"extensions must be importable modules; {module!r} is not: {error}.") from error
+
+    def __post_init__(self) -> None:
+        self.load_extensions()
+        choose(self.train.method, METHODS, "train.method")
+        parse_policy(self.curriculum.policy, self.curriculum.user_policies)
+        if self.curriculum.adaptive and self.curriculum.growth.metric != "loss" and not self.evaluate_every:
+            raise ValueError(
+                f"an adaptive schedule that follows {self.curriculum.growth.metric} needs evaluate_every above 0; got "
+                "0. Set it to some epochs of steps, or follow the loss."
+            )
+        if self.train.deterministic and self.fleet.decoder == "mixed":
+            raise ValueError(
+                "train.deterministic needs loaders of one kind: CPU and GPU decoders differ by rounding, so in a mixed "
+                "fleet pixels depend on which loader made them. Set fleet.decoder to cpu or dali."
+            )
+        if not self.name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"name must be letters, digits, '-' and '_'; got {self.name!r}.")
+        counts = range(self.trainers.min_workers or self.trainers.workers, self.trainers.workers + 1)
+        step = math.lcm(*counts)
+        if self.train.global_batch % step:
+            below = self.train.global_batch // step * step
+            workers = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+            raise ValueError(
+                f"train.global_batch must be divisible by trainers.workers ({workers}); got "
+                f"{self.train.global_batch}. Try {below or step} or {below + step}."
+            )
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write the configuration as JSON, whole or not at all."""
+    write_json(path, asdict(config))
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read a configuration that `save_config` wrote.
+
+    Raises:
+        ValueError: not JSON, an unknown field (with the nearest name), or a value out of range.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, a run's configuration; it holds {type(value).__name__}.")
+    try:
+        return from_dict(RunConfig, value)
+    except TypeError as error:  # a field is missing, or of another kind
+        raise ValueError(f"{path} must hold a run's configuration; it does not ({error}).") from error

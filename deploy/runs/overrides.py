@@ -1,0 +1,73 @@
+"""Fields of a run changed from the command line: `train.total_steps=200`, `curriculum.end=0.5`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from deploy.runs.config import RunConfig
+from trainer.config import choose, from_dict
+from trainer.masking import MASKINGS
+from trainer.mto import PRESETS
+
+
+def override(config: RunConfig, settings: Iterable[str]) -> RunConfig:
+    """A copy of the run with some fields changed.
+
+    Args:
+        config: the run.
+        settings: `dotted.field=value`; a value is read as JSON, or taken as a word where it is none.
+
+    Raises:
+        ValueError: no "=", no such field (the nearest is named), or a value out of range.
+    """
+    values = asdict(config)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"a setting must be field=value; got {setting!r}.")
+        *parents, leaf = path.split(".")
+        place: dict[str, Any] = values
+        for parent in parents:
+            place = choose(parent, place, f"a group of {path!r}")
+            if not isinstance(place, dict):
+                raise ValueError(f"{parent!r} in {path!r} must be a group of fields; it is a single value.")
+        choose(leaf, place, f"a field of {'.'.join(parents) or 'the run'}")
+        place[leaf] = _value(text)
+    return from_dict(RunConfig, values)
+
+
+def combination(*, method: str | None, masking: str | None, curriculum: str | None, mto: str | None) -> list[str]:
+    """Settings for what people combine by name; each that is None leaves the run as it is.
+
+    Args:
+        method: name in trainer.METHODS, or of a method of one's own.
+        masking: name in trainer.masking.MASKINGS, or auto.
+        curriculum: a selection policy; pass and bss (alone or in a product) also turn patch-aware selection on.
+        mto: name in trainer.mto.PRESETS.
+
+    Raises:
+        ValueError: no such masking or preset; the nearest is named. Methods and policies are checked with the run.
+    """
+    settings = []
+    if method is not None:
+        settings.append(f"train.method={method}")
+    if masking is not None:
+        choose(masking, {"auto": None, **MASKINGS}, "masking")
+        settings.append(f"train.model.masking={masking}")
+    if curriculum is not None:
+        settings.append(f"curriculum.policy={curriculum}")
+        selecting = [name for name in ("pass", "bss") if name in curriculum.split("*")]
+        settings += [f"train.model.pass_.{field}" for name in selecting for field in ("enabled=true", f"score={name}")]
+    if mto is not None:
+        settings.append(f"train.model.mto={json.dumps(asdict(choose(mto, PRESETS, 'mto preset')))}")
+    return settings
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

@@ -1,0 +1,173 @@
+"""The main job from end to end, on real images.
+
+1. Write and index shards. 2. Features, clusters, prototypes. 3. Start Ray, the selection service, two loaders, and
+train a small MAE whose effective dataset size anneals, while a script changes, scales and kills things. 4. Train the
+same model on uniform draws. 5. Compare the encoders by nearest neighbours. 6. Write the report.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy.api.client import RunClient
+from deploy.console import say, working
+from deploy.launch.launch import launch, launch_in_process
+from deploy.launch.live import LiveRun
+from deploy.launch.probe import NearestNeighbourProbe
+from deploy.observe.training_bar import training_bar
+from deploy.runs import named as runs
+from deploy.runs.config import DataConfig, RunConfig
+from deploy.runs.rundir import RunDir, RunError
+from deploy.studies.demo.control import ControlScript
+from deploy.studies.demo.data import DemoData, prepare
+from deploy.studies.demo.report import Arm, DemoFigures, write_demo_report
+from deploy.studies.prototypes import job
+from deploy.studies.prototypes.report import write_score_pictures
+from loader import ShardIndex
+from trainer import TrainResult
+
+EPOCHS_BETWEEN_EVALUATIONS = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoResult:
+    """What the demo found."""
+
+    run: RunDir
+    """The run with the curriculum; everything else lies below it."""
+    figures: DemoFigures
+    """The measured figures."""
+    report: Path
+    """The page."""
+
+
+def run_demo(out: Path, *, images: Path | None, shards: tuple[str, ...], steps: int | None, seed: int) -> DemoResult:
+    """Run the demo.
+
+    Args:
+        out: run directory; an earlier finished demo there is moved aside.
+        images: folder of class folders instead of the digits.
+        shards: existing tars instead of the digits.
+        steps: optimizer steps of each arm, or the named run's own.
+        seed: of everything.
+
+    Raises:
+        RunError: another demo drives this directory.
+    """
+    started = time.monotonic()
+    run = RunDir(out)
+    with run.held():
+        _move_aside(run)
+        with _whole_or_nothing(run):
+            data = prepare(out / "data", images=images, shards=shards)
+        config = _run_config(data, steps=steps, seed=seed)
+        _score(config, run, seed=seed)
+        curriculum, times_drawn = _train_with_curriculum(config, run)
+        uniform = _train_uniform(config, RunDir(out / "uniform"))
+        with working("comparing with raw pixels, writing the report"):
+            figures = DemoFigures(
+                arms=(curriculum, uniform),
+                pixels=_pixel_accuracy(config),
+                samples=len(ShardIndex.load(data.index)),
+                wall_s=time.monotonic() - started,
+            )
+            report = write_demo_report(run, figures, config=config, times_drawn=times_drawn)
+    return DemoResult(run=run, figures=figures, report=report)
+
+
+def _run_config(data: DemoData, *, steps: int | None, seed: int) -> RunConfig:
+    index = ShardIndex.load(data.index)
+    config = runs.tiny(
+        DataConfig(
+            index=str(data.index.resolve()),
+            prototypes=str(data.index.resolve().parent / "prototypes.parquet"),
+            test_index=None if data.test_index is None else str(data.test_index.resolve()),
+        )
+    )
+    epoch_steps = max(1, round(len(index) / config.train.global_batch))
+    total_steps = steps or config.train.total_steps
+    train = replace(
+        config.train, seed=seed, total_steps=total_steps, warmup_steps=total_steps // 12, epoch_steps=epoch_steps
+    )
+    labelled = bool((index.label >= 0).any())
+    every = EPOCHS_BETWEEN_EVALUATIONS * epoch_steps if labelled else 0
+    return replace(config, name="demo", train=train, evaluate_every=every)
+
+
+def _score(config: RunConfig, run: RunDir, *, seed: int) -> None:
+    index, size = Path(config.data.index), config.train.model.image_size
+    scored = job.score(index, Path(config.data.prototypes or ""), size=size, seed=seed)
+    title = "Prototypes of the demo's images"
+    write_score_pictures(run.report, index, scored.prototypes, size=size, title=title)
+    say(f"  {len(scored.prototypes.distance):,} images, {scored.num_clusters} clusters (K by the Davies-Bouldin index)")
+
+
+def _train_with_curriculum(config: RunConfig, run: RunDir) -> tuple[Arm, NDArray[np.uint32]]:
+    """Train under Ray, with the control script beside it."""
+    num_windows = math.ceil(config.train.total_steps / config.train.window_steps)
+    scripts: list[ControlScript] = []
+
+    def beside(live: LiveRun) -> ControlScript:
+        scripts.append(ControlScript(RunClient.attach(run), live, num_windows=num_windows))
+        return scripts[0]
+
+    say("starting Ray: selection service, 2 loaders, trainer")
+    began = time.monotonic()
+    with training_bar(run, total_steps=config.train.total_steps, description="training, curriculum"):
+        _finished(launch(config, run, beside=beside))
+    return Arm(name="curriculum", run=run, seconds=time.monotonic() - began), scripts[0].times_drawn
+
+
+def _train_uniform(config: RunConfig, run: RunDir) -> Arm:
+    """Train the same model for the same number of steps on uniform draws, without Ray."""
+    uniform = replace(config, name="demo-uniform", curriculum=replace(config.curriculum, policy="uniform"))
+    began = time.monotonic()
+    with training_bar(run, total_steps=config.train.total_steps, description="training, uniform"):
+        _finished(launch_in_process(uniform, run))
+    return Arm(name="uniform", run=run, seconds=time.monotonic() - began)
+
+
+def _finished(result: TrainResult) -> None:
+    if result.reason != "finished":
+        raise RunError(f"the demo was stopped at step {result.step}; start it again.")
+
+
+def _pixel_accuracy(config: RunConfig) -> float | None:
+    if not config.evaluate_every:
+        return None
+    data = config.data
+    test_index = None if data.test_index is None else Path(data.test_index)
+    return NearestNeighbourProbe(Path(data.index), test_index, size=config.train.model.image_size).pixels()
+
+
+def _move_aside(run: RunDir) -> None:
+    """Keep an earlier demo: its files go to a folder named after the time that it began."""
+    if not run.config.is_file():
+        return
+    stamp = datetime.fromtimestamp(run.config.stat().st_mtime).strftime("%Y%m%d-%H%M%S")
+    aside = run.path.with_name(f"{run.path.name}-{stamp}")
+    aside.mkdir()
+    for child in run.path.iterdir():
+        if child.name != ".lock":
+            child.rename(aside / child.name)
+    say(f"an earlier demo was moved to {aside}")
+
+
+@contextmanager
+def _whole_or_nothing(run: RunDir) -> Iterator[None]:
+    """Remove what was written when the block fails."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(run.path)
+        raise

@@ -1,0 +1,149 @@
+"""What the demo measured: its table, its pictures, report.json and report.html."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from deploy.console import table
+from deploy.observe.run_log import knob_history, log_entries, what
+from deploy.report import plots
+from deploy.report.report import Section, write_report
+from deploy.report.run import predictions
+from deploy.runs.config import RunConfig
+from deploy.runs.curriculum import effective_size_schedule
+from deploy.runs.rundir import RunDir
+from scoring import Prototypes, solve_temperature
+
+COLUMNS = ("trained on", "1-NN, CLS token", "1-NN, mean of patches", "last loss", "seconds")
+LOG_LINES = 100
+CAPTIONS = {
+    "effective_size.png": "effective dataset size and temperature by step; the plateau is the value held by hand",
+    "loss.png": "training loss of both arms (they see different images, so the losses are not comparable)",
+    "nn_accuracy.png": "cosine 1-NN accuracy of the frozen encoder by epoch",
+    "times_drawn.png": "how often each image was drawn under the curriculum",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arm:
+    """One trained model."""
+
+    name: str
+    """What it was trained on."""
+    run: RunDir
+    """Its run."""
+    seconds: float
+    """Wall time of its training, start of its actors included."""
+
+    def curve(self, metric: str) -> tuple[list[float], list[float]]:
+        """(steps, values) of one metric."""
+        lines = [line for line in self.run.metric_lines() if line.get(metric) is not None]
+        return [line["step"] for line in lines], [line[metric] for line in lines]
+
+    def last(self, metric: str) -> float | None:
+        """The last value of a metric, or None."""
+        values = self.curve(metric)[1]
+        return values[-1] if values else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoFigures:
+    """The measured figures."""
+
+    arms: tuple[Arm, ...]
+    """The curriculum first."""
+    pixels: float | None
+    """1-NN accuracy of the raw pixels; None without labels."""
+    samples: int
+    """Training images."""
+    wall_s: float
+    """Seconds from the start of the demo to the last evaluation."""
+
+    def rows(self) -> list[tuple[object, ...]]:
+        """The table's rows."""
+        trained = [
+            (arm.name, arm.last("nn_cls"), arm.last("nn_mean"), arm.last("loss"), arm.seconds) for arm in self.arms
+        ]
+        return [*trained, ("nothing (raw pixels)", self.pixels, None, None, None)]
+
+    def view(self) -> Table:
+        """The table for people."""
+        return table("nearest-neighbour accuracy of the frozen encoder", COLUMNS, self.rows())
+
+    def data(self) -> dict[str, Any]:
+        """The figures as JSON."""
+        names = ("nn_cls", "nn_mean", "loss", "seconds")
+        arms = {str(name): dict(zip(names, values, strict=True)) for name, *values in self.rows()[:-1]}
+        return {"arms": arms, "pixels_nn": self.pixels, "samples": self.samples, "wall_s": self.wall_s}
+
+
+def write_demo_report(run: RunDir, figures: DemoFigures, *, config: RunConfig, times_drawn: NDArray[np.uint32]) -> Path:
+    """Draw the pictures and write report.json and report.html.
+
+    Args:
+        run: the curriculum's run; its report folder gets everything.
+        figures: what was measured.
+        config: of the curriculum's run.
+        times_drawn: how often each sample was drawn under the curriculum, uint32[N].
+
+    Returns:
+        The page's path.
+    """
+    run.report.mkdir(exist_ok=True)
+    pictures = _pictures(run.report, figures.arms, config=config, times_drawn=times_drawn)
+    entries = log_entries(run, limit=LOG_LINES, changes_only=True)
+    log_rows = [(entry["author"], what(entry), entry["window"], entry["step"], entry["reason"]) for entry in entries]
+    sections = [
+        Section(title="Nearest-neighbour accuracy", columns=COLUMNS, rows=figures.rows()),
+        Section(title="What the model saw", pictures=pictures),
+        Section(title="What the model predicts", pictures=predictions(run.report)),
+        Section(title="Who changed what", columns=("author", "what", "window", "step", "why"), rows=log_rows),
+        Section(
+            title="Prototypes",
+            pictures={run.report / "prototypes.png": "clusters by row, nearest to the prototype first"},
+        ),
+    ]
+    train = config.train
+    lead = (
+        f"{figures.samples:,} training images, {train.total_steps:,} steps of {train.global_batch}, "
+        f"{figures.wall_s:.0f} s in all."
+    )
+    return write_report(
+        run.report, title="Tempera demo", lead=lead, sections=sections, data=figures.data() | {"log": entries}
+    )
+
+
+def _pictures(
+    folder: Path, arms: Sequence[Arm], *, config: RunConfig, times_drawn: NDArray[np.uint32]
+) -> dict[Path, str]:
+    steps = config.train.total_steps
+    schedule = effective_size_schedule(config)
+    distance = Prototypes.load(config.data.prototypes or "").distance
+    initial = schedule(0.0), solve_temperature(distance, schedule(0.0))
+    knob = knob_history(arms[0].run, initial=initial, window_steps=config.train.window_steps, total_steps=steps)
+    pictures = {folder / name: caption for name, caption in CAPTIONS.items()}
+    sizes, losses, accuracy, histogram = pictures
+    scheduled = [schedule(step / steps) for step in knob.steps]
+    plots.effective_size(
+        sizes, steps=knob.steps, used=knob.effective_size, scheduled=scheduled, temperature=knob.temperature
+    )
+    plots.curves(losses, series={arm.name: arm.curve("loss") for arm in arms}, x="optimizer step", y="loss")
+    plots.times_drawn(histogram, counts=times_drawn, label="curriculum")
+    curves = {
+        f"{arm.name}, {token}": _by_epoch(arm.curve(f"nn_{token}"), config) for arm in arms for token in ("mean", "cls")
+    }
+    if not any(xs for xs, _ in curves.values()):
+        return {path: caption for path, caption in pictures.items() if path != accuracy}
+    plots.curves(accuracy, series=curves, x="epoch (draws / images)", y="1-NN accuracy")
+    return pictures
+
+
+def _by_epoch(curve: tuple[list[float], list[float]], config: RunConfig) -> tuple[list[float], list[float]]:
+    return [step / config.train.epoch_steps for step in curve[0]], curve[1]

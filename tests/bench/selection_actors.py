@@ -1,0 +1,120 @@
+"""How fast windows reach many trainers through Ray: `tempera bench selection` starts a cluster of its own for it.
+
+A few processes hold the trainers as threads, each with a client of its own that asks as a rank does. A round draws a
+new window first; then all ask for it at one moment. Asking and serving share this machine's cores.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploy.launch.cluster import local_cluster
+
+TRAINERS, PROCESSES, ROUNDS = 256, 4, 7
+NUM_SAMPLES, GLOBAL_BATCH, WINDOW_STEPS = 1_280_000, 4096, 16
+START_DELAY_S = 0.3
+NAME = "selection-bench"
+
+
+class TrainerProcess:
+    """The class of an actor that stands for some trainers on one node."""
+
+    def __init__(self, trainers: int, *, shares_windows: bool) -> None:
+        from scoring.actors import SelectionClient
+
+        self._clients = [SelectionClient(name=NAME, shares_windows=shares_windows) for _ in range(trainers)]
+        for client in self._clients:
+            client.window(0)  # connected, as trainers are in the middle of a run
+
+    def ask(self, index: int, at_s: float) -> list[float]:
+        """Every trainer asks for a window at this time of the clock; seconds until each had it."""
+        seconds: list[float] = []
+
+        def ask(client: Any) -> None:
+            time.sleep(max(0.0, at_s - time.time()))
+            start = time.perf_counter()
+            client.window(index)
+            seconds.append(time.perf_counter() - start)
+
+        threads = [threading.Thread(target=ask, args=(client,)) for client in self._clients]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return seconds
+
+
+def bench_window_requests(
+    *, trainers: int = TRAINERS, rounds: int = ROUNDS, num_samples: int = NUM_SAMPLES
+) -> dict[str, float]:
+    """Many trainers ask for a new window at once.
+
+    Args:
+        trainers: how many, a multiple of PROCESSES.
+        rounds: windows asked for.
+        num_samples: size of the table.
+
+    Returns:
+        "window_p99_ms_<n>_trainers", of one node, where one of them asks the service and the others map its copy; and
+        "window_p99_ms_<n>_nodes", where each asks the service itself. Medians over the rounds; with "_best" the best.
+    """
+    with tempfile.TemporaryDirectory() as name, local_cluster(Path(name), num_cpus=PROCESSES):
+        return measure_requests(Path(name), trainers=trainers, rounds=rounds, num_samples=num_samples)
+
+
+def measure_requests(directory: Path, *, trainers: int, rounds: int, num_samples: int) -> dict[str, float]:
+    """`bench_window_requests` in the cluster that this process has joined; the run's files go to the directory."""
+    figures: dict[str, float] = {}
+    client = _start(directory, num_samples)
+    try:
+        for kind, shares_windows in (("trainers", True), ("nodes", False)):
+            p99_ms = _rounds(client, trainers, rounds, shares_windows=shares_windows)
+            figures[f"window_p99_ms_{trainers}_{kind}"] = round(float(np.median(p99_ms)), 3)
+            figures[f"window_p99_ms_{trainers}_{kind}_best"] = round(min(p99_ms), 3)
+    finally:
+        client.stop()
+    return figures
+
+
+def _start(directory: Path, num_samples: int) -> Any:
+    from scoring import Prototypes, SelectionConfig
+    from scoring.actors import start_selection
+
+    distance = np.random.default_rng(0).random(num_samples, dtype=np.float32)
+    one = np.zeros((1, 1), np.float32)
+    prototypes = Prototypes(
+        distance=distance, cluster=np.zeros(num_samples, np.int32), centroids=one, davies_bouldin={}
+    )
+    prototypes.save(directory / "prototypes.parquet")
+    config = SelectionConfig(seed=1, global_batch=GLOBAL_BATCH, window_steps=WINDOW_STEPS)
+    return start_selection(
+        config, runlog=directory / "run.sqlite", prototypes=directory / "prototypes.parquet", name=NAME
+    )
+
+
+def _rounds(client: Any, trainers: int, rounds: int, *, shares_windows: bool) -> list[float]:
+    """99th percentile of each round, in milliseconds."""
+    import ray
+
+    from scoring.actors import SelectionClient
+
+    drawing = SelectionClient(name=NAME, shares_windows=False)
+    drawing.window(0)
+    make: Any = ray.remote(TrainerProcess).options(num_cpus=0)
+    processes = [make.remote(trainers // PROCESSES, shares_windows=shares_windows) for _ in range(PROCESSES)]
+    p99_ms = []
+    for _ in range(rounds):
+        index = client.state()["next_window"]
+        drawing.window(index)
+        at_s = time.time() + START_DELAY_S
+        seconds = ray.get([process.ask.remote(index, at_s) for process in processes], timeout=60.0)
+        p99_ms.append(float(np.quantile(np.concatenate(seconds), 0.99)) * 1e3)
+    for process in processes:
+        ray.kill(process)
+    return p99_ms
