@@ -36,7 +36,7 @@ test-faults: $(INSTALLED)
 	$(BIN)/python -m tests.faults.table $(FAULTS)
 
 soak: $(INSTALLED)
-	$(BIN)/tempera soak --minutes $(MINUTES) --seed $(SEED) --out runs/soak-$$(date +%Y%m%d-%H%M%S)
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) --seed $(SEED) --out runs/soak-$$(date +%Y%m%d-%H%M%S)
 
 check: $(INSTALLED) lint types imports test
 

@@ -32,7 +32,6 @@ from deploy.commands import (
     runs,
     score,
     shards,
-    soak,
 )
 from deploy.console import ERR, FOR_SCRIPT, Answer
 
@@ -95,12 +94,8 @@ def build_app() -> SubcommandApp:
         },
         "export": evaluate.export,
         "reproduce": reproduce.reproduce,
-        "soak": soak.soak,
         "bench": {
             "loader": bench.loader,
-            "digests": bench.digests,
-            "selection": bench.selection,
-            "kmeans": bench.kmeans,
             "trainer": bench.trainer,
         },
         "doctor": doctor.doctor,

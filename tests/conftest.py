@@ -19,6 +19,7 @@ TOKEN.touch(mode=0o600)
 TOKEN.write_text(secrets.token_hex(32))
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN_PATH"] = str(TOKEN)
+os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # processes that tests start find the module `tests`
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 

@@ -9,9 +9,6 @@ from rich.console import Group
 
 from deploy.console import Answer, progress_bar, say, table, working
 
-SELECTION_FIGURES = ("by_n", "scores_per_s", "ack_p99_ms", "window_p99_ms_256_trainers")
-"""What is promised; details follow."""
-
 
 def loader(*, images: Path, peers: bool = False, device: Literal["cpu", "cuda"] = "cpu") -> Answer:
     """Measure images per second, from raw JPEG decoding to the whole service.
@@ -36,67 +33,6 @@ def loader(*, images: Path, peers: bool = False, device: Literal["cpu", "cuda"] 
     )
     others = _figures("cache and index", _flat({"cache_hit_rate": data["cache_hit_rate"], **data["index"]}))
     return Answer(data=data, view=Group(rated, others))
-
-
-def digests(*, images: Path) -> Answer:
-    """Compare the pixels of the same draws through 1, 2, 4 and 8 loaders, and through a fleet that goes 1 -> 16 -> 1.
-
-    Args:
-        images: folder of images, folder of tars, or a tar.
-    """
-    from tests.bench.digests import determinism_digests
-
-    data = determinism_digests(images, progress=lambda what: say(f"  {what}"))
-    title = f"SHA-256 of draws, samples and pixels, {data['steps']} steps of {data['batch']}"
-    rows = list(data["digests"].items())
-    return Answer(data=data, view=table(title, ("loaders", "digest"), rows), ok=data["equal"])
-
-
-def selection() -> Answer:
-    """Measure drawing, re-weighing, solving and scores, by number of samples."""
-    from tests.bench.selection import bench_selection
-    from tests.bench.selection_actors import bench_window_requests
-
-    with progress_bar("measuring the selection") as advance:
-        measured = bench_selection(progress=advance)
-    with working("measuring 256 trainers under Ray"):
-        measured |= bench_window_requests()
-    data = {name: measured[name] for name in SELECTION_FIGURES} | measured
-    return Answer(data=data, view=_figures("selection", _flat(data)))
-
-
-def kmeans(
-    *,
-    samples: int = 1_280_000,
-    width: int = 384,
-    clusters: int = 1000,
-    device: Literal["auto", "cpu", "gpu"] = "auto",
-    folder: Path | None = None,
-) -> Answer:
-    """Measure the clustering of a whole data set's features: seconds and memory.
-
-    Args:
-        samples: how many; by default as many as ImageNet-1K has.
-        width: values of a feature; 384 is a ViT-S's.
-        clusters: K.
-        device: auto, cpu or gpu; gpu is an error where faiss has none.
-        folder: a folder on a disk with room for the features (4 bytes a value, 2 GB by default).
-    """
-    from tests.bench.kmeans import bench_kmeans
-    from trainer.config import require
-
-    require(min(samples, width) >= 1, f"--samples and --width must be 1 or more; got {samples} and {width}.")
-    require(1 <= clusters <= samples, f"--clusters must be in [1, samples]; got {clusters} of {samples} samples.")
-    with progress_bar("making features and clustering them") as advance:
-        data = bench_kmeans(
-            samples,
-            width=width,
-            num_clusters=clusters,
-            device=device,
-            folder=folder,
-            progress=lambda _, done, total: advance(done, total),
-        )
-    return Answer(data=data, view=_figures("k-means", _flat(data)))
 
 
 def trainer(*, device: Literal["cpu", "cuda", "auto"] = "cpu", goldens: bool = False) -> Answer:

@@ -21,7 +21,6 @@ from typing import Any
 
 from deploy.observe.periodic import repeated
 from deploy.runs.rundir import Endpoint, RunError
-from tests.faults import failpoints
 
 NAMESPACE = "tempera"
 TOKEN = "RAY_AUTH_TOKEN"  # noqa: S105 - the variable's name
@@ -117,7 +116,6 @@ def local_cluster(directory: Path, *, num_cpus: int) -> Iterator[Endpoint]:
         object_store_memory=OBJECT_STORE_BYTES,
         log_to_driver=False,
         logging_level=logging.WARNING,
-        runtime_env=failpoints.runtime_env(),
     )
     endpoint = _endpoint(context, str(token_path.resolve()))
     try:

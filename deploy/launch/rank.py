@@ -27,7 +27,6 @@ from deploy.runs.rundir import RunDir
 from deploy.studies.prototypes.job import SWEEP_IMAGES, evaluation_transform
 from loader import BadSample, BatchStream, FixedWindows, LoaderPool, ShardIndex, StreamConfig, Transform
 from scoring import Control, Event
-from tests.faults.oracle import OracleStream
 from trainer import Method, ScheduledWindows
 from trainer.ranks.context import Context
 from trainer.sweep import Sweep, SweepResult
@@ -90,8 +89,6 @@ class Rank:
             world_size=context.world_size,
         )
         stream: Stream = BatchStream(windows, self.reach_loaders(), stream_config, on_bad=_reporter(selection))
-        if config.oracle:
-            stream = OracleStream(stream, RunDir(self.report.parent).oracle, rank=context.rank)
         if context.rank:
             return stream
         return NotedStream(stream, RunDir(self.report.parent).consumed, window_steps=config.train.window_steps)

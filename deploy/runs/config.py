@@ -237,8 +237,6 @@ class RunConfig:
     """Modules of one's own that register methods; imported in every process of the run, so they must be importable."""
     evaluate_every: int = 0
     """Steps between nearest-neighbour evaluations, which need labelled images; 0 means never."""
-    oracle: bool = False
-    """Write down what every rank consumes, pixel hashes included, for a checker (oracle/ in the run directory)."""
     pictures: bool = True
     """Draw what the method does at the start, in the middle and at the end, and write report/report.html."""
 

@@ -8,7 +8,6 @@ report/          pictures, report.json, report.html
 ray.log          what Ray printed of its workers
 cluster.json     only while the run is alive: how to reach its actors
 api.json         only while the run is alive: how to reach its HTTP API; api-token beside it, for its owner alone
-oracle/          what every rank consumed, for a checker, when the run writes it
 consumed.jsonl   what the trainer has taken from its stream, since the last start
 stop, pause      while somebody asks the run to checkpoint and stop, or to rest
 .lock            held by the process that drives the run
@@ -85,11 +84,6 @@ class RunDir:
     def pause_request(self) -> Path:
         """While this file is there, the trainer rests."""
         return self.path / "pause"
-
-    @property
-    def oracle(self) -> Path:
-        """What the ranks consumed, one file an incarnation, when the run writes it."""
-        return self.path / "oracle"
 
     @property
     def consumed(self) -> Path:

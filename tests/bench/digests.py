@@ -1,4 +1,4 @@
-"""Shows that pixels do not depend on the loaders.
+"""Shows that pixels do not depend on the loaders: `python -m tests.bench.digests --images DIR`.
 
 The same draws go through fleets of several sizes, and through one that grows and shrinks under way. The digest covers
 every draw's number, sample and pixels in the order in which a trainer gets them. One stream in this process, with one
@@ -8,6 +8,7 @@ loader and no Ray, is the reference.
 from __future__ import annotations
 
 import hashlib
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +27,7 @@ from loader.shards.index import ShardIndex
 from loader.shards.index_builder import build_index
 from loader.stream import BatchStream
 from loader.worker import LoaderWorker
+from tests.bench.command import run, say
 
 if TYPE_CHECKING:
     from loader.fleet.client import FleetClient
@@ -177,3 +179,16 @@ def _stream(index: ShardIndex, pool: LoaderPool) -> BatchStream:
     )
     weights = np.random.default_rng(_SEED).random(len(index))
     return BatchStream(WeightedWindows(weights, config), pool, config)
+
+
+def digests(*, images: Path) -> dict[str, Any]:
+    """Compare the pixels of the same draws through 1, 2, 4 and 8 loaders, and through a fleet that goes 1 -> 16 -> 1.
+
+    Args:
+        images: folder of images, folder of tars, or a tar.
+    """
+    return determinism_digests(images, progress=say)
+
+
+if __name__ == "__main__":
+    sys.exit(not run(digests)["equal"])

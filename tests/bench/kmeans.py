@@ -1,4 +1,4 @@
-"""Benchmark of k-means at the size of a whole data set: how long it takes, and how much memory.
+"""How long k-means at the size of a whole data set takes, and its memory: `python -m tests.bench.kmeans`.
 
 The features are made, not computed from images: points around random centres, written into a store on disk, so that
 clustering reads them as it would read those of `tempera score`. Making them is not timed.
@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import faiss
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scoring.clusters import ITERATIONS, PASSES, SAMPLE_PER_CLUSTER, kmeans_device
 from scoring.features.store import FeatureStore
 from scoring.prototypes import prototype_distances
+from tests.bench.command import run, say
 
 CHUNK_SAMPLES = 4096
 SPREAD = 2.0
@@ -125,3 +126,27 @@ def purity(cluster: NDArray[np.int32], origin: NDArray[np.int32]) -> float:
 
 def _named(progress: Callable[[str, int, int], None] | None, what: str) -> Callable[[int, int], None] | None:
     return None if progress is None else lambda done, total: progress(what, done, total)
+
+
+def kmeans(
+    *,
+    samples: int = 1_280_000,
+    width: int = 384,
+    clusters: int = 1000,
+    device: Literal["auto", "cpu", "gpu"] = "auto",
+    folder: Path | None = None,
+) -> dict[str, Any]:
+    """Measure the clustering of a whole data set's features: seconds and memory.
+
+    Args:
+        samples: number of samples; the default is about ImageNet-1K's.
+        width: values of a feature; 384 is a ViT-S's.
+        clusters: K, at most samples.
+        device: auto, cpu or gpu; gpu is an error where faiss has none.
+        folder: folder on a disk with room for the features (4 bytes a value, 2 GB by default).
+    """
+    return bench_kmeans(samples, width=width, num_clusters=clusters, device=device, folder=folder, progress=say)
+
+
+if __name__ == "__main__":
+    run(kmeans)

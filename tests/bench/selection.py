@@ -1,4 +1,4 @@
-"""Benchmark of the selection: how fast it draws, weighs, solves and takes scores, and what it keeps in memory.
+"""How fast the selection draws, weighs, solves and takes scores, and its memory: `python -m tests.bench.selection`.
 
 A table of N samples is measured whole where it fits; above WHOLE_LIMIT one machine holds a tenth, in the id ranges that
 the whole would be spread over, and the result is extrapolated; the arithmetic is part of the report. Times are medians,
@@ -29,6 +29,8 @@ from scoring.selection import Selection
 from scoring.table.samples import SampleTable, local_ranges
 from scoring.table.scores import ScoreReport
 from scoring.temperature import HISTOGRAM_BINS
+from tests.bench.command import run, say
+from tests.bench.selection_actors import bench_window_requests
 
 SIZES = (1_280_000, 100_000_000, 1_000_000_000)
 WHOLE_LIMIT = 200_000_000
@@ -249,3 +251,17 @@ def _full_reports(num_samples: int) -> list[ScoreReport]:
         )
         for first in range(0, num_samples, 1_000_000)
     ]
+
+
+def selection(*, trainers: bool = True) -> dict[str, Any]:
+    """Measure drawing, re-weighing, solving and scores by number of samples, and 256 trainers that ask under Ray.
+
+    Args:
+        trainers: start Ray and measure the trainers' requests too.
+    """
+    measured = bench_selection(progress=say)
+    return measured | (bench_window_requests() if trainers else {})
+
+
+if __name__ == "__main__":
+    run(selection)

@@ -1,4 +1,4 @@
-"""How fast windows reach many trainers through Ray: `tempera bench selection` starts a cluster of its own for it.
+"""How fast windows reach many trainers through Ray; `python -m tests.bench.selection` starts a cluster for it.
 
 A few processes hold the trainers as threads, each with a client of its own that asks as a rank does. A round draws a
 new window first; then all ask for it at one moment. Asking and serving share this machine's cores.

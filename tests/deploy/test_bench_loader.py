@@ -1,4 +1,4 @@
-"""`tempera bench loader` and `tempera bench digests` as commands: what they print and how they end."""
+"""`tempera bench loader` as a command: what it prints and how it ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from deploy.cli import main
 from loader import ImageSample, build_shards
 from loader.bench import images
 from loader.bench.images import sweep_dali
-from tests.bench import digests
 
 
 @pytest.fixture
@@ -62,13 +61,3 @@ def test_a_gpu_that_is_not_there_is_one_clear_line(tars, capsys, monkeypatch):
     monkeypatch.setattr(images.torch.cuda, "is_available", lambda: False)
     assert main(["bench", "loader", "--images", str(tars), "--device", "cuda"]) == 2
     assert "device cuda needs a GPU and its driver" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("equal", [True, False])
-def test_digests_that_differ_end_the_command_with_a_failure(tars, capsys, monkeypatch, equal):
-    found = {"in process": "a" * 64, "1 loaders": ("a" if equal else "b") * 64}
-    monkeypatch.setattr(digests, "_in_process", lambda index: found["in process"])
-    monkeypatch.setattr(digests, "_fleets", lambda *given: ({"1 loaders": found["1 loaders"]}, 16))
-    assert main(["bench", "digests", "--images", str(tars), "--json"]) == (0 if equal else 1)
-    report = json.loads(capsys.readouterr().out)
-    assert (report["digests"], report["equal"], report["served"]) == (found, equal, 16)

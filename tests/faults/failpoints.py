@@ -1,9 +1,12 @@
-"""Failpoints: named places where a person makes the product fail, to see that it survives.
+"""Failpoints: named places at which tests make the product fail, to see that it survives.
 
-The places are audit events, `sys.audit(EVENT, name, ...)`: some tens of nanoseconds while nobody listens. Only a
-process that finds TEMPERA_FAILPOINTS set listens, for example to "selection.append=kill@3,snapshot.write=enospc": at
-the third append to the run log the process dies, and the first write of a snapshot finds the disk full. With
-TEMPERA_FAILPOINTS_FIRED naming a file, each place fires once in all processes together and is noted there.
+The product raises audit events, `sys.audit(EVENT, name, ...)`, which cost some tens of nanoseconds without a hook. A
+process with TEMPERA_FAILPOINTS set installs the hook: with "selection.append=kill@3,snapshot.write=enospc" it dies at
+the third append to the run log, and the first write of a snapshot finds the disk full. With TEMPERA_FAILPOINTS_FIRED
+naming a file, each place fires once in all processes together and is written there.
+
+`environment` makes the variables for a run that a test starts as a process: Python itself (`injected/sitecustomize.py`)
+installs the hook in it and in every process that it starts, Ray's workers included.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from typing import Any
 EVENT = "tempera.failpoint"
 VARIABLE, FIRED = "TEMPERA_FAILPOINTS", "TEMPERA_FAILPOINTS_FIRED"
 HANG_S = 60.0
+ROOT, INJECTED = Path(__file__).parents[2], Path(__file__).parent / "injected"
 
 PLACES = (
     "selection.append",
@@ -168,16 +172,22 @@ def parse(text: str) -> Failpoint:
 
 
 failpoints = Failpoints()
-"""Of this process."""
+"""The failpoints of this process."""
 
 
 def install() -> None:
-    """Take the environment's failpoints. Ray calls it in each worker process of a run that has some."""
+    """Set the failpoints of the environment. Ray calls it in each worker process of a cluster that has some."""
     text, fired = os.environ.get(VARIABLE, ""), os.environ.get(FIRED)
     if text:
         failpoints.set(text, fired=Path(fired) if fired else None)
 
 
 def runtime_env() -> dict[str, str] | None:
-    """What makes Ray's workers listen too; None without failpoints."""
-    return {"worker_process_setup_hook": "tests.faults.failpoints.install"} if os.environ.get(VARIABLE) else None
+    """Return the `ray.init` option by which Ray's workers install the hook; None without failpoints."""
+    return {"worker_process_setup_hook": f"{__name__}.install"} if os.environ.get(VARIABLE) else None
+
+
+def environment(text: str, fired: Path) -> dict[str, str]:
+    """Return the variables that make a command and all its children fail at these places, each place once."""
+    paths = (INJECTED, ROOT, *filter(None, (os.environ.get("PYTHONPATH"),)))
+    return {VARIABLE: text, FIRED: str(fired), "PYTHONPATH": os.pathsep.join(map(str, paths))}

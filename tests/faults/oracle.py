@@ -1,7 +1,9 @@
-"""The oracle: what a rank really consumed, written by the consuming side for a checker that trusts nobody else.
+"""The oracle: what each rank really consumed, written by the consuming side for a checker that trusts nothing else.
 
-One file a rank and incarnation (a start of the rank's process), one JSON line a batch, written before the training loop
-gets the batch: draws, samples, probabilities, versions, a hash of every image's pixels, and the substitutions.
+A run that names this module in its `extensions` is recorded: the training loop raises the audit event `tempera.batch`
+before it uses a batch, and this module's hook writes one JSON line of draws, samples, probabilities, versions, a hash
+of every image's pixels, and the substitutions. One file for each rank and each call of `train` (an incarnation), in
+oracle/ of the run directory.
 """
 
 from __future__ import annotations
@@ -9,51 +11,52 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
-from deploy.launch.watched import Stream, WatchedStream
 from loader import Batch
 
+EVENT = "tempera.batch"
 HASH_BYTES = 8
+RECORDED = f'extensions=["{__name__}"]'
+"""Override that makes a run write its oracle files."""
 
 
-class OracleStream(WatchedStream):
-    """A stream that writes down each batch before it hands it on."""
+class Oracle:
+    """The hook of one process, which may train several runs one after the other."""
 
-    def __init__(self, stream: Stream, folder: Path, *, rank: int) -> None:
-        """Begin an incarnation.
+    def __init__(self) -> None:
+        self._loop: object = None
+        self._file: TextIO | None = None
 
-        Args:
-            stream: what is watched.
-            folder: the run's oracle folder; made when there is none.
-            rank: of the trainer.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        super().__init__(stream)
-        self._rank = rank
-        self._path = folder / f"{time.time_ns()}-{rank}-{os.getpid()}.jsonl"
+    def __call__(self, event: str, details: tuple[Any, ...]) -> None:
+        """Write the batch down; a killed process loses nothing that it has written."""
+        if event != EVENT:
+            return
+        loop, run_dir, rank, batch = details
+        if loop is not self._loop:
+            self._begin(loop, Path(run_dir), rank)
+        if self._file is not None:
+            self._file.write(json.dumps(record(batch, rank)) + "\n")
+            self._file.flush()
 
-    def __iter__(self) -> Iterator[Batch]:
-        with self._path.open("a") as file, closing(self._stream.__iter__()) as batches:  # type: ignore[type-var]
-            for batch in batches:
-                file.write(json.dumps(record(batch, self._rank)) + "\n")
-                file.flush()  # a killed process loses nothing that it has written
-                yield batch
+    def _begin(self, loop: object, run_dir: Path, rank: int) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._loop, self._file = loop, None
+        config = run_dir / "config.json"
+        # The hook stays for the process's life: runs that did not ask for it are left alone.
+        if config.is_file() and __name__ in json.loads(config.read_text())["extensions"]:
+            (run_dir / "oracle").mkdir(exist_ok=True)
+            self._file = (run_dir / "oracle" / f"{time.time_ns()}-{rank}-{os.getpid()}.jsonl").open("a")
 
 
 def record(batch: Batch, rank: int) -> dict[str, Any]:
-    """One line of the oracle file.
-
-    Args:
-        batch: what the trainer is about to consume.
-        rank: of the trainer.
-    """
+    """Return one line of an oracle file: what the trainer is about to consume."""
     return {
         "step": batch.step,
         "rank": rank,
@@ -71,5 +74,8 @@ def record(batch: Batch, rank: int) -> dict[str, Any]:
 
 
 def pixel_hash(image_HWC: np.ndarray[Any, Any]) -> str:
-    """Hex digest of one image, uint8[H, W, 3]."""
+    """Return the hex digest of one image, uint8[H, W, 3]."""
     return hashlib.blake2b(np.ascontiguousarray(image_HWC).data, digest_size=HASH_BYTES).hexdigest()
+
+
+sys.addaudithook(Oracle())

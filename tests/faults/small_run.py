@@ -19,6 +19,7 @@ from deploy.runs.rundir import RunDir
 from loader import LoaderConfig, LoaderWorker, LocalLoaders, ShardIndex
 from scoring import RunLog, Selection
 from tests.faults.failpoints import failpoints
+from tests.faults.oracle import RECORDED
 from tests.integration.checker import Verdict, check, read_evidence
 from trainer import SingleProcess, train
 
@@ -34,7 +35,7 @@ SETTINGS = (
     "train.model.decoder_width=16",
     "train.model.decoder_depth=1",
     "pictures=false",
-    "oracle=true",
+    RECORDED,
 )
 OnStep = Callable[[int, dict[str, Any]], None]
 

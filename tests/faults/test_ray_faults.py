@@ -26,7 +26,7 @@ from deploy.runs.overrides import override
 from deploy.runs.rundir import RunDir
 from scoring import RunLog, SelectionConfig
 from tests.faults.chaotic_stream import lost_calls
-from tests.faults.failpoints import FIRED, VARIABLE, runtime_env
+from tests.faults.failpoints import FIRED, VARIABLE, environment, runtime_env
 from tests.faults.small_run import SETTINGS
 from tests.integration.checker import check, read_evidence
 from tests.soak.processes import Processes
@@ -70,7 +70,7 @@ def judged(run: RunDir, digits: DataConfig):
 
 
 def steps_of(run: RunDir) -> int:
-    return sum(len(path.read_text().splitlines()) for path in run.oracle.glob("*.jsonl"))
+    return sum(len(path.read_text().splitlines()) for path in (run.path / "oracle").glob("*.jsonl"))
 
 
 def wait_for_steps(run: RunDir, count: int, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_rank_that_is_killed_is_started_again_from_its_checkpoint(restarts, di
 @pytest.mark.parametrize("restarts", [0, 3])
 def test_a_full_disk_at_a_checkpoint_of_a_live_run_names_its_cause_and_costs_no_step(restarts, digits, tmp_path, note):
     run, log, processes, fired = RunDir(tmp_path / "run"), tmp_path / "log", Processes(), tmp_path / "fired"
-    failing = {VARIABLE: "checkpoint.write=enospc@3", FIRED: str(fired)}
+    failing = environment("checkpoint.write=enospc@3", fired)
     process = started([*train_words(run, digits), f"trainers.max_failures={restarts}"], processes, log, **failing)
     try:
         status = process.wait(PATIENCE_S)

@@ -16,10 +16,10 @@ MINUTES, SEED = 1, 5
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_a_minute_of_storm_breaks_no_promise(tmp_path, note):
-    words = ["soak", "--minutes", str(MINUTES), "--seed", str(SEED), "--out", str(tmp_path / "storm"), "--json"]
+    words = ["--minutes", str(MINUTES), "--seed", str(SEED), "--out", str(tmp_path / "storm"), "--json"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
-        [sys.executable, "-m", "deploy.cli", *words], env=environment, check=False, capture_output=True, text=True
+        [sys.executable, "-m", "tests.soak", *words], env=environment, check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
     outcome = json.loads(done.stdout)

@@ -15,10 +15,11 @@ from deploy.runs.config import DataConfig, RunConfig
 from deploy.runs.named import debug
 from deploy.runs.overrides import override
 from deploy.runs.rundir import RunDir
+from tests.faults.oracle import RECORDED
 from tests.integration.checker import Evidence, check, read_evidence
 from tests.soak.verdict import reference_decoder
 
-SETTINGS = ("oracle=true", "train.checkpoint_every=8", "train.total_steps=32")
+SETTINGS = (RECORDED, "train.checkpoint_every=8", "train.total_steps=32")
 
 
 @pytest.fixture(scope="module")

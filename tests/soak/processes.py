@@ -43,8 +43,8 @@ class Processes:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For the process that starts it all; its children inherit it."""
-        return os.environ | {MARK: self.mark}
+        """The variables of the process that starts the run; its children inherit them, and find `tests`."""
+        return os.environ | {MARK: self.mark, "PYTHONPATH": str(Path(__file__).parents[2])}
 
     def alive(self) -> list[int]:
         """Process ids that carry the mark."""

@@ -28,12 +28,13 @@ from deploy.runs.rundir import RunDir, RunError
 from deploy.studies.demo.data import prepare
 from deploy.studies.prototypes.job import score
 from loader import ShardIndex, build_index
+from tests.faults.oracle import RECORDED
 from tests.soak.faults import AUTHOR, FAULTS, NotInjected, Target
 from tests.soak.leaks import SETTLE_S, holdings, left_in_shared_memory, look, settled
 from tests.soak.processes import Processes
 from tests.soak.record import Holdings, Injection, Record
 from tests.soak.storage import ShardServer
-from tests.soak.verdict import Outcome, judge, load_checker
+from tests.soak.verdict import Outcome, judge
 
 HOST = "127.0.0.1"
 SETTINGS = (
@@ -43,7 +44,7 @@ SETTINGS = (
     "train.log_every=8",
     "fleet.loaders=2",
     "trainers.max_failures=1000000",
-    "oracle=true",
+    RECORDED,
     "pictures=false",
 )
 POISONED = 3
@@ -66,7 +67,6 @@ def soak(out: Path, *, minutes: float, seed: int, kinds: tuple[str, ...] = ()) -
     """
     if out.exists() and any(out.iterdir()):
         raise RunError(f"--out must be a new folder; {out} holds something. Take another.")
-    load_checker()
     processes, record = Processes(), Record()
     chance = random.Random(seed)
     with ExitStack() as stack:
@@ -137,7 +137,7 @@ def _driven(run: RunDir, processes: Processes, record: Record) -> Iterator[None]
 
 def _wait_for_batches(run: RunDir, processes: Processes) -> None:
     deadline = time.monotonic() + START_S
-    while not any(path.stat().st_size for path in run.oracle.glob("*.jsonl")):
+    while not any(path.stat().st_size for path in (run.path / "oracle").glob("*.jsonl")):
         if time.monotonic() > deadline or not processes.alive():
             tail = (run.path / "driver.log").read_text()[-500:]
             raise RunError(f"the run did not start within {START_S:g} s; its last words: {tail}")

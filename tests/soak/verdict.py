@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import statistics
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from rich.console import Group, RenderableType
 
-import deploy
 from deploy.console import table
 from deploy.runs.config import RunConfig
-from deploy.runs.rundir import RunDir, RunError, write_json
+from deploy.runs.rundir import RunDir, write_json
 from loader import BatchSpec, LoaderConfig, LoaderWorker
 from tests.faults.oracle import pixel_hash
+from tests.integration.checker import check, read_evidence
 from tests.soak.leaks import leaks, slopes
 from tests.soak.record import Injection, Record
 
@@ -84,14 +80,9 @@ class Outcome:
 def judge(
     run: RunDir, config: RunConfig, record: Record, *, acknowledged: Sequence[Mapping[str, Any]], seed: int
 ) -> Outcome:
-    """Ask the checker, look for leaks, measure the standstills; soak.json in the run directory holds the answer.
-
-    Raises:
-        RunError: the checker is not here; it lives beside the tests, in a checkout.
-    """
-    checker = load_checker()
-    evidence = checker.read_evidence(run.path, acknowledged=tuple(acknowledged), poisoned=record.poisoned)
-    checked = checker.check(
+    """Ask the checker, look for leaks, measure the standstills; soak.json in the run directory holds the answer."""
+    evidence = read_evidence(run.path, acknowledged=tuple(acknowledged), poisoned=record.poisoned)
+    checked = check(
         evidence, reference=reference_decoder(config), most_pixels=CHECKED_PIXELS, longest_gap_s=LONGEST_GAP_S
     )
     broken = [f"{name}: {line}" for name, lines in checked.breaches.items() for line in lines[:5]]
@@ -111,21 +102,6 @@ def judge(
         run.path / "soak.json", outcome.data() | {"injections": [(i.time, i.kind, i.what) for i in record.injections]}
     )
     return outcome
-
-
-def load_checker() -> ModuleType:
-    """The checker, which lives beside the tests: it is not installed.
-
-    Raises:
-        RunError: it is not here.
-    """
-    path = Path(deploy.__file__).parents[1] / "tests" / "integration" / "checker.py"
-    spec = importlib.util.spec_from_file_location("checker", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise RunError(f"the checker lives in tests/integration, and there is no {path}. Start this in a checkout.")
-    sys.modules["checker"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def reference_decoder(config: RunConfig) -> Callable[[Sequence[int], Sequence[int]], list[str]]:
