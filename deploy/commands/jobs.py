@@ -123,8 +123,8 @@ def _train_words(name: str, paths: dict[str, Path | None]) -> list[str]:
 def _checked(name: str, index: Path, settings: Sequence[str], modules: tuple[Path, ...]) -> RunConfig:
     """The run, made here first: a wrong name or field is one line now, not a failed job later."""
     from deploy.runs.config import DataConfig
-    from deploy.runs.named import RUNS
     from deploy.runs.overrides import override
+    from deploy.runs.recipes import RUNS
     from trainer.config import choose
 
     sys.path[:0] = [str(path.resolve().parent) for path in modules]  # `extensions` are imported when the run is made

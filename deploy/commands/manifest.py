@@ -56,8 +56,8 @@ def kuberay(
     from deploy.remote.manifests.kuberay import KubernetesOptions, kuberay_documents, resource_name, to_yaml
     from deploy.remote.manifests.pods import SHARED, PodNeeds, PodSettings
     from deploy.runs.config import DataConfig
-    from deploy.runs.named import RUNS
     from deploy.runs.overrides import override
+    from deploy.runs.recipes import RUNS
     from trainer.config import choose
 
     changes = (*combined.settings(), *set)

@@ -42,8 +42,8 @@ def train(
         dry_run: start nothing; show the plan: steps, windows, memory, images/s needed and there, PASS rounds.
     """
     from deploy.runs.config import DataConfig
-    from deploy.runs.named import RUNS
     from deploy.runs.overrides import override
+    from deploy.runs.recipes import RUNS
     from trainer.config import choose
 
     beside = index.parent / "prototypes.parquet"

@@ -13,8 +13,8 @@ from pathlib import Path
 from deploy.api.client import RunClient
 from deploy.launch.launch import launch_in_process
 from deploy.runs.config import DataConfig, RunConfig
-from deploy.runs.named import debug
 from deploy.runs.overrides import override
+from deploy.runs.recipes import debug
 from deploy.runs.rundir import RunDir
 
 WINDOW_STEPS = 4

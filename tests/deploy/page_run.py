@@ -24,7 +24,7 @@ from deploy.api.server import serving
 from deploy.launch.rank import Rank
 from deploy.runs.config import DataConfig, FleetConfig, RunConfig, save_config
 from deploy.runs.curriculum import prototype_distances, selection_config
-from deploy.runs.named import debug
+from deploy.runs.recipes import debug
 from deploy.runs.rundir import RunDir
 from deploy.studies.prototypes.job import score
 from loader import ImageSample, ImageSource, LoaderConfig, LoaderWorker, Pixels, ShardIndex, build_index, build_shards

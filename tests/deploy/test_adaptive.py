@@ -11,8 +11,8 @@ from deploy.launch.launch import launch_in_process
 from deploy.launch.metric_reports import MetricReports
 from deploy.runs.config import DataConfig, RunConfig
 from deploy.runs.curriculum import selection_config
-from deploy.runs.named import debug, tiny_adaptive
 from deploy.runs.overrides import override
+from deploy.runs.recipes import debug, tiny_adaptive
 from deploy.runs.rundir import RunDir
 from scoring import Event, read_entries
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from deploy.runs.config import DataConfig, FleetConfig, RunConfig, load_config, save_config
-from deploy.runs.named import RUNS
 from deploy.runs.overrides import combination, override
+from deploy.runs.recipes import RUNS
 from loader import LoaderConfig
 from loader.fleet.spec import kind_of
 from trainer.mto import PRESETS

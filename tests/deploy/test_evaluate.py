@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from deploy.cli import main
 from deploy.launch.launch import launch_in_process
 from deploy.runs.config import DataConfig
-from deploy.runs.named import debug
 from deploy.runs.overrides import override
+from deploy.runs.recipes import debug
 from deploy.runs.rundir import RunDir
 
 MODEL = "vit_tiny_patch16_224"

@@ -16,8 +16,8 @@ from deploy.launch import launch
 from deploy.launch.launch import launch_in_process
 from deploy.observe.run_log import knob_history, log_entries
 from deploy.runs.config import DataConfig, RunConfig
-from deploy.runs.named import debug
 from deploy.runs.overrides import override
+from deploy.runs.recipes import debug
 from deploy.runs.rundir import Endpoint, RunDir, RunError
 from scoring import RunLog
 from trainer import METHODS

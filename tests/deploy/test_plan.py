@@ -12,8 +12,8 @@ from deploy.launch.launch import loader_config
 from deploy.launch.measure import count_parameters
 from deploy.launch.plan import make_plan, plan_view
 from deploy.runs.config import DataConfig
-from deploy.runs.named import RUNS
 from deploy.runs.overrides import override
+from deploy.runs.recipes import RUNS
 from trainer import METHODS
 
 

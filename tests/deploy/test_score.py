@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from deploy.cli import main
 from deploy.launch.launch import launch_in_process
 from deploy.runs.config import DataConfig
-from deploy.runs.named import debug
 from deploy.runs.overrides import override
+from deploy.runs.recipes import debug
 from deploy.runs.rundir import RunDir
 from deploy.studies.prototypes import features as described
 from deploy.studies.prototypes.features import FeatureSpec, compute_features

@@ -13,8 +13,8 @@ from typing import Any
 from deploy.launch.rank import Rank
 from deploy.runs.config import DataConfig, RunConfig, save_config
 from deploy.runs.curriculum import prototype_distances, selection_config
-from deploy.runs.named import debug
 from deploy.runs.overrides import override
+from deploy.runs.recipes import debug
 from deploy.runs.rundir import RunDir
 from loader import LoaderConfig, LoaderWorker, LocalLoaders, ShardIndex
 from scoring import RunLog, Selection

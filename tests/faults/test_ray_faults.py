@@ -21,8 +21,8 @@ import pytest
 
 from deploy.launch.cluster import HEAD_PATIENCE, HEAD_PATIENCE_S
 from deploy.runs.config import DataConfig, RunConfig
-from deploy.runs.named import debug
 from deploy.runs.overrides import override
+from deploy.runs.recipes import debug
 from deploy.runs.rundir import RunDir
 from scoring import RunLog, SelectionConfig
 from tests.faults.chaotic_stream import lost_calls

@@ -12,8 +12,8 @@ import pytest
 
 from deploy.launch.launch import launch_in_process
 from deploy.runs.config import DataConfig, RunConfig
-from deploy.runs.named import debug
 from deploy.runs.overrides import override
+from deploy.runs.recipes import debug
 from deploy.runs.rundir import RunDir
 from tests.faults.oracle import RECORDED
 from tests.integration.checker import Evidence, check, read_evidence

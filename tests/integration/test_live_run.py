@@ -24,8 +24,8 @@ from deploy.api.client import RunClient
 from deploy.launch.cluster import ONE_MACHINE
 from deploy.launch.launch import launch_in_process
 from deploy.runs.config import DataConfig
-from deploy.runs.named import debug
 from deploy.runs.overrides import override
+from deploy.runs.recipes import debug
 from deploy.runs.rundir import RunDir
 from tests.integration import doors
 

@@ -22,8 +22,8 @@ import numpy as np
 
 from deploy.console import progress_bar, say
 from deploy.runs.config import DataConfig, RunConfig, save_config
-from deploy.runs.named import debug
 from deploy.runs.overrides import override
+from deploy.runs.recipes import debug
 from deploy.runs.rundir import RunDir, RunError
 from deploy.studies.demo.data import prepare
 from deploy.studies.prototypes.job import score

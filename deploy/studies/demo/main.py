@@ -25,7 +25,7 @@ from deploy.launch.launch import launch, launch_in_process
 from deploy.launch.live import LiveRun
 from deploy.launch.probe import NearestNeighbourProbe
 from deploy.observe.training_bar import training_bar
-from deploy.runs import named as runs
+from deploy.runs import recipes as runs
 from deploy.runs.config import DataConfig, RunConfig
 from deploy.runs.rundir import RunDir, RunError
 from deploy.studies.demo.control import ControlScript
