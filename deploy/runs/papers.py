@@ -1,4 +1,4 @@
-"""What the papers' named runs are composed of: each method's optimisation, and the machines, data and variants around it.
+"""What the papers' named runs are composed of: each method's optimisation, its machines, its data, its variants.
 
 The papers state batch, warm-up and length in images and epochs. A `Corpus` says how many images an epoch has and which
 share of the paper's batch fits; from these a method's function derives the steps (METHODS sections 1 to 7).

@@ -25,7 +25,7 @@ from deploy.launch.launch import launch, launch_in_process
 from deploy.launch.live import LiveRun
 from deploy.launch.probe import NearestNeighbourProbe
 from deploy.observe.training_bar import training_bar
-from deploy.runs import recipes as runs
+from deploy.runs.recipes import tiny
 from deploy.runs.config import DataConfig, RunConfig
 from deploy.runs.rundir import RunDir, RunError
 from deploy.studies.demo.control import ControlScript
@@ -87,7 +87,7 @@ def run_demo(out: Path, *, images: Path | None, shards: tuple[str, ...], steps: 
 
 def _run_config(data: DemoData, *, steps: int | None, seed: int) -> RunConfig:
     index = ShardIndex.load(data.index)
-    config = runs.tiny(
+    config = tiny(
         DataConfig(
             index=str(data.index.resolve()),
             prototypes=str(data.index.resolve().parent / "prototypes.parquet"),
