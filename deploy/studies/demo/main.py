@@ -25,8 +25,8 @@ from deploy.launch.launch import launch, launch_in_process
 from deploy.launch.live import LiveRun
 from deploy.launch.probe import NearestNeighbourProbe
 from deploy.observe.training_bar import training_bar
-from deploy.runs.recipes import tiny
 from deploy.runs.config import DataConfig, RunConfig
+from deploy.runs.recipes import tiny
 from deploy.runs.rundir import RunDir, RunError
 from deploy.studies.demo.control import ControlScript
 from deploy.studies.demo.data import DemoData, prepare
