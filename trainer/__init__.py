@@ -6,7 +6,7 @@ under Ray Train.
 
 from trainer.config import ModelConfig, TrainConfig, from_dict, model_size, to_dict
 from trainer.errors import CheckpointError, NonFiniteLossError, TrainerError
-from trainer.loop import train
+from trainer.loop import RunHooks, train
 from trainer.methods import METHODS, Losses, Method, build_method
 from trainer.progress import Progress
 from trainer.randomness import StepRandomness
@@ -27,6 +27,7 @@ __all__ = [
     "ModelConfig",
     "NonFiniteLossError",
     "Progress",
+    "RunHooks",
     "ScheduledWindows",
     "SingleProcess",
     "StepRandomness",

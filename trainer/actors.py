@@ -9,7 +9,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
 
 from trainer.config import TrainConfig
-from trainer.loop import train
+from trainer.loop import RunHooks, train
 from trainer.ranks.context import Context, Distributed, SingleProcess
 from trainer.ranks.rendezvous import LOOPBACK, join_group, open_store
-from trainer.record.recorder import OnEvaluate, OnMilestone, OnStep, Stream, TrainResult
-from trainer.step import TrainState
+from trainer.record.recorder import Stream, TrainResult
 from trainer.windows import ScoreSink
 
 log = logging.getLogger(__name__)
@@ -43,20 +42,8 @@ class TrainJob:
     """Makes the rank's stream of batches."""
     make_selection: Callable[[Context], ScoreSink | None] | None = None
     """Makes what the rank reports scores to."""
-    make_on_step: Callable[[Context], OnStep] | None = None
-    """Makes the callback after a logged step, on rank 0."""
-    evaluate_every: int = 0
-    """Steps between evaluations; 0 means never."""
-    make_on_evaluate: Callable[[Context], OnEvaluate] | None = None
-    """Makes the evaluation, on rank 0."""
-    make_on_milestone: Callable[[Context], OnMilestone] | None = None
-    """Makes what looks at the model at the start, in the middle and at the end, on rank 0."""
-    make_sweep: Callable[[Context], Callable[[TrainState], Any] | None] | None = None
-    """Makes what scores the whole data set, for pass."""
-    should_stop: Callable[[], bool] | None = None
-    """Asked by the loop; True ends the run with a checkpoint."""
-    should_pause: Callable[[], bool] | None = None
-    """Asked by the loop; it rests for as long as this is True."""
+    make_hooks: Callable[[Context], RunHooks] | None = None
+    """Makes the rank's hooks; every rank must make the same ones."""
 
 
 def train_on_ray(
@@ -158,21 +145,14 @@ def _train_rank(arguments: dict[str, Any]) -> TrainResult:
     job: TrainJob = arguments["job"]
     context = _ray_context()
     selection = job.make_selection(context) if job.make_selection else None
-    first = context.rank == 0
+    hooks = job.make_hooks(context) if job.make_hooks else RunHooks()
     return train(
         job.config,
         job.make_stream(context),
         run_dir=job.run_dir,
         selection=selection,
         context=context,
-        on_step=job.make_on_step(context) if first and job.make_on_step else None,
-        evaluate_every=job.evaluate_every,
-        on_evaluate=job.make_on_evaluate(context) if job.make_on_evaluate else None,
-        on_milestone=job.make_on_milestone(context) if job.make_on_milestone else None,
-        should_stop=job.should_stop,
-        should_pause=job.should_pause,
-        should_save=PreemptionNotice(),
-        sweep=job.make_sweep(context) if job.make_sweep else None,
+        hooks=replace(hooks, should_save=PreemptionNotice()),
     )
 
 

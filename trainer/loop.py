@@ -6,8 +6,8 @@
    each window.
 3. Every `log_every` steps read the numbers, check that they are finite, write a line of metrics.jsonl; every
    `checkpoint_every` steps a checkpoint.
-4. SIGTERM, or the caller's `should_stop`: finish the step, write a checkpoint, return. The caller's `should_pause`:
-   finish the step, and rest until it says no.
+4. SIGTERM, or the hook `should_stop`: finish the step, write a checkpoint, return. The hook `should_pause`: finish the
+   step, and wait until it returns False.
 
 The stream is any iterable of batches with `images`, `sample_ids`, `version`, `step` and `wait_s` that has
 `state_dict` and `load_state_dict`.
@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,28 @@ from trainer.windows import ScoreReporter, ScoreSink
 _STOP_STEPS = 10  # steps between the ranks' agreements on stopping: seconds, of the half minute that a notice gives
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunHooks:
+    """What a caller may add to a run, each hook optional. Every rank must have the same ones: some are collective."""
+
+    on_step: OnStep | None = None
+    """Called on rank 0 with (steps done, metrics) after every logged step."""
+    evaluate_every: int = 0
+    """Steps between calls of `on_evaluate`, which is also called after the last step; 0 means never."""
+    on_evaluate: OnEvaluate | None = None
+    """Called on rank 0 with (steps done, method in eval mode); the values it returns are written to metrics.jsonl."""
+    on_milestone: OnMilestone | None = None
+    """Called like `on_evaluate` at the start, in the middle and at the end of the run."""
+    should_stop: Callable[[], bool] | None = None
+    """Called after every step on a single process, every ten steps on several; True ends the run with a checkpoint."""
+    should_pause: Callable[[], bool] | None = None
+    """Called as often as `should_stop`; the run pauses while it returns True on any rank, and changes nothing by it."""
+    should_save: Callable[[], bool] | None = None
+    """Called every ten steps on every rank; True on any writes a checkpoint (a notice that a node will be removed)."""
+    sweep: Callable[[TrainState], Any] | None = None
+    """Called on every rank after the epochs that a selection follows, e.g. a `trainer.sweep.Sweep`; needed by PASS."""
+
+
 def train(
     config: TrainConfig,
     stream: Stream,
@@ -45,36 +68,18 @@ def train(
     run_dir: str | Path,
     selection: ScoreSink | None = None,
     context: Context | None = None,
-    on_step: OnStep | None = None,
-    evaluate_every: int = 0,
-    on_evaluate: OnEvaluate | None = None,
-    on_milestone: OnMilestone | None = None,
-    should_stop: Callable[[], bool] | None = None,
-    should_pause: Callable[[], bool] | None = None,
-    should_save: Callable[[], bool] | None = None,
-    sweep: Callable[[TrainState], Any] | None = None,
+    hooks: RunHooks = RunHooks(),
     resume: bool = True,
 ) -> TrainResult:
-    """Train to `config.total_steps`, or until told to stop.
+    """Train to `config.total_steps`, or until a hook or SIGTERM stops the run.
 
     Args:
         config: the run.
         stream: batches of this rank, one a step.
         run_dir: directory for metrics.jsonl and checkpoints/; shared by the ranks.
-        selection: takes each sample's loss at the end of every window; nothing waits for it.
+        selection: receives each sample's loss at the end of every window; training does not wait for it.
         context: this process among the ranks; read from torch.distributed when not given.
-        on_step: called on rank 0 with (steps done, metrics) after every logged step.
-        evaluate_every: steps between calls of on_evaluate on rank 0; it is also called after the last step. 0 means
-            never.
-        on_evaluate: called with (steps done, method in eval mode); what it returns is written to metrics.jsonl.
-        on_milestone: called like on_evaluate at the start, in the middle and at the end of the run.
-        should_stop: asked after every step on a single process, every ten steps on several; True ends the run with a
-            checkpoint.
-        should_pause: asked as often; the run rests for as long as it is True on any rank, and changes nothing by it.
-        should_save: asked every ten steps, on every rank; True on any writes a checkpoint and training goes on, as
-            for a notice that a machine will go away.
-        sweep: called on every rank after the epochs that a selection follows, e.g. a `trainer.sweep.Sweep`; needed
-            with pass.
+        hooks: callbacks and questions of the caller.
         resume: continue from the newest checkpoint of the run directory; without it an old checkpoint there is an
             error.
 
@@ -87,31 +92,32 @@ def train(
         NonFiniteLossError: a loss is NaN or infinite; the samples are listed in the run directory.
     """
     context = context or current_context()
-    selects = config.model.pass_.enabled
+    selects, sweep = config.model.pass_.enabled, hooks.sweep
     require(sweep is not None or not selects, "pass needs a sweep over the data set; got none. Give train() a Sweep.")
     state = build_state(config, context)
-    run = Recorder(state, stream, Path(run_dir), on_step if context.rank == 0 else None)
+    run = Recorder(state, stream, Path(run_dir), hooks.on_step if context.rank == 0 else None)
     run.restore(resume=resume)
-    kind = "loss" if selects else "bss"  # a selection ranks by the sweep's scores alone
+    kind = "loss" if selects else "bss"  # PASS ranks by the sweep's scores alone
     with (
         ScoreReporter(selection, producer=f"trainer-{context.rank}", kind=kind) as scores,
         _sigterm_flag() as terminated,
         run,
         run.trace() as profiler,
     ):
-        told = Agreement(
+        agreement = Agreement(
             context,
             state.device,
-            stop=lambda: terminated.is_set() or bool(should_stop and should_stop()),
-            pause=should_pause,
+            stop=lambda: terminated.is_set() or bool(hooks.should_stop and hooks.should_stop()),
+            pause=hooks.should_pause,
         )
+        # The run may have stopped during the sweep that this checkpoint precedes; a repeated report is merged once.
         if sweep and selects_after(state.progress, config.model.pass_):
-            sweep(state)  # the run may have stopped while it selected; reports are merged once
-        if on_milestone and state.step == 0:
-            run.evaluate(on_milestone)
+            sweep(state)
+        if hooks.on_milestone and state.step == 0:
+            run.evaluate(hooks.on_milestone)
         for batch in stream if state.step < config.total_steps else ():
             _check_batch(batch, state)
-            # A hook may write down what this rank really consumes; without one the event costs some 50 ns.
+            # An audit hook may record which batches this rank consumed; without one the event costs some 50 ns.
             sys.audit("tempera.batch", state, str(run_dir), context.rank, batch)
             result = train_step(state, batch.images)
             run.count(batch, result)
@@ -121,30 +127,29 @@ def train(
             done, last = state.step, state.step == config.total_steps
             if done % config.window_steps == 0 or last:
                 scores.flush(done)
-            logged = done % config.log_every == 0 or last
-            if logged:
+            if done % config.log_every == 0 or last:
                 run.log_step(batch, result)
             if sweep and selects_after(state.progress, config.model.pass_):
-                run.checkpoint()
+                run.checkpoint()  # a run that stops during the sweep resumes in front of it
                 sweep(state)
-            if on_evaluate and evaluate_every and (done % evaluate_every == 0 or last):
-                run.evaluate(on_evaluate)
-            if on_milestone and (last or done == config.total_steps // 2):
-                run.evaluate(on_milestone)
-            asked = context.world_size == 1 or done % _STOP_STEPS == 0
-            if asked and not last and told.stops(run.resting):
+            if hooks.on_evaluate and hooks.evaluate_every and (done % hooks.evaluate_every == 0 or last):
+                run.evaluate(hooks.on_evaluate)
+            if hooks.on_milestone and (last or done == config.total_steps // 2):
+                run.evaluate(hooks.on_milestone)
+            asks = context.world_size == 1 or done % _STOP_STEPS == 0
+            if asks and not last and agreement.stops(run.paused):
                 scores.flush(done)
                 return run.finish("stopped")
             if last:
                 break
-            save = should_save is not None and done % _STOP_STEPS == 0 and context.any(should_save(), state.device)
+            save = hooks.should_save and done % _STOP_STEPS == 0 and context.any(hooks.should_save(), state.device)
             if save or (config.checkpoint_every and done % config.checkpoint_every == 0):
                 scores.flush(done)
                 run.checkpoint()
         require(
             state.step == config.total_steps,
             f"the stream must give total_steps ({config.total_steps}) batches; it ended at step {state.step}. Give "
-            "both one total.",
+            "both the same total.",
         )
         return run.finish("finished")
 

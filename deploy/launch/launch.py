@@ -97,19 +97,14 @@ def launch_in_process(config: RunConfig, run: RunDir, *, should_stop: Callable[[
         stack.enter_context(serving(config, run, local_parts(selection, workers)))
         context = SingleProcess()
         rank = Rank(config=config, report=run.report, reach_selection=lambda: selection, reach_loaders=lambda: loaders)
+        hooks = rank.hooks(context)
         return train(
             config.train,
             rank.stream(context),
             run_dir=run.path,
             selection=selection,
             context=context,
-            on_step=rank.on_step(context) if rank.follows_loss else None,
-            evaluate_every=config.evaluate_every,
-            on_evaluate=rank.evaluation(context),
-            on_milestone=rank.looks(context) if config.pictures else None,
-            should_stop=lambda: run.stop_request.exists() or bool(should_stop and should_stop()),
-            should_pause=run.pause_request.exists,
-            sweep=rank.sweep(context),
+            hooks=replace(hooks, should_stop=lambda: run.stop_request.exists() or bool(should_stop and should_stop())),
         )
 
 
@@ -175,13 +170,7 @@ def _train_on_ray(config: RunConfig, run: RunDir, endpoint: Endpoint) -> TrainRe
         run_dir=str(run.path),
         make_stream=rank.stream,
         make_selection=rank.selection,
-        make_on_step=rank.on_step if rank.follows_loss else None,
-        evaluate_every=config.evaluate_every,
-        make_on_evaluate=rank.evaluation if config.evaluate_every else None,
-        make_on_milestone=rank.looks if config.pictures else None,
-        make_sweep=rank.sweep,
-        should_stop=run.stop_request.exists,
-        should_pause=run.pause_request.exists,
+        make_hooks=rank.hooks,
     )
     return train_on_ray(
         job,

@@ -27,7 +27,7 @@ from deploy.runs.rundir import RunDir
 from deploy.studies.prototypes.job import SWEEP_IMAGES, evaluation_transform
 from loader import BadSample, BatchStream, FixedWindows, LoaderPool, ShardIndex, StreamConfig, Transform
 from scoring import Control, Event
-from trainer import Method, ScheduledWindows
+from trainer import Method, RunHooks, ScheduledWindows
 from trainer.ranks.context import Context
 from trainer.sweep import Sweep, SweepResult
 
@@ -110,6 +110,19 @@ class Rank:
 
         num_samples = len(ShardIndex.load(config.data.index))
         return Sweep(batches, selection, num_samples=num_samples, after=close_round)
+
+    def hooks(self, context: Context) -> RunHooks:
+        """Return the rank's hooks: evaluation, pictures, the sweep, and the requests of the run directory."""
+        run = RunDir(self.report.parent)
+        return RunHooks(
+            on_step=self.on_step(context) if self.follows_loss and context.rank == 0 else None,
+            evaluate_every=self.config.evaluate_every,
+            on_evaluate=self.evaluation(context) if self.config.evaluate_every else None,
+            on_milestone=self.looks(context) if self.config.pictures else None,
+            should_stop=run.stop_request.exists,
+            should_pause=run.pause_request.exists,
+            sweep=self.sweep(context),
+        )
 
     def evaluation(self, context: Context) -> Callable[[int, Method], dict[str, float]]:
         """Looks at the encoder while it trains, on the run's own images; an adaptive schedule hears of it."""

@@ -31,7 +31,7 @@ from loader import ImageSample, ImageSource, LoaderConfig, LoaderWorker, Pixels,
 from loader.errors import LoaderLost
 from loader.fleet.supervisor import Fleet
 from scoring import RunLog, Selection
-from trainer import SingleProcess, train
+from trainer import RunHooks, SingleProcess, train
 
 SCRIPT = "<img src=x onerror=hacked()>"
 """In every sample's key: markup that must be shown and not run."""
@@ -182,8 +182,7 @@ def _training(
                 run_dir=run.path,
                 selection=selection,
                 context=context,
-                should_stop=lambda: over.wait(STEP_S),
-                should_pause=run.pause_request.exists,
+                hooks=RunHooks(should_stop=lambda: over.wait(STEP_S), should_pause=run.pause_request.exists),
             )
         except BaseException as error:
             failures.append(error)

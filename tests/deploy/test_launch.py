@@ -20,7 +20,7 @@ from deploy.runs.overrides import override
 from deploy.runs.recipes import debug
 from deploy.runs.rundir import Endpoint, RunDir, RunError
 from scoring import RunLog
-from trainer import METHODS
+from trainer import METHODS, SingleProcess
 
 
 @pytest.fixture
@@ -70,8 +70,9 @@ def test_ranks_under_ray_see_what_is_asked_of_a_run_whose_folder_was_named_relat
     RunDir(Path("run")).stop_request.touch()
     RunDir(Path("run")).pause_request.touch()
     monkeypatch.chdir(ranks_place)
-    assert jobs[0].should_stop()
-    assert jobs[0].should_pause()
+    hooks = jobs[0].make_hooks(SingleProcess())
+    assert hooks.should_stop()
+    assert hooks.should_pause()
     assert Path(jobs[0].run_dir) == persons_place / "run"
 
 

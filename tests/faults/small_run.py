@@ -21,7 +21,7 @@ from scoring import RunLog, Selection
 from tests.faults.failpoints import failpoints
 from tests.faults.oracle import RECORDED
 from tests.integration.checker import Verdict, check, read_evidence
-from trainer import SingleProcess, train
+from trainer import RunHooks, SingleProcess, train
 
 STEPS = 50
 SETTINGS = (
@@ -69,8 +69,7 @@ def drive(
             run_dir=run.path,
             selection=selection,
             context=context,
-            on_step=on_step,
-            should_stop=None if most_steps is None else _after(most_steps),
+            hooks=RunHooks(on_step=on_step, should_stop=None if most_steps is None else _after(most_steps)),
         )
 
 

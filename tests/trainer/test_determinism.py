@@ -2,7 +2,7 @@ import pytest
 import torch
 from trainer_fakes import FakeStream, tiny, tiny_run
 
-from trainer import METHODS, load_checkpoint, read_metrics, train
+from trainer import METHODS, RunHooks, load_checkpoint, read_metrics, train
 from trainer.config import ClmaeConfig, ConmimConfig, MtoConfig
 
 
@@ -24,7 +24,8 @@ def test_a_second_and_a_resumed_run_equal_the_first_bit_for_bit(tmp_path, name):
         for run in ("first", "second"):
             train(config, FakeStream(config), run_dir=tmp_path / run)
         stream = FakeStream(config)
-        train(config, stream, run_dir=tmp_path / "resumed", should_stop=lambda: stream.next_step == 3)
+        hooks = RunHooks(should_stop=lambda: stream.next_step == 3)
+        train(config, stream, run_dir=tmp_path / "resumed", hooks=hooks)
         train(config, FakeStream(config), run_dir=tmp_path / "resumed")
     finally:
         torch.use_deterministic_algorithms(False)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from trainer_fakes import FakeStream, tiny_run
 
-from trainer import METHODS, Method, load_encoder, read_metrics, train
+from trainer import METHODS, Method, RunHooks, load_encoder, read_metrics, train
 from trainer.methods.base import PixelMethod, SelectingMethod
 
 EXAMPLE = Path(__file__).parent / "example_method.py"
@@ -23,7 +23,7 @@ def _registered():
 def test_a_method_of_one_class_trains_resumes_and_gives_its_encoder(tmp_path):
     config = tiny_run(method="mean_colour", total_steps=20)
     stream = FakeStream(config)
-    train(config, stream, run_dir=tmp_path, should_stop=lambda: stream.next_step == 9)
+    train(config, stream, run_dir=tmp_path, hooks=RunHooks(should_stop=lambda: stream.next_step == 9))
     train(config, FakeStream(config), run_dir=tmp_path)
     losses = [line["loss"] for line in read_metrics(tmp_path / "metrics.jsonl")]
     assert len(losses) == 20

@@ -10,13 +10,14 @@ import torch
 from trainer_fakes import FakeSelection, FakeStream, tiny, tiny_run
 
 import trainer.step as step_module
-from trainer import NonFiniteLossError, load_checkpoint, load_encoder, read_metrics, train
+from trainer import NonFiniteLossError, RunHooks, load_checkpoint, load_encoder, read_metrics, train
 from trainer.loop import build_state
 from trainer.step import train_step
 
 
-def run(config, run_dir, stream=None, **kwargs):
-    return train(config, stream or FakeStream(config), run_dir=run_dir, **kwargs)
+def run(config, run_dir, stream=None, *, selection=None, resume=True, **hooks):
+    stream = stream or FakeStream(config)
+    return train(config, stream, run_dir=run_dir, selection=selection, resume=resume, hooks=RunHooks(**hooks))
 
 
 def losses(run_dir):

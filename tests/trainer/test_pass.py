@@ -6,7 +6,17 @@ import torch
 from trainer_fakes import FakeSelection, FakeStream, tiny, tiny_run
 
 from scoring import masked_mean_score, patch_weighted_score
-from trainer import ModelConfig, Progress, SingleProcess, StepRandomness, TrainConfig, build_method, read_metrics, train
+from trainer import (
+    ModelConfig,
+    Progress,
+    RunHooks,
+    SingleProcess,
+    StepRandomness,
+    TrainConfig,
+    build_method,
+    read_metrics,
+    train,
+)
 from trainer.config import PassConfig
 from trainer.loop import build_state
 from trainer.models.mask_predictor import hardest_blocks, hardest_patches
@@ -172,7 +182,7 @@ def test_a_run_sweeps_after_its_full_epochs_and_again_each_period(tmp_path):
     selection, rounds = FakeSelection(), []
     images = FakeStream(config).images(range(9)).numpy()
     sweep = Sweep(sweep_batches(images), selection, num_samples=9, after=lambda result: rounds.append(result.step))
-    train(config, FakeStream(config), run_dir=tmp_path, selection=selection, sweep=sweep)
+    train(config, FakeStream(config), run_dir=tmp_path, selection=selection, hooks=RunHooks(sweep=sweep))
     assert rounds == [8, 12]
     assert {report[2] for report in selection.reports if report[4] == "trainer-0"} == {"loss"}
     trained = ["predictor" in line for line in read_metrics(tmp_path / "metrics.jsonl")]

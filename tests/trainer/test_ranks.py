@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from trainer_fakes import FakeSelection, FakeStream, tiny, tiny_run
 
 from tests.integration import doors
-from trainer import Distributed, load_checkpoint, load_method, read_metrics, train
+from trainer import Distributed, RunHooks, load_checkpoint, load_method, read_metrics, train
 from trainer.config import ConmimConfig, PassConfig
 from trainer.loop import build_state
 from trainer.ranks.rendezvous import join_group, open_store
@@ -62,13 +62,17 @@ def rank_main(rank: int, directory: str) -> None:
         selection, evaluated = FakeSelection(), []
         stream = FakeStream(config, rank=rank, world_size=2)
         if name == "fsdp":
-            rests: list[int] = []
+            pauses: list[int] = []
             train(
                 config,
                 stream,
                 run_dir=Path(directory) / name,
-                should_pause=lambda at=stream, told=rests: rank == 1 and at.next_step == 10 and not told.append(10),
-                should_stop=lambda told=rests: len(told) > 2,  # the second rank alone asks for both
+                hooks=RunHooks(
+                    should_pause=lambda at=stream, seen=pauses: (
+                        rank == 1 and at.next_step == 10 and not seen.append(10)
+                    ),
+                    should_stop=lambda seen=pauses: len(seen) > 2,  # the second rank alone asks for both
+                ),
             )
         train(
             config,
@@ -76,9 +80,11 @@ def rank_main(rank: int, directory: str) -> None:
             run_dir=Path(directory) / name,
             selection=selection,
             context=context,
-            sweep=sweep_of(config, selection),
-            evaluate_every=2,
-            on_evaluate=lambda step, method, seen=evaluated: seen.append(method.encoder.norm.weight.sum().item()),
+            hooks=RunHooks(
+                sweep=sweep_of(config, selection),
+                evaluate_every=2,
+                on_evaluate=lambda step, method, seen=evaluated: seen.append(method.encoder.norm.weight.sum().item()),
+            ),
         )
         reports = [[report[4], report[0].tolist()] for report in selection.reports]
         (Path(directory) / f"{name}-{rank}.json").write_text(json.dumps({"reports": reports, "evaluated": evaluated}))
@@ -101,7 +107,7 @@ def test_ranks_of_one_machine_listen_at_the_loopback_only(two_ranks):
 @pytest.mark.parametrize("name", RUNS)
 def test_two_ranks_agree_with_one(two_ranks, tmp_path, name):
     config = replace(RUNS[name], sharding="ddp")
-    train(config, FakeStream(config), run_dir=tmp_path, sweep=sweep_of(config, FakeSelection()))
+    train(config, FakeStream(config), run_dir=tmp_path, hooks=RunHooks(sweep=sweep_of(config, FakeSelection())))
     one, two = (read_metrics(path / "metrics.jsonl") for path in (tmp_path, two_ranks / name))
     one, two = ([line for line in lines if "loss" in line] for lines in (one, two))
     assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=2e-4)

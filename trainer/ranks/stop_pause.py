@@ -1,7 +1,7 @@
-"""Between two steps: whether to go on, to rest for a while, or to stop, agreed by all ranks.
+"""Between two steps: whether to continue, pause or stop, agreed by all ranks.
 
-A rank that stopped or rested alone would leave the others waiting in a collective until it times out, so the ranks ask
-each other, and while they rest they go on asking.
+A rank that stopped or paused alone would leave the others waiting in a collective until it times out, so the ranks
+combine their answers, and while they pause they go on doing so.
 """
 
 import time
@@ -13,17 +13,17 @@ import torch
 from trainer.ranks.context import Context
 
 POLL_S = 0.1
-"""Seconds between two looks while resting."""
+"""Seconds between two checks while the run pauses."""
 
 
 class Agreement:
-    """What the ranks have agreed on.
+    """One answer of all ranks.
 
     Args:
         context: the ranks.
         device: where their collectives run.
-        stop: asked on this rank; True ends the run.
-        pause: asked on this rank; the run rests for as long as any rank says True. None never rests.
+        stop: called on this rank; True ends the run.
+        pause: called on this rank; the run pauses while any rank returns True. None never pauses.
     """
 
     def __init__(
@@ -31,17 +31,17 @@ class Agreement:
     ) -> None:
         self._context, self._device, self._stop, self._pause = context, device, stop, pause
 
-    def stops(self, resting: Callable[[], AbstractContextManager[None]]) -> bool:
-        """Rest while told to, then tell whether to stop. All ranks call this after the same step.
+    def stops(self, paused: Callable[[], AbstractContextManager[None]]) -> bool:
+        """Pause while any rank asks for it, then return whether to stop. All ranks call this after the same step.
 
         Args:
-            resting: entered for as long as the run rests.
+            paused: entered for as long as the run pauses.
         """
         if self._stops():
             return True
         if not self._pauses():
             return False
-        with resting():
+        with paused():
             while self._pauses():
                 time.sleep(POLL_S)
                 if self._stops():

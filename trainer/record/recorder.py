@@ -171,17 +171,17 @@ class Recorder:
                 self.on_step(self.state.step, values)
 
     @contextmanager
-    def resting(self) -> Iterator[None]:
-        """Write that the run rests, and that it goes on; the time between counts for no speed."""
+    def paused(self) -> Iterator[None]:
+        """Write that the run pauses, and that it continues; the time between counts for no speed."""
         started = time.perf_counter()
-        self._note_rest(paused=True)
+        self._write_paused(paused=True)
         try:
             yield
         finally:
             self.meter.skip(time.perf_counter() - started)
-            self._note_rest(paused=False)
+            self._write_paused(paused=False)
 
-    def _note_rest(self, *, paused: bool) -> None:
+    def _write_paused(self, *, paused: bool) -> None:
         if self.state.context.rank == 0:
             self.metrics.write(self.state.step, {"paused": paused})
 

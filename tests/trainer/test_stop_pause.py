@@ -1,4 +1,4 @@
-"""A run that rests does nothing else: the same losses, no step taken meanwhile, its time in no figure."""
+"""A run that pauses does nothing else: the same losses, no step during the pause, its time in no figure."""
 
 import threading
 import time
@@ -6,10 +6,10 @@ import time
 import pytest
 from trainer_fakes import FakeStream, tiny_run
 
-from trainer import read_metrics, train
+from trainer import RunHooks, read_metrics, train
 from trainer.record.metrics import Meter
 
-REST_S = 0.6
+PAUSE_S = 0.6
 
 
 def losses(run_dir):
@@ -25,24 +25,24 @@ def test_a_run_rests_before_the_next_step_and_loses_nothing(tmp_path):
     def pause():
         if stream.next_step == 3 and not seen:
             asked.set()
-            threading.Timer(REST_S, asked.clear).start()
+            threading.Timer(PAUSE_S, asked.clear).start()
         if asked.is_set():
             seen.append(stream.next_step)
         return asked.is_set()
 
-    train(config, stream, run_dir=tmp_path / "rested", should_pause=pause)
-    assert losses(tmp_path / "rested") == losses(tmp_path / "whole")
+    train(config, stream, run_dir=tmp_path / "paused", hooks=RunHooks(should_pause=pause))
+    assert losses(tmp_path / "paused") == losses(tmp_path / "whole")
     assert set(seen) == {3}
-    lines = read_metrics(tmp_path / "rested" / "metrics.jsonl")
+    lines = read_metrics(tmp_path / "paused" / "metrics.jsonl")
     begin, end = (line for line in lines if "paused" in line)
     assert (begin["step"], begin["paused"], end["step"], end["paused"]) == (3, True, 3, False)
-    assert end["time"] - begin["time"] > 0.9 * REST_S
+    assert end["time"] - begin["time"] > 0.9 * PAUSE_S
     before, after = (line for line in lines if line["step"] in (3, 4) and "loss" in line)
-    rested_s, counted_s = end["time"] - begin["time"], config.global_batch / after["images_per_s"]
-    assert counted_s == pytest.approx(after["time"] - before["time"] - rested_s, abs=0.5 * REST_S)
+    paused_s, counted_s = end["time"] - begin["time"], config.global_batch / after["images_per_s"]
+    assert counted_s == pytest.approx(after["time"] - before["time"] - paused_s, abs=0.5 * PAUSE_S)
 
 
-def test_a_resting_run_can_be_stopped(tmp_path):
+def test_a_paused_run_can_be_stopped(tmp_path):
     config = tiny_run()
     stream = FakeStream(config)
     started = time.monotonic()
@@ -50,8 +50,9 @@ def test_a_resting_run_can_be_stopped(tmp_path):
         config,
         stream,
         run_dir=tmp_path,
-        should_pause=lambda: stream.next_step == 2,
-        should_stop=lambda: time.monotonic() > started + REST_S,
+        hooks=RunHooks(
+            should_pause=lambda: stream.next_step == 2, should_stop=lambda: time.monotonic() > started + PAUSE_S
+        ),
     )
     assert (result.reason, result.step) == ("stopped", 2)
     train(config, FakeStream(config), run_dir=tmp_path)
@@ -59,7 +60,7 @@ def test_a_resting_run_can_be_stopped(tmp_path):
     assert losses(tmp_path) == losses(tmp_path / "whole")
 
 
-def test_a_meter_leaves_out_the_time_of_a_rest():
+def test_a_meter_leaves_out_the_time_of_a_pause():
     now = iter([0.0, 10.0, 10.0])
     meter = Meter(clock=lambda: next(now))
     meter.add(100, 1.0)
