@@ -17,10 +17,13 @@ In any PyTorch loop, over stock tars and with a weight for every image:
         saved = stream.state_dict()  # with the model's: the loop goes on behind this batch
 
 Every rank makes its own stream with its `rank` and `world_size`, and gets its share of the same draws.
+What needs torch is imported when it is first used: processes that only read an index or a config start in a fraction of
+a second, and hold 200 MB less.
 """
 
-from loader.batch import BadSample, Batch, BatchSpec, Pixels
-from loader.batches.windows import FixedWindows, WeightedWindows, Window, WindowSource
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from loader.config import LoaderConfig, StreamConfig, Transform
 from loader.errors import (
     BadSampleError,
@@ -35,16 +38,32 @@ from loader.errors import (
 )
 from loader.fleet.scaling import ScalePolicy
 from loader.fleet.spec import LoaderKind
-from loader.pool import LoaderPool, LocalLoaders
-from loader.shards.builder import Shrink, build_dataset
 from loader.shards.index import ShardIndex
 from loader.shards.index_builder import build_index
-from loader.shards.listings import class_folders, list_folder, list_parquet, list_tars, parquet_images
 from loader.shards.parallel import in_processes
-from loader.shards.sources import ImageSample, ImageSource, digits, shrink
-from loader.shards.writer import build_shards
-from loader.stream import BatchStream
-from loader.worker import LoaderWorker
+
+if TYPE_CHECKING:
+    from loader.batch import BadSample, Batch, BatchSpec, Pixels
+    from loader.batches.windows import FixedWindows, WeightedWindows, Window, WindowSource
+    from loader.pool import LoaderPool, LocalLoaders
+    from loader.shards.builder import Shrink, build_dataset
+    from loader.shards.listings import class_folders, list_folder, list_parquet, list_tars, parquet_images
+    from loader.shards.sources import ImageSample, ImageSource, digits, shrink
+    from loader.shards.writer import build_shards
+    from loader.stream import BatchStream
+    from loader.worker import LoaderWorker
+
+_WITH_TORCH = {
+    "loader.batch": ("BadSample", "Batch", "BatchSpec", "Pixels"),
+    "loader.batches.windows": ("FixedWindows", "WeightedWindows", "Window", "WindowSource"),
+    "loader.pool": ("LoaderPool", "LocalLoaders"),
+    "loader.shards.builder": ("Shrink", "build_dataset"),
+    "loader.shards.listings": ("class_folders", "list_folder", "list_parquet", "list_tars", "parquet_images"),
+    "loader.shards.sources": ("ImageSample", "ImageSource", "digits", "shrink"),
+    "loader.shards.writer": ("build_shards",),
+    "loader.stream": ("BatchStream",),
+    "loader.worker": ("LoaderWorker",),
+}
 
 __all__ = [
     "BadSample",
@@ -89,3 +108,10 @@ __all__ = [
     "parquet_images",
     "shrink",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _WITH_TORCH.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

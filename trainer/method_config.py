@@ -46,6 +46,16 @@ class MtoConfig:
         require(self.cosine_temperature > 0, f"mto.cosine_temperature must be above 0; got {self.cosine_temperature}.")
 
 
+MTO_PRESETS: dict[str, MtoConfig] = {
+    "recommended": MtoConfig(enabled=True),
+    "paper": MtoConfig(enabled=True, similarity="raw"),
+    "literal": MtoConfig(
+        enabled=True, similarity="raw", rank_sign="paper", spa_reduction="sum"
+    ),  # Eqs. 3 and 5 as printed
+}
+"""MTO by name: as recommended, as the paper means it, and Eqs. 3 and 5 exactly as printed."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PassConfig:
     """Patch-aware sample selection: the mask predictor and when it trains and scores (METHODS section 7)."""

@@ -118,12 +118,3 @@ def visible_to_masked_attention(tokens_BTD: Tensor, split: Split, config: MtoCon
     masked_BMD, visible_BVD = split(tokens_BTD)
     share = similarity(visible_BVD, torch.cat([visible_BVD, masked_BMD], dim=1), config).softmax(dim=-1)
     return share[:, :, visible_BVD.shape[1] :].sum(dim=-1).mean()
-
-
-PRESETS: dict[str, MtoConfig] = {
-    "recommended": MtoConfig(enabled=True),
-    "paper": MtoConfig(enabled=True, similarity="raw"),
-    "literal": MtoConfig(
-        enabled=True, similarity="raw", rank_sign="paper", spa_reduction="sum"
-    ),  # Eqs. 3 and 5 as printed
-}

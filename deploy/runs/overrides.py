@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
 from deploy.runs.config import RunConfig
-from trainer.config import choose, from_dict
-from trainer.masking import MASKINGS
-from trainer.mto import PRESETS
+from trainer.config import Masking, choose, from_dict
+from trainer.method_config import MTO_PRESETS
 
 
 def override(config: RunConfig, settings: Iterable[str]) -> RunConfig:
@@ -46,7 +45,7 @@ def combination(*, method: str | None, masking: str | None, curriculum: str | No
         method: name in trainer.METHODS, or of a method of one's own.
         masking: name in trainer.masking.MASKINGS, or auto.
         curriculum: a selection policy; pass and bss (alone or in a product) also turn patch-aware selection on.
-        mto: name in trainer.mto.PRESETS.
+        mto: name in trainer.method_config.MTO_PRESETS.
 
     Raises:
         ValueError: no such masking or preset; the nearest is named. Methods and policies are checked with the run.
@@ -55,14 +54,14 @@ def combination(*, method: str | None, masking: str | None, curriculum: str | No
     if method is not None:
         settings.append(f"train.method={method}")
     if masking is not None:
-        choose(masking, {"auto": None, **MASKINGS}, "masking")
+        choose(masking, dict.fromkeys(get_args(Masking)), "masking")
         settings.append(f"train.model.masking={masking}")
     if curriculum is not None:
         settings.append(f"curriculum.policy={curriculum}")
         selecting = [name for name in ("pass", "bss") if name in curriculum.split("*")]
         settings += [f"train.model.pass_.{field}" for name in selecting for field in ("enabled=true", f"score={name}")]
     if mto is not None:
-        settings.append(f"train.model.mto={json.dumps(asdict(choose(mto, PRESETS, 'mto preset')))}")
+        settings.append(f"train.model.mto={json.dumps(asdict(choose(mto, MTO_PRESETS, 'mto preset')))}")
     return settings
 
 

@@ -12,7 +12,7 @@ from deploy.runs.overrides import combination, override
 from deploy.runs.recipes import RUNS
 from loader import LoaderConfig
 from loader.fleet.spec import kind_of
-from trainer.mto import PRESETS
+from trainer.method_config import MTO_PRESETS
 
 DATA = DataConfig(index="index.parquet", prototypes="prototypes.parquet")
 
@@ -83,7 +83,7 @@ def test_names_combine_into_a_run() -> None:
     config = override(RUNS["debug"](DATA), names)
     model = config.train.model
     assert (config.train.method, model.masking, config.curriculum.policy) == ("simmim", "block", "pass*prototypical")
-    assert (model.mto, model.pass_.enabled, model.pass_.score) == (PRESETS["paper"], True, "pass")
+    assert (model.mto, model.pass_.enabled, model.pass_.score) == (MTO_PRESETS["paper"], True, "pass")
     with pytest.raises(ValueError, match="Did you mean 'block'"):
         combination(method=None, masking="blok", curriculum=None, mto=None)
     assert combination(method=None, masking=None, curriculum=None, mto=None) == []

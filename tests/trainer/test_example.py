@@ -8,6 +8,7 @@ from trainer_fakes import FakeStream, tiny_run
 
 from trainer import METHODS, Method, RunHooks, load_encoder, read_metrics, train
 from trainer.methods.base import PixelMethod, SelectingMethod
+from trainer.methods.mae import Mae
 
 EXAMPLE = Path(__file__).parent / "example_method.py"
 
@@ -42,7 +43,7 @@ def test_a_method_that_lacks_a_part_is_refused_when_it_is_built():
         pass
 
     class NoDifficulty(PixelMethod):
-        forward = reconstruct = predict = to_pixels = METHODS["mae"].forward
+        forward = reconstruct = predict = to_pixels = Mae.forward
 
     assert NoDifficulty(tiny_run().model).config == tiny_run().model
     with pytest.raises(TypeError, match="forward"):

@@ -10,7 +10,8 @@ from trainer_fakes import tiny
 from trainer import METHODS, ModelConfig, StepRandomness, build_method, model_size
 from trainer.config import ConmimConfig, MtoConfig, SwinConfig
 from trainer.masking import random_mask, split_tokens
-from trainer.mto import PRESETS, MtoObserver, entropy, similarity, visible_to_masked_attention
+from trainer.method_config import MTO_PRESETS
+from trainer.mto import MtoObserver, entropy, similarity, visible_to_masked_attention
 from trainer.record.pictures import affinities
 
 NOTHING = StepRandomness(seed=0, step=0)
@@ -87,13 +88,13 @@ def small(name: str, **fields) -> ModelConfig:
     return tiny(**(shape | fields))
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", MTO_PRESETS)
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_takes_the_losses_by_preset(name, preset):
     images = torch.rand(3, 3, 64, 64)
     torch.manual_seed(0)
     plain = build_method(name, small(name)).eval()
-    added = build_method(name, small(name, mto=PRESETS[preset])).eval()
+    added = build_method(name, small(name, mto=MTO_PRESETS[preset])).eval()
     added.load_state_dict(plain.state_dict())
     without, losses = plain(images, NOTHING), added(images, NOTHING)
     terms = [value for part, value in losses.parts.items() if part.startswith("mto_")]

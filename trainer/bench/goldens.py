@@ -17,7 +17,8 @@ from torch import Tensor
 
 from trainer.config import ClmaeConfig, ConmimConfig, ModelConfig, SwinConfig
 from trainer.masking import Mask, from_mask
-from trainer.methods import Method, build_method
+from trainer.methods import build_method
+from trainer.methods.base import Method
 from trainer.record.official import from_official
 
 TOLERANCE = 1e-6  # sin-cos positions are float32 in every official implementation

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.masking import Mask
-from trainer.methods import Method
+from trainer.methods.base import Method
 from trainer.methods.bootmae import Bootmae, CrossDecoder
 from trainer.methods.clmae import Clmae, masker_losses
 from trainer.methods.conmim import Conmim

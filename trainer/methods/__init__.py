@@ -1,24 +1,35 @@
-"""The methods by name: `METHODS[name](config)` builds a module whose forward returns `Losses`."""
+"""The methods by name: `METHODS[name](config)` builds a module whose forward returns `Losses`.
+
+A method's own module is imported when the method is built, so that a name is checked without torch.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from trainer.config import ModelConfig, choose, require
-from trainer.losses import Losses
-from trainer.methods.base import Method
-from trainer.methods.bootmae import Bootmae
-from trainer.methods.clmae import Clmae
-from trainer.methods.conmim import Conmim
-from trainer.methods.mae import Mae
-from trainer.methods.simmim import Simmim
+
+if TYPE_CHECKING:
+    from trainer.methods.base import Method
+
+
+def _builder(module: str, name: str) -> Callable[[ModelConfig], Method]:
+    def build(config: ModelConfig) -> Method:
+        method: type[Method] = getattr(import_module(f"trainer.methods.{module}"), name)
+        return method(config)
+
+    return build
+
 
 METHODS: dict[str, Callable[[ModelConfig], Method]] = {
-    "mae": Mae,
-    "clmae": Clmae,
-    "simmim": Simmim,
-    "bootmae": Bootmae,
-    "conmim": Conmim,
+    "mae": _builder("mae", "Mae"),
+    "clmae": _builder("clmae", "Clmae"),
+    "simmim": _builder("simmim", "Simmim"),
+    "bootmae": _builder("bootmae", "Bootmae"),
+    "conmim": _builder("conmim", "Conmim"),
 }
-
 
 SELECTING = ("mae", "simmim")
 """Methods that patch-aware selection works with."""
@@ -37,6 +48,3 @@ def build_method(name: str, config: ModelConfig) -> Method:
         "method.",
     )
     return build(config)
-
-
-__all__ = ["METHODS", "SELECTING", "Losses", "Method", "build_method"]

@@ -14,7 +14,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.config import TrainConfig, require
-from trainer.methods import Method, build_method
+from trainer.methods import build_method
+from trainer.methods.base import Method
 from trainer.models.vit import transformer_blocks
 from trainer.ranks.context import Context
 

@@ -16,7 +16,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig, TrainConfig, choose, from_dict, require
-from trainer.methods import Method, build_method
+from trainer.methods import build_method
+from trainer.methods.base import Method
 from trainer.models import beit, swin, vit
 from trainer.record.checkpoint import load_checkpoint
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trainer.config import ModelConfig, choose, require
-from trainer.methods import Method, build_method
+from trainer.methods import build_method
+from trainer.methods.base import Method
 
 State = dict[str, Tensor]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from trainer.config import TrainConfig, to_dict
 from trainer.errors import NonFiniteLossError
-from trainer.methods import Method
+from trainer.methods.base import Method
 from trainer.optim import learning_rate
 from trainer.ranks.sharding import load_whole, place_like, unsharded, whole
 from trainer.record.checkpoint import Checkpoints, load_optimizer_tensors, optimizer_tensors
