@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from scoring import schedules
 from scoring.clusters import davies_bouldin
-from scoring.config import SelectionConfig
+from scoring.config import CurriculumConfig, SelectionConfig
 from scoring.errors import (
     CorruptLog,
     LogInUse,
@@ -23,9 +23,10 @@ from scoring.inspect import export_table, table_summary
 from scoring.log.replay import ReplayReport, replay_run
 from scoring.log.runlog import RunLog, read_entries
 from scoring.policies import POLICIES, PolicyOptions, TableInputs
+from scoring.port import SelectionPort
 from scoring.prototypes import Prototypes, prototype_distances
 from scoring.records import Control, ControlReply, Event, LogEntry, ScoreAck, Window
-from scoring.schedules import SCHEDULES, Adaptive
+from scoring.schedules import SCHEDULES, AdaptiveGrowth
 from scoring.selection import Selection
 from scoring.temperature import effective_size, sampling_probabilities, solve_temperature
 
@@ -42,10 +43,11 @@ _WITH_TORCH = {
 __all__ = [
     "POLICIES",
     "SCHEDULES",
-    "Adaptive",
+    "AdaptiveGrowth",
     "Control",
     "ControlReply",
     "CorruptLog",
+    "CurriculumConfig",
     "Event",
     "LogEntry",
     "LogInUse",
@@ -59,6 +61,7 @@ __all__ = [
     "ScoringError",
     "Selection",
     "SelectionConfig",
+    "SelectionPort",
     "SelectionUnavailable",
     "TableInputs",
     "VersionConflict",

@@ -1,9 +1,9 @@
 """Selection under Ray: one named actor a run, and the client through which everybody talks to it.
 
 The service is `Selection` and nothing more: it restarts without limit and recovers from the log. A window is put into
-the object store once and its reference handed out; the processes of a node share one copy, so a node asks once however
-many ranks it has. The client gives every call a deadline and asks again while the service is away; that is safe because
-windows are idempotent, scores carry (producer, sequence), and controls and events carry an identity.
+the object store once and its reference handed out. The client gives every call a deadline and asks again while the
+service is away; that is safe because windows are idempotent, scores carry (producer, sequence), and controls and events
+carry an identity.
 """
 
 from __future__ import annotations
@@ -25,24 +25,17 @@ from numpy.typing import ArrayLike, NDArray
 from ray.exceptions import RayError, RayTaskError
 
 from scoring.config import SelectionConfig
-from scoring.errors import RangeLost, RunMismatch, SelectionUnavailable
+from scoring.errors import RunMismatch, SelectionUnavailable
 from scoring.log.runlog import RunLog
-from scoring.node_windows import NodeWindows
-from scoring.prototypes import Prototypes, load_distances
+from scoring.prototypes import Prototypes
 from scoring.records import Control, ControlReply, Event, LogEntry, ScoreAck, Window
 from scoring.selection import Selection
-from scoring.table.columns import Columns
-from scoring.table.samples import range_borders
-from scoring.views import VIEWS
 
 SERVICE_NAME = "selection"
 SERVICE_THREADS = 16
 SHARED_WINDOWS = 4
 """Windows kept in the object store."""
 SERVED = ("report_scores", "control", "record", "times_drawn", "scores", "log", "snapshot")
-RANGE_THREADS = 4
-RANGE_TIMEOUT_S = 120.0
-"""A range of 10^8 samples is weighed in seconds; one that does not answer for so long is gone."""
 CALL_TIMEOUT_S = 10.0
 RETRY_PAUSE_S = 0.2
 
@@ -55,8 +48,7 @@ Result = TypeVar("Result")
 class SelectionService:
     """The actor's class: a recovered `Selection` whose windows travel by reference.
 
-    The run is opened by the first call and not by the constructor, so that the caller gets a typed error. When an id
-    range is lost, the run is opened again from its log and the call repeated.
+    The run is opened by the first call and not by the constructor, so that the caller gets a typed error.
     """
 
     def __init__(self, run: RunSource) -> None:
@@ -72,13 +64,13 @@ class SelectionService:
                 f"one selection service serves one run; the one of this name serves {self._run.runlog} and not "
                 f"{run.runlog} as configured. Stop it, or give this run a name of its own."
             )
-        self._selection(None)
+        self._selection()
 
     def window(self, index: int, effective_size: float | None) -> list[ray.ObjectRef[Window]]:
         """Reference to a window, in a list so that Ray hands over the reference and not the value."""
         shared = self._shared.get(index)
         if shared is None:
-            window = self._on_selection(lambda selection: selection.window(index, effective_size=effective_size))
+            window = self._selection().window(index, effective_size=effective_size)
             with self._sharing:
                 shared = self._shared.get(index) or ray.put(window)
                 self._shared[index] = shared
@@ -89,82 +81,23 @@ class SelectionService:
     def call(self, method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         """One of the other methods of `Selection` that the client offers."""
         assert method in SERVED, "the client asks for nothing else"
-        return self._on_selection(lambda selection: getattr(selection, method)(*arguments, **named))
+        return getattr(self._selection(), method)(*arguments, **named)
 
     def state(self) -> dict[str, Any]:
         """See `Selection.state`; adds the process that serves it."""
-        state = self._on_selection(lambda selection: selection.state())
+        state = self._selection().state()
         return {**state, "pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
-
-    def range_actors(self) -> list[dict[str, Any]]:
-        """First id, size and process of each id range that has an actor of its own."""
-        parts = self._on_selection(lambda selection: selection.table.ranges)
-        return [part.where() for part in parts if isinstance(part, RemoteRange)]
 
     def view(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """A view of `scoring.views` by name."""
-        return self._on_selection(lambda selection: VIEWS[name](selection, **arguments))
+        return self._selection().view(name, **arguments)
 
-    def _on_selection(self, ask: Callable[[Selection], Result]) -> Result:
-        selection = self._selection(None)
-        try:
-            return ask(selection)
-        except RangeLost as error:
-            log.warning("an id range is lost (%s); the run is opened again from its log", error)
-            return ask(self._selection(selection))
-
-    def _selection(self, broken: Selection | None) -> Selection:
-        """The open run; opened again if the open one is known to be broken."""
+    def _selection(self) -> Selection:
+        """The run, opened by the first call."""
         with self._opening:
-            if self._opened is not None and self._opened is broken:
-                broken.close()
-                self._opened = None
             if self._opened is None:
                 self._opened = self._run.open()
             return self._opened
-
-
-class RangeService:
-    """The class of an actor that holds one id range. What it holds is in the log too, so it need not survive."""
-
-    def __init__(self, prototypes: str | None, first: int, last: int, segment_blocks: int) -> None:
-        distance = None if prototypes is None else load_distances(prototypes, first, last)
-        self._columns = Columns(distance, num_samples=last - first, first_id=first, segment_blocks=segment_blocks)
-
-    def pid(self) -> int:
-        """The actor's process."""
-        return os.getpid()
-
-    def ask(self, method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """A method of `Columns`."""
-        return getattr(self._columns, method)(*arguments, **named)
-
-
-class RemoteRange:
-    """An id range in an actor of its own, with the methods of `Columns`."""
-
-    def __init__(self, prototypes: str | None, first: int, last: int, segment_blocks: int) -> None:
-        self.first_id, self.num_samples = first, last - first
-        actor = ray.remote(RangeService).options(num_cpus=0, max_concurrency=RANGE_THREADS)
-        self._handle: Any = actor.remote(prototypes, first, last, segment_blocks)
-
-    def where(self) -> dict[str, Any]:
-        """First id, size and process of the range."""
-        place = {"first_id": self.first_id, "num_samples": self.num_samples}
-        return {**place, "pid": ray.get(self._handle.pid.remote(), timeout=CALL_TIMEOUT_S)}
-
-    def __getattr__(self, method: str) -> Callable[..., Any]:
-        if method.startswith("_"):
-            raise AttributeError(method)
-        return lambda *arguments, **named: self._ask(method, arguments, named)
-
-    def _ask(self, method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        try:
-            return ray.get(self._handle.ask.remote(method, arguments, named), timeout=RANGE_TIMEOUT_S)
-        except RayTaskError as error:
-            raise error.cause from error
-        except RayError as error:
-            raise RangeLost(f"the actor of samples from {self.first_id} on does not answer: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,22 +110,13 @@ class RunSource:
     """Configuration of the run."""
     runlog: str
     """Path of run.sqlite."""
-    range_actors: bool
-    """Whether each id range is an actor of its own."""
 
     def open(self) -> Selection:
         """Recover the run."""
         distance = None if self.prototypes is None else Prototypes.load(self.prototypes).distance
-        ranges = None
-        if self.range_actors:
-            size = self.config.size_of(distance)
-            layout = self.config.layout
-            borders = range_borders(size, **layout)
-            remote = [RemoteRange(self.prototypes, *border, layout["segment_blocks"]) for border in borders]
-            ranges = cast("list[Columns]", remote)
         runlog = RunLog(self.runlog)
         try:
-            return Selection(distance, self.config, runlog=runlog, ranges=ranges)
+            return Selection(distance, self.config, runlog=runlog)
         except BaseException:
             runlog.close()
             raise
@@ -203,7 +127,6 @@ def start_selection(
     *,
     runlog: str | Path,
     prototypes: str | Path | None = None,
-    range_actors: bool = False,
     name: str = SERVICE_NAME,
     namespace: str | None = None,
     timeout_s: float = 60.0,
@@ -214,7 +137,6 @@ def start_selection(
         config: configuration of the run.
         runlog: path of run.sqlite, on a disk that a restarted actor reaches too.
         prototypes: file of `Prototypes.save`; None for policies without distances.
-        range_actors: put each of the `config.ranges` id ranges into an actor of its own.
         name: actor name within the Ray namespace.
         namespace: Ray namespace of the run; None for the caller's own.
         timeout_s: how long to wait for the first answer.
@@ -238,7 +160,7 @@ def start_selection(
         num_cpus=0,
         label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},  # nodes of loaders come and go
     )
-    run = RunSource(prototypes=source, config=config, runlog=str(Path(runlog).absolute()), range_actors=range_actors)
+    run = RunSource(prototypes=source, config=config, runlog=str(Path(runlog).absolute()))
     client = SelectionClient(name=name, namespace=namespace, timeout_s=timeout_s, handle=actor.remote(run))
     client.require(run)
     return client
@@ -254,7 +176,6 @@ class SelectionClient:
         namespace: str | None = None,
         timeout_s: float = 60.0,
         handle: Any = None,
-        shares_windows: bool = True,
     ) -> None:
         """Name the service.
 
@@ -263,11 +184,8 @@ class SelectionClient:
             namespace: Ray namespace of the run; None for the caller's own.
             timeout_s: how long a call may take in all, restarts of the service included.
             handle: the actor's handle if it is at hand.
-            shares_windows: take windows from this node's copies; False asks the service for each.
         """
         self.name, self.namespace, self.timeout_s, self._handle = name, namespace, timeout_s, handle
-        self._shares_windows = shares_windows
-        self._node_windows: NodeWindows | None = None
 
     def window(self, index: int, *, effective_size: float | None = None) -> Window:
         """See `Selection.window`."""
@@ -276,11 +194,7 @@ class SelectionClient:
             (reference,) = ray.get(service.window.remote(index, effective_size), timeout=timeout_s)
             return cast(Window, ray.get(reference, timeout=timeout_s))
 
-        def ask() -> Window:
-            return cast(Window, self._retried(fetch))
-
-        node = self._windows_of_node() if self._shares_windows else None
-        return ask() if node is None else node.get(index, ask)
+        return cast(Window, self._retried(fetch))
 
     def report_scores(
         self, ids: ArrayLike, values: ArrayLike, *, kind: str = "bss", step: int, producer: str, sequence: int
@@ -313,10 +227,6 @@ class SelectionClient:
         """Wait until the service has recovered; RunMismatch if it serves another run than this one."""
         self._call("require", run)
 
-    def range_actors(self) -> list[dict[str, Any]]:
-        """First id, size and process ("first_id", "num_samples", "pid") of each id range that has its own actor."""
-        return cast("list[dict[str, Any]]", self._call("range_actors"))
-
     def view(self, name: str, **arguments: Any) -> dict[str, Any]:
         """See `scoring.views`; paths are on the service's node."""
         return cast("dict[str, Any]", self._call("view", name, arguments))
@@ -331,16 +241,13 @@ class SelectionClient:
 
     def stop(self) -> None:
         """End the service for good; what it acknowledged stays in the log. Nothing happens if it is gone."""
-        copies = self._windows_of_node()
-        if copies is not None:
-            copies.remove()
         try:
             ray.kill(ray.get_actor(self.name, namespace=self.namespace), no_restart=True)
         except ValueError:
             log.info("the selection service %r is already gone", self.name)
 
-    def __reduce__(self) -> tuple[Callable[..., SelectionClient], tuple[str, str | None, float, bool]]:
-        return _client, (self.name, self.namespace, self.timeout_s, self._shares_windows)
+    def __reduce__(self) -> tuple[Callable[..., SelectionClient], tuple[str, str | None, float]]:
+        return _client, (self.name, self.namespace, self.timeout_s)
 
     def _ask(self, method: str, *arguments: Any, **named: Any) -> Any:
         return self._call("call", method, arguments, named)
@@ -369,21 +276,11 @@ class SelectionClient:
                         f"({type(error).__name__}). See its log, or start the run again with `tempera resume`."
                     ) from error
             time.sleep(RETRY_PAUSE_S)
-            self._handle = self._node_windows = None
-
-    def _windows_of_node(self) -> NodeWindows | None:
-        """This node's copies of the run's windows; None while there is no service."""
-        if self._node_windows is None:
-            try:
-                self._handle = self._handle or ray.get_actor(self.name, namespace=self.namespace)
-            except ValueError:
-                return None
-            self._node_windows = NodeWindows(self._handle._actor_id.hex())  # of the actor, through all its restarts
-        return self._node_windows
+            self._handle = None
 
 
-def _client(name: str, namespace: str | None, timeout_s: float, shares_windows: bool) -> SelectionClient:
-    return SelectionClient(name=name, namespace=namespace, timeout_s=timeout_s, shares_windows=shares_windows)
+def _client(name: str, namespace: str | None, timeout_s: float) -> SelectionClient:
+    return SelectionClient(name=name, namespace=namespace, timeout_s=timeout_s)
 
 
 def _identified(message: Message) -> Message:

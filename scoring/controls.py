@@ -38,8 +38,9 @@ class ControlState:
     @staticmethod
     def initial(config: SelectionConfig) -> ControlState:
         """The state of a new run."""
-        metric = config.adaptive.metric if config.adaptive else ""
-        return ControlState(policy=config.policy, scheduled=config.effective_size, metric=metric)
+        curriculum = config.curriculum
+        metric = curriculum.adaptive.metric if curriculum.adaptive else ""
+        return ControlState(policy=curriculum.policy, scheduled=curriculum.start, metric=metric)
 
     def after(self, kind: str, value: float | str | None, reason: str = "") -> ControlState:
         """The state after one log entry; events change nothing, and some change the table, not this."""
@@ -80,7 +81,7 @@ class Resolver:
     """Turns control states into laws; keeps the grouped distances, which are costly, by subset."""
 
     def __init__(self, table: SampleTable, config: SelectionConfig) -> None:
-        self._table, self._user_policies = table, config.user_policies
+        self._table, self._user_policies = table, config.curriculum.user_policies
         self._profiles: dict[tuple[str, ...], DistanceProfile | None] = {}
 
     def forget(self) -> None:

@@ -38,9 +38,5 @@ class LogInUse(ScoringError):
     """Another process is writing this run log."""
 
 
-class RangeLost(ScoringError):
-    """An id range that lives in another process is gone; the selection has to be opened again from its log."""
-
-
 class SelectionUnavailable(ScoringError):
     """The selection service did not answer within the deadline."""

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scoring.table.scores import SCORE_KINDS
-from scoring.temperature import checked_temperature
 
 Float64 = NDArray[np.float64]
 
@@ -26,28 +25,21 @@ Float64 = NDArray[np.float64]
 class PolicyOptions:
     """Constants of the policies that have some."""
 
-    rho: float = 0.3
-    """Share of the data that a selection round keeps, in (0, 1] (PASS: 0.3)."""
-    importance_kind: str = "loss"
-    """Score that `importance` reads, one of SCORE_KINDS."""
+    importance_kind: str = ""
+    """Kind of score that `importance` reads, one of SCORE_KINDS; empty for the kind that the trainer reports."""
     importance_power: float = 1.0
     """Exponent of `importance`, 0 or more; 0 is uniform."""
     importance_floor: float = 0.1
     """Least score that `importance` sees, as a share of the mean score, above 0: no sample becomes unreachable."""
-    fixed_temperature: float = 0.2
-    """Temperature of `fixed_temperature`, positive."""
 
     def __post_init__(self) -> None:
         """Check every field."""
-        if not 0.0 < self.rho <= 1.0:
-            raise ValueError(f"rho must be a share in (0, 1]; got {self.rho}.")
-        if self.importance_kind not in SCORE_KINDS:
+        if self.importance_kind not in ("", *SCORE_KINDS):
             raise ValueError(f"importance_kind must be one of {', '.join(SCORE_KINDS)}; got {self.importance_kind!r}.")
         if not 0.0 <= self.importance_power <= 16.0:
             raise ValueError(f"importance_power must be in [0, 16]; got {self.importance_power}.")
         if not 0.0 < self.importance_floor <= 1.0:
             raise ValueError(f"importance_floor must be a share of the mean in (0, 1]; got {self.importance_floor}.")
-        checked_temperature(self.fixed_temperature)
 
 
 class TableInputs(Protocol):
@@ -112,11 +104,6 @@ def hard(inputs: TableInputs) -> Float64:
     return _softmax_weights(inputs.distance_range[1], inputs.distances(), -inputs.temperature)
 
 
-def fixed_temperature(inputs: TableInputs) -> Float64:
-    """`prototypical` at one temperature for the whole run; schedules do not touch it."""
-    return _softmax_weights(inputs.distance_range[0], inputs.distances(), inputs.options.fixed_temperature)
-
-
 def importance(inputs: TableInputs) -> Float64:
     """Proportional to a power of the latest score, floored; a sample without a score counts as average."""
     options = inputs.options
@@ -141,7 +128,6 @@ POLICIES: dict[str, Policy] = {
     "uniform_replacement": uniform_replacement,
     "prototypical": prototypical,
     "hard": hard,
-    "fixed_temperature": fixed_temperature,
     "importance": importance,
     "pass": pass_subset,
     "bss": bss_subset,
@@ -193,7 +179,7 @@ class PolicyPlan:
     @property
     def reads_distances(self) -> bool:
         """Whether other distances change the weights, as far as can be known."""
-        return self.direction is not None or "fixed_temperature" in self.factors or self.has_user_code
+        return self.direction is not None or self.has_user_code
 
     @property
     def has_user_code(self) -> bool:

@@ -1,8 +1,8 @@
 """Schedules: what the effective data set size should be.
 
 A schedule by progress is built from its parameters and is then a pure function of the share of training done, so every
-rank computes the same value for a window. `Adaptive` is a pure function of the metrics that were reported, which the
-log keeps; so it, too, gives the same after a restart and in a replay.
+rank computes the same value for a window. `AdaptiveGrowth` is a pure function of the reported metrics, which the log
+keeps; so it, too, gives the same after a restart and in a replay.
 """
 
 from __future__ import annotations
@@ -54,48 +54,38 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Adaptive:
-    """Broaden the draw when what trainers report stops improving."""
+class AdaptiveGrowth:
+    """Broaden the draw when the metric that trainers report stops improving."""
 
-    metric: str = "nn_accuracy"
-    """Name of the metric, as reported in events of kind "metric"."""
-    start: float = 0.2
-    """Effective size at the beginning, share of N."""
-    end: float = 0.61
-    """Largest effective size."""
+    metric: str = "loss"
+    """Name of the metric, as reported in events of kind "metric". Lower is better for loss, higher for all others."""
     increment: float = 0.05
-    """How much a flat metric adds, above 0."""
-    patience: int = 2
-    """Reports without improvement after which it is flat, 1 or more."""
+    """Growth of the effective size when the metric is flat, a share of N above 0."""
+    patience: int = 4
+    """Reports in a row without a gain after which the metric is flat, 1 or more."""
     min_gain: float = 0.01
-    """Least improvement over the best that counts, relative to it, 0 or more."""
-    higher_is_better: bool = True
-    """True for an accuracy, False for a loss."""
+    """Least gain over the best report so far that counts, relative to it, 0 or more."""
 
     def __post_init__(self) -> None:
         """Check every field."""
-        if checked_effective_size(self.start) > checked_effective_size(self.end):
-            raise ValueError(f"end must be at least start ({self.start}); got {self.end}.")
         if not self.increment > 0.0 or self.patience < 1 or not self.min_gain >= 0.0:
             raise ValueError(
                 "increment must be above 0, patience 1 or more, min_gain 0 or more; got "
                 f"{self.increment}, {self.patience}, {self.min_gain}."
             )
 
-    def effective_size(self, history: Sequence[float]) -> float:
-        """Effective size after these reports, oldest first; a report that is not finite is no improvement."""
-        size, best, flat = self.start, None, 0
-        for value in history:
-            if math.isfinite(value) and (best is None or self._gain(value, best) > self.min_gain * abs(best)):
+    def effective_size(self, reports: Sequence[float], *, start: float, end: float) -> float:
+        """Return the effective size after these reports, oldest first; one that is not finite is no gain."""
+        size, best, flat = start, None, 0
+        sign = -1.0 if self.metric == "loss" else 1.0
+        for value in reports:
+            if math.isfinite(value) and (best is None or sign * (value - best) > self.min_gain * abs(best)):
                 best, flat = value, 0
                 continue
             flat += 1
             if flat == self.patience:
-                size, flat = min(self.end, size + self.increment), 0
+                size, flat = min(end, size + self.increment), 0
         return size
-
-    def _gain(self, value: float, best: float) -> float:
-        return value - best if self.higher_is_better else best - value
 
 
 def checked_progress(progress: float) -> float:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -36,7 +36,6 @@ from scoring.log.runlog import RunLog
 from scoring.records import TABLE_CHANGES, TAKEN_KINDS, Control, ControlReply, Event, LogEntry, ScoreAck, Window
 from scoring.steering import Steering, reply_to, with_law
 from scoring.table.changes import TableChanges
-from scoring.table.columns import Columns
 from scoring.table.draw_counts import draw_summary
 from scoring.table.samples import SampleTable, local_ranges
 from scoring.table.scores import ScoreReport, checked_report
@@ -54,7 +53,6 @@ class Selection:
         *,
         runlog: RunLog | None = None,
         clock: Callable[[], float] = time.time,
-        ranges: Sequence[Columns] | None = None,
     ) -> None:
         """Open or recover a run.
 
@@ -63,7 +61,6 @@ class Selection:
             config: what was configured; it must be what the log was begun with.
             runlog: the durable log; None keeps it in memory.
             clock: seconds since the epoch, for the log.
-            ranges: the id ranges of the sample table where they are not to be made here.
 
         Raises:
             ValueError: if the distances or the size of the data set are wrong, or cannot give the effective size.
@@ -72,8 +69,7 @@ class Selection:
         """
         narrow = None if distance is None else checked_distance(distance).astype(np.float32, copy=False)
         self.config, self.num_samples = config, config.size_of(narrow)
-        parts = ranges or local_ranges(narrow, self.num_samples, **config.layout)
-        self.table = SampleTable(parts, options=config.options)
+        self.table = SampleTable(local_ranges(narrow, self.num_samples), options=config.policy_options)
         self._log = runlog or RunLog()
         self._log.begin(config.identity(narrow))
         self._shelf = WindowShelf(self._log, redraw=lambda index: redraw(self._log, config, narrow, index))
@@ -385,6 +381,12 @@ class Selection:
         with self._drawing:
             self.settle()
             return look(self.table, self._weigh(self._steering.latest_resolved()))
+
+    def view(self, name: str, **arguments: Any) -> dict[str, Any]:
+        """Return a view of `scoring.views` by name."""
+        from scoring.views import VIEWS  # noqa: PLC0415 - views read a selection
+
+        return VIEWS[name](self, **arguments)
 
     def close(self) -> None:
         """Close the log; what was acknowledged is in it."""

@@ -66,7 +66,7 @@ class Steering:
             return self.state, self.resolved, []
         controls = self.state.after(SCHEDULE, size)
         resolved = self._resolver.resolve(controls)
-        author = ADAPTIVE if self._config.adaptive else TRAINER
+        author = ADAPTIVE if self._config.curriculum.adaptive else TRAINER
         in_force = controls.manual is None and resolved.plan.direction is not None
         request = Control(kind=SCHEDULE, author=author)
         entry = self._written(request, size, controls, window=self.next_window, in_force=in_force)
@@ -103,15 +103,15 @@ class Steering:
         self.resolved = self._resolver.resolve(self.state)
 
     def _scheduled(self, requested: float | None) -> float:
-        adaptive = self._config.adaptive
-        if adaptive is None:
+        curriculum = self._config.curriculum
+        if curriculum.adaptive is None:
             return self.state.scheduled if requested is None else checked_effective_size(requested)
         if requested is not None:
             raise ValueError(
                 "effective_size must not be sent with window requests of a run whose schedule is adaptive; got "
                 f"{requested}. Leave it out."
             )
-        return adaptive.effective_size(self.state.metrics)
+        return curriculum.adaptive.effective_size(self.state.metrics, start=curriculum.start, end=curriculum.end)
 
     def _written(
         self,

@@ -137,7 +137,6 @@ def _actors(config: RunConfig, run: RunDir, endpoint: Endpoint, selection_part: 
         selection_part,
         runlog=run.log,
         prototypes=config.data.prototypes,
-        range_actors=config.curriculum.partitions > 1,
         name=endpoint.selection,
     )
     fleet = start_fleet(

@@ -15,8 +15,7 @@ from typing import Literal
 
 from deploy.runs.rundir import write_json
 from loader import LoaderConfig, LoaderKind, ScalePolicy, Transform
-from scoring import SCHEDULES, Adaptive, PolicyOptions
-from scoring.policies import parse_policy
+from scoring import CurriculumConfig
 from trainer import METHODS, TrainConfig
 from trainer.config import choose, from_dict
 
@@ -35,93 +34,9 @@ class DataConfig:
     """Training crops."""
 
 
-ADAPTIVE = "adaptive"
-"""Name of the schedule that follows a metric."""
 FOLLOWED = ("loss", "nn_cls", "nn_mean")
-"""Metrics that it can follow: the training loss, and the accuracies of `evaluate_every`."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GrowthConfig:
-    """How the adaptive schedule grows the effective size from `start` to `end`, when a metric is flat."""
-
-    metric: str = "loss"
-    """loss (mean of each window), nn_cls or nn_mean (nearest-neighbour accuracy of each evaluation)."""
-    increment: float = 0.05
-    """What is added each time, a fraction of the data above 0."""
-    patience: int = 4
-    """Values in a row without a gain after which the metric is flat, 1 or more."""
-    min_gain: float = 0.01
-    """Least gain over the best value so far that counts, relative to it, 0 or more."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CurriculumConfig:
-    """What the trainer asks the selection service for, by training progress."""
-
-    policy: str = "prototypical"
-    """A name in scoring.POLICIES."""
-    user_policies: tuple[str, ...] = ()
-    """Policies of one's own, as package.module:function, that `policy` may then name."""
-    schedule: str = "cosine"
-    """A name in scoring.SCHEDULES, effective dataset size by progress; or adaptive, by what the trainer reports."""
-    start: float = 0.20
-    """Effective dataset size at the first step, a fraction of the data (the paper's temperature .07)."""
-    end: float = 0.61
-    """Effective dataset size at the last step (the paper's temperature .6)."""
-    growth: GrowthConfig = field(default_factory=GrowthConfig)
-    """Rule of the adaptive schedule."""
-    importance_kind: str = ""
-    """Score that `importance` reads, one of scoring's; by default the training loss of each sample."""
-    importance_power: float = 1.0
-    """Exponent of `importance`, 0 or more; 0 is uniform."""
-    importance_floor: float = 0.1
-    """Least score that `importance` sees, as a share of the mean score, above 0."""
-    fixed_temperature: float = 0.2
-    """Temperature of the policy `fixed_temperature`."""
-    partitions: int = 1
-    """Id ranges of the selection; above 1 each is in an actor of its own, for data that one process cannot hold."""
-    spare_fraction: float = 0.01
-    """Spare draws a window carries for bad samples."""
-
-    @property
-    def adaptive(self) -> Adaptive | None:
-        """The rule by which reported metrics steer the effective size; None for a schedule by progress."""
-        if self.schedule != ADAPTIVE:
-            return None
-        growth = self.growth
-        return Adaptive(
-            metric=growth.metric,
-            start=self.start,
-            end=self.end,
-            increment=growth.increment,
-            patience=growth.patience,
-            min_gain=growth.min_gain,
-            higher_is_better=growth.metric != "loss",
-        )
-
-    def options(self, *, rho: float, reported: str) -> PolicyOptions:
-        """Constants of the policies.
-
-        Args:
-            rho: share of the data that a selection round keeps.
-            reported: kind under which the trainer reports each sample's training loss.
-        """
-        return PolicyOptions(
-            rho=rho,
-            importance_kind=self.importance_kind or reported,
-            importance_power=self.importance_power,
-            importance_floor=self.importance_floor,
-            fixed_temperature=self.fixed_temperature,
-        )
-
-    def __post_init__(self) -> None:
-        choose(self.schedule, dict.fromkeys((*SCHEDULES, ADAPTIVE)), "curriculum.schedule")
-        choose(self.growth.metric, dict.fromkeys(FOLLOWED), "curriculum.growth.metric")
-        if self.partitions < 1:
-            raise ValueError(f"curriculum.partitions must be 1 or more; got {self.partitions}.")
-        self.options(rho=1.0, reported="loss")  # these two check their fields
-        _ = self.adaptive
+"""Metrics that an adaptive schedule can follow: the mean training loss of each window, and the nearest-neighbour
+accuracies of `evaluate_every`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -255,7 +170,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         self.load_extensions()
         choose(self.train.method, METHODS, "train.method")
-        parse_policy(self.curriculum.policy, self.curriculum.user_policies)
+        choose(self.curriculum.growth.metric, dict.fromkeys(FOLLOWED), "curriculum.growth.metric")
         if self.curriculum.adaptive and self.curriculum.growth.metric != "loss" and not self.evaluate_every:
             raise ValueError(
                 f"an adaptive schedule that follows {self.curriculum.growth.metric} needs evaluate_every above 0; got "

@@ -8,35 +8,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.runs.config import RunConfig
-from scoring import SCHEDULES, Prototypes, SelectionConfig
+from scoring import Prototypes, SelectionConfig
 
 
 def effective_size_schedule(config: RunConfig) -> Callable[[float], float]:
-    """Effective dataset size by training progress in [0, 1]; of an adaptive run the start."""
-    curriculum = config.curriculum
-    if curriculum.adaptive:
-        return SCHEDULES["fixed"](start=curriculum.start)
-    return SCHEDULES[curriculum.schedule](start=curriculum.start, end=curriculum.end)
+    """Return the effective size by training progress in [0, 1]; of an adaptive run its start."""
+    return config.curriculum.schedule_by_progress()
 
 
 def selection_config(config: RunConfig, *, num_samples: int, fingerprint: str) -> SelectionConfig:
-    """The selection's part of a run."""
-    curriculum, train = config.curriculum, config.train
-    reported = "loss" if train.model.pass_.enabled else "bss"  # what the trainer calls a sample's training loss
-    whole = SelectionConfig(
+    """Return the configuration of the run's selection."""
+    train = config.train
+    return SelectionConfig(
         seed=train.seed,
         global_batch=train.global_batch,
         window_steps=train.window_steps,
         num_samples=num_samples,
-        policy=curriculum.policy,
-        effective_size=curriculum.start,
-        spare_fraction=curriculum.spare_fraction,
         fingerprint=fingerprint,
-        user_policies=curriculum.user_policies,
-        adaptive=curriculum.adaptive,
-        options=curriculum.options(rho=train.model.pass_.keep, reported=reported),
+        curriculum=config.curriculum,
+        rho=train.model.pass_.keep,
+        reported_score="loss" if train.model.pass_.enabled else "bss",  # kind of the trainer's score reports
     )
-    return whole.in_ranges(curriculum.partitions)
 
 
 def prototype_distances(config: RunConfig) -> NDArray[np.float32] | None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from deploy.runs.config import CurriculumConfig, DataConfig, FleetConfig, RunConfig, TrainersConfig
+from deploy.runs.config import DataConfig, FleetConfig, RunConfig, TrainersConfig
 from loader import Transform
+from scoring import CurriculumConfig
 from trainer import TrainConfig, model_size
 from trainer.config import MtoConfig, PassConfig
 from trainer.pass_plan import total_steps

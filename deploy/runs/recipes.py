@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import replace
 
-from deploy.runs.config import ADAPTIVE, DataConfig, FleetConfig, RunConfig, TrainersConfig
+from deploy.runs.config import DataConfig, FleetConfig, RunConfig, TrainersConfig
 from deploy.runs.papers import (
     BSS,
     CIFAR,
@@ -32,6 +32,7 @@ from deploy.runs.papers import (
     with_mto,
 )
 from loader import Transform
+from scoring.config import ADAPTIVE
 from trainer import TrainConfig, model_size
 
 NamedRun = Callable[[DataConfig], RunConfig]

@@ -103,8 +103,7 @@ def _redrawn(
 ) -> Iterator[tuple[Window, float]]:
     """Each window drawn again, with the temperature that the controls in the log give for it."""
     num_samples = config.num_samples if distance is None else len(distance)
-    parts = local_ranges(distance, num_samples, **config.layout)
-    history = History(SampleTable(parts, options=config.options))
+    history = History(SampleTable(local_ranges(distance, num_samples), options=config.policy_options))
     resolver = Resolver(history.table, config)
     entries = sorted(log.entries(), key=lambda entry: entry.window)  # one that waited stands before others' windows
     controls, folded, weighed = ControlState.initial(config), 0, None

@@ -38,7 +38,7 @@ class TableChanges:
 
     def find_border(self, kind: str) -> dict[str, Any]:
         """What parts exactly floor(rho * N) samples from the rest, by the scores merged so far."""
-        kept, threshold, last_id = self._history.table.find_round(kind, self._config.options.rho)
+        kept, threshold, last_id = self._history.table.find_round(kind, self._config.rho)
         through = self._history.position.scores_through
         return {"threshold": threshold, "last_id": last_id, "kept": kept, "scores_through": through}
 

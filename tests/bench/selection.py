@@ -1,8 +1,8 @@
 """How fast the selection draws, weighs, solves and takes scores, and its memory: `python -m tests.bench.selection`.
 
-A table of N samples is measured whole where it fits; above WHOLE_LIMIT one machine holds a tenth, in the id ranges that
-the whole would be spread over, and the result is extrapolated; the arithmetic is part of the report. Times are medians,
-with the best of the repeats beside them: on a shared machine the best is nearer to what the code costs.
+Every table is measured whole, in one process; a size that this machine's memory cannot hold is left out, and the report
+says so. Times are medians, with the best of the repeats beside them: on a shared machine the best is nearer to what the
+code costs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,12 @@ from scoring.policies import PolicyOptions, parse_policy
 from scoring.selection import Selection
 from scoring.table.samples import SampleTable, local_ranges
 from scoring.table.scores import ScoreReport
-from scoring.temperature import HISTOGRAM_BINS
 from tests.bench.command import run, say
 from tests.bench.selection_actors import bench_window_requests
 
 SIZES = (1_280_000, 100_000_000, 1_000_000_000)
-WHOLE_LIMIT = 200_000_000
-SCALE = 10
-RANGES = 8
+PEAK_BYTES = 24
+"""Bytes a sample that the largest step of the benchmark needs: the table, and the reports on their way into it."""
 DRAWS = 65_536
 REPEATS = 7
 SERVICE_SIZE = 1_280_000
@@ -86,19 +84,21 @@ def bench_selection(
 
     Args:
         progress: called with (done, total).
-        sizes: table sizes; above WHOLE_LIMIT simulated at a tenth.
+        sizes: table sizes.
         seconds: how long scores are pushed.
 
     Returns:
         Plain JSON values: "by_n" (by table size: draw_window_ms, reweigh_ms, solve_ms, resident_bytes_per_sample, the
-        same with _best, and "arithmetic" where extrapolated), "scores_per_s" (at most), "ack_p99_ms" (at PACED_RATE),
+        same with _best; None for a size that does not fit into memory), "scores_per_s" (at most), "ack_p99_ms" (at
+        PACED_RATE),
         "ack_p99_flooded_ms", "window_durable_ms" (with its commit), "window_p99_ms_256_threads" (of the selection's own
         process), "recover_ms" (from a snapshot), "recover_log_only_ms" (without one: every score again), "cpus",
         "load_average".
     """
     report: dict[str, Any] = {"cpus": os.cpu_count(), "load_average": os.getloadavg()[0], "draws": DRAWS, "by_n": {}}
     for done, size in enumerate(sizes):
-        report["by_n"][str(size)] = bench_table(size) if size <= WHOLE_LIMIT else _extrapolated(size)
+        fits = size * PEAK_BYTES < os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        report["by_n"][str(size)] = bench_table(size) if fits else None
         if progress is not None:
             progress(done + 1, len(sizes) + 1)
     report |= bench_service(seconds=seconds)
@@ -107,10 +107,10 @@ def bench_selection(
     return report
 
 
-def bench_table(num_samples: int, *, ranges: int = 1) -> dict[str, Any]:
+def bench_table(num_samples: int) -> dict[str, Any]:
     """Draw, weigh and solve on a table with distances, scores and draw counts for every sample."""
     distance = np.random.default_rng(0).random(num_samples, dtype=np.float32)
-    table = SampleTable(local_ranges(distance, num_samples, ranges=ranges), options=PolicyOptions())
+    table = SampleTable(local_ranges(distance, num_samples), options=PolicyOptions())
     table.merge(_full_reports(num_samples))
     profile, plan, uniforms = table.profile(), parse_policy("prototypical"), random_uniforms(1, 0, DRAWS)
     assert profile is not None, "this table has distances"
@@ -223,24 +223,9 @@ def _ask_all_at_once(selection: Selection) -> Timings:
     return asked
 
 
-def _extrapolated(num_samples: int) -> dict[str, Any]:
-    """A table too large for one machine, from a tenth of it in as many ranges, which here share its cores."""
-    part, cpus = bench_table(num_samples // SCALE, ranges=RANGES), os.cpu_count()
-    measured = part["reweigh_ms"]
-    arithmetic = (
-        f"{num_samples // SCALE:,} samples in {RANGES} ranges on {cpus} cores were weighed in {measured:g} ms. "
-        f"Weighing is linear in N: {num_samples:,} on the same cores take {SCALE} x {measured:g} = "
-        f"{measured * SCALE:g} ms; on {RANGES} machines with as many cores each, an {RANGES}th of it, "
-        f"{measured * SCALE / RANGES:g} ms. A window touches at most {DRAWS:,} blocks however many there are, and "
-        f"solving sees {HISTOGRAM_BINS:,} bins: neither grows with N."
-    )
-    grown = {name: part[name] * SCALE for name in ("reweigh_ms", "reweigh_best_ms")}
-    return {**part, **grown, "arithmetic": arithmetic}
-
-
-def _full_reports(num_samples: int) -> list[ScoreReport]:
-    """A score for every sample, in reports of a million."""
-    return [
+def _full_reports(num_samples: int) -> Iterator[ScoreReport]:
+    """A score for every sample, in reports of a million, one at a time: all at once would need 12 bytes a sample."""
+    return (
         ScoreReport(
             ids=np.arange(first, min(first + 1_000_000, num_samples)),
             values=np.ones(min(1_000_000, num_samples - first), np.float32),
@@ -250,7 +235,7 @@ def _full_reports(num_samples: int) -> list[ScoreReport]:
             sequence=first,
         )
         for first in range(0, num_samples, 1_000_000)
-    ]
+    )
 
 
 def selection(*, trainers: bool = True) -> dict[str, Any]:

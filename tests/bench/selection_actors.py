@@ -25,10 +25,10 @@ NAME = "selection-bench"
 class TrainerProcess:
     """The class of an actor that stands for some trainers on one node."""
 
-    def __init__(self, trainers: int, *, shares_windows: bool) -> None:
+    def __init__(self, trainers: int) -> None:
         from scoring.actors import SelectionClient
 
-        self._clients = [SelectionClient(name=NAME, shares_windows=shares_windows) for _ in range(trainers)]
+        self._clients = [SelectionClient(name=NAME) for _ in range(trainers)]
         for client in self._clients:
             client.window(0)  # connected, as trainers are in the middle of a run
 
@@ -61,8 +61,7 @@ def bench_window_requests(
         num_samples: size of the table.
 
     Returns:
-        "window_p99_ms_<n>_trainers", of one node, where one of them asks the service and the others map its copy; and
-        "window_p99_ms_<n>_nodes", where each asks the service itself. Medians over the rounds; with "_best" the best.
+        "window_p99_ms_<n>_trainers", the median over the rounds; with "_best" the best.
     """
     with tempfile.TemporaryDirectory() as name, local_cluster(Path(name), num_cpus=PROCESSES):
         return measure_requests(Path(name), trainers=trainers, rounds=rounds, num_samples=num_samples)
@@ -70,16 +69,13 @@ def bench_window_requests(
 
 def measure_requests(directory: Path, *, trainers: int, rounds: int, num_samples: int) -> dict[str, float]:
     """`bench_window_requests` in the cluster that this process has joined; the run's files go to the directory."""
-    figures: dict[str, float] = {}
     client = _start(directory, num_samples)
     try:
-        for kind, shares_windows in (("trainers", True), ("nodes", False)):
-            p99_ms = _rounds(client, trainers, rounds, shares_windows=shares_windows)
-            figures[f"window_p99_ms_{trainers}_{kind}"] = round(float(np.median(p99_ms)), 3)
-            figures[f"window_p99_ms_{trainers}_{kind}_best"] = round(min(p99_ms), 3)
+        p99_ms = _rounds(client, trainers, rounds)
     finally:
         client.stop()
-    return figures
+    name = f"window_p99_ms_{trainers}_trainers"
+    return {name: round(float(np.median(p99_ms)), 3), f"{name}_best": round(min(p99_ms), 3)}
 
 
 def _start(directory: Path, num_samples: int) -> Any:
@@ -98,16 +94,16 @@ def _start(directory: Path, num_samples: int) -> Any:
     )
 
 
-def _rounds(client: Any, trainers: int, rounds: int, *, shares_windows: bool) -> list[float]:
+def _rounds(client: Any, trainers: int, rounds: int) -> list[float]:
     """99th percentile of each round, in milliseconds."""
     import ray
 
     from scoring.actors import SelectionClient
 
-    drawing = SelectionClient(name=NAME, shares_windows=False)
+    drawing = SelectionClient(name=NAME)
     drawing.window(0)
     make: Any = ray.remote(TrainerProcess).options(num_cpus=0)
-    processes = [make.remote(trainers // PROCESSES, shares_windows=shares_windows) for _ in range(PROCESSES)]
+    processes = [make.remote(trainers // PROCESSES) for _ in range(PROCESSES)]
     p99_ms = []
     for _ in range(rounds):
         index = client.state()["next_window"]

@@ -30,8 +30,9 @@ from loader import (
     build_index,
 )
 from loader.batches.windows import WeightedWindows
-from scoring import POLICIES, Control, Selection, SelectionConfig, prototype_distances
+from scoring import POLICIES, Control, Selection, prototype_distances
 from scoring.log.runlog import RunLog
+from tests.scoring.configs import selection_config
 from trainer import METHODS, TrainConfig, model_size, read_metrics, train
 
 IMAGENET = Path(__file__).parents[3] / "shared" / "data" / "imagenet-200.tar"
@@ -72,7 +73,7 @@ def draws() -> dict[str, str]:
     distance = np.random.default_rng(0).beta(3.4, 2.38, SAMPLES).astype(np.float32)
     for policy in sorted({*POLICIES} - {"fixed_temperature"} | {"pass*prototypical"}):
         with tempfile.TemporaryDirectory() as folder:
-            config = SelectionConfig(seed=1, global_batch=64, window_steps=4, effective_size=0.3, policy=policy)
+            config = selection_config(seed=1, global_batch=64, window_steps=4, start=0.3, policy=policy)
             log = RunLog(Path(folder) / "run.sqlite")
             selection = Selection(distance, config, runlog=log)
             parts: list[Any] = []

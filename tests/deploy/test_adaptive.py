@@ -42,7 +42,7 @@ def test_a_flat_loss_broadens_the_draw_and_a_resume_adds_nothing_twice(tmp_path:
     assert rule is not None
     for entry in sizes:
         seen = [float(metric.value or 0.0) for metric in metrics if metric.window <= entry.window]
-        assert entry.value == rule.effective_size(seen)
+        assert entry.value == rule.effective_size(seen, start=config.curriculum.start, end=config.curriculum.end)
     assert sizes[-1].value > sizes[0].value >= 0.2
     assert main(["replay", str(run.path)]) == 0
 
@@ -80,12 +80,12 @@ def test_an_accuracy_is_followed_through_the_evaluations() -> None:
     assert [(event.message, event.value, event.kind) for event in sent] == [("nn_cls", 0.5, "metric")]
 
 
-def test_a_run_sets_the_policies_constants_and_the_partitions(digits: DataConfig) -> None:
-    settings = ("curriculum.importance_power=2", "curriculum.importance_floor=0.05", "curriculum.partitions=4")
+def test_a_run_sets_the_policies_constants(digits: DataConfig) -> None:
+    settings = ("curriculum.options.importance_power=2", "curriculum.options.importance_floor=0.05")
     part = selection_config(override(debug(digits), settings), num_samples=1437, fingerprint="ab")
-    assert (part.options.importance_power, part.options.importance_floor) == (2, 0.05)
-    assert part.options.importance_kind == "bss"  # under which the trainer reports each sample's loss
-    assert (part.ranges, part.segment_samples) == (4, 384)
+    options = part.policy_options
+    assert (options.importance_power, options.importance_floor) == (2, 0.05)
+    assert options.importance_kind == "bss"  # under which the trainer reports each sample's loss
     assert tiny_adaptive(digits).curriculum.adaptive is not None
 
 
@@ -95,8 +95,7 @@ def test_a_run_sets_the_policies_constants_and_the_partitions(digits: DataConfig
         ("curriculum.growth.metric=nn_clss", "Did you mean 'nn_cls'"),
         ("curriculum.growth.patience=0", "patience 1 or more"),
         ("curriculum.growth.metric=nn_cls", "needs evaluate_every above 0"),
-        ("curriculum.partitions=0", "partitions must be 1 or more"),
-        ("curriculum.importance_floor=0", "importance_floor must be a share"),
+        ("curriculum.options.importance_floor=0", "importance_floor must be a share"),
     ],
 )
 def test_a_wrong_curriculum_is_one_clear_line(digits: DataConfig, setting: str, message: str) -> None:

@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from loader import BatchStream, LoaderConfig, ShardIndex
-from scoring import Selection, SelectionConfig
+from scoring import Selection
 from tests.faults.consuming import CONFIG, consume, local_loaders
+from tests.scoring.configs import selection_config
 
 STEPS = 64
 
@@ -43,7 +44,7 @@ def main(index_path: str, runlog: str, without: str = "") -> None:
 
     index = ShardIndex.load(index_path)
     config = replace(CONFIG, total_steps=STEPS, stall_timeout_s=10.0 if without else CONFIG.stall_timeout_s)
-    part = SelectionConfig(
+    part = selection_config(
         seed=4, global_batch=config.global_batch, window_steps=config.window_steps, num_samples=len(index),
         policy="uniform_replacement",
     )  # fmt: skip

@@ -24,11 +24,12 @@ from deploy.runs.config import DataConfig, RunConfig
 from deploy.runs.overrides import override
 from deploy.runs.recipes import debug
 from deploy.runs.rundir import RunDir
-from scoring import RunLog, SelectionConfig
+from scoring import RunLog
 from tests.faults.chaotic_stream import lost_calls
 from tests.faults.failpoints import FIRED, VARIABLE, environment, runtime_env
 from tests.faults.small_run import SETTINGS
 from tests.integration.checker import check, read_evidence
+from tests.scoring.configs import selection_config
 from tests.soak.processes import Processes
 from tests.soak.verdict import reference_decoder
 
@@ -219,7 +220,7 @@ def test_a_full_disk_at_a_checkpoint_of_a_live_run_names_its_cause_and_costs_no_
     note("disk: enospc at a checkpoint of a live run", recovery_s=[recovered], seen=how)
 
 
-LARGE = SelectionConfig(
+LARGE = selection_config(
     seed=2, global_batch=4096, window_steps=16, num_samples=1_281_167, policy="uniform_replacement", snapshot_windows=2
 )
 

@@ -25,18 +25,19 @@ import pytest
 
 from deploy.runs.rundir import RunDir
 from loader import BatchStream, LoaderConfig, ShardIndex, StreamStalled
-from scoring import RunLog, Selection, SelectionConfig, SelectionUnavailable
+from scoring import RunLog, Selection, SelectionUnavailable
 from scoring.log.snapshots import CHECKSUM, PREFIX
 from tests.faults.chaotic_stream import lost_calls
 from tests.faults.consuming import CONFIG as STREAM
 from tests.faults.consuming import consume, windows
 from tests.faults.failpoints import failpoints
 from tests.faults.small_run import STEPS, drive, judged, losses, small
+from tests.scoring.configs import changed, selection_config
 from trainer.errors import CheckpointError
 
 N = 200
 DISTANCE = np.random.default_rng(0).random(N).astype(np.float32)
-CONFIG = SelectionConfig(seed=3, global_batch=8, window_steps=4, num_samples=N, effective_size=0.3)
+CONFIG = selection_config(seed=3, global_batch=8, window_steps=4, num_samples=N, start=0.3)
 
 
 # -- configuration ----------------------------------------------------------------------------------------------------
@@ -47,7 +48,7 @@ def not_finite() -> Selection:
 
 
 def too_large() -> Selection:
-    return Selection(DISTANCE, replace(CONFIG, effective_size=0.9))
+    return Selection(DISTANCE, changed(CONFIG, start=0.9))
 
 
 def empty() -> Selection:
@@ -213,7 +214,7 @@ def kill_the_selection(runlog: Path, name: str) -> str:
     """Kill the service between two windows; the digest of the second."""
     from scoring.actors import start_selection
 
-    client = start_selection(replace(CONFIG, policy="uniform_replacement"), runlog=runlog, name=name)
+    client = start_selection(changed(CONFIG, policy="uniform_replacement"), runlog=runlog, name=name)
     client.timeout_s = 8.0
     try:
         client.window(0)
@@ -226,7 +227,7 @@ def kill_the_selection(runlog: Path, name: str) -> str:
 @pytest.mark.faults
 @pytest.mark.ray
 def test_without_restarts_or_retries_a_killed_selection_ends_the_run(ray, tmp_path, monkeypatch):
-    alone = Selection(None, replace(CONFIG, policy="uniform_replacement"))
+    alone = Selection(None, changed(CONFIG, policy="uniform_replacement"))
     alone.window(0)
     assert kill_the_selection(tmp_path / "whole" / "run.sqlite", "whole") == alone.window(1).digest
     with monkeypatch.context() as patch:

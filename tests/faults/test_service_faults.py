@@ -19,10 +19,11 @@ from deploy.runs.rundir import RunDir
 from scoring import Control, LogUnavailable, RunLog, Selection, SelectionConfig, VersionConflict
 from tests.faults.failpoints import failpoints
 from tests.faults.small_run import STEPS, drive, judged, losses, small
+from tests.scoring.configs import changed, selection_config
 
 N = 200
 DISTANCE = np.random.default_rng(0).random(N).astype(np.float32)
-CONFIG = SelectionConfig(seed=3, global_batch=8, window_steps=4, num_samples=N, effective_size=0.3)
+CONFIG = selection_config(seed=3, global_batch=8, window_steps=4, num_samples=N, start=0.3)
 
 
 def selection(path: Path | None = None, config: SelectionConfig = CONFIG) -> Selection:
@@ -196,8 +197,8 @@ def test_sigterm_ends_with_a_checkpoint_in_seconds_and_loses_nothing(digits: Dat
     ("make", "message"),
     [
         (lambda: Selection(np.zeros(0, np.float32), replace(CONFIG, num_samples=0)), "sample"),
-        (lambda: selection(config=replace(CONFIG, effective_size=0.9)), "effective"),
-        (lambda: selection(config=replace(CONFIG, effective_size=0.0)), "effective"),
+        (lambda: selection(config=changed(CONFIG, start=0.9)), "effective"),
+        (lambda: selection(config=changed(CONFIG, start=0.0)), "effective"),
         (lambda: Selection(np.full(N, np.nan, np.float32), CONFIG), "finite"),
         (lambda: Selection(np.zeros(1, np.float32), replace(CONFIG, num_samples=1)), "sample|effective"),
     ],

@@ -34,17 +34,18 @@ from loader.decode.header import read_header
 from loader.errors import BadSampleError, BadShardError, MissingIndexError
 from loader.shards.index import ShardIndex
 from loader.shards.tar import walk_tar
-from scoring import Control, CorruptLog, RunLog, RunMismatch, Selection, SelectionConfig, VersionConflict, replay_run
+from scoring import Control, CorruptLog, RunLog, RunMismatch, Selection, VersionConflict, replay_run
 from scoring.log.runlog import read_entries
 from scoring.log.schema import SCHEMA
 from scoring.log.snapshots import CHECKSUM, MAGIC, PREFIX, SCHEMA_VERSION, BadSnapshot, read_snapshot
 from scoring.table.samples import SampleTable, local_ranges
+from tests.scoring.configs import selection_config
 
 Target = Callable[[bytes], bool]
 
 MAX_PIXELS = 1_000_000
 NUM_SAMPLES = 300
-CONFIG = SelectionConfig(seed=7, global_batch=8, window_steps=2, snapshot_windows=3)
+CONFIG = selection_config(seed=7, global_batch=8, window_steps=2, snapshot_windows=3)
 DISTANCE = np.linspace(0.0, 1.0, NUM_SAMPLES, dtype=np.float32)
 REFUSED_LOG = (CorruptLog, RunMismatch, ValueError)
 
@@ -292,7 +293,7 @@ def snapshot(data: bytes) -> bool:
     except BadSnapshot:
         return False
     assert all(array.nbytes <= len(arrays) for columns, _ in ranges for array in columns.values())
-    table = SampleTable(local_ranges(DISTANCE, NUM_SAMPLES), options=CONFIG.options)
+    table = SampleTable(local_ranges(DISTANCE, NUM_SAMPLES), options=CONFIG.policy_options)
     (part,) = table.ranges
     if len(ranges) != 1 or ranges[0][1]["num_samples"] != NUM_SAMPLES or ranges[0][1]["first_id"]:
         return False

@@ -24,12 +24,13 @@ from loader import BatchSpec, LoaderConfig, LoaderWorker, ShardIndex, Transform,
 from loader.shards.reader import open_shard
 from loader.storage.connections import Connections
 from loader.storage.remote import HttpShard
-from scoring import Control, Prototypes, RunLog, Selection, SelectionConfig
+from scoring import Control, Prototypes, RunLog, Selection
 from scoring.features import encoders as scoring_encoders
 from scoring.features.store import FeatureStore
 from scoring.log.snapshots import read_snapshot
 from tests.hostile import indexes, tars
 from tests.hostile.images import jpeg
+from tests.scoring.configs import selection_config
 from trainer.config import model_size
 from trainer.evaluate.encoders import read_state
 from trainer.record.checkpoint import load_checkpoint
@@ -66,9 +67,7 @@ class Workplace:
     @cached_property
     def selection(self) -> Selection:
         """A selection over eight samples."""
-        config = SelectionConfig(
-            seed=1, global_batch=2, window_steps=1, fingerprint="aa", effective_size=EFFECTIVE_SIZE
-        )
+        config = selection_config(seed=1, global_batch=2, window_steps=1, fingerprint="aa", start=EFFECTIVE_SIZE)
         return Selection(np.linspace(0, 1, 8, dtype=np.float32), config)
 
     @cached_property

@@ -2,14 +2,13 @@
 
 import shutil
 import sqlite3
-from dataclasses import replace
 
-from scoring import SelectionConfig
 from scoring.log.snapshots import Disk
+from tests.scoring.configs import changed, selection_config
 
 N = 300
-CONFIG = SelectionConfig(
-    seed=5, global_batch=16, window_steps=4, policy="importance", snapshot_windows=2, kept_windows=3, effective_size=0.3
+CONFIG = selection_config(
+    seed=5, global_batch=16, window_steps=4, policy="importance", snapshot_windows=2, kept_windows=3, start=0.3
 )
 CONNECT = "scoring.log.schema.sqlite3.connect"
 """What opens a log, to be patched with `failing_connect`."""
@@ -17,7 +16,7 @@ CONNECT = "scoring.log.schema.sqlite3.connect"
 
 def small_config(**changes):
     """The runs of these tests: few samples, a snapshot every other window."""
-    return replace(CONFIG, num_samples=N, **changes)
+    return changed(CONFIG, num_samples=N, **changes)
 
 
 class Crash(BaseException):

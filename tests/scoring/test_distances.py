@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from scoring import Control, CorruptLog, Event, Prototypes, RunLog, Selection, SelectionConfig, replay_run
+from scoring import Control, CorruptLog, Event, Prototypes, RunLog, Selection, replay_run
+from tests.scoring.configs import selection_config
 
 N = 700
 RNG = np.random.default_rng(0)
@@ -22,8 +23,8 @@ def save(path, distance, fingerprint="ab"):
 
 
 def config(**changes):
-    return SelectionConfig(
-        **{"seed": 3, "global_batch": 16, "window_steps": 4, "effective_size": 0.3, "fingerprint": "ab", **changes}
+    return selection_config(
+        **{"seed": 3, "global_batch": 16, "window_steps": 4, "start": 0.3, "fingerprint": "ab", **changes}
     )
 
 
@@ -31,16 +32,15 @@ def swap(path, **changes):
     return Control(**{"kind": "distances", "value": path, "author": "ann", **changes})
 
 
-@pytest.mark.parametrize("ranges", [1, 3])
-def test_the_reply_names_the_first_window_drawn_by_them(tmp_path, ranges):
-    part = config(ranges=ranges, segment_samples=128)
+def test_the_reply_names_the_first_window_drawn_by_them(tmp_path):
+    part = config()
     log = RunLog(tmp_path / "run.sqlite")
     selection = Selection(FIRST, part, runlog=log)
     before = selection.window(0)
     reply = selection.control(swap(save(tmp_path / "p" / "second.parquet", SECOND)))
     assert (reply.window, reply.version, reply.effective_size) == (1, 1, 0.3)
     after = selection.window(1)
-    fresh = Selection(SECOND, config(segment_samples=128))
+    fresh = Selection(SECOND, config())
     fresh.window(0)
     assert after.version == before.version + 1
     np.testing.assert_array_equal(after.sample_ids, fresh.window(1).sample_ids)

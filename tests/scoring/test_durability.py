@@ -126,22 +126,6 @@ def test_snapshots_are_two_and_change_nothing(run):
     assert [recovered.window(index).digest for index in range(7)] == digests
 
 
-def test_table_may_be_cut_otherwise_after_a_restart(tmp_path):
-    def run(ranges, windows, *, first=0):
-        log = RunLog(tmp_path / "run.sqlite")
-        selection = Selection(None, small_config(ranges=ranges, segment_samples=64), runlog=log)
-        digests = [selection.window(index).digest for index in range(first, windows)]
-        drawn = selection.times_drawn()
-        selection.close()
-        return digests, drawn
-
-    before, drawn = run(1, 5)
-    again, drawn_again = run(3, 5)
-    assert again == before
-    np.testing.assert_array_equal(drawn_again, drawn)
-    assert run(2, 6)[0][:5] == before
-
-
 def test_old_windows_are_drawn_again_when_their_draws_are_dropped(run):
     path, *_, digests = run
     log = RunLog(path)

@@ -4,7 +4,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from scoring import Selection, SelectionConfig, export_table, sampling_probabilities, table_summary
+from scoring import Selection, export_table, sampling_probabilities, table_summary
+from tests.scoring.configs import selection_config
 
 N = 1000
 
@@ -12,7 +13,7 @@ N = 1000
 @pytest.fixture
 def selection():
     distance = np.random.default_rng(0).beta(3.4, 2.38, N).astype(np.float32)
-    chosen = Selection(distance, SelectionConfig(seed=1, global_batch=50, window_steps=4, effective_size=0.3))
+    chosen = Selection(distance, selection_config(seed=1, global_batch=50, window_steps=4, start=0.3))
     chosen.window(0)
     chosen.report_scores(np.arange(100), np.arange(100), kind="loss", step=0, producer="a", sequence=0)
     return chosen
@@ -42,7 +43,7 @@ def test_summary_is_what_the_law_says(selection):
 
 
 def test_uniform_law_has_all_samples_effective():
-    chosen = Selection(None, SelectionConfig(seed=1, global_batch=5, policy="uniform_replacement", num_samples=70))
+    chosen = Selection(None, selection_config(seed=1, global_batch=5, policy="uniform_replacement", num_samples=70))
     summary = table_summary(chosen, top=3)
     assert summary["effective_sample_size"] == pytest.approx(70)
     assert summary["entropy"] == pytest.approx(np.log(70))

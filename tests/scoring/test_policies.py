@@ -3,8 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from scoring import Control, PolicyOptions, RunLog, Selection, SelectionConfig, effective_size, sampling_probabilities
+from scoring import Control, PolicyOptions, RunLog, Selection, sampling_probabilities
 from scoring.policies import POLICIES, parse_policy
+from tests.scoring.configs import selection_config
 
 N = 500
 
@@ -35,8 +36,8 @@ def distances():
 
 
 def selection(policy="prototypical", distance=None, **changes):
-    config = SelectionConfig(
-        **{"seed": 1, "global_batch": 64, "window_steps": 16, "policy": policy, "effective_size": 0.3, **changes}
+    config = selection_config(
+        **{"seed": 1, "global_batch": 64, "window_steps": 16, "policy": policy, "start": 0.3, **changes}
     )
     return Selection(distances() if distance is None else distance, config)
 
@@ -73,13 +74,6 @@ def test_softmax_policies_follow_the_formula(direction):
     )
 
 
-def test_fixed_temperature_ignores_the_schedule():
-    chosen = selection("fixed_temperature", options=PolicyOptions(fixed_temperature=0.1))
-    sizes = [chosen.window(i, effective_size=size).effective_size for i, size in enumerate((0.2, 0.5))]
-    assert sizes == pytest.approx([effective_size(distances(), 0.1)] * 2)
-    assert chosen.log()[-1].in_force is False
-
-
 def test_importance_is_a_floored_power_and_unscored_samples_are_average():
     chosen = selection("importance", options=PolicyOptions(importance_power=2.0, importance_floor=0.5))
     np.testing.assert_allclose(law_of(chosen), 1 / N)
@@ -101,7 +95,7 @@ def test_new_scores_make_a_new_table_version():
 
 @pytest.mark.parametrize("kind", ["bss", "pass"])
 def test_round_keeps_exactly_the_best_share_ties_by_id(kind):
-    chosen = selection(kind, options=PolicyOptions(rho=0.3))
+    chosen = selection(kind, rho=0.3)
     np.testing.assert_allclose(law_of(chosen), 1 / N)
     values = np.round(np.random.default_rng(2).random(N), 2)
     report(chosen, values, kind)
@@ -140,7 +134,7 @@ def test_round_without_all_scores_is_refused_and_changes_nothing():
 
 
 def test_product_of_subset_and_softmax_solves_within_the_subset():
-    chosen = selection("bss * prototypical", effective_size=0.15)
+    chosen = selection("bss * prototypical", start=0.15)
     values = np.random.default_rng(4).random(N)
     report(chosen, values, "bss")
     chosen.control(Control(kind="round", value="bss", author="trainer"))
@@ -154,7 +148,7 @@ def test_product_of_subset_and_softmax_solves_within_the_subset():
 
 
 def test_subset_too_small_for_the_size_is_drawn_uniformly():
-    chosen = selection("bss*prototypical", effective_size=0.6)
+    chosen = selection("bss*prototypical", start=0.6)
     report(chosen, np.arange(N), "bss")
     chosen.control(Control(kind="round", value="bss", author="trainer"))
     window = chosen.window(0)
@@ -215,11 +209,9 @@ def test_names_are_taken_apart():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rho": 0.0}, "rho must be"),
         ({"importance_kind": "best"}, "importance_kind must be"),
         ({"importance_power": -1.0}, "importance_power must be"),
         ({"importance_floor": 0.0}, "importance_floor must be"),
-        ({"fixed_temperature": 0.0}, "temperature must be positive"),
     ],
 )
 def test_bad_options_are_refused(changes, message):
@@ -227,22 +219,9 @@ def test_bad_options_are_refused(changes, message):
         PolicyOptions(**changes)
 
 
-def test_ranges_do_not_change_rounds_scores_or_windows():
-    def run(ranges):
-        chosen = selection("bss*prototypical", ranges=ranges, segment_samples=128, effective_size=0.15)
-        report(chosen, np.round(np.random.default_rng(5).random(N), 1), "bss")
-        first = chosen.window(0)
-        chosen.control(Control(kind="round", value="bss", author="trainer"))
-        return first.digest, chosen.window(1).digest, chosen.times_drawn().tolist(), len(chosen.table.ranges)
-
-    one, four = run(1), run(4)
-    assert (one[-1], four[-1]) == (1, 4)
-    assert one[:-1] == four[:-1]
-
-
 def test_log_keeps_the_border_of_a_round(tmp_path):
     log = RunLog(tmp_path / "run.sqlite")
-    config = SelectionConfig(seed=1, global_batch=8, policy="bss", num_samples=10)
+    config = selection_config(seed=1, global_batch=8, policy="bss", num_samples=10)
     chosen = Selection(None, config, runlog=log)
     chosen.report_scores(range(10), range(10), kind="bss", step=0, producer="a", sequence=0)
     chosen.control(Control(kind="round", value="bss", author="trainer"))

@@ -4,19 +4,19 @@ between the crash and the trainer's next request.
 
 import logging
 from contextlib import closing, contextmanager
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from scoring import Control, LogUnavailable, RunLog, Selection, SelectionConfig, replay_run
+from scoring import Control, LogUnavailable, RunLog, Selection, replay_run
 from scoring.log.unlogged_windows import RECORD, Promise
+from tests.scoring.configs import changed, selection_config
 from trainer import ScheduledWindows
 
 N = 300
 DISTANCE = np.random.default_rng(1).random(N).astype(np.float32)
-CONFIG = SelectionConfig(seed=7, global_batch=8, window_steps=4, num_samples=N, effective_size=0.3, snapshot_windows=3)
-BY_SCORES = replace(CONFIG, policy="importance")
+CONFIG = selection_config(seed=7, global_batch=8, window_steps=4, num_samples=N, start=0.3, snapshot_windows=3)
+BY_SCORES = changed(CONFIG, policy="importance")
 TOTAL = 400
 WISH = Control(kind="effective_size", value=0.5, author="ann")
 

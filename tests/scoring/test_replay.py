@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from scoring import Adaptive, Control, Event, RunLog, Selection, SelectionConfig, replay_run
+from scoring import AdaptiveGrowth, Control, Event, RunLog, Selection, replay_run
 from scoring.errors import CorruptLog
 from scoring.log.replay import redraw
+from tests.scoring.configs import selection_config
 
 N = 400
 
@@ -13,7 +14,7 @@ def distances():
 
 
 def config(**changes):
-    return SelectionConfig(**{"seed": 2, "global_batch": 16, "window_steps": 4, "effective_size": 0.3, **changes})
+    return selection_config(**{"seed": 2, "global_batch": 16, "window_steps": 4, "start": 0.3, **changes})
 
 
 @pytest.fixture
@@ -88,23 +89,22 @@ def test_empty_log_is_reproduced():
 
 
 def adaptive(**changes):
-    return Adaptive(**{"metric": "nn", "start": 0.2, "end": 0.5, "increment": 0.2, "patience": 2, **changes})
+    """A run that grows by .2 from .2 to .5."""
+    growth = AdaptiveGrowth(**{"metric": "nn", "increment": 0.2, "patience": 2, **changes})
+    return config(schedule="adaptive", start=0.2, end=0.5, growth=growth)
 
 
 def test_adaptive_schedule_grows_when_the_metric_is_flat():
-    rule = adaptive()
-    assert rule.effective_size([]) == 0.2
-    assert rule.effective_size([0.1, 0.2, 0.3]) == 0.2
-    assert rule.effective_size([0.1, 0.1]) == 0.2
-    assert rule.effective_size([0.1, 0.1, 0.1]) == 0.4
-    assert rule.effective_size([0.1] * 9) == 0.5
-    assert rule.effective_size([0.1, float("nan"), 0.1005]) == 0.4
-    assert adaptive(higher_is_better=False).effective_size([3.0, 2.0, 2.5, 2.5]) == 0.4
+    cases = [([], 0.2), ([0.1, 0.2, 0.3], 0.2), ([0.1, 0.1], 0.2), ([0.1, 0.1, 0.1], 0.4), ([0.1] * 9, 0.5)]
+    for reports, size in [*cases, ([0.1, float("nan"), 0.1005], 0.4)]:
+        assert adaptive().curriculum.growth.effective_size(reports, start=0.2, end=0.5) == size
+    falling = adaptive(metric="loss").curriculum.growth
+    assert falling.effective_size([3.0, 2.0, 2.5, 2.5], start=0.2, end=0.5) == 0.4
 
 
 def test_adaptive_schedule_follows_what_trainers_report_and_survives_a_restart(tmp_path):
     log = RunLog(tmp_path / "run.sqlite")
-    run = config(adaptive=adaptive())
+    run = adaptive()
     selection = Selection(distances(), run, runlog=log)
     sizes = []
     for index in range(8):
@@ -117,7 +117,6 @@ def test_adaptive_schedule_follows_what_trainers_report_and_survives_a_restart(t
             selection = Selection(distances(), run, runlog=log)
     assert sizes == [0.2, 0.2, 0.2, 0.4, 0.4, 0.5, 0.5, 0.5]
     assert [(e.author, e.value) for e in selection.log() if e.kind == "schedule"] == [
-        ("adaptive", 0.2),
         ("adaptive", 0.4),
         ("adaptive", 0.5),
     ]
@@ -127,14 +126,14 @@ def test_adaptive_schedule_follows_what_trainers_report_and_survives_a_restart(t
 
 
 def test_person_overrides_the_adaptive_schedule():
-    selection = Selection(distances(), config(adaptive=adaptive()))
+    selection = Selection(distances(), adaptive())
     selection.control(Control(kind="effective_size", value=0.3, author="ann"))
     assert selection.window(0).effective_size == 0.3
     selection.control(Control(kind="release", author="ann"))
     assert selection.window(1).effective_size == 0.2
 
 
-@pytest.mark.parametrize("changes", [{"start": 0.6, "end": 0.5}, {"increment": 0.0}, {"patience": 0}, {"min_gain": -1}])
+@pytest.mark.parametrize("changes", [{"increment": 0.0}, {"patience": 0}, {"min_gain": -1}])
 def test_bad_adaptive_rule_is_refused(changes):
     with pytest.raises(ValueError, match="must be"):
         adaptive(**changes)

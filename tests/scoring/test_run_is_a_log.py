@@ -1,11 +1,12 @@
-"""A run is its log: restarts, partitions and threads change nothing of what is drawn."""
+"""A run is its log: restarts and threads change nothing of what is drawn."""
 
 import threading
 
 import numpy as np
 import pytest
 
-from scoring import Control, Event, RunLog, Selection, SelectionConfig, replay_run
+from scoring import Control, Event, RunLog, Selection, replay_run
+from tests.scoring.configs import selection_config
 
 N = 700
 POLICIES = ("prototypical", "hard", "importance", "bss", "bss*prototypical", "uniform", "uniform_replacement", "pass")
@@ -16,9 +17,7 @@ def distances():
 
 
 def config(**changes):
-    return SelectionConfig(
-        **{"seed": 8, "global_batch": 16, "window_steps": 4, "effective_size": 0.3, "segment_samples": 128, **changes}
-    )
+    return selection_config(**{"seed": 8, "global_batch": 16, "window_steps": 4, "start": 0.3, **changes})
 
 
 def step(selection, rng, number, digests):
@@ -69,11 +68,6 @@ def test_restarts_change_nothing(tmp_path, seed):
     whole, restarted = outcome(tmp_path, seed), outcome(tmp_path, seed, restarts=restarts)
     for part, again in zip(whole, restarted, strict=True):
         assert again == part
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_partitions_change_nothing(tmp_path, seed):
-    assert outcome(tmp_path, seed, ranges=3) == outcome(tmp_path, seed)
 
 
 def test_threads_leave_a_log_that_replays(tmp_path):

@@ -1,7 +1,6 @@
 import os
 import pickle
 import signal
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,11 +13,10 @@ from scoring import (
     Prototypes,
     RunMismatch,
     Selection,
-    SelectionConfig,
     VersionConflict,
-    table_summary,
 )
 from tests.local_ray import local_ray
+from tests.scoring.configs import selection_config
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +39,17 @@ def run(cluster, tmp_path):
 
     started = []
 
-    def start(*, range_actors=False, shares_windows=True, **changes):
-        config = SelectionConfig(**{"seed": 3, "global_batch": 8, "window_steps": 2, **changes})
+    def start(**changes):
+        config = selection_config(**{"seed": 3, "global_batch": 8, "window_steps": 2, **changes})
         name = f"selection-{tmp_path.name}"
         client = actors.start_selection(
             config,
             runlog=tmp_path / "run.sqlite",
             prototypes=tmp_path / "prototypes.parquet",
             name=name,
-            range_actors=range_actors,
         )
         started.append(client)
-        return actors.SelectionClient(name=name, shares_windows=shares_windows)
+        return actors.SelectionClient(name=name)
 
     yield start
     for client in started:
@@ -79,7 +76,7 @@ def test_client_speaks_for_the_selection(run):
 
 @pytest.mark.ray
 def test_killed_service_returns_with_everything_it_acknowledged(run):
-    client = run(shares_windows=False)
+    client = run()
     before = [client.window(index, effective_size=0.3).digest for index in range(3)]
     client.control(Control(kind="effective_size", value=0.5, author="ann"))
     client.report_scores([7], [0.5], step=0, producer="rank-0", sequence=0)
@@ -98,46 +95,13 @@ def test_wrong_run_is_a_typed_error(run, tmp_path):
 
     log = RunLog(tmp_path / "run.sqlite")
     Selection(
-        None, SelectionConfig(seed=4, global_batch=8, window_steps=2, policy="uniform", num_samples=9), runlog=log
+        None, selection_config(seed=4, global_batch=8, window_steps=2, policy="uniform", num_samples=9), runlog=log
     )
     log.close()
     with pytest.raises(RunMismatch, match="must be the run's own"):
         run()
     with pytest.raises(RunMismatch, match="one selection service serves one run"):
         run(seed=9)
-
-
-@pytest.mark.ray
-def test_ranges_in_actors_draw_the_same_and_survive_the_loss_of_one(run, tmp_path):
-    here = Selection(
-        Prototypes.load(tmp_path / "prototypes.parquet").distance,
-        SelectionConfig(seed=3, global_batch=8, window_steps=2, ranges=2, segment_samples=256),
-    )
-    client = run(range_actors=True, ranges=2, segment_samples=256)
-
-    def both(act):
-        return act(client), act(here)
-
-    def window(index):
-        there, same = both(lambda selection: selection.window(index, effective_size=0.3).digest)
-        assert there == same
-
-    window(0)
-    both(lambda s: s.report_scores(range(500), range(500), kind="bss", step=0, producer="a", sequence=0))
-    both(lambda s: s.control(Control(kind="round", value="bss", author="trainer")))
-    both(lambda s: s.control(Control(kind="policy", value="bss*prototypical", author="ann")))
-    window(1)
-    other = Prototypes.load(tmp_path / "prototypes.parquet")
-    replace(other, distance=other.distance[::-1].copy()).save(tmp_path / "other.parquet")
-    both(lambda s: s.control(Control(kind="distances", value=str(tmp_path / "other.parquet"), author="ann")))
-    ranges = client.range_actors()
-    assert [part["num_samples"] for part in ranges] == [256, 244]
-    os.kill(ranges[1]["pid"], signal.SIGKILL)
-    for index in (2, 3):
-        window(index)
-    np.testing.assert_array_equal(client.times_drawn(), here.times_drawn())
-    assert client.summary(top=3)["top"] == table_summary(here, top=3)["top"]
-    assert client.state()["scored"] == {"bss": 500}
 
 
 @pytest.mark.ray
@@ -151,5 +115,5 @@ def test_many_trainers_are_served_at_once(cluster, tmp_path):
     from tests.bench.selection_actors import PROCESSES, measure_requests
 
     figures = measure_requests(tmp_path, trainers=2 * PROCESSES, rounds=1, num_samples=2000)
-    assert set(figures) == {f"window_p99_ms_8_{kind}{best}" for kind in ("trainers", "nodes") for best in ("", "_best")}
+    assert set(figures) == {"window_p99_ms_8_trainers", "window_p99_ms_8_trainers_best"}
     assert all(0 < value < 10_000 for value in figures.values())

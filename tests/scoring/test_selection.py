@@ -11,12 +11,12 @@ from scoring import (
     RunLog,
     RunMismatch,
     Selection,
-    SelectionConfig,
     VersionConflict,
     effective_size,
     read_entries,
     sampling_probabilities,
 )
+from tests.scoring.configs import selection_config
 
 
 def distances(num_samples=1797, seed=0):
@@ -24,7 +24,7 @@ def distances(num_samples=1797, seed=0):
 
 
 def config(**changes):
-    return SelectionConfig(**{"seed": 1, "global_batch": 32, "window_steps": 4, "effective_size": 0.3, **changes})
+    return selection_config(**{"seed": 1, "global_batch": 32, "window_steps": 4, "start": 0.3, **changes})
 
 
 def ticking():
@@ -316,10 +316,12 @@ def test_bad_score_report_is_refused_whole(change, message):
         ({"window_steps": 0}, "window_steps must be 1"),
         ({"spare_fraction": 2.0}, "spare_fraction must be"),
         ({"num_samples": -1}, "num_samples must be"),
-        ({"effective_size": 1.0}, "effective_size must be in"),
+        ({"start": 1.0}, "effective_size must be in"),
         ({"policy": "none"}, "policy must be one of"),
-        ({"segment_samples": 100}, "segment_samples must be a multiple of 64"),
-        ({"ranges": 0}, "ranges must be 1"),
+        ({"rho": 0.0}, "rho must be"),
+        ({"reported_score": "best"}, "importance_kind must be"),
+        ({"schedule": "cosin"}, "Did you mean 'cosine'"),
+        ({"schedule": "adaptive", "start": 0.6, "end": 0.5}, "end must be at least start"),
     ],
 )
 def test_bad_configuration_is_refused(changes, message):

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from scoring import Control, Event, RunLog, Selection, SelectionConfig, VersionConflict, replay_run
+from scoring import Control, Event, RunLog, Selection, VersionConflict, replay_run
+from tests.scoring.configs import selection_config
 
 N = 300
 GATE = threading.Event()
@@ -27,8 +28,8 @@ NAME = f"prototypical*{__name__}:gated"
 
 
 def config():
-    return SelectionConfig(
-        seed=1, global_batch=8, window_steps=2, effective_size=0.3, policy=NAME, user_policies=(f"{__name__}:gated",)
+    return selection_config(
+        seed=1, global_batch=8, window_steps=2, start=0.3, policy=NAME, user_policies=(f"{__name__}:gated",)
     )
 
 

@@ -15,7 +15,7 @@ def trimmed_run(path, faults, monkeypatch, *, policy="uniform"):
         patch.setattr("scoring.log.runlog.TRIMMED_AT_ONCE", 3)
         try:
             faults.log = RunLog(path)
-            config = small_config(policy=policy, snapshot_windows=2, ranges=2, segment_samples=128)
+            config = small_config(policy=policy, snapshot_windows=2)
             selection = Selection(None, config, runlog=faults.log)
             for index in range(8):
                 ids = rng.permutation(N)[: 60 if index < 2 else N]
@@ -32,7 +32,7 @@ def test_reports_that_hold_nothing_leave_the_log(tmp_path, monkeypatch):
     complete = Faults()
     *_, scores = trimmed_run(tmp_path / "run.sqlite", complete, monkeypatch)
     assert complete.log.stored_scores() <= 2 * N < 6 * N
-    config = small_config(policy="uniform", ranges=2, segment_samples=128)
+    config = small_config(policy="uniform")
     for snapshot in SnapshotStore(tmp_path / "run.sqlite").paths():
         snapshot.unlink()
     complete.log.close()
@@ -62,7 +62,7 @@ def test_a_crash_while_the_log_is_trimmed_loses_no_score(tmp_path, monkeypatch):
         copy = died(path, tmp_path / f"{at}-after")
         faults.log.close()
         log = RunLog(copy)
-        recovered = Selection(None, small_config(policy="uniform", ranges=2, segment_samples=128), runlog=log)
+        recovered = Selection(None, small_config(policy="uniform"), runlog=log)
         last = recovered.scores("loss")
         in_doubt = max((r.step for _, r in log.reports()), default=-1) >= len(acknowledged) - 1
         if not in_doubt:

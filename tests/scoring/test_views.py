@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scoring import Control, Event, RunLog, Selection, SelectionConfig, read_entries, sampling_probabilities
+from scoring import Control, Event, RunLog, Selection, read_entries, sampling_probabilities
 from scoring.views import TOP_BY, distribution, sample_facts, scores, top_samples
+from tests.scoring.configs import selection_config
 
 DISTANCE = np.random.default_rng(3).random(5000).astype(np.float32)
 
 
 @pytest.fixture
 def selection() -> Selection:
-    made = Selection(DISTANCE, SelectionConfig(seed=1, global_batch=64, window_steps=4, effective_size=0.3))
+    made = Selection(DISTANCE, selection_config(seed=1, global_batch=64, window_steps=4, start=0.3))
     for index in range(3):
         made.window(index)
     return made
@@ -58,7 +59,7 @@ def test_the_sampled_mass_sums_to_one_and_follows_the_temperature(selection: Sel
 
 
 def test_a_run_without_distances_has_no_distribution() -> None:
-    selection = Selection(None, SelectionConfig(seed=1, global_batch=4, num_samples=40, policy="uniform"))
+    selection = Selection(None, selection_config(seed=1, global_batch=4, num_samples=40, policy="uniform"))
     assert distribution(selection)["edges"] == []
     assert top_samples(selection, k=2)["samples"][0]["distance"] is None
 
@@ -76,7 +77,7 @@ def test_a_sample_that_is_not_there_is_refused(selection: Selection) -> None:
 
 def test_the_log_is_read_by_bounds_and_kinds(tmp_path: Path) -> None:
     log = RunLog(tmp_path / "run.sqlite")
-    selection = Selection(DISTANCE, SelectionConfig(seed=1, global_batch=64), runlog=log)
+    selection = Selection(DISTANCE, selection_config(seed=1, global_batch=64), runlog=log)
     for number in range(6):
         selection.record(Event(kind="bad_sample" if number % 2 else "kill", author="me", message=str(number)))
     sequences = [entry.sequence for entry in selection.log()]

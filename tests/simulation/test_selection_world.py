@@ -31,7 +31,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from scoring import Control, LogUnavailable, RunLog, Selection, SelectionConfig, VersionConflict, replay_run
+from scoring import Control, LogUnavailable, RunLog, Selection, VersionConflict, replay_run
+from tests.scoring.configs import selection_config
 from tests.scoring.crashes import CONNECT, Crash, Faults, FaultyDisk, died, failing_connect
 from tests.simulation.worlds import examples, too_rare, world_settings
 from trainer import ScheduledWindows
@@ -39,8 +40,8 @@ from trainer import ScheduledWindows
 EXAMPLES, STEPS = examples(40), 40
 N = 40
 DISTANCE = np.random.default_rng(2).random(N).astype(np.float32)
-CONFIG = SelectionConfig(
-    seed=9, global_batch=4, window_steps=2, num_samples=N, effective_size=0.3, snapshot_windows=2, kept_windows=3
+CONFIG = selection_config(
+    seed=9, global_batch=4, window_steps=2, num_samples=N, start=0.3, snapshot_windows=2, kept_windows=3
 )
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 """The disk is simulated, so nothing need wait for a real one."""
@@ -317,7 +318,7 @@ class SelectionWorld(RuleBasedStateMachine):
                     manual = entry.kind, entry.value
                 elif entry.kind == "release":
                     manual = None
-            kind, value = manual or ("effective_size", CONFIG.effective_size if scheduled is None else scheduled)
+            kind, value = manual or ("effective_size", CONFIG.curriculum.start if scheduled is None else scheduled)
             assert getattr(facts, kind) == pytest.approx(value, rel=1e-9)
 
     def teardown(self):

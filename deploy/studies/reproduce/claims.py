@@ -50,7 +50,7 @@ class Arm:
     @property
     def draws_by_distance(self) -> bool:
         """Whether the arm needs prototypes."""
-        return any(part in self.policy for part in ("prototypical", "hard", "fixed_temperature"))
+        return any(part in self.policy for part in ("prototypical", "hard"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
