@@ -50,7 +50,7 @@ PANELS = (
     Panel(title="Images per second", lines={"trainers": "$tempera_throughput_images_per_second"}),
     Panel(title="Share of time that trainers wait for data", lines={"wait": "$tempera_data_wait_ratio"}),
     Panel(title="Loss", lines={"loss": "$tempera_loss"}),
-    Panel(title="Loaders", lines={"wished": "$tempera_wished_loaders", "ready": "$tempera_ready_loaders"}),
+    Panel(title="Loaders", lines={"desired": "$tempera_desired_loaders", "ready": "$tempera_ready_loaders"}),
     Panel(title="Images per second by loader", lines={"{{loader}}": f"rate($tempera_loader_images_total[{RATE}])"}),
     Panel(title="The same while it works: what it could do", lines={"{{loader}}": "$tempera_loader_images_per_second"}),
     Panel(title="Cache hits by loader", lines={"{{loader}}": "$tempera_loader_cache_hit_ratio"}),

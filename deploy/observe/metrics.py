@@ -176,7 +176,7 @@ METRICS: tuple[Metric, ...] = (
         read=_at("bad_samples"),
         kind="counter",
     ),
-    Metric(name="tempera_wished_loaders", help="Loaders wished for.", read=_at("fleet", "desired")),
+    Metric(name="tempera_desired_loaders", help="Desired number of loaders.", read=_at("fleet", "desired")),
     Metric(name="tempera_ready_loaders", help="Loaders that are ready.", read=_ready),
     Metric(
         name="tempera_loader_restarts_total",

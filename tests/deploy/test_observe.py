@@ -132,7 +132,7 @@ FIRES = {
         "tempera_remaining_seconds": "41x60",
     },
     "TemperaLoadersRestarting": {'tempera_loader_restarts_total:loader="loader-0"': "0+1x60"},
-    "TemperaLoadersMissing": {"tempera_ready_loaders": "1x60", "tempera_wished_loaders": "4x60"},
+    "TemperaLoadersMissing": {"tempera_ready_loaders": "1x60", "tempera_desired_loaders": "4x60"},
     "TemperaBadSampleShare": {"tempera_bad_samples_total": "0+10x60", "tempera_drawn_samples_total": "0+1000x60"},
     "TemperaStaleWeights": {"tempera_drawn_ahead_steps": "90x60", "tempera_control_bound_steps": "33x60"},
     "TemperaEffectiveSizeOffSchedule": {
@@ -149,7 +149,7 @@ HEALTHY = {
     "tempera_remaining_seconds": "41x60",
     'tempera_loader_restarts_total:loader="loader-0"': "1x60",
     "tempera_ready_loaders": "4x60",
-    "tempera_wished_loaders": "4x60",
+    "tempera_desired_loaders": "4x60",
     "tempera_bad_samples_total": "0+1x60",
     "tempera_drawn_samples_total": "0+1000x60",
     "tempera_drawn_ahead_steps": "30x60",
