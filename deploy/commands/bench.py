@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from rich.console import Group
 
-from deploy.console import Answer, progress_bar, say, table, working
+from deploy.console import Answer, progress_bar, say, table
 
 
 def loader(*, images: Path, peers: bool = False, device: Literal["cpu", "cuda"] = "cpu") -> Answer:
@@ -35,15 +35,12 @@ def loader(*, images: Path, peers: bool = False, device: Literal["cpu", "cuda"] 
     return Answer(data=data, view=Group(rated, others))
 
 
-def trainer(*, device: Literal["cpu", "cuda", "auto"] = "cpu", goldens: bool = False) -> Answer:
-    """Measure training steps against the same models written plainly, or check the losses against the official ones.
+def trainer(*, device: Literal["cpu", "cuda", "auto"] = "cpu") -> Answer:
+    """Measure training steps against the same models written plainly.
 
     Args:
         device: where to measure; cuda measures the sizes and targets of a large GPU.
-        goldens: print each method's error against the numbers of its official implementation, and measure nothing.
     """
-    if goldens:
-        return _goldens()
     from trainer.bench.step import bench_trainer
 
     with progress_bar("measuring training steps") as advance:
@@ -56,20 +53,6 @@ def trainer(*, device: Literal["cpu", "cuda", "auto"] = "cpu", goldens: bool = F
         _figures("ratios", _flat(data["ratios"])),
     )
     return Answer(data=data, view=Group(*views, table("targets", ("what", "value", "limit", "met"), targets)))
-
-
-def _goldens() -> Answer:
-    from trainer.bench.goldens import TOLERANCE, golden_errors
-
-    with working("computing the losses"):
-        rows = golden_errors()
-    worst = max(row["error"] for row in rows)
-    view = table(
-        f"errors against the official losses, float64; at most {TOLERANCE:g}",
-        tuple(rows[0]),
-        [tuple(row.values()) for row in rows],
-    )
-    return Answer(data={"goldens": rows, "worst": worst, "tolerance": TOLERANCE}, view=view, ok=worst < TOLERANCE)
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

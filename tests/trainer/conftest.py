@@ -14,7 +14,7 @@ from trainer_fakes import FakeStream, tiny_run
 from loader import build_index, build_shards
 from loader.shards.sources import ImageSample
 from trainer import train
-from trainer.evaluate import subject_of_run
+from trainer.evaluate.encoders import encoder_of_run
 
 
 @pytest.fixture(autouse=True)
@@ -46,9 +46,9 @@ def coloured_images(count, seed):
 
 
 @pytest.fixture(scope="session")
-def tiny_subject(tmp_path_factory):
-    """A run of a few steps of a tiny MAE, as a subject of evaluations."""
-    directory = tmp_path_factory.mktemp("subject") / "run"
+def tiny_encoder(tmp_path_factory):
+    """A run of a few steps of a tiny MAE, as evaluations take it."""
+    directory = tmp_path_factory.mktemp("pretrained") / "run"
     config = tiny_run()
     train(config, FakeStream(config), run_dir=directory)
-    return subject_of_run(directory)
+    return encoder_of_run(directory)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from trainer_fakes import GOLDENS, FakeStream, tiny, tiny_run
 
+from tests.bench.goldens import golden_clmae, golden_images
 from trainer import Progress, StepRandomness, build_method
-from trainer.bench.goldens import golden_clmae, golden_images
 from trainer.config import ClmaeConfig
 from trainer.loop import build_state
 from trainer.methods.clmae import bernoulli_divergence, curriculum_factor, diversity, masker_losses

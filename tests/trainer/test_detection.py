@@ -8,7 +8,6 @@ from torchmetrics.detection import MeanAveragePrecision
 from trainer_fakes import FakeStream, tiny, tiny_run
 
 from trainer import train
-from trainer.evaluate import subject_of_run
 from trainer.evaluate.detection import (
     DETECTION,
     DetectionConfig,
@@ -19,6 +18,7 @@ from trainer.evaluate.detection import (
     step_rate,
 )
 from trainer.evaluate.detection_data import CocoFolder, jitter, letterbox
+from trainer.evaluate.encoders import encoder_of_run
 from trainer.evaluate.vitdet import PlainBackbone, WindowBlock, global_blocks, relative_bias
 
 CPU = torch.device("cpu")
@@ -60,14 +60,14 @@ def boxes(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory):
+def pretrained(tmp_path_factory):
     directory = tmp_path_factory.mktemp("detector-run")
     config = tiny_run(model=tiny(image_size=32, patch_size=8, width=32), total_steps=2, warmup_steps=1)
     train(config, FakeStream(config), run_dir=directory)
-    return subject_of_run(directory)
+    return encoder_of_run(directory)
 
 
-def test_mask_rcnn_learns_a_tiny_data_set(boxes, subject, tmp_path):
+def test_mask_rcnn_learns_a_tiny_data_set(boxes, pretrained, tmp_path):
     config = DetectionConfig(
         epochs=50,
         batch=3,
@@ -79,11 +79,11 @@ def test_mask_rcnn_learns_a_tiny_data_set(boxes, subject, tmp_path):
         test_epochs=25,
         **SMALL,
     )
-    found = detection(subject, boxes, boxes, config, device=CPU, directory=tmp_path)
+    found = detection(pretrained, boxes, boxes, config, device=CPU, directory=tmp_path)
     assert len(found["curve"]) == 2
     assert found["ap50_box"] > 0.5
     assert found["ap50_mask"] > 0.5
-    assert detection(subject, boxes, boxes, config, device=CPU, directory=tmp_path) == found
+    assert detection(pretrained, boxes, boxes, config, device=CPU, directory=tmp_path) == found
 
 
 def test_average_precision_equals_torchmetrics_and_that_of_the_truth_is_one(boxes):
@@ -144,8 +144,8 @@ def test_relative_positions_equal_a_slow_twin():
         assert bias[h, w, i, j].item() == pytest.approx(wanted.item(), abs=1e-5)
 
 
-def test_a_block_that_attends_everywhere_is_timms_while_its_positions_are_zero(subject):
-    trunk = subject.build(image_size=32).eval()
+def test_a_block_that_attends_everywhere_is_timms_while_its_positions_are_zero(pretrained):
+    trunk = pretrained.build(image_size=32).eval()
     tokens = torch.randn(2, 4, 4, 32)
     whole, windowed = (WindowBlock(trunk.blocks[0], window=window, grid=4) for window in (0, 2))
     assert torch.allclose(whole(tokens).flatten(1, 2), trunk.blocks[0](tokens.flatten(1, 2)), atol=1e-5)
@@ -154,7 +154,7 @@ def test_a_block_that_attends_everywhere_is_timms_while_its_positions_are_zero(s
     odd = torch.randn(1, 5, 3, 32)
     assert windowed(odd).shape == odd.shape
     assert global_blocks(12) == (2, 5, 8, 11)
-    levels = PlainBackbone(subject.build(image_size=64), grid=8, window=2, width=8)(torch.rand(1, 3, 64, 96))
+    levels = PlainBackbone(pretrained.build(image_size=64), grid=8, window=2, width=8)(torch.rand(1, 3, 64, 96))
     assert {name: tuple(found.shape[1:]) for name, found in levels.items()} == {
         "0": (8, 32, 48),
         "1": (8, 16, 24),
@@ -164,8 +164,8 @@ def test_a_block_that_attends_everywhere_is_timms_while_its_positions_are_zero(s
     }
 
 
-def test_rates_fall_with_depth_and_at_the_milestones(subject):
-    model = build_detector(subject, DetectionConfig(**SMALL), num_classes=3)
+def test_rates_fall_with_depth_and_at_the_milestones(pretrained):
+    model = build_detector(pretrained, DetectionConfig(**SMALL), num_classes=3)
     groups = detector_groups(model, DetectionConfig(**SMALL))
     scales = {name: (group["lr_scale"], group["weight_decay"]) for group in groups for name in group["names"]}
     assert scales["roi_heads.box_predictor.cls_score.weight"] == (1.0, 0.1)

@@ -11,7 +11,7 @@ from trainer import train
 from trainer.config import SwinConfig
 from trainer.evaluate.augment import Augment, erase, smooth
 from trainer.evaluate.data import LabelledShards, ahead
-from trainer.evaluate.encoders import subject_of_run, subject_of_timm
+from trainer.evaluate.encoders import encoder_of_run, encoder_of_timm
 from trainer.evaluate.finetune import accuracy, finetune, finetune_rate, layer_groups, layer_numbers
 from trainer.evaluate.recipes import FINETUNE, FinetuneConfig
 
@@ -19,19 +19,19 @@ CPU = torch.device("cpu")
 SMALL = {"batch": 20, "base_lr": 5e-3, "lr_batch": 0, "warmup_epochs": 1, "epochs": 8, "drop_path": 0.0}
 
 
-def test_fine_tuning_learns_and_an_interrupted_one_continues_as_if_it_had_not_been(coloured, tiny_subject, tmp_path):
+def test_fine_tuning_learns_and_an_interrupted_one_continues_as_if_it_had_not_been(coloured, tiny_encoder, tmp_path):
     train_set, test = (LabelledShards(path) for path in coloured)
     config = FinetuneConfig(**SMALL, average_decay=0.5, clip_norm=5.0)
     common = {"device": CPU, "evaluate_epochs": 2}
-    whole = finetune(tiny_subject, train_set, test, config, **common)
+    whole = finetune(tiny_encoder, train_set, test, config, **common)
 
     def stop(done, total):
         if done == 13:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        finetune(tiny_subject, train_set, test, config, directory=tmp_path / "fit", progress=stop, **common)
-    resumed = finetune(tiny_subject, train_set, test, config, directory=tmp_path / "fit", **common)
+        finetune(tiny_encoder, train_set, test, config, directory=tmp_path / "fit", progress=stop, **common)
+    resumed = finetune(tiny_encoder, train_set, test, config, directory=tmp_path / "fit", **common)
     assert whole["acc1"] > 0.8
     assert [line["epoch"] for line in whole["curve"]] == [2, 4, 6, 8]
     assert resumed == whole
@@ -44,18 +44,18 @@ def test_other_encoders_become_timms_models_with_a_head(method, tmp_path):
     swin = {"encoder": "swin", "width": 24, "swin": stages} if method == "swin" else {}
     config = tiny_run(method="simmim", model=tiny(**shape, **swin), total_steps=2, warmup_steps=1)
     train(config, FakeStream(config), run_dir=tmp_path)
-    subject = subject_of_run(tmp_path)
-    model = subject.build(num_classes=5, drop_path=0.1)
+    pretrained = encoder_of_run(tmp_path)
+    model = pretrained.build(num_classes=5, drop_path=0.1)
     images = torch.rand(2, 3, 64, 64)
     assert model(images).shape == (2, 5)
-    plain = subject.build(num_classes=0).eval()
-    tokens = subject.encoder.features(images)[:, 1:].mean(dim=1)
+    plain = pretrained.build(num_classes=0).eval()
+    tokens = pretrained.encoder.features(images)[:, 1:].mean(dim=1)
     features = plain.forward_features(images)
     features = features.flatten(1, 2) if method == "swin" else features[:, 1:]
     if method == "swin":
         assert torch.allclose(features.mean(dim=1), tokens, atol=1e-5)
     else:  # timm's has a fresh norm after the mean instead of the encoder's before it
-        assert torch.allclose(subject.encoder.norm(features).mean(dim=1), tokens, atol=1e-4)
+        assert torch.allclose(pretrained.encoder.norm(features).mean(dim=1), tokens, atol=1e-4)
     assert sorted(set(layer_numbers(model).values())) == [0, 1, 2, 3]
 
 
@@ -64,20 +64,20 @@ def test_a_timm_checkpoint_from_a_file_gives_timms_features_also_at_another_size
     torch.manual_seed(0)
     theirs = timm.create_model(name, num_classes=7, img_size=64).eval()
     save_file(theirs.state_dict(), tmp_path / "weights.safetensors")
-    subject = subject_of_timm(name, tmp_path / "weights.safetensors", image_size=64)
+    pretrained = encoder_of_timm(name, tmp_path / "weights.safetensors", image_size=64)
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        assert torch.allclose(subject.encoder.features(images), theirs.forward_features(images), atol=1e-6)
-        larger = subject.build(num_classes=3, image_size=96)
+        assert torch.allclose(pretrained.encoder.features(images), theirs.forward_features(images), atol=1e-6)
+        larger = pretrained.build(num_classes=3, image_size=96)
         assert larger(torch.rand(1, 3, 96, 96)).shape == (1, 3)
     save_file({"blocks.0.norm1.weight": torch.ones(192)}, tmp_path / "part.safetensors")
     with pytest.raises(ValueError, match="names are missing or left over, first"):
-        subject_of_timm(name, tmp_path / "part.safetensors", image_size=64)
+        encoder_of_timm(name, tmp_path / "part.safetensors", image_size=64)
     (tmp_path / "weights.pth").write_bytes(b"\x80\x04")
     with pytest.raises(ValueError, match="weights must be a safetensors file"):
-        subject_of_timm(name, tmp_path / "weights.pth")
+        encoder_of_timm(name, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=r"got 'vit_tinny_patch16_224'\. Near: vit_tiny_patch16_224"):
-        subject_of_timm("vit_tinny_patch16_224", tmp_path / "weights.safetensors")
+        encoder_of_timm("vit_tinny_patch16_224", tmp_path / "weights.safetensors")
 
 
 def test_rates_of_layers_and_steps_are_maes():
@@ -127,7 +127,7 @@ def test_erasing_covers_between_a_fiftieth_and_a_third():
     assert 0.01 < min(shares) < max(shares) < 0.36
 
 
-def test_batches_are_made_ahead_in_order_and_accuracy_counts_all(coloured, tiny_subject):
+def test_batches_are_made_ahead_in_order_and_accuracy_counts_all(coloured, tiny_encoder):
     assert list(ahead(lambda step: step * 2, range(3, 7))) == [6, 8, 10, 12]
     assert list(ahead(lambda step: step, range(0))) == []
     test = LabelledShards(coloured[1])
@@ -136,7 +136,7 @@ def test_batches_are_made_ahead_in_order_and_accuracy_counts_all(coloured, tiny_
         def forward(self, images):
             return torch.tensor([[0.1, 0.9, 0.2]]).expand(len(images), -1)
 
-    found = accuracy(Constant(), test, tiny_subject, size=16, device=CPU)
+    found = accuracy(Constant(), test, tiny_encoder, size=16, device=CPU)
     assert found == {"acc1": pytest.approx(1 / 3), "acc5": 1.0}
     rows = [test.shuffled(step, batch=7, seed=0) for step in range(8)]
     assert len(set(np.concatenate(rows[:4]).tolist())) == 28

@@ -2,8 +2,8 @@ import json
 
 from trainer_fakes import GOLDENS
 
-from trainer.bench import goldens
-from trainer.bench.goldens import OFFICIAL, TOLERANCE, golden_errors
+from tests.bench import goldens
+from tests.bench.goldens import OFFICIAL, TOLERANCE, golden_errors
 from trainer.methods import METHODS
 
 

@@ -8,8 +8,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from trainer_fakes import tiny
 
 from trainer import build_method
-from trainer.evaluate import PROTOCOLS, embed, knn, nearest_neighbour_accuracy, neighbour_figures
-from trainer.evaluate.knn import memory_bytes
+from trainer.evaluate import knn
+from trainer.evaluate.knn import PROTOCOLS, embed, memory_bytes, nearest_neighbour_accuracy, neighbour_figures
 
 
 def clouds(seed, count, spread=1.0):

@@ -77,16 +77,16 @@ def test_rates_warm_up_and_scale_with_the_batch():
 
 
 @pytest.mark.parametrize("config", [{"augment": True}, {"augment": False, "pool": "mean", "layer": 1}], ids=str)
-def test_colours_are_told_apart_through_the_loader(coloured, tiny_subject, tmp_path, config):
+def test_colours_are_told_apart_through_the_loader(coloured, tiny_encoder, tmp_path, config):
     train, test = (LabelledShards(path) for path in coloured)
     recipe = LinearConfig(batch=20, base_lr=20.0, epochs=15, warmup_epochs=1, **config)
-    found = linear_probe(tiny_subject, train, test, recipe, device=CPU, directory=tmp_path / "probe")
+    found = linear_probe(tiny_encoder, train, test, recipe, device=CPU, directory=tmp_path / "probe")
     assert found["acc1"] > 0.7
-    again = linear_probe(tiny_subject, train, test, recipe, device=CPU, directory=tmp_path / "probe")
+    again = linear_probe(tiny_encoder, train, test, recipe, device=CPU, directory=tmp_path / "probe")
     assert again == found
     with pytest.raises(ValueError, match="continued with its own settings"):
         linear_probe(
-            tiny_subject, train, test, LinearConfig(batch=30, epochs=15), device=CPU, directory=tmp_path / "probe"
+            tiny_encoder, train, test, LinearConfig(batch=30, epochs=15), device=CPU, directory=tmp_path / "probe"
         )
 
 
@@ -105,21 +105,21 @@ def test_an_interrupted_probe_continues_as_if_it_had_not_been(tmp_path):
     assert resumed == whole
 
 
-def test_features_of_a_block_are_its_output(coloured, tiny_subject):
-    images, labels, rows = LabelledShards(coloured[0]).load(np.arange(4), transform(tiny_subject))
-    first, last = (Extractor(tiny_subject, CPU, layer=layer).tokens(images) for layer in (1, 2))
-    assert torch.allclose(tiny_subject.encoder.norm(last), Extractor(tiny_subject, CPU).tokens(images), atol=1e-5)
+def test_features_of_a_block_are_its_output(coloured, tiny_encoder):
+    images, labels, rows = LabelledShards(coloured[0]).load(np.arange(4), transform(tiny_encoder))
+    first, last = (Extractor(tiny_encoder, CPU, layer=layer).tokens(images) for layer in (1, 2))
+    assert torch.allclose(tiny_encoder.encoder.norm(last), Extractor(tiny_encoder, CPU).tokens(images), atol=1e-5)
     assert not torch.allclose(first, last)
     assert labels.tolist() == [0, 1, 2, 0]
     assert rows.tolist() == [0, 1, 2, 3]
     with pytest.raises(ValueError, match=r"layer must be in 0\.\.2"):
-        Extractor(tiny_subject, CPU, layer=3)
+        Extractor(tiny_encoder, CPU, layer=3)
 
 
-def transform(subject):
+def transform(pretrained):
     from trainer.evaluate.data import center_crop
 
-    return center_crop(subject.image_size)
+    return center_crop(pretrained.image_size)
 
 
 @pytest.mark.parametrize("strength", [0.1, 1.0])

@@ -2,8 +2,8 @@ import pytest
 import torch
 from trainer_fakes import GOLDENS, tiny
 
+from tests.bench.goldens import GoldenRandomness, golden_images, golden_mae
 from trainer import StepRandomness, build_method, model_size
-from trainer.bench.goldens import GoldenRandomness, golden_images, golden_mae
 from trainer.masking import random_mask
 from trainer.methods.mae import Mae, standardise
 from trainer.models.vit import patchify, sincos_positions, unpatchify

@@ -40,7 +40,7 @@ def scenes(tmp_path_factory):
     return root
 
 
-def test_upernet_learns_a_tiny_scene_and_continues_after_an_interruption(scenes, tiny_subject, tmp_path):
+def test_upernet_learns_a_tiny_scene_and_continues_after_an_interruption(scenes, tiny_encoder, tmp_path):
     config = SegmentationConfig(
         steps=24, batch=2, base_lr=5e-3, warmup_steps=4, crop=32, stride=16, base=(48, 32), width=16, test_every=12
     )
@@ -49,13 +49,13 @@ def test_upernet_learns_a_tiny_scene_and_continues_after_an_interruption(scenes,
         if done == 15:
             raise KeyboardInterrupt
 
-    whole = segmentation(tiny_subject, scenes, config, device=CPU)
+    whole = segmentation(tiny_encoder, scenes, config, device=CPU)
     assert whole["miou"] > 0.7
     assert whole["aacc"] > 0.8
     assert whole["classes"] == 2
     with pytest.raises(KeyboardInterrupt):
-        segmentation(tiny_subject, scenes, config, device=CPU, directory=tmp_path, progress=stop)
-    assert segmentation(tiny_subject, scenes, config, device=CPU, directory=tmp_path) == whole
+        segmentation(tiny_encoder, scenes, config, device=CPU, directory=tmp_path, progress=stop)
+    assert segmentation(tiny_encoder, scenes, config, device=CPU, directory=tmp_path) == whole
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -113,7 +113,7 @@ def test_augmented_pairs_stay_together_and_depend_on_the_draw_alone(scenes):
             assert bright.mean() > dark.mean()
 
 
-def test_bad_data_and_recipes_are_refused(scenes, tmp_path, tiny_subject):
+def test_bad_data_and_recipes_are_refused(scenes, tmp_path, tiny_encoder):
     with pytest.raises(ValueError, match=r"needs images/training/\*\.jpg"):
         SceneFolder(tmp_path, "training")
     (tmp_path / "images" / "training").mkdir(parents=True)

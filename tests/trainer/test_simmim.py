@@ -4,8 +4,8 @@ import pytest
 import torch
 from trainer_fakes import GOLDENS, tiny
 
+from tests.bench.goldens import golden_images, golden_mask, golden_simmim
 from trainer import ModelConfig, StepRandomness, build_method
-from trainer.bench.goldens import golden_images, golden_mask, golden_simmim
 from trainer.masking import simmim_mask
 from trainer.models.vit import patchify
 

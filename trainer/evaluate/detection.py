@@ -26,7 +26,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from trainer.config import Precision, require
 from trainer.evaluate.detection_data import CocoFolder, batch_of, jitter, letterbox
-from trainer.evaluate.encoders import Subject
+from trainer.evaluate.encoders import PretrainedEncoder
 from trainer.evaluate.fit import Figures, Fit, Progress, fit, named_groups
 from trainer.evaluate.segmentation import epoch_order
 from trainer.evaluate.vitdet import PYRAMID_WIDTH, WINDOW, ChannelNorm, PlainBackbone
@@ -92,7 +92,7 @@ DETECTION: dict[str, DetectionConfig] = {
 
 
 def detection(
-    subject: Subject,
+    pretrained: PretrainedEncoder,
     train: CocoFolder,
     test: CocoFolder,
     config: DetectionConfig,
@@ -105,7 +105,7 @@ def detection(
     """Train Mask R-CNN and return COCO's APs of boxes and masks, in [0, 1].
 
     Args:
-        subject: where the backbone's weights come from; a plain ViT.
+        pretrained: where the backbone's weights come from; a plain ViT.
         train: images to learn from.
         test: images to find objects in; its categories must be those of `train`.
         config: recipe.
@@ -119,7 +119,7 @@ def detection(
         f"test categories must be those of training ({len(train.categories)}); got {len(test.categories)} others.",
     )
     torch.manual_seed(config.seed)
-    model = build_detector(subject, config, num_classes=1 + len(train.categories)).to(device)
+    model = build_detector(pretrained, config, num_classes=1 + len(train.categories)).to(device)
     batch = min(config.batch, len(train))
     steps = len(train) // batch
 
@@ -147,7 +147,7 @@ def detection(
         rate=step_rate(config, config.epochs * steps),
         total_steps=config.epochs * steps,
         precision=precision,
-        settings={"config": repr(config), "samples": len(train), "subject": subject.name},
+        settings={"config": repr(config), "samples": len(train), "encoder": pretrained.name},
     )
     curve = fit(
         job, directory=directory, evaluate=evaluate, evaluate_every=config.test_epochs * steps, progress=progress
@@ -156,9 +156,9 @@ def detection(
     return {**last, "epochs": config.epochs, "curve": curve}
 
 
-def build_detector(subject: Subject, config: DetectionConfig, *, num_classes: int) -> MaskRCNN:
-    """Return Mask R-CNN with the subject's encoder; `num_classes` counts the background."""
-    trunk = subject.build(image_size=config.image_size, drop_path=config.drop_path)
+def build_detector(pretrained: PretrainedEncoder, config: DetectionConfig, *, num_classes: int) -> MaskRCNN:
+    """Return Mask R-CNN with the encoder's encoder; `num_classes` counts the background."""
+    trunk = pretrained.build(image_size=config.image_size, drop_path=config.drop_path)
     patch = int(trunk.patch_embed.patch_size[0]) if hasattr(trunk, "patch_embed") else 16  # type: ignore[index,union-attr]
     grid = config.image_size // patch
     width = config.width
@@ -167,8 +167,8 @@ def build_detector(subject: Subject, config: DetectionConfig, *, num_classes: in
         PlainBackbone(trunk, grid=grid, window=config.window, width=width),
         min_size=config.image_size,
         max_size=config.image_size,
-        image_mean=list(subject.mean),
-        image_std=list(subject.std),
+        image_mean=list(pretrained.mean),
+        image_std=list(pretrained.std),
         rpn_anchor_generator=AnchorGenerator(ANCHOR_SIDES, (ASPECTS,) * len(ANCHOR_SIDES)),
         rpn_head=RPNHead(width, len(ASPECTS), conv_depth=2),
         rpn_post_nms_top_n_test=config.proposals,

@@ -1,7 +1,7 @@
-"""What is evaluated: an encoder of one of our runs, or any timm model, with what its images must look like.
+"""Pretrained encoders to evaluate: of one of our runs, or of timm, with what their images must look like.
 
-A `Subject` gives the frozen encoder for features, and builds timm's own model with its weights for tasks that train:
-another image size, a classifier, stochastic depth. Weights are read from safetensors only.
+A `PretrainedEncoder` gives the frozen encoder for features, and builds timm's own model with its weights for tasks that
+train: another image size, a classifier, stochastic depth. Weights are read from safetensors only.
 """
 
 import difflib
@@ -27,7 +27,7 @@ SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Subject:
+class PretrainedEncoder:
     """An encoder and its images."""
 
     name: str
@@ -64,7 +64,7 @@ class TimmEncoder(nn.Module):
     forward = features
 
 
-def subject_of_run(path: str | Path, *, averaged: bool = False, teacher: bool = False) -> Subject:
+def encoder_of_run(path: str | Path, *, averaged: bool = False, teacher: bool = False) -> PretrainedEncoder:
     """Return the encoder of a run directory or checkpoint.
 
     Args:
@@ -83,7 +83,7 @@ def subject_of_run(path: str | Path, *, averaged: bool = False, teacher: bool = 
         require(any(found), f"a teacher needs a run of bootmae or conmim; {path} is of {config.method}.")
         encoder = next(part for part in found if part is not None)
     kind, arguments = timm_arguments(encoder, config.model)
-    return Subject(
+    return PretrainedEncoder(
         name=f"{Path(path).name} ({config.method})",
         encoder=encoder,
         image_size=config.model.image_size,
@@ -93,7 +93,9 @@ def subject_of_run(path: str | Path, *, averaged: bool = False, teacher: bool = 
     )
 
 
-def subject_of_timm(name: str, weights: str | Path | None = None, *, image_size: int | None = None) -> Subject:
+def encoder_of_timm(
+    name: str, weights: str | Path | None = None, *, image_size: int | None = None
+) -> PretrainedEncoder:
     """Return a timm model by name.
 
     Args:
@@ -110,7 +112,7 @@ def subject_of_timm(name: str, weights: str | Path | None = None, *, image_size:
     model = build(num_classes=0, **({} if image_size is None else {"image_size": image_size}))
     described: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     size = image_size or int(described.get("input_size", (3, 224, 224))[-1])
-    return Subject(
+    return PretrainedEncoder(
         name=name if weights is None else f"{name} ({Path(weights).name})",
         encoder=TimmEncoder(model).eval(),
         image_size=size,

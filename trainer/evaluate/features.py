@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trainer.config import Precision, require
 from trainer.evaluate.data import LabelledShards, center_crop
-from trainer.evaluate.encoders import Subject
+from trainer.evaluate.encoders import PretrainedEncoder
 from trainer.evaluate.knn import Pool
 from trainer.precision import autocast
 
@@ -30,10 +30,10 @@ class Features(NamedTuple):
 
 
 class Extractor:
-    """A subject's encoder on a device, from bytes to vectors.
+    """A encoder's encoder on a device, from bytes to vectors.
 
     Args:
-        subject: whose encoder.
+        pretrained: whose encoder.
         device: where it runs.
         layer: tokens after this many blocks, before any norm, as BootMAE's linear probe reads them; 0 takes the output.
         precision: as in training.
@@ -43,19 +43,19 @@ class Extractor:
     """
 
     def __init__(
-        self, subject: Subject, device: torch.device, *, layer: int = 0, precision: Precision = "auto"
+        self, pretrained: PretrainedEncoder, device: torch.device, *, layer: int = 0, precision: Precision = "auto"
     ) -> None:
-        self.subject, self.device, self.precision = subject, device, precision
-        self.encoder: Any = subject.encoder.to(device).eval().requires_grad_(False)
+        self.pretrained, self.device, self.precision = pretrained, device, precision
+        self.encoder: Any = pretrained.encoder.to(device).eval().requires_grad_(False)
         blocks = getattr(getattr(self.encoder, "model", self.encoder), "blocks", ())
         require(
             0 <= layer <= len(blocks),
-            f"layer must be in 0..{len(blocks)} (blocks of {subject.name}); got {layer}.",
+            f"layer must be in 0..{len(blocks)} (blocks of {pretrained.name}); got {layer}.",
         )
         self.block: nn.Module | None = blocks[layer - 1] if layer else None
         self.prefix = int(getattr(self.encoder, "prefix", 1))
-        self.scale = torch.tensor(subject.std, device=device).view(3, 1, 1) * 255
-        self.shift = torch.tensor(subject.mean, device=device).view(3, 1, 1) * 255
+        self.scale = torch.tensor(pretrained.std, device=device).view(3, 1, 1) * 255
+        self.shift = torch.tensor(pretrained.mean, device=device).view(3, 1, 1) * 255
 
     @torch.no_grad()
     def tokens(self, images_u8: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class Extractor:
         values: dict[Pool, NDArray[np.float32]] = {}
         kept: list[NDArray[np.int64]] = []
         done = 0
-        for images, _, rows in shards.in_order(center_crop(self.subject.image_size), batch=batch):
+        for images, _, rows in shards.in_order(center_crop(self.pretrained.image_size), batch=batch):
             tokens_BTD = self.tokens(images)
             for pool in pools:
                 found = pooled(tokens_BTD, pool).cpu().numpy()

@@ -17,7 +17,7 @@ from loader import Transform
 from trainer.config import Precision
 from trainer.evaluate.augment import Augment
 from trainer.evaluate.data import LabelledShards, center_crop
-from trainer.evaluate.encoders import Subject
+from trainer.evaluate.encoders import PretrainedEncoder
 from trainer.evaluate.fit import Figures, Fit, Progress, fit, named_groups
 from trainer.evaluate.metrics import top_k
 from trainer.evaluate.recipes import FinetuneConfig
@@ -27,7 +27,7 @@ HEAD_STD = 2e-5  # of the classifier's initial weights (MAE)
 
 
 def finetune(
-    subject: Subject,
+    pretrained: PretrainedEncoder,
     train: LabelledShards,
     test: LabelledShards,
     config: FinetuneConfig,
@@ -42,12 +42,12 @@ def finetune(
     """Fine-tune and return accuracies.
 
     Args:
-        subject: where the weights come from.
+        pretrained: where the weights come from.
         train: images to learn from.
         test: images to classify.
         config: recipe.
         device: where to compute.
-        image_size: side of the crops; the subject's own by default.
+        image_size: side of the crops; the encoder's own by default.
         evaluate_epochs: epochs between tests; the last one is always tested.
         directory: for checkpoints; an interrupted fine-tuning there is continued.
         progress: called with (steps done, all steps).
@@ -55,15 +55,15 @@ def finetune(
 
     Returns: acc1 and acc5 of the last test, best_acc1, and the curve.
     """
-    size = image_size or subject.image_size
+    size = image_size or pretrained.image_size
     batch = min(config.batch, len(train) - len(train) % 2 if config.mixup or config.cutmix else len(train))
     steps = train.epoch_steps(batch)
     classes = max(train.num_classes, test.num_classes)
     torch.manual_seed(config.seed)
-    model = subject.build(num_classes=classes, image_size=size, drop_path=config.drop_path).to(device)
+    model = pretrained.build(num_classes=classes, image_size=size, drop_path=config.drop_path).to(device)
     start_head(model)
     average = copy.deepcopy(model).eval().requires_grad_(False) if config.average_decay else None
-    augment = Augment(config, classes, mean=subject.mean, std=subject.std)
+    augment = Augment(config, classes, mean=pretrained.mean, std=pretrained.std)
     crop = Transform(size=size, scale=config.crop_scale)
 
     def make(step: int) -> tuple[Tensor, Tensor]:
@@ -79,7 +79,7 @@ def finetune(
         tested = average if average is not None else model
         return {
             "epoch": step // steps,
-            **accuracy(tested, test, subject, size=size, device=device, precision=precision),
+            **accuracy(tested, test, pretrained, size=size, device=device, precision=precision),
         }
 
     job = Fit(
@@ -93,7 +93,7 @@ def finetune(
         average=average,
         average_decay=config.average_decay,
         precision=precision,
-        settings={"config": repr(config), "image_size": size, "samples": len(train), "subject": subject.name},
+        settings={"config": repr(config), "image_size": size, "samples": len(train), "encoder": pretrained.name},
     )
     curve = fit(job, directory=directory, evaluate=evaluate, evaluate_every=evaluate_epochs * steps, progress=progress)
     last = curve[-1]
@@ -104,14 +104,15 @@ def finetune(
 def accuracy(
     model: nn.Module,
     shards: LabelledShards,
-    subject: Subject,
+    pretrained: PretrainedEncoder,
     *,
     size: int,
     device: torch.device,
     precision: Precision = "auto",
 ) -> dict[str, float]:
     """Return acc1 and acc5 of a classifier on all images, evaluation crop."""
-    shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (subject.mean, subject.std))
+    pixels = pretrained.mean, pretrained.std
+    shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in pixels)
     scores, wanted = [], []
     with torch.no_grad(), autocast(device, precision):
         for images, labels, _ in shards.in_order(center_crop(size)):

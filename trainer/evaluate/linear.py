@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from loader import Transform
 from trainer.config import require
 from trainer.evaluate.data import LabelledShards
-from trainer.evaluate.encoders import Subject
+from trainer.evaluate.encoders import PretrainedEncoder
 from trainer.evaluate.features import Extractor, Features
 from trainer.evaluate.fit import Figures, Fit, Progress, fit, named_groups
 from trainer.evaluate.knn import Pool
@@ -80,7 +80,7 @@ class Probe(nn.Sequential):
 
 
 def linear_probe(
-    subject: Subject,
+    pretrained: PretrainedEncoder,
     train: LabelledShards,
     test: LabelledShards,
     config: LinearConfig,
@@ -92,7 +92,7 @@ def linear_probe(
     """Train a probe and return accuracies.
 
     Args:
-        subject: whose frozen encoder.
+        pretrained: whose frozen encoder.
         train: images to learn from.
         test: images to classify.
         config: recipe.
@@ -102,11 +102,11 @@ def linear_probe(
 
     Returns: acc1 and acc5 of the last epoch, best_acc1 over epochs (which is what MAE reports), and the curve.
     """
-    extractor = Extractor(subject, device, layer=config.layer)
+    extractor = Extractor(pretrained, device, layer=config.layer)
     held_out = extractor.extract(test, (config.pool,))[config.pool]
     if config.augment:
         batch = min(config.batch, len(train))
-        crop = Transform(size=subject.image_size, scale=CROP_SCALE)
+        crop = Transform(size=pretrained.image_size, scale=CROP_SCALE)
 
         def make(step: int) -> Any:
             return train.train_batch(step, crop, batch=batch, seed=config.seed)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import Precision, require
-from trainer.evaluate.encoders import Subject
+from trainer.evaluate.encoders import PretrainedEncoder
 from trainer.evaluate.finetune import layer_numbers
 from trainer.evaluate.fit import Figures, Fit, Progress, fit, named_groups
 from trainer.evaluate.metrics import PixelCounts
@@ -67,7 +67,7 @@ SEGMENTATION: dict[str, SegmentationConfig] = {
 
 
 def segmentation(
-    subject: Subject,
+    pretrained: PretrainedEncoder,
     root: str | Path,
     config: SegmentationConfig,
     *,
@@ -80,7 +80,7 @@ def segmentation(
     """Train UperNet and return miou, aacc and macc in [0, 1].
 
     Args:
-        subject: where the backbone's weights come from.
+        pretrained: where the backbone's weights come from.
         root: data in ADE20K's layout.
         config: recipe.
         device: where to compute.
@@ -92,10 +92,10 @@ def segmentation(
     train, test = SceneFolder(root, "training"), SceneFolder(root, "validation")
     classes = num_classes or max(train.num_classes(), test.num_classes())
     torch.manual_seed(config.seed)
-    backbone = subject.build(image_size=config.crop, drop_path=config.drop_path)
+    backbone = pretrained.build(image_size=config.crop, drop_path=config.drop_path)
     model = UperNet(backbone, classes, width=config.width).to(device)
     augment = SceneAugment(crop=config.crop, base=config.base, seed=config.seed)
-    shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (subject.mean, subject.std))
+    shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (pretrained.mean, pretrained.std))
 
     def make(step: int) -> tuple[Tensor, Tensor]:
         draws = range(step * config.batch, (step + 1) * config.batch)
@@ -106,7 +106,7 @@ def segmentation(
         return model.loss((pair[0].to(device) - shift) / scale, pair[1].to(device))
 
     def evaluate(step: int) -> Figures:
-        return measure(model, test, subject, config, num_classes=classes, device=device, precision=precision)
+        return measure(model, test, pretrained, config, num_classes=classes, device=device, precision=precision)
 
     job = Fit(
         model=model,
@@ -116,7 +116,7 @@ def segmentation(
         rate=poly_rate(config),
         total_steps=config.steps,
         precision=precision,
-        settings={"config": repr(config), "classes": classes, "samples": len(train), "subject": subject.name},
+        settings={"config": repr(config), "classes": classes, "samples": len(train), "encoder": pretrained.name},
     )
     curve = fit(job, directory=directory, evaluate=evaluate, evaluate_every=config.test_every, progress=progress)
     return {**{name: curve[-1][name] for name in ("miou", "aacc", "macc")}, "classes": classes, "curve": curve}
@@ -125,7 +125,7 @@ def segmentation(
 def measure(
     model: UperNet,
     test: SceneFolder,
-    subject: Subject,
+    pretrained: PretrainedEncoder,
     config: SegmentationConfig,
     *,
     num_classes: int,
@@ -133,7 +133,7 @@ def measure(
     precision: Precision = "auto",
 ) -> dict[str, float]:
     """Return the figures of a model over all images at their own size, by sliding windows."""
-    shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (subject.mean, subject.std))
+    shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (pretrained.mean, pretrained.std))
     counts = PixelCounts(num_classes)
     for number in range(len(test)):
         image, labels = test.load(number)

@@ -40,13 +40,13 @@ def detection(
 
     config = changed(choose(recipe, DETECTION, "recipe"), set)
     train, test = CocoFolder(train_annotations, train_images), CocoFolder(test_annotations, test_images)
-    subject, directory = what.subject(), what.folder() / f"detection-{recipe}"
+    pretrained, directory = what.load(), what.folder() / f"detection-{recipe}"
     with progress_bar(f"detection ({recipe})") as advance:
         figures = train_detector(
-            subject, train, test, config, device=what.place(), directory=directory, progress=advance
+            pretrained, train, test, config, device=what.place(), directory=directory, progress=advance
         )
-    data = {"subject": subject.name, "recipe": recipe, **figures}
-    return answer(what, "detection", f"detection with {subject.name}", data)
+    data = {"encoder": pretrained.name, "recipe": recipe, **figures}
+    return answer(what, "detection", f"detection with {pretrained.name}", data)
 
 
 def segmentation(
@@ -71,10 +71,10 @@ def segmentation(
     from trainer.evaluate.segmentation import segmentation as train_segmenter
 
     config = changed(choose(recipe, SEGMENTATION, "recipe"), set)
-    subject, directory = what.subject(), what.folder() / f"segmentation-{recipe}"
+    pretrained, directory = what.load(), what.folder() / f"segmentation-{recipe}"
     with progress_bar(f"segmentation ({recipe})") as advance:
         figures = train_segmenter(
-            subject,
+            pretrained,
             data,
             config,
             device=what.place(),
@@ -82,5 +82,5 @@ def segmentation(
             directory=directory,
             progress=advance,
         )
-    found = {"subject": subject.name, "recipe": recipe, **figures}
-    return answer(what, "segmentation", f"segmentation with {subject.name}", found)
+    found = {"encoder": pretrained.name, "recipe": recipe, **figures}
+    return answer(what, "segmentation", f"segmentation with {pretrained.name}", found)

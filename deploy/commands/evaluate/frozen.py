@@ -32,16 +32,16 @@ def knn(
     from trainer.evaluate.features import Extractor
     from trainer.evaluate.knn import POOLS_NEEDED, PROTOCOLS, memory_bytes, neighbour_figures
 
-    subject, device = what.subject(), what.place()
+    pretrained, device = what.load(), what.place()
     paths = images.paths(what)
-    extractor = Extractor(subject, device)
+    extractor = Extractor(pretrained, device)
     found = []
     for path in (path for path in paths if path is not None):
         with progress_bar(f"features of {path}") as advance:
             found.append(extractor.extract(LabelledShards(path, most=images.most), POOLS_NEEDED, progress=advance))
     gallery, test, alone = found[0], found[-1], len(found) == 1
     data: dict[str, Any] = {
-        "subject": subject.name,
+        "encoder": pretrained.name,
         "images": len(gallery["cls"].labels),
         "tested": len(test["cls"].labels),
     }
@@ -64,8 +64,8 @@ def knn(
         from deploy.launch.probe import NearestNeighbourProbe
 
         with working("neighbours of raw pixels"):
-            data["nn_pixels"] = NearestNeighbourProbe(paths[0], paths[1], size=subject.image_size).pixels()
-    return answer(what, "knn", f"nearest neighbours of {subject.name}", data)
+            data["nn_pixels"] = NearestNeighbourProbe(paths[0], paths[1], size=pretrained.image_size).pixels()
+    return answer(what, "knn", f"nearest neighbours of {pretrained.name}", data)
 
 
 def linear(
@@ -88,10 +88,10 @@ def linear(
 
     config = changed(choose(recipe, LINEAR, "recipe"), set)
     train, test = images.both(what)
-    subject = what.subject()
+    pretrained = what.load()
     with progress_bar(f"linear probe ({recipe})") as advance:
         figures = linear_probe(
-            subject,
+            pretrained,
             train,
             test,
             config,
@@ -99,8 +99,8 @@ def linear(
             directory=what.folder() / f"linear-{recipe}",
             progress=advance,
         )
-    data = {"subject": subject.name, "recipe": recipe, "bad_images": len(train.bad) + len(test.bad), **figures}
-    return answer(what, "linear", f"linear probe of {subject.name}", data)
+    data = {"encoder": pretrained.name, "recipe": recipe, "bad_images": len(train.bad) + len(test.bad), **figures}
+    return answer(what, "linear", f"linear probe of {pretrained.name}", data)
 
 
 def fewshot(
@@ -128,7 +128,7 @@ def fewshot(
     from trainer.evaluate.fewshot import FewShotConfig, few_shot
 
     config = FewShotConfig(shots=shots, draws=draws, classifier=classifier, seed=seed)
-    extractor = Extractor(what.subject(), what.place())
+    extractor = Extractor(what.load(), what.place())
     found = []
     for shards in images.both(what):
         with progress_bar(f"features of {shards.path}") as advance:
@@ -136,9 +136,9 @@ def fewshot(
     with progress_bar("draws") as advance:
         rows = few_shot(found[0], found[1], config, progress=advance)
     data = what.keep(
-        "fewshot", {"subject": extractor.subject.name, "classifier": classifier, "pool": pool, "shots": rows}
+        "fewshot", {"encoder": extractor.pretrained.name, "classifier": classifier, "pool": pool, "shots": rows}
     )
-    title = f"few shots, {extractor.subject.name}, {draws} draws"
+    title = f"few shots, {extractor.pretrained.name}, {draws} draws"
     return Answer(data=data, view=table(title, list(rows[0]), [list(row.values()) for row in rows]))
 
 

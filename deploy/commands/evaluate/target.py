@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from trainer.evaluate.data import LabelledShards
-    from trainer.evaluate.encoders import Subject
+    from trainer.evaluate.encoders import PretrainedEncoder
 
 C = TypeVar("C")
 
@@ -39,19 +39,19 @@ class Encoder:
     out: Path | None = None
     """Folder for the figures and checkpoints; by default report/ of the run, or eval/ here for a timm model."""
 
-    def subject(self) -> Subject:
+    def load(self) -> PretrainedEncoder:
         """The encoder.
 
         Raises:
             ValueError: --weights without --timm, or they do not fit.
         """
-        from trainer.evaluate.encoders import subject_of_run, subject_of_timm
+        from trainer.evaluate.encoders import encoder_of_run, encoder_of_timm
 
         if self.timm is not None:
-            return subject_of_timm(self.timm, self.weights, image_size=self.image_size)
+            return encoder_of_timm(self.timm, self.weights, image_size=self.image_size)
         if self.weights is not None:
             raise ValueError("--weights needs --timm NAME, the model that they belong to; got none.")
-        return subject_of_run(self.own_run().path, averaged=self.averaged, teacher=self.teacher)
+        return encoder_of_run(self.own_run().path, averaged=self.averaged, teacher=self.teacher)
 
     def own_run(self) -> RunDir:
         """The run that is evaluated."""

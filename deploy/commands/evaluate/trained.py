@@ -36,10 +36,10 @@ def finetune(
 
     config = changed(choose(recipe, FINETUNE, "recipe"), set)
     train, test = images.both(what)
-    subject = what.subject()
+    pretrained = what.load()
     with progress_bar(f"fine-tuning ({recipe})") as advance:
         figures = train_all(
-            subject,
+            pretrained,
             train,
             test,
             config,
@@ -49,8 +49,8 @@ def finetune(
             directory=what.folder() / f"finetune-{recipe}",
             progress=advance,
         )
-    data = {"subject": subject.name, "recipe": recipe, "bad_images": len(train.bad) + len(test.bad), **figures}
-    return answer(what, "finetune", f"fine-tuning of {subject.name}", data)
+    data = {"encoder": pretrained.name, "recipe": recipe, "bad_images": len(train.bad) + len(test.bad), **figures}
+    return answer(what, "finetune", f"fine-tuning of {pretrained.name}", data)
 
 
 def rauc(

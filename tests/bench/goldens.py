@@ -1,13 +1,14 @@
-"""How far our losses are from the official implementations', method by method: `golden_errors`.
+"""How far our losses are from the official implementations', method by method: `python -m tests.bench.goldens`.
 
-The official code was run once in float64 on weights and images that a rule makes from parameter names; its numbers are
-below. The same rule fills our methods through the map of official names (`trainer.record.official`), so an error is
-that of the whole path: names, forward pass, loss. MTO and PASS have no official code, so there is nothing to compare
-them to.
+Prints one line a number and exits 1 when an error is above the tolerance; `golden_errors` gives the rows. The official
+code was run once in float64 on weights and images that a rule makes from parameter names; its numbers are below. The
+same rule fills our methods through the map of official names (`trainer.record.official`), so an error is that of the
+whole path: names, forward pass, loss. MTO and PASS have no official code, so there is nothing to compare them to.
 """
 
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 from zlib import crc32
@@ -248,3 +249,17 @@ def _mae_name(name: str) -> str:
     """Return the official name of a parameter of our MAE."""
     short = name.removeprefix("encoder.").replace("decoder.mask_token", "mask_token")
     return short.replace("decoder.", "decoder_")
+
+
+def main() -> int:
+    """Print the table; return 1 when an error is above the tolerance."""
+    rows = golden_errors()
+    for row in rows:
+        print(f"{row['method']:14} {row['what']:14} {row['official']:20.16f} {row['ours']:20.16f} {row['error']:.1e}")
+    worst = max(row["error"] for row in rows)
+    print(f"largest error {worst:.1e}, tolerance {TOLERANCE:g} (float64)")
+    return int(worst > TOLERANCE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
