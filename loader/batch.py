@@ -1,7 +1,7 @@
-"""The values that travel: a spec that fully determines pixels, the pixels, and the batch a trainer sees.
+"""The values between loaders and trainers: a spec that fully determines pixels, its pixels, and a trainer's batch.
 
-Images are `uint8[n, 3, H, W]` in channels-last memory (strides of `[n, H, W, 3]`): decoders write rows of RGB and
-nobody copies them into planes. torch and the GPU read this layout as it is; `.contiguous()` gives planes.
+Images are `uint8[n, 3, H, W]` in channels-last memory (strides of `[n, H, W, 3]`): decoders write rows of RGB, and no
+copy into planes follows. torch and the GPU read this layout as it is; `.contiguous()` gives planes.
 """
 
 from __future__ import annotations
@@ -12,26 +12,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from loader.cache import NO_DEMAND, Demand
 from loader.config import Transform
-from loader.decode.header import ImageHeader
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchSpec:
-    """Everything that decides pixels: asking any loader for the same spec gives the same bytes."""
+    """Everything that decides pixels: any loader returns the same bytes for the same spec."""
 
     sample_ids: NDArray[np.int64]
     """int64[n], rows of the sample index."""
     draws: NDArray[np.int64]
-    """int64[n], the run-wide number of each draw; with `seed` it keys the crop."""
+    """int64[n], the run-wide number of each draw. With `seed` it is the key of the crop's random numbers."""
     seed: int
     """Seed of the run."""
     transform: Transform
     """Applied to every image."""
     probability: NDArray[np.float64] | None = None
-    """float64[n], how often each sample will be drawn, per draw: its probability, or more where its next draws are
-    known. A hint for caches that decides no pixel; None when unknown."""
+    """float64[n], each sample's probability per draw, or a higher rate where its next draws are known already. A hint
+    for the caches that changes no pixel; None when unknown."""
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -51,55 +49,37 @@ class BadSample:
     """A sample that could not become pixels, and why."""
 
     row: int
-    """Position in the spec or batch that asked for it."""
+    """Its position in the spec or batch."""
     sample_id: int
     """Row of the sample index."""
     draw: int
-    """Draw that met it."""
+    """Number of the draw."""
     key: str
     """Name of the sample in its shard."""
     reason: str
-    """What is wrong with it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """An image on its way to a decoder: bytes whose CRC and header have been checked, and what to cut out."""
-
-    sample_id: int
-    """Row of the sample index: names the same bytes always."""
-    data: bytes
-    """The encoded image."""
-    header: ImageHeader
-    """What its header says."""
-    box: NDArray[np.int32]
-    """(top, left, height, width) of the part to resize, in pixels."""
-    flip: bool
-    """Mirror left to right."""
-    demand: Demand = NO_DEMAND
-    """How much the sample is wanted, for the cache."""
+    """Why it failed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pixels:
-    """What a loader returns for a spec."""
+    """A loader's answer to a spec."""
 
     images: NDArray[np.uint8]
     """uint8[n, 3, H, W], channels-last memory, possibly read-only; bad rows are zero."""
     bad: tuple[BadSample, ...]
-    """The rows that failed."""
+    """The rows that failed, in order."""
     decode_s: float
-    """Seconds the loader spent on it."""
+    """Seconds that the loader worked on it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """What a trainer rank iterates: one optimizer step's images and where they came from."""
+    """One optimizer step's images for one trainer rank, and where they came from."""
 
     images: torch.Tensor
-    """uint8[B, 3, H, W], channels-last memory, pinned when CUDA is there."""
+    """uint8[B, 3, H, W], channels-last memory, pinned where CUDA is available."""
     sample_ids: NDArray[np.int64]
-    """int64[B], rows of the sample index; a substituted row carries the spare's id."""
+    """int64[B], rows of the sample index; a substituted row has the spare's id."""
     draws: NDArray[np.int64]
     """int64[B], run-wide draw numbers."""
     probability: NDArray[np.float64]
@@ -109,7 +89,7 @@ class Batch:
     step: int
     """Optimizer step, from 0."""
     substituted: tuple[BadSample, ...]
-    """Bad samples whose rows here hold a spare instead."""
+    """Bad samples whose rows hold a spare instead."""
     wait_s: float
     """Seconds the trainer waited for this batch."""
 

@@ -1,12 +1,12 @@
-"""Decoded pixels of the samples that will be drawn most.
+"""PixelCache: decoded pixels of the samples that will be drawn most.
 
-The draws' probabilities come with every request, higher where the next draws are known already (`foresight`), so
-nothing has to be guessed from past use: the cache keeps what saves the most decoding per byte, which is probability
-times encoded size (what decoding costs) over decoded size.
-It holds whole decoded images, crops are cut from them, so a hit gives the same pixels as a miss.
+The draws' probabilities come with every request, higher where the next draws are known already (`batches.next_use`), so
+the cache does not guess from past use. It keeps the images that save the most decoding per byte: their value is
+probability times encoded size (the cost of decoding) over decoded size. Images are kept whole and crops are cut from
+them, so a hit gives the same pixels as a miss.
 
-A probability can go out of date: tables change. A sample of probability p that was not drawn for 8/p draws has
-another one by now (the odds are e^-8), and is the first to go.
+Probabilities go out of date, because weight tables change. A sample of probability p that was not drawn for 8/p draws
+is an outlier of odds e^-8 under p, so its p is taken to have changed: it loses its value and is evicted first.
 """
 
 from __future__ import annotations
@@ -19,21 +19,20 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-_OUTDATED: Final = 8.0
+_OUTDATED_AFTER: Final = 8.0
+"""Expected draws that a sample may miss."""
 _SWEEP_DRAWS: Final = 1 << 16
+"""Draws between two looks for outdated samples; each look visits all entries."""
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """How much a sample is wanted."""
+    """How soon a sample is expected again."""
 
     probability: float
-    """With which each draw takes it; 0 when unknown."""
+    """Probability that a draw takes the sample; 0 when unknown."""
     draw: int
-    """The draw that asks for it now."""
-
-
-NO_DEMAND: Final = Demand(probability=0.0, draw=0)
+    """Number of the draw that requests it now."""
 
 
 @dataclass(slots=True)
@@ -45,21 +44,22 @@ class _Entry:
 
 
 class PixelCache:
-    """Whole decoded images within a number of bytes. Thread-safe.
+    """Whole decoded images within a limit in bytes. Thread-safe.
 
     Args:
-        capacity_bytes: Most bytes of pixels held; 0 holds none.
+        capacity_bytes: Limit for all pixels; 0 keeps none.
     """
 
     def __init__(self, capacity_bytes: int) -> None:
         self._capacity = capacity_bytes
         self._entries: dict[int, _Entry] = {}
-        self._lowest: list[tuple[float, int]] = []
+        # (value, sample_id), the least valuable on top. Items whose value has changed since stay until they come up.
+        self._heap: list[tuple[float, int]] = []
         self._used = self._hits = self._misses = self._swept_at = 0
         self._lock = threading.Lock()
 
     def get(self, sample_id: int, demand: Demand) -> NDArray[np.uint8] | None:
-        """Return the pixels of a sample, uint8[H, W, 3], or None."""
+        """Return the pixels of a sample, uint8[H, W, 3], or None. Its value follows the new demand."""
         if not self._capacity:
             return None
         with self._lock:
@@ -68,27 +68,32 @@ class PixelCache:
                 self._misses += 1
                 return None
             self._hits += 1
-            stale_value = entry.value
+            previous = entry.value
             entry.demand, entry.value = demand, demand.probability * entry.cost
-            if entry.value != stale_value:
-                heapq.heappush(self._lowest, (entry.value, sample_id))
+            if entry.value != previous:
+                heapq.heappush(self._heap, (entry.value, sample_id))
             return entry.pixels
 
     def __contains__(self, sample_id: int) -> bool:
         return sample_id in self._entries
 
     def wants(self, num_bytes: int, *, encoded_bytes: int, demand: Demand) -> bool:
-        """Return whether an image of `num_bytes` decoded bytes would be kept: decode it whole only then."""
+        """Return whether an image of `num_bytes` decoded bytes would be kept: only then is it decoded whole."""
         if num_bytes > self._capacity:
             return False
         with self._lock:
             if self._used + num_bytes <= self._capacity:
                 return True
-            self._sweep(demand.draw)
-            return self._least_value() < demand.probability * encoded_bytes / num_bytes
+            if abs(demand.draw - self._swept_at) >= _SWEEP_DRAWS:
+                self._swept_at = demand.draw
+                for sample_id, entry in self._entries.items():
+                    if (demand.draw - entry.demand.draw) * entry.demand.probability > _OUTDATED_AFTER:
+                        entry.value = 0.0
+                        heapq.heappush(self._heap, (0.0, sample_id))
+            return self._lowest_value() < demand.probability * encoded_bytes / num_bytes
 
     def put(self, sample_id: int, pixels: NDArray[np.uint8], *, encoded_bytes: int, demand: Demand) -> None:
-        """Keep the pixels of a sample if they are worth more than what has to go for them."""
+        """Keep the pixels of a sample if they are worth more than the images that must go for them."""
         cost = encoded_bytes / pixels.nbytes
         entry = _Entry(pixels, demand.probability * cost, cost, demand)
         with self._lock:
@@ -96,7 +101,7 @@ class PixelCache:
                 return
             self._entries[sample_id] = entry
             self._used += pixels.nbytes
-            heapq.heappush(self._lowest, (entry.value, sample_id))
+            heapq.heappush(self._heap, (entry.value, sample_id))
 
     def stats(self) -> dict[str, float | int]:
         """Return cache_hits, cache_misses, cache_hit_rate in [0, 1], cache_entries and cache_bytes."""
@@ -110,38 +115,29 @@ class PixelCache:
             }
 
     def _make_room(self, num_bytes: int, value: float) -> bool:
-        """Drop less valuable images until `num_bytes` fit; drop nothing if that cannot be."""
-        dropped: list[tuple[float, int]] = []
+        """Evict less valuable images until `num_bytes` fit. Evict none, and return False, if they cannot."""
+        chosen: list[tuple[float, int]] = []
         free = self._capacity - self._used
-        while free < num_bytes and self._least_value() < value:
-            dropped.append(heapq.heappop(self._lowest))
-            free += self._entries[dropped[-1][1]].pixels.nbytes
-            self._entries[dropped[-1][1]].value = -1.0
+        while free < num_bytes and self._lowest_value() < value:
+            chosen.append(heapq.heappop(self._heap))
+            entry = self._entries[chosen[-1][1]]
+            free += entry.pixels.nbytes
+            entry.value = -1.0  # no heap item has this value, so none brings up the same entry again
         if free < num_bytes:
-            for least, sample_id in dropped:
-                self._entries[sample_id].value = least
-                heapq.heappush(self._lowest, (least, sample_id))
+            for previous, sample_id in chosen:
+                self._entries[sample_id].value = previous
+                heapq.heappush(self._heap, (previous, sample_id))
             return False
-        for _, sample_id in dropped:
+        for _, sample_id in chosen:
             self._used -= self._entries.pop(sample_id).pixels.nbytes
         return True
 
-    def _least_value(self) -> float:
-        """Return the lowest value held, dropping heap items that are out of date."""
-        while self._lowest:
-            value, sample_id = self._lowest[0]
+    def _lowest_value(self) -> float:
+        """Return the lowest value in the cache, dropping outdated heap items on the way."""
+        while self._heap:
+            value, sample_id = self._heap[0]
             entry = self._entries.get(sample_id)
             if entry is not None and entry.value == value:
                 return value
-            heapq.heappop(self._lowest)
+            heapq.heappop(self._heap)
         return float("inf")
-
-    def _sweep(self, draw: int) -> None:
-        """Take the value from samples whose probability must be out of date. Amortised over many draws."""
-        if abs(draw - self._swept_at) < _SWEEP_DRAWS:
-            return
-        self._swept_at = draw
-        for sample_id, entry in self._entries.items():
-            if (draw - entry.demand.draw) * entry.demand.probability > _OUTDATED:
-                entry.value = 0.0
-                heapq.heappush(self._lowest, (0.0, sample_id))

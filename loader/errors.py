@@ -1,4 +1,4 @@
-"""What callers of this package may catch. Every class keeps its arguments when it crosses a process boundary."""
+"""The errors of this package that callers may catch. Each keeps its arguments across a process boundary."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class MissingIndexError(LoaderError):
 
 
 class StaleIndexError(LoaderError):
-    """A shard is gone or differs from what the index recorded."""
+    """A shard is gone or differs from the one that was indexed."""
 
 
 class BadShardError(LoaderError):
@@ -32,12 +32,12 @@ class TooManyBadSamplesError(LoaderError):
 
 
 class StorageUnavailable(LoaderError):
-    """Storage did not deliver within the deadline. No fault of any sample: when it heals, the run can go on."""
+    """Storage did not deliver within the deadline. No sample is at fault: the run can go on once storage recovers."""
 
 
 class LoaderLost(LoaderError):
-    """The loader that held a request died or cannot be reached; another loader can make the same pixels."""
+    """The loader of a request died or cannot be reached. Another loader can make the same pixels."""
 
 
 class StreamStalled(LoaderError):
-    """Nothing arrived within the stall timeout. The message names what was waited for."""
+    """Nothing arrived within the stall timeout. The message names what the stream waited for."""

@@ -1,8 +1,13 @@
-"""LoaderWorker: a spec in, pixels out. A plain class; threads inside, safe to call from several threads.
+"""LoaderWorker: a spec in, pixels out. A plain class with threads inside; several threads may call it at once.
 
-For each row of a spec: crop box and flip from the draw number, ranged read with CRC check, header check, decode,
-transform. A row that fails is reported and left zero; the others are not touched by it. What cannot be one sample's
-fault (a missing or replaced shard, storage that does not answer) is raised instead.
+For each row of a spec, in this order:
+1. crop box and flip from the draw number, for all rows at once;
+2. the cache: a hit is cropped and resized right away;
+3. otherwise a ranged read with its CRC check, and the header check;
+4. decode and resize, into the row of the batch.
+
+A row that fails is reported and left zero; the other rows are not affected. A fault that no single sample can cause (a
+missing or replaced shard, storage that does not answer) is raised instead.
 """
 
 from __future__ import annotations
@@ -10,20 +15,24 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Final, Protocol, Self
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from loader.batch import BadSample, BatchSpec, Encoded, Pixels
+from loader.batch import BadSample, BatchSpec, Pixels
 from loader.cache import Demand, PixelCache
-from loader.config import LoaderConfig, Transform
+from loader.config import LoaderConfig
 from loader.decode import crops
 from loader.decode.buffers import ImageBuffers
-from loader.decode.cpu import CpuDecoder, cut
+from loader.decode.cpu import CpuDecoder, crop
+from loader.decode.decoder import Decoder, EncodedImage
 from loader.decode.header import read_header
 from loader.decode.resize import Rgb, resize_into
 from loader.errors import BadSampleError
@@ -31,34 +40,26 @@ from loader.shards.fetch import Fetched, Fetcher
 from loader.shards.index import ShardIndex
 from loader.storage.disk_cache import DiskCache
 
-_TURN_S: Final = 1.0
-"""So long a request waits for those before it. Two at once on one core take each other's place in its caches."""
+_TURN_TIMEOUT_S: Final = 1.0
+"""Longest wait of a request for those before it."""
 FAILPOINT = "tempera.failpoint"
-"""Audit event of a place that can be made to fail: nothing, unless somebody listens."""
-
-
-class Decoder(Protocol):
-    """Turns checked bytes into pixels. Called from several threads at once."""
-
-    @property
-    def rows_a_task(self) -> int:
-        """Rows that it likes to get in one call."""
-
-    def decode(self, images: Sequence[Encoded], transform: Transform, out: Sequence[Rgb]) -> list[str | None]:
-        """Write uint8[size, size, 3] into each of `out`; return for each image None or why it failed."""
+"""Audit event of a place that fault tests can make fail; it does nothing without a listener."""
 
 
 class LoaderWorker:
-    """Makes the pixels of specs from the shards of one index."""
+    """Loads the pixels of specs from the shards of one index."""
 
     def __init__(self, config: LoaderConfig) -> None:
         self.config = config
         self.index = ShardIndex.load(config.index)
         self._reader = self.index.reader(allow_hosts=config.allow_hosts)
-        self._fetcher = self._build_fetcher() if self.index.remote else None
+        self._fetcher: Fetcher | None = None
+        if self.index.remote:
+            disk = DiskCache(config.disk_cache, max_bytes=config.disk_cache_bytes) if config.disk_cache else None
+            self._fetcher = Fetcher(self.index, self._reader, reads_in_flight=config.reads_in_flight, disk=disk)
         self._cache = PixelCache(config.cache_bytes)
         self._buffers = ImageBuffers()
-        self._decoder = build_decoder(config, num_samples=len(self.index), cache=self._cache)
+        self._decoder = build_decoder(config, num_samples=len(self.index))
         self._threads = ThreadPoolExecutor(config.threads, thread_name_prefix="loader")
         self._turns = threading.Semaphore(config.threads)
         self._lock = threading.Lock()
@@ -67,59 +68,69 @@ class LoaderWorker:
         self._started = time.monotonic()
 
     def load(self, spec: BatchSpec, *, out: torch.Tensor | None = None) -> Pixels:
-        """Return the pixels of a spec: the same bytes for the same spec, always.
+        """Return the pixels of a spec: always the same bytes for the same spec.
 
         Args:
             spec: What to load.
             out: uint8[n, 3, size, size] to write into, such as shared memory; None allocates. Nothing writes to it
-                once this returns or raises.
+                after this returns or raises.
 
         Raises:
             StaleIndexError: If a shard is gone or was replaced.
+            StorageUnavailable: If remote storage does not deliver.
             ValueError: If a sample id is not in the index.
         """
         started = time.monotonic()
         sys.audit(FAILPOINT, "loader.request")
-        self._check_ids(spec)
+        outside = (spec.sample_ids < 0) | (spec.sample_ids >= len(self.index))
+        if outside.any():
+            raise ValueError(
+                f"sample ids must be in 0..{len(self.index) - 1}; got {int(spec.sample_ids[outside][0])}. "
+                "The spec was made for another index: give loaders and selection the same one."
+            )
         images = self._buffers.take(len(spec), spec.transform.size) if out is None else out
         rgb: Rgb = images.permute(0, 2, 3, 1).numpy()
-        plan = _Plan(spec, self.index)
-        if self._fetcher is not None:  # cached samples apart: the waits for storage overlap
-            ids = [sample_id for sample_id in spec.sample_ids.tolist() if sample_id not in self._cache]
-            plan.fetched = self._fetcher.start(ids)
-        step = self._decoder.rows_a_task
+        plan = self._plan(spec)
+        step = self._decoder.rows_per_call
+        # Threads take chunks of rows from one iterator, so that none waits long for the last one.
         chunks = iter([range(at, min(at + step, len(spec))) for at in range(0, len(spec), step)])
+
+        def load_chunks() -> list[BadSample]:
+            return [sample for rows in chunks for sample in self._load_rows(plan, rgb, rows)]
+
         if self.config.threads == 1 or len(spec) <= step:
-            with self._in_turn():
-                started = time.monotonic()  # waiting for the turn is no work
-                results = [self._load_chunks(plan, rgb, chunks)]
+            with self._turn():
+                started = time.monotonic()  # the wait for the turn is not decoding time
+                bad = load_chunks()
         else:
-            tasks = [self._threads.submit(self._load_chunks, plan, rgb, chunks) for _ in range(self.config.threads)]
-            wait(tasks)
-            results = [task.result() for task in tasks]
+            tasks = [self._threads.submit(load_chunks) for _ in range(self.config.threads)]
+            wait(tasks)  # all of them, before an error is raised: nothing may write to `out` afterwards
+            bad = [sample for task in tasks for sample in task.result()]
         sys.audit(FAILPOINT, "loader.decoded")
-        bad = tuple(sorted((sample for result in results for sample in result), key=lambda sample: sample.row))
         seconds = time.monotonic() - started
-        self._count(len(spec), len(bad), seconds)
+        with self._lock:
+            self._images += len(spec)
+            self._bad += len(bad)
+            self._requests += 1
+            self._decode_s += seconds
         sys.audit(FAILPOINT, "loader.reply")
-        return Pixels(images=images.numpy(), bad=bad, decode_s=seconds)
+        return Pixels(images=images.numpy(), bad=tuple(sorted(bad, key=lambda sample: sample.row)), decode_s=seconds)
 
     def stats(self) -> dict[str, float | int]:
         """Return totals since the start: images, bad, requests, decode_s, images_per_s, uptime_s and the cache's."""
         with self._lock:
-            uptime_s = time.monotonic() - self._started
             return {
                 "images": self._images,
                 "bad": self._bad,
                 "requests": self._requests,
                 "decode_s": self._decode_s,
-                "uptime_s": uptime_s,
+                "uptime_s": time.monotonic() - self._started,
                 "images_per_s": self._images / max(self._decode_s, 1e-9),
                 **self._cache.stats(),
             }
 
     def waits_for(self) -> str:
-        """Return what its reading threads wait for, for people."""
+        """Return which shard the oldest read under way waits for and how long, as text."""
         waiting = self._reader.waits_for()
         return "no shard" if waiting is None else f"{waiting[0]} for {waiting[1]:.0f} s"
 
@@ -133,55 +144,64 @@ class LoaderWorker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _check_ids(self, spec: BatchSpec) -> None:
-        outside = (spec.sample_ids < 0) | (spec.sample_ids >= len(self.index))
-        if outside.any():
-            found = int(spec.sample_ids[outside][0])
-            raise ValueError(
-                f"sample ids must be in 0..{len(self.index) - 1}; got {found}. "
-                "The spec was made for another index: give loaders and selection the same one."
-            )
+    def _plan(self, spec: BatchSpec) -> _Plan:
+        """Compute boxes and flips, and start the reads from remote storage."""
+        # An unreadable header has side 0 in the index; its row fails at the header check, so any box will do.
+        width, height = (side[spec.sample_ids].clip(min=1) for side in (self.index.width, self.index.height))
+        fetched = None
+        if self._fetcher is not None:  # all reads start here, so that the waits for storage overlap
+            fetched = self._fetcher.start([i for i in spec.sample_ids.tolist() if i not in self._cache])
+        return _Plan(
+            spec=spec,
+            boxes=crops.boxes(spec.seed, spec.draws, spec.transform, width=width, height=height),
+            flips=crops.flips(spec.seed, spec.draws, spec.transform),
+            fetched=fetched,
+        )
 
     @contextmanager
-    def _in_turn(self) -> Iterator[None]:
-        """Let as many callers decode at a time as there are threads, unless they wait for storage too long."""
-        mine = self._turns.acquire(timeout=_TURN_S)
+    def _turn(self) -> Iterator[None]:
+        """Let as many callers decode at a time as there are threads: two on one core evict each other's cache lines.
+
+        A caller that waited a second goes ahead all the same, since those before it may be waiting for storage.
+        """
+        acquired = self._turns.acquire(timeout=_TURN_TIMEOUT_S)
         try:
             yield
         finally:
-            if mine:
+            if acquired:
                 self._turns.release()
 
-    def _load_chunks(self, plan: _Plan, rgb: Rgb, chunks: Iterator[range]) -> list[BadSample]:
-        """Load chunks of rows until none is left; several threads take from the same iterator."""
-        return [sample for rows in chunks for sample in self._load_rows(plan, rgb, rows)]
-
     def _load_rows(self, plan: _Plan, rgb: Rgb, rows: range) -> list[BadSample]:
-        """Read, check and decode neighbouring rows. Returns the bad ones."""
-        reasons: dict[int, str] = {}
-        encoded: dict[int, Encoded] = {}
+        """Read, check and decode neighbouring rows. Return the bad ones."""
+        spec, reasons = plan.spec, dict[int, str]()
+        encoded: dict[int, EncodedImage] = {}
         for row in rows:
-            demand = plan.demand(row)
+            probability = 0.0 if spec.probability is None else float(spec.probability[row])
+            demand = Demand(probability, int(spec.draws[row]))
+            cached = self._cache.get(int(spec.sample_ids[row]), demand)
+            if cached is not None:
+                box = crop(cached, plan.boxes[row])
+                resize_into(rgb[row], box, flip=bool(plan.flips[row]), transform=spec.transform)
+                continue
             try:
-                if not self._from_cache(plan, row, demand, rgb[row]):
-                    encoded[row] = self._read(plan, row, demand)
+                encoded[row] = self._read(plan, row, demand)
             except BadSampleError as error:
                 reasons[row] = str(error)
-        failures = self._decoder.decode(list(encoded.values()), plan.spec.transform, [rgb[row] for row in encoded])
+        failures = self._decoder.decode(list(encoded.values()), spec.transform, [rgb[row] for row in encoded])
         reasons |= {row: reason for row, reason in zip(encoded, failures, strict=True) if reason is not None}
-        return [self._bad_sample(plan.spec, rgb, row, reason) for row, reason in sorted(reasons.items())]
+        bad = []
+        for row, reason in sorted(reasons.items()):
+            rgb[row] = 0
+            sample_id = int(spec.sample_ids[row])
+            key = self.index.key(sample_id)
+            bad.append(BadSample(row=row, sample_id=sample_id, draw=int(spec.draws[row]), key=key, reason=reason))
+        return bad
 
-    def _build_fetcher(self) -> Fetcher:
-        config = self.config
-        disk = DiskCache(config.disk_cache, max_bytes=config.disk_cache_bytes) if config.disk_cache else None
-        return Fetcher(self.index, self._reader, reads_in_flight=config.reads_in_flight, disk=disk)
-
-    def _read(self, plan: _Plan, row: int, demand: Demand) -> Encoded:
+    def _read(self, plan: _Plan, row: int, demand: Demand) -> EncodedImage:
+        """Read and check one image, and decide whether the cache is to have it whole."""
         sample_id = int(plan.spec.sample_ids[row])
         if plan.fetched is not None and sample_id in plan.fetched:
             data = plan.fetched.take(sample_id)
@@ -189,58 +209,30 @@ class LoaderWorker:
             data = self.index.read(sample_id, self._reader)
         header = read_header(data, max_pixels=self.config.max_pixels)
         indexed = (int(self.index.width[sample_id]), int(self.index.height[sample_id]))
-        if indexed != (header.width, header.height):  # the box was made for the index's sides
+        if indexed != (header.width, header.height):  # the box was computed from the index's sides
             raise BadSampleError(
                 f"image is {header.width} x {header.height}; the index says {indexed[0]} x {indexed[1]}"
             )
-        return Encoded(sample_id, data, header, plan.boxes[row], bool(plan.flips[row]), demand)
-
-    def _from_cache(self, plan: _Plan, row: int, demand: Demand, out: Rgb) -> bool:
-        """Write a row from the cache if its sample is there."""
-        pixels = self._cache.get(int(plan.spec.sample_ids[row]), demand)
-        if pixels is None:
-            return False
-        box = cut(pixels, plan.boxes[row])
-        resize_into(out, box, flip=bool(plan.flips[row]), transform=plan.spec.transform)
-        return True
-
-    def _bad_sample(self, spec: BatchSpec, rgb: Rgb, row: int, reason: str) -> BadSample:
-        rgb[row] = 0
-        sample_id = int(spec.sample_ids[row])
-        key = self.index.key(sample_id)
-        return BadSample(row=row, sample_id=sample_id, draw=int(spec.draws[row]), key=key, reason=reason)
-
-    def _count(self, images: int, bad: int, seconds: float) -> None:
-        with self._lock:
-            self._images += images
-            self._bad += bad
-            self._requests += 1
-            self._decode_s += seconds
+        keep = None
+        if self._cache.wants(3 * header.width * header.height, encoded_bytes=len(data), demand=demand):
+            keep = partial(self._cache.put, sample_id, encoded_bytes=len(data), demand=demand)
+        return EncodedImage(sample_id, data, header, plan.boxes[row], bool(plan.flips[row]), keep)
 
 
+@dataclass(frozen=True, slots=True)
 class _Plan:
-    """A spec with its boxes and flips, computed at once for all rows."""
+    """A spec with the boxes, flips and reads of all its rows."""
 
-    __slots__ = ("boxes", "fetched", "flips", "spec")
-
-    def __init__(self, spec: BatchSpec, index: ShardIndex) -> None:
-        self.spec = spec
-        self.fetched: Fetched | None = None
-        # An unreadable header has side 0; its row fails at the header check, so any box will do.
-        width, height = (side[spec.sample_ids].clip(min=1) for side in (index.width, index.height))
-        self.boxes = crops.boxes(spec.seed, spec.draws, spec.transform, width=width, height=height)
-        self.flips = crops.flips(spec.seed, spec.draws, spec.transform)
-
-    def demand(self, row: int) -> Demand:
-        """Return how much the sample of a row is wanted."""
-        known = self.spec.probability
-        return Demand(0.0 if known is None else float(known[row]), int(self.spec.draws[row]))
+    spec: BatchSpec
+    boxes: NDArray[np.int32]
+    flips: NDArray[np.bool_]
+    fetched: Fetched | None
 
 
-def build_decoder(config: LoaderConfig, *, num_samples: int, cache: PixelCache) -> Decoder:
-    """Return the decoder that a config names, for an index of so many samples."""
+def build_decoder(config: LoaderConfig, *, num_samples: int) -> Decoder:
+    """Return the decoder that a config names, for an index of `num_samples` samples."""
     if config.decoder == "cpu":
-        return CpuDecoder(num_samples, cache)
+        return CpuDecoder(num_samples)
     from loader.decode.dali import DaliDecoder  # noqa: PLC0415 - DALI loads a gigabyte of libraries: only when it is used
 
     return DaliDecoder(num_threads=config.threads, device_id=config.device_id, hw_decoder_load=config.hw_decoder_load)

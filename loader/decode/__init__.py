@@ -1,1 +1,1 @@
-"""From encoded bytes to pixels: the check before any decoder, the crop, and the decoders themselves."""
+"""Encoded bytes to pixels: the check before any decoder, the crop, the decoders and the resize."""

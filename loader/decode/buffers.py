@@ -1,8 +1,7 @@
-"""Memory for batches of pixels that is used again as soon as nobody looks at it any more.
+"""Memory for batches of pixels, reused as soon as no tensor or array refers to it any more.
 
-A batch is tens of megabytes. Taken anew each time, every page of it costs a fault and zeroing, about a tenth of what
-decoding costs; so memory that was let go of is handed out again. Whoever holds a tensor, an array or a view of
-either keeps its memory out of reach.
+A batch is tens of megabytes. Allocated anew each time, every page of it costs a fault and zeroing, together about a
+tenth of the decoding time.
 """
 
 from __future__ import annotations
@@ -15,36 +14,36 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-_KEPT: Final = 4
-"""Blocks that are kept for later."""
+_MAX_FREE_BLOCKS: Final = 4
 
 
 class ImageBuffers:
-    """Hands out uint8[n, 3, size, size] in channels-last memory. Thread-safe."""
+    """Allocates uint8[n, 3, size, size] in channels-last memory. Thread-safe."""
 
     def __init__(self) -> None:
         self._free: list[NDArray[np.uint8]] = []
         self._lock = threading.Lock()
 
     def take(self, num_images: int, size: int) -> torch.Tensor:
-        """Return uninitialised images. Their memory comes back by itself when the last view of them is gone."""
-        needed = 3 * size * size * num_images
-        block = self._block(needed)
-        # Through a memoryview: numpy lets views skip an array between them and the one that owns the memory.
-        lease: NDArray[Any] = np.frombuffer(block.data, np.uint8, count=needed)
-        weakref.finalize(lease, self._give_back, block).atexit = False
-        return torch.from_numpy(lease).view(num_images, size, size, 3).permute(0, 3, 1, 2)
-
-    def _block(self, num_bytes: int) -> NDArray[np.uint8]:
-        """Return a block that is large enough but at most twice as large, the last one given back if it is."""
+        """Return uninitialised images. Their memory is free again when the last view of them is gone."""
+        num_bytes = 3 * size * size * num_images
+        block = None
         with self._lock:
+            # The block freed last is the likeliest to be in the processor's caches; one twice too large is a waste.
             for number in reversed(range(len(self._free))):
                 if num_bytes <= len(self._free[number]) <= 2 * num_bytes:
-                    return self._free.pop(number)
-        return np.empty(num_bytes, np.uint8)
+                    block = self._free.pop(number)
+                    break
+        if block is None:
+            block = np.empty(num_bytes, np.uint8)
+        # Built on a memoryview: numpy's views skip arrays between them and the owner of the memory, and so this one
+        # too.
+        lease: NDArray[Any] = np.frombuffer(block.data, np.uint8, count=num_bytes)
+        weakref.finalize(lease, self._release, block).atexit = False
+        return torch.from_numpy(lease).view(num_images, size, size, 3).permute(0, 3, 1, 2)
 
-    def _give_back(self, block: NDArray[np.uint8]) -> None:
-        """Keep a block; of too many the oldest goes."""
+    def _release(self, block: NDArray[np.uint8]) -> None:
+        """Add a block to the free ones; drop the oldest of too many."""
         with self._lock:
             self._free.append(block)
-            del self._free[:-_KEPT]
+            del self._free[:-_MAX_FREE_BLOCKS]

@@ -1,6 +1,7 @@
 """The functions that are compiled when Tempera is installed (`native/`), or None for each where they were not.
 
-They are for x86-64 with AVX2 and need a C compiler. Whoever calls them has another way with the same result.
+They need a C compiler at installation and an x86-64 processor with AVX2. Every caller has a slower way to the same
+bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ log = logging.getLogger(__name__)
 decode_box: Callable[..., bool] | None = None
 resize: Callable[..., bool] | None = None
 missing = ""
-"""Why they are not there."""
+"""Why the functions are missing; empty when they are there."""
 
 try:
     from loader.decode import _native
@@ -26,6 +27,6 @@ except ImportError as error:
 
 @cache
 def warn_if_missing() -> None:
-    """Say once that decoding goes the slower way."""
+    """Warn once per process that decoding is slower than it could be."""
     if missing:
         log.warning("loaders are about 0.6 times as fast without Tempera's compiled decoder (%s)", missing)

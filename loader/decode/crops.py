@@ -1,9 +1,9 @@
 """Where to cut each image: crop boxes and flips from a counter RNG.
 
-Every random number is a pure function of (seed, draw, attempt), so a crop does not depend on which loader makes it,
-in what order, or whether it was made before. The distribution is torchvision's RandomResizedCrop: up to ten
-attempts at a random area and aspect ratio, then a central crop. Philox4x32-10 (Salmon et al., "Parallel random
-numbers: as easy as 1, 2, 3", SC'11) gives four words a block: area, ratio, top and left of one attempt.
+Every random number is a pure function of (seed, draw, attempt), so a crop does not depend on which loader makes it, in
+what order, or how often. The distribution is torchvision's RandomResizedCrop: up to ten attempts at a random area and
+aspect ratio, then a central crop. Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11)
+gives four words per block: area, ratio, top and left of one attempt.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ROUNDS: Final = 10
 _ATTEMPTS: Final = 10
 """torchvision tries ten boxes before the central crop."""
 _FLIP_BLOCK: Final = 1 << 16
-"""Counter word that separates flips from attempts."""
+"""Counter word that keeps the words of flips apart from those of attempts."""
 
 
 def philox4x32(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:
@@ -52,7 +52,7 @@ def uniforms(seed: int, draws: NDArray[np.int64], block: int) -> NDArray[np.floa
 
 
 def flips(seed: int, draws: NDArray[np.int64], transform: Transform) -> NDArray[np.bool_]:
-    """Return bool[n]: which draws are mirrored."""
+    """Return bool[n], True for the draws that are mirrored."""
     if not transform.flip or transform.kind == "center_crop":
         return np.zeros(len(draws), np.bool_)
     return uniforms(seed, draws, _FLIP_BLOCK)[:, 0] < 0.5
@@ -75,37 +75,33 @@ def boxes(
         width: [n] image widths in pixels, at least 1.
         height: [n] image heights in pixels, at least 1.
     """
-    w, h = width.astype(np.int64), height.astype(np.int64)
+    widths, heights = width.astype(np.int64), height.astype(np.int64)
     if transform.kind == "center_crop":
-        return np.stack([np.zeros_like(h), np.zeros_like(w), h, w], axis=1).astype(np.int32)
+        return np.stack([np.zeros_like(heights), np.zeros_like(widths), heights, widths], axis=1).astype(np.int32)
     if not transform.retry:
-        return _first(uniforms(seed, draws, 0), w, h, transform).astype(np.int32)
-    box = _central(w, h, transform)
+        # One attempt with its sides clamped to the image, as in MAE's util/crop.py.
+        u = uniforms(seed, draws, 0)
+        w, h = _sides(u, widths, heights, transform)
+        return _place(u, w.clip(1, widths), h.clip(1, heights), widths, heights).astype(np.int32)
+
+    # torchvision's fallback for images that no attempt fits: the largest central box whose aspect ratio is in range.
+    narrow, wide = transform.ratio
+    aspect = widths / heights
+    w = np.where(aspect > wide, np.rint(heights * wide).astype(np.int64), widths)
+    h = np.where(aspect < narrow, np.rint(widths / narrow).astype(np.int64), heights)
+    box = np.stack([(heights - h) // 2, (widths - w) // 2, h, w], axis=1)
+
     pending = np.arange(len(draws))
     for attempt in range(_ATTEMPTS):
-        found, candidate = _attempt(uniforms(seed, draws[pending], attempt), w[pending], h[pending], transform)
-        box[pending[found]] = candidate[found]
-        pending = pending[~found]
+        image_w, image_h = widths[pending], heights[pending]
+        u = uniforms(seed, draws[pending], attempt)
+        w, h = _sides(u, image_w, image_h, transform)
+        fits = (w > 0) & (w <= image_w) & (h > 0) & (h <= image_h)
+        box[pending[fits]] = _place(u, w, h, image_w, image_h)[fits]
+        pending = pending[~fits]
         if not len(pending):
             break
     return box.astype(np.int32)
-
-
-def _attempt(
-    u: NDArray[np.float64], width: NDArray[np.int64], height: NDArray[np.int64], transform: Transform
-) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Try one round of torchvision's rejection loop. Returns which boxes fit, and the boxes."""
-    w, h = _sides(u, width, height, transform)
-    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-    return fits, _placed(u, w, h, width, height)
-
-
-def _first(
-    u: NDArray[np.float64], width: NDArray[np.int64], height: NDArray[np.int64], transform: Transform
-) -> NDArray[np.int64]:
-    """Return the boxes of MAE's `util/crop.py`: no rejection, sides clamped to the image."""
-    w, h = _sides(u, width, height, transform)
-    return _placed(u, w.clip(1, width), h.clip(1, height), width, height)
 
 
 def _sides(
@@ -119,23 +115,14 @@ def _sides(
     return np.rint(np.sqrt(area * aspect)).astype(np.int64), np.rint(np.sqrt(area / aspect)).astype(np.int64)
 
 
-def _placed(
+def _place(
     u: NDArray[np.float64],
     w: NDArray[np.int64],
     h: NDArray[np.int64],
     width: NDArray[np.int64],
     height: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Place boxes uniformly; as (top, left, height, width)."""
+    """Place w x h boxes uniformly in images of width x height; return int64[n, 4] of (top, left, height, width)."""
     top = np.floor(u[:, 2] * (height - h + 1)).astype(np.int64)
     left = np.floor(u[:, 3] * (width - w + 1)).astype(np.int64)
     return np.stack([top, left, h, w], axis=1)
-
-
-def _central(width: NDArray[np.int64], height: NDArray[np.int64], transform: Transform) -> NDArray[np.int64]:
-    """Return torchvision's fallback: the largest central box whose aspect ratio is in range."""
-    narrow, wide = transform.ratio
-    aspect = width / height
-    w = np.where(aspect > wide, np.rint(height * wide).astype(np.int64), width)
-    h = np.where(aspect < narrow, np.rint(width / narrow).astype(np.int64), height)
-    return np.stack([(height - h) // 2, (width - w) // 2, h, w], axis=1)

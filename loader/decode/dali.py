@@ -1,8 +1,8 @@
-"""The decoder contract on NVIDIA DALI: a whole request at a time, on a GPU ("mixed") or, with no device, on the CPU.
+"""The decoder contract on NVIDIA DALI: many images per call, on a GPU ("mixed") or, without a device, on the CPU.
 
-Boxes and flips come from outside, so only rounding differs from the CPU reference. One bad image fails DALI's whole
-batch and names no sample: then the batch is decoded one by one, the culprits are reported, and the pipeline is
-built anew.
+Boxes and flips come from outside, so the pixels differ from the CPU reference only by rounding. One bad image fails
+DALI's whole batch, and the error names no sample: the images are then decoded one by one, the bad ones are reported,
+and the pipeline is built anew.
 """
 
 # DALI generates its operators at import: its stubs lag behind them.
@@ -20,43 +20,55 @@ import numpy as np
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
-from loader.batch import Encoded
 from loader.config import Transform
-from loader.decode.resize import Rgb, middle, output_size
+from loader.decode.decoder import EncodedImage
+from loader.decode.resize import Rgb, resize_window
 
 log = logging.getLogger(__name__)
 
 _KERNELS: Final = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}
-_PIPELINES: Final = 2
-"""Of a transform: while one decodes, the other is fed, or its pixels are copied to where they belong."""
+_NUM_PIPELINES: Final = 2
+"""Pipelines per transform: while one decodes, the other is fed or its pixels are copied out."""
 
 
 class DaliDecoder:
-    """Decodes with a few DALI pipelines per transform; calls take turns at them."""
+    """Decodes with up to two DALI pipelines per transform, shared by the calling threads."""
 
-    rows_a_task: Final = 64
+    rows_per_call: Final = 64
 
     def __init__(self, *, num_threads: int, device_id: int | None, hw_decoder_load: float) -> None:
         self._num_threads, self._device_id, self._hw_decoder_load = num_threads, device_id, hw_decoder_load
         self._idle: defaultdict[Transform, list[Pipeline]] = defaultdict(list)
-        self._turns = threading.Semaphore(_PIPELINES)
+        self._slots = threading.Semaphore(_NUM_PIPELINES)
 
-    def decode(self, images: Sequence[Encoded], transform: Transform, out: Sequence[Rgb]) -> list[str | None]:
-        """Decode and transform images, as `CpuDecoder.decode` does."""
-        with self._turns:
+    def decode(self, images: Sequence[EncodedImage], transform: Transform, out: Sequence[Rgb]) -> list[str | None]:
+        """Decode and transform images; see `Decoder.decode`."""
+        with self._slots:
             return self._decode_together(images, transform, out)
 
-    def _decode_together(self, images: Sequence[Encoded], transform: Transform, out: Sequence[Rgb]) -> list[str | None]:
+    def _decode_together(
+        self, images: Sequence[EncodedImage], transform: Transform, out: Sequence[Rgb]
+    ) -> list[str | None]:
         if not images:
             return []
-        pipeline = self._taken(transform)
+        try:
+            pipeline = self._idle[transform].pop()
+        except IndexError:
+            pipeline = build_pipeline(
+                transform,
+                num_threads=self._num_threads,
+                device_id=self._device_id,
+                hw_decoder_load=self._hw_decoder_load,
+            )
         try:
             pixels = self._run(pipeline, images, transform)
-        except RuntimeError as error:  # the pipeline is of no use any more
+        except RuntimeError as error:  # the pipeline cannot be used again: it is dropped
             if "decoders" not in str(error):
                 raise
             if len(images) == 1:
-                return [f"image does not decode: {_reason(error)}"]
+                # The reason is the first line of DALI's report behind the word "encountered".
+                lines = [line.strip() for line in str(error).partition("encountered:")[2].splitlines() if line.strip()]
+                return [f"image does not decode: {lines[0] if lines else 'DALI gave no reason'}"]
             log.info("DALI failed on a batch of %d; decoding one by one", len(images))
             return [self._decode_together([image], transform, out[i : i + 1])[0] for i, image in enumerate(images)]
         for row, image in zip(out, pixels, strict=True):
@@ -64,27 +76,15 @@ class DaliDecoder:
         self._idle[transform].append(pipeline)
         return [None] * len(images)
 
-    def _taken(self, transform: Transform) -> Pipeline:
-        """Return a pipeline that nobody else uses."""
-        try:
-            return self._idle[transform].pop()
-        except IndexError:
-            return build_pipeline(
-                transform,
-                num_threads=self._num_threads,
-                device_id=self._device_id,
-                hw_decoder_load=self._hw_decoder_load,
-            )
-
-    def _run(self, pipeline: Pipeline, images: Sequence[Encoded], transform: Transform) -> Rgb:
+    def _run(self, pipeline: Pipeline, images: Sequence[EncodedImage], transform: Transform) -> Rgb:
         """Return uint8[n, size, size, 3] on the host."""
+        windows = [resize_window(int(image.box[2]), int(image.box[3]), transform) for image in images]
         pipeline.feed_input("data", [np.frombuffer(image.data, np.uint8) for image in images])
         pipeline.feed_input("start", [image.box[:2].astype(np.int64) for image in images])
         pipeline.feed_input("shape", [image.box[2:].astype(np.int64) for image in images])
-        sizes = [output_size(int(image.box[2]), int(image.box[3]), transform) for image in images]
-        pipeline.feed_input("size", [np.array(size, np.float32) for size in sizes])
+        pipeline.feed_input("size", [np.array((window.height, window.width), np.float32) for window in windows])
         if transform.kind == "center_crop":
-            pipeline.feed_input("corner", [np.array(middle(size, transform), np.int32) for size in sizes])
+            pipeline.feed_input("corner", [np.array((window.top, window.left), np.int32) for window in windows])
         pipeline.feed_input("flip", [np.array(image.flip, np.int32) for image in images])
         (batch,) = pipeline.run()
         return np.asarray((batch.as_cpu() if self._device_id is not None else batch).as_array())
@@ -93,9 +93,9 @@ class DaliDecoder:
 def build_pipeline(
     transform: Transform, *, num_threads: int, device_id: int | None, hw_decoder_load: float
 ) -> Pipeline:
-    """Build: decode the box, resize with antialiasing, crop the middle if asked, flip."""
+    """Build a pipeline: decode the box, resize with antialiasing, cut the middle of center crops, flip."""
     pipeline = Pipeline(
-        batch_size=DaliDecoder.rows_a_task,
+        batch_size=DaliDecoder.rows_per_call,
         num_threads=num_threads,
         device_id=device_id,
         prefetch_queue_depth=1,
@@ -133,10 +133,3 @@ def build_pipeline(
         pipeline.set_outputs(fn.flip(images, horizontal=flip))
     pipeline.build()
     return pipeline
-
-
-def _reason(error: RuntimeError) -> str:
-    """Return the line of DALI's report that says what happened; it follows the word "encountered"."""
-    _, _, report = str(error).partition("encountered:")
-    lines = [line.strip() for line in report.splitlines() if line.strip()]
-    return lines[0] if lines else "DALI gave no reason"

@@ -1,8 +1,8 @@
-"""The check that runs before any decoder sees a byte: what is this image, and is it safe to allocate for?
+"""The check before any decoder sees the bytes: which kind of image is this, and is it safe to allocate for it?
 
-A JPEG of 3 KB can claim 20,000 x 20,000 pixels, or carry 2,000 scans of a few bytes each that take minutes.
-Decoders either allocate first or fall back past their own limits, so size and scans are read from the markers here,
-in microseconds. PNG and WebP get the same treatment.
+A JPEG of 3 KB can claim 20,000 x 20,000 pixels, or carry 2,000 scans of a few bytes each that take minutes. Decoders
+allocate before they find out, so sides and scans are read from the markers here, in microseconds. PNG and WebP get the
+same treatment.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ MAX_SCANS: Final = 100
 MAX_SIDE: Final = 65_500
 """libjpeg's JPEG_MAX_DIMENSION; also what the index's 16-bit columns hold."""
 
-_FREE_PIXELS: Final = 1 << 22
-_PIXELS_A_BYTE: Final = 256
-"""A flat JPEG packs 170 pixels into a byte; a larger image that says more is a bomb, or nothing to learn from."""
+_ALWAYS_ALLOWED_PIXELS: Final = 1 << 22
+_MAX_PIXELS_PER_BYTE: Final = 256
+"""A JPEG of one flat colour packs 170 pixels into a byte. A large image that claims more is a bomb."""
 
 _SOF_SUPPORTED: Final = frozenset((0xC0, 0xC1, 0xC2))
 _SOF_ALL: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -32,7 +32,7 @@ _PNG_MAGIC: Final = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageHeader:
-    """What the header says, already within limits."""
+    """The fields of a header that passed the check."""
 
     format: ImageFormat
     width: int
@@ -42,9 +42,9 @@ class ImageHeader:
     components: int
     """Colour channels in the file: 1 gray, 3 colour, 4 CMYK or with alpha."""
     frame_offset: int = 0
-    """Where a JPEG's frame header starts, in bytes: its height can be found there."""
+    """Byte at which a JPEG's frame header starts; the height is 5 bytes further."""
     progressive: bool = False
-    """True when the image is stored in several scans, which only decode as a whole."""
+    """True for a JPEG of several scans, which only decodes as a whole."""
 
 
 def read_header(data: bytes, *, max_pixels: int) -> ImageHeader:
@@ -71,9 +71,10 @@ def read_header(data: bytes, *, max_pixels: int) -> ImageHeader:
         raise BadSampleError(f"image sides must be in 1..{MAX_SIDE} pixels; got {header.width} x {header.height}")
     if header.width * header.height > max_pixels:
         raise BadSampleError(f"image is over {max_pixels} pixels: its header says {header.width} x {header.height}")
-    if header.width * header.height > max(_FREE_PIXELS, _PIXELS_A_BYTE * len(data)):
+    if header.width * header.height > max(_ALWAYS_ALLOWED_PIXELS, _MAX_PIXELS_PER_BYTE * len(data)):
         raise BadSampleError(
-            f"image claims {header.width} x {header.height} pixels in {len(data)} bytes; no picture packs so well"
+            f"image claims {header.width} x {header.height} pixels in {len(data)} bytes; "
+            f"a large image may claim at most {_MAX_PIXELS_PER_BYTE} per byte"
         )
     return header
 
@@ -98,7 +99,15 @@ def _read_jpeg(data: bytes) -> ImageHeader:
                 raise BadSampleError("JPEG has two frame headers")
             frame = _read_frame(marker, data[position + 4 : position + 2 + length], position)
         elif marker == 0xDA:
-            return _check_scans(data, position, frame)
+            if frame is None:
+                raise BadSampleError("JPEG scan comes before the frame header")
+            # Decoders stop after a first scan that holds all components; otherwise the number of scans sets the cost.
+            if not frame.progressive and data[position + 4] == frame.components:
+                return frame
+            scans = data.count(b"\xff\xda", position)
+            if scans > MAX_SCANS:
+                raise BadSampleError(f"JPEG has {scans} scans; at most {MAX_SCANS} are decoded")
+            return replace(frame, progressive=True)
         position += 2 + length
     raise BadSampleError("JPEG ends before its first scan")
 
@@ -119,18 +128,6 @@ def _read_frame(marker: int, body: bytes, position: int) -> ImageHeader:
         frame_offset=position,
         progressive=marker == 0xC2,
     )
-
-
-def _check_scans(data: bytes, position: int, frame: ImageHeader | None) -> ImageHeader:
-    """Bound the number of scans, unless the first one holds all there is: then the decoder stops after it."""
-    if frame is None:
-        raise BadSampleError("JPEG scan comes before the frame header")
-    if not frame.progressive and data[position + 4] == frame.components:
-        return frame
-    scans = data.count(b"\xff\xda", position)
-    if scans > MAX_SCANS:
-        raise BadSampleError(f"JPEG has {scans} scans; at most {MAX_SCANS} are decoded")
-    return replace(frame, progressive=True)
 
 
 def _read_png(data: bytes) -> ImageHeader:

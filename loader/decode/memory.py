@@ -1,7 +1,7 @@
-"""Keeps freed memory for reuse: a loader frees and takes half a megabyte per image, a thousand times a second.
+"""Lets malloc keep freed memory: a loader frees and allocates half a megabyte per image, a thousand times a second.
 
-glibc gives blocks over 128 KB back to the kernel at once, and every fresh page then costs a fault and zeroing:
-measured, a tenth of the decoding time. Called in processes that do nothing but load.
+By default glibc returns blocks over 128 KB to the kernel at once, and every fresh page then costs a fault and zeroing:
+measured, a tenth of the decoding time. Called in processes that only load.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _M_TRIM_THRESHOLD: Final = -1
 _M_TOP_PAD: Final = -2
 _M_MMAP_THRESHOLD: Final = -3
 _LARGEST_MMAP_THRESHOLD: Final = 32 << 20
-_KEPT_BYTES: Final = 256 << 20
+_MAX_FREE_BYTES: Final = 256 << 20
 
 
 def keep_freed_memory() -> bool:
-    """Let malloc keep up to 256 MB of freed memory. Returns whether the allocator took the settings."""
+    """Let malloc keep up to 256 MB of freed memory. Return whether the allocator took the settings."""
     if not sys.platform.startswith("linux"):
         return False
     try:
@@ -32,7 +32,7 @@ def keep_freed_memory() -> bool:
         return False
     settings = (
         (_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD),
-        (_M_TRIM_THRESHOLD, _KEPT_BYTES),
+        (_M_TRIM_THRESHOLD, _MAX_FREE_BYTES),
         (_M_TOP_PAD, 16 << 20),
     )
     return all(mallopt(name, value) == 1 for name, value in settings)

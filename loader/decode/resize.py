@@ -1,7 +1,7 @@
-"""From the pixels of a box to a row of a batch: antialiased resize, central window, flip.
+"""Pixels of a box to a row of a batch: antialiased resize, central window, flip.
 
 torch's uint8 interpolation is the definition. Where Tempera was compiled (`native/`) the same bytes come from one call
-that needs neither torch's dispatch nor a copy: the tests compare the two over seeded sizes, kernels and windows.
+without torch's dispatch and without a copy.
 """
 
 from __future__ import annotations
@@ -25,21 +25,26 @@ class Window:
     """The part of a resized box that becomes a row of a batch."""
 
     height: int
-    """Of the whole box after the resize, pixels."""
+    """Height of the whole box after the resize, in pixels."""
     width: int
-    """Likewise."""
+    """Width of the whole box after the resize, in pixels."""
     top: int
     """First row that is kept."""
     left: int
     """First column that is kept."""
 
 
-def window_of(height: int, width: int, transform: Transform) -> Window:
-    """Return how a box of a given size is resized: to the square, or by its short side and then to the middle."""
+def resize_window(height: int, width: int, transform: Transform) -> Window:
+    """Return how a box of height x width is resized, and which square of the result is kept.
+
+    Random crops are resized to the square. Center crops are resized by their short side, keeping their shape, and the
+    central square is kept; its corner rounds halves to even, as torchvision's does.
+    """
+    size, short = transform.size, transform.short_side
     if transform.kind == "random_resized_crop":
-        return Window(transform.size, transform.size, 0, 0)
-    resized = output_size(height, width, transform)
-    return Window(*resized, *middle(resized, transform))
+        return Window(size, size, 0, 0)
+    resized = (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
+    return Window(*resized, round((resized[0] - size) / 2), round((resized[1] - size) / 2))
 
 
 def resize_into(out: Rgb, pixels: Rgb, *, flip: bool, transform: Transform) -> None:
@@ -51,17 +56,17 @@ def resize_into(out: Rgb, pixels: Rgb, *, flip: bool, transform: Transform) -> N
         flip: Mirror left to right.
         transform: Size, kernel, and for center crops the resized short side.
     """
-    window = window_of(len(pixels), len(pixels[0]), transform)
+    window = resize_window(len(pixels), len(pixels[0]), transform)
     to = (window.height, window.width, window.top, window.left, transform.size)
     bicubic = transform.interpolation == "bicubic"
     if compiled.resize is None or not compiled.resize(pixels, out, *to, bicubic, flip):
-        np.copyto(out, resized_by_torch(pixels, window, flip=flip, transform=transform))
+        np.copyto(out, resize_with_torch(pixels, window, flip=flip, transform=transform))
 
 
-def resized_by_torch(pixels: Rgb, window: Window, *, flip: bool, transform: Transform) -> Rgb:
-    """Return uint8[size, size, 3], the reference."""
+def resize_with_torch(pixels: Rgb, window: Window, *, flip: bool, transform: Transform) -> Rgb:
+    """Return uint8[size, size, 3]: the reference that the compiled resize equals."""
     height, width, _ = pixels.shape
-    # Channels-last strides, batch dimension included: without them torch's fast paths go through planes.
+    # Channels-last strides, batch dimension included: without them torch's fast paths copy into planes first.
     image = torch.from_numpy(np.ascontiguousarray(pixels).reshape(1, height, width, 3).transpose(0, 3, 1, 2))
     size = (window.height, window.width)
     if size != (height, width):
@@ -69,18 +74,3 @@ def resized_by_torch(pixels: Rgb, window: Window, *, flip: bool, transform: Tran
     rows: Rgb = image.numpy()[0].transpose(1, 2, 0)
     rows = rows[window.top : window.top + transform.size, window.left : window.left + transform.size]
     return rows[:, ::-1] if flip else rows
-
-
-def output_size(height: int, width: int, transform: Transform) -> tuple[int, int]:
-    """Return (height, width) after the resize: square for random crops, by the short side for center crops."""
-    if transform.kind == "random_resized_crop":
-        return transform.size, transform.size
-    short = transform.short_side
-    if height <= width:
-        return short, int(short * width / height)
-    return int(short * height / width), short
-
-
-def middle(size: tuple[int, int], transform: Transform) -> tuple[int, int]:
-    """Return (top, left) of the central square of a resized image, rounding halves to even as torchvision does."""
-    return round((size[0] - transform.size) / 2), round((size[1] - transform.size) / 2)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
-from loader.decode.cpu import decode
+from loader.decode.cpu import decode_image
 from loader.decode.header import read_header
 
 _MAX_PIXELS: Final = 200_000_000
@@ -90,7 +90,7 @@ def shrunk(data: bytes, short_side: int, quality: int) -> bytes:
         return data
     scale = short_side / min(header.width, header.height)
     size = (round(scale * header.height), round(scale * header.width))
-    pixels = torch.from_numpy(decode(data, header)).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(decode_image(data, header)).permute(2, 0, 1)[None]
     resized = interpolate(pixels, size=size, mode="bicubic", antialias=True)[0].permute(1, 2, 0).contiguous().numpy()
     encoded: bytes = simplejpeg.encode_jpeg(resized, quality=quality, colorsubsampling="420")
     return encoded

@@ -29,7 +29,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from deploy.api.models import ControlRequest
-from loader.decode.cpu import decode
+from loader.decode.cpu import decode_image
 from loader.decode.header import read_header
 from loader.errors import BadSampleError, BadShardError, MissingIndexError
 from loader.shards.index import ShardIndex
@@ -182,7 +182,7 @@ def image(data: bytes) -> bool:
     except Exception:
         theirs = None
     try:
-        pixels = decode(data, header)
+        pixels = decode_image(data, header)
     except BadSampleError:
         return theirs == (header.width, header.height)
     assert pixels.shape == (header.height, header.width, 3)

@@ -12,24 +12,22 @@ from torchvision.transforms import functional as pil_functional
 from torchvision.transforms import v2
 
 from loader import BadSampleError, LoaderConfig, Transform
-from loader.batch import Encoded
-from loader.cache import PixelCache
 from loader.decode import compiled
-from loader.decode.cpu import CpuDecoder, decode
+from loader.decode.cpu import CpuDecoder, decode_image, decode_top
+from loader.decode.decoder import EncodedImage
 from loader.decode.header import read_header
-from loader.decode.region import RegionDecoder, decode_top
-from loader.decode.resize import output_size
+from loader.decode.resize import resize_window
 from loader.worker import build_decoder
 
 
-def encoded(data: bytes, box: tuple[int, int, int, int] | None = None, *, flip: bool = False) -> Encoded:
+def encoded(data: bytes, box: tuple[int, int, int, int] | None = None, *, flip: bool = False) -> EncodedImage:
     header = read_header(data, max_pixels=10**8)
-    return Encoded(0, data, header, np.array(box or (0, 0, header.height, header.width), np.int32), flip)
+    return EncodedImage(0, data, header, np.array(box or (0, 0, header.height, header.width), np.int32), flip)
 
 
-def decode_one(image: Encoded, transform: Transform) -> torch.Tensor:
+def decode_one(image: EncodedImage, transform: Transform) -> torch.Tensor:
     out = rows(1, transform.size)
-    assert CpuDecoder(1, PixelCache(0)).decode([image], transform, out) == [None]
+    assert CpuDecoder(1).decode([image], transform, out) == [None]
     return torch.from_numpy(out[0]).permute(2, 0, 1)
 
 
@@ -48,7 +46,7 @@ def test_random_crops_equal_torchvision_on_the_same_box(photos, interpolation, f
     for photo in photos:
         image = encoded(photo)
         box = (3, 5, image.header.height // 2 + 7, image.header.width // 2 + 9)
-        pixels = torch.from_numpy(decode(photo, image.header)).permute(2, 0, 1)
+        pixels = torch.from_numpy(decode_image(photo, image.header)).permute(2, 0, 1)
         mode = v2.InterpolationMode(interpolation)
         expected = v2.functional.resized_crop(pixels, *box, [64, 64], mode, antialias=True)
         expected = v2.functional.horizontal_flip(expected) if flip else expected
@@ -74,7 +72,7 @@ def test_center_crops_equal_torchvision(photos):
     recipe = v2.Compose([v2.Resize(57, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(48)])
     for photo in photos:
         image = encoded(photo)
-        expected = recipe(torch.from_numpy(decode(photo, image.header)).permute(2, 0, 1))
+        expected = recipe(torch.from_numpy(decode_image(photo, image.header)).permute(2, 0, 1))
         assert torch.equal(decode_one(image, transform), expected)
 
 
@@ -86,7 +84,7 @@ def test_pixels_equal_pillow_for_every_kind_of_jpeg():
         buffer = io.BytesIO()
         smooth.convert(mode).save(buffer, "JPEG", quality=95, **options)
         data = buffer.getvalue()
-        ours = decode(data, read_header(data, max_pixels=10**6)).astype(int)
+        ours = decode_image(data, read_header(data, max_pixels=10**6)).astype(int)
         assert np.abs(ours - np.asarray(pil(data))).max() <= 1, (mode, options)
 
 
@@ -95,7 +93,7 @@ def test_png_and_webp_decode_as_pillow_does(kind):
     buffer = io.BytesIO()
     Image.new("RGBA", (20, 10), (255, 0, 0, 128)).save(buffer, kind)
     data = buffer.getvalue()
-    assert (decode(data, read_header(data, max_pixels=10**6)) == np.asarray(pil(data))).all()
+    assert (decode_image(data, read_header(data, max_pixels=10**6)) == np.asarray(pil(data))).all()
 
 
 def test_the_orientation_tag_is_not_applied(photos):
@@ -104,25 +102,26 @@ def test_the_orientation_tag_is_not_applied(photos):
     buffer = io.BytesIO()
     Image.new("RGB", (40, 20)).save(buffer, "JPEG", exif=exif)
     data = buffer.getvalue()
-    assert decode(data, read_header(data, max_pixels=10**6)).shape == (20, 40, 3)
+    assert decode_image(data, read_header(data, max_pixels=10**6)).shape == (20, 40, 3)
 
 
 @pytest.mark.parametrize(
     ("height", "width", "expected"), [(375, 500, (256, 341)), (500, 375, (341, 256)), (100, 100, (256, 256))]
 )
 def test_the_short_side_is_resized_as_torchvision_does(height, width, expected):
-    assert output_size(height, width, Transform(kind="center_crop")) == expected
+    window = resize_window(height, width, Transform(kind="center_crop"))
+    assert (window.height, window.width) == expected
 
 
 def test_a_truncated_image_is_a_bad_sample(photos):
     cut = photos[0][: len(photos[0]) // 2]
     with pytest.raises(BadSampleError, match="JPEG does not decode"):
-        decode(cut, read_header(cut, max_pixels=10**8))
+        decode_image(cut, read_header(cut, max_pixels=10**8))
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 50, 3), np.uint8)).save(buffer, "PNG")
     png = buffer.getvalue()[:900]
     with pytest.raises(BadSampleError, match="image does not decode"):
-        decode(png, read_header(png, max_pixels=10**8))
+        decode_image(png, read_header(png, max_pixels=10**8))
 
 
 @pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411", "Gray"])
@@ -133,7 +132,7 @@ def test_the_top_of_an_image_has_the_pixels_of_the_whole(photos, subsampling):
     else:
         data = simplejpeg.encode_jpeg(pixels, quality=95, colorsubsampling=subsampling)
     header = read_header(data, max_pixels=10**6)
-    whole = decode(data, header)
+    whole = decode_image(data, header)
     for num_rows in range(1, len(whole) + 1):
         top = decode_top(data, header, num_rows)
         assert len(top) <= num_rows + 8
@@ -173,16 +172,16 @@ def jpeg_variants(pixels: np.ndarray) -> dict[str, bytes]:
 def test_a_decoded_box_has_the_pixels_of_the_whole(photos, is_compiled, monkeypatch):
     if not is_compiled:
         monkeypatch.setattr(compiled, "decode_box", None)
-    regions, rng = RegionDecoder(), np.random.default_rng(0)
+    decoder, rng = CpuDecoder(1), np.random.default_rng(0)
     pixels = np.ascontiguousarray(np.asarray(pil(photos[2]))[:117, :131])
     for name, data in jpeg_variants(pixels).items():
         header = read_header(data, max_pixels=10**6)
-        whole = decode(data, header)
+        whole = decode_image(data, header)
         corners = rng.integers(0, (117, 131), (60, 2))
         for top, left in [(0, 0), (16, 16), (48, 0), *corners.tolist()]:
             height, width = int(rng.integers(1, 118 - top)), int(rng.integers(1, 132 - left))
             box = np.array([top, left, height, width], np.int32)
-            assert (regions.decode(data, header, box) == whole[top : top + height, left : left + width]).all(), name
+            assert (decoder.decode_box(data, header, box) == whole[top : top + height, left : left + width]).all(), name
 
 
 def test_the_second_decoding_gives_the_bytes_of_the_first(photos):
@@ -190,15 +189,15 @@ def test_the_second_decoding_gives_the_bytes_of_the_first(photos):
     for photo in photos[:6]:
         image = encoded(photo, (4, 6, 40, 30), flip=True)
         first, second = rows(1, 50), rows(1, 50)
-        fresh = CpuDecoder(1, PixelCache(0))
+        fresh = CpuDecoder(1)
         fresh.decode([image], transform, first)
         fresh.decode([image], transform, second)
         assert (first == second).all()
 
 
 def test_a_damaged_image_is_bad_every_time(photos):
-    decoder, cut_short = CpuDecoder(1, PixelCache(0)), photos[0][: len(photos[0]) * 3 // 4]
-    image = Encoded(
+    decoder, cut_short = CpuDecoder(1), photos[0][: len(photos[0]) * 3 // 4]
+    image = EncodedImage(
         0, cut_short, read_header(photos[0], max_pixels=10**8), np.array([0, 0, 8, 8], np.int32), flip=False
     )
     for _ in range(3):
@@ -207,7 +206,7 @@ def test_a_damaged_image_is_bad_every_time(photos):
 
 @pytest.fixture(scope="module")
 def dali():
-    return build_decoder(LoaderConfig(index="unused", decoder="dali"), num_samples=1, cache=PixelCache(0))
+    return build_decoder(LoaderConfig(index="unused", decoder="dali"), num_samples=1)
 
 
 @pytest.mark.parametrize(
@@ -228,16 +227,14 @@ def test_dali_differs_from_the_reference_by_rounding(photos, dali, transform):
         ]
     ours, theirs = rows(len(images), transform.size), rows(len(images), transform.size)
     assert (
-        CpuDecoder(1, PixelCache(0)).decode(images, transform, ours)
-        == dali.decode(images, transform, theirs)
-        == [None] * len(images)
+        CpuDecoder(1).decode(images, transform, ours) == dali.decode(images, transform, theirs) == [None] * len(images)
     )
     difference = np.abs(ours.astype(int) - theirs)
     assert difference.mean(axis=(1, 2, 3)).max() < 0.6
 
 
 def test_dali_names_the_bad_images_of_a_batch_and_decodes_the_others(photos, dali):
-    cut = Encoded(
+    cut = EncodedImage(
         0, photos[1][:600] + bytes(20), read_header(photos[1], max_pixels=10**8), encoded(photos[1]).box, flip=False
     )
     images = [encoded(photos[0]), cut, encoded(photos[2])]
@@ -261,7 +258,7 @@ def test_dali_gives_the_same_pixels_when_several_threads_decode_at_once(photos, 
             assert (np.stack(together) == np.stack(alone)).all()
 
 
-def dali_alone(dali, image: Encoded, transform: Transform) -> np.ndarray:
+def dali_alone(dali, image: EncodedImage, transform: Transform) -> np.ndarray:
     out = rows(1, transform.size)
     assert dali.decode([image], transform, out) == [None]
     return out[0]
@@ -271,7 +268,7 @@ def test_a_decoder_that_was_not_compiled_is_announced_once(monkeypatch, caplog):
     monkeypatch.setattr(compiled, "missing", "no compiler")
     compiled.warn_if_missing.cache_clear()
     for _ in range(3):
-        CpuDecoder(1, PixelCache(0))
+        CpuDecoder(1)
     compiled.warn_if_missing.cache_clear()
     assert [record.message for record in caplog.records].count(
         "loaders are about 0.6 times as fast without Tempera's compiled decoder (no compiler)"

@@ -7,7 +7,7 @@ from torch.nn.functional import interpolate
 
 from loader import Transform
 from loader.decode import compiled
-from loader.decode.resize import resize_into, resized_by_torch, window_of
+from loader.decode.resize import resize_into, resize_window, resize_with_torch
 
 needs_compiler = pytest.mark.skipif(compiled.resize is None, reason="Tempera was installed without a C compiler")
 
@@ -30,8 +30,8 @@ def test_the_compiled_resize_gives_torchs_bytes(interpolation):
         pixels, flip = random_pixels(rng, height, width), bool(rng.random() < 0.5)
         out = np.empty((transform.size, transform.size, 3), np.uint8)
         resize_into(out, pixels, flip=flip, transform=transform)
-        window = window_of(height, width, transform)
-        assert np.array_equal(out, resized_by_torch(pixels, window, flip=flip, transform=transform)), (height, width)
+        window = resize_window(height, width, transform)
+        assert np.array_equal(out, resize_with_torch(pixels, window, flip=flip, transform=transform)), (height, width)
 
 
 @needs_compiler

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from loader import BatchSpec, LoaderConfig, LoaderWorker, ShardIndex, StaleIndexError, Transform
-from loader.decode.cpu import cut, decode
+from loader.decode.cpu import crop, decode_image
 from loader.decode.crops import boxes, flips
 from loader.decode.header import read_header
 from loader.decode.resize import resize_into
@@ -40,8 +40,8 @@ def test_pixels_are_channels_last_and_equal_the_reference(worker, photos):
     flip = flips(11, spec.draws, TRANSFORM)
     for row, photo in enumerate(photos):
         expected = np.empty((40, 40, 3), np.uint8)
-        raw = decode(photo, read_header(photo, max_pixels=10**8))
-        resize_into(expected, cut(raw, box[row]), flip=bool(flip[row]), transform=TRANSFORM)
+        raw = decode_image(photo, read_header(photo, max_pixels=10**8))
+        resize_into(expected, crop(raw, box[row]), flip=bool(flip[row]), transform=TRANSFORM)
         assert (pixels.images[row].transpose(1, 2, 0) == expected).all()
 
 
