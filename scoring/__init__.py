@@ -1,7 +1,7 @@
 """The control plane: which samples a run sees, decided live by temperature, policy and scores, and written to a log.
 
-Image features and patch scores are imported when they are first used: they need torch, which the selection service does
-not, and which would make its restart after a crash seconds slower.
+Patch scores are imported when they are first used: they need torch, which the selection service does not, and which
+would make its restart after a crash seconds slower.
 """
 
 from importlib import import_module
@@ -31,11 +31,9 @@ from scoring.selection import Selection
 from scoring.temperature import effective_size, sampling_probabilities, solve_temperature
 
 if TYPE_CHECKING:
-    from scoring.features.images import image_features
     from scoring.patch_scores import masked_mean_score, patch_weighted_score
 
 _WITH_TORCH = {
-    "image_features": "scoring.features.images",
     "masked_mean_score": "scoring.patch_scores",
     "patch_weighted_score": "scoring.patch_scores",
 }
@@ -69,7 +67,6 @@ __all__ = [
     "davies_bouldin",
     "effective_size",
     "export_table",
-    "image_features",
     "masked_mean_score",
     "patch_weighted_score",
     "prototype_distances",

@@ -1,26 +1,29 @@
-"""k-means clusters of features, and their number: faiss does the clustering, the Davies-Bouldin index chooses K.
+"""k-means clusters of features and their number: faiss clusters, the Davies-Bouldin index chooses K (METHODS 8).
 
 1. K is scanned over a log grid on a subsample, then between the neighbours of the best value.
-2. faiss finds K centroids on a sample of 256 rows a cluster (its own limit; more rows do not help it).
-3. Where the data is more than that sample, Lloyd passes over all of it, some rows at a time, finish them.
+2. faiss finds K centroids on a sample of 256 rows a cluster, its own limit.
+3. Where the data is larger than that sample, Lloyd passes over all of it finish the centroids, block by block.
 4. A last pass assigns every row and measures its distance.
 
-Rows may be an array or a store on disk: only slices and the samples are ever in memory.
+Rows may be an array or a store on disk: only blocks and samples of them are ever in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from scoring.features.rows import Rows, row_blocks
+
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
 
 ITERATIONS = 20
 PASSES = 2
@@ -29,24 +32,10 @@ SAMPLE_PER_CLUSTER = 256
 SCAN_SAMPLES = 100_000
 SCAN_POINTS = 10
 REFINE_POINTS = 4
-LARGEST_K = 2000  # the paper's ablation range ends here; it found 978
+LARGEST_K = 2000
+"""The paper's ablation ends here; its index was lowest at 978."""
 MEMBERS_PER_CLUSTER = 10
 """The scan stops where clusters would have fewer members on average: there the index rewards singletons."""
-ROWS_AT_ONCE = 65_536
-
-
-class Rows(Protocol):
-    """A matrix [N, F] that is read by slices and by ascending row numbers."""
-
-    @property
-    def shape(self) -> Any:
-        """(N, F)."""
-
-    def __len__(self) -> int:
-        """N."""
-
-    def __getitem__(self, rows: Any, /) -> Float32:
-        """Some rows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,13 +51,13 @@ class Clusters:
 
 
 def kmeans_device(wanted: str = "auto") -> str:
-    """Where k-means runs: "cpu", or "gpu" with the number of devices.
+    """Return where k-means runs: "cpu", or "gpu:" with the number of devices.
 
     Args:
         wanted: "cpu", "gpu", or "auto" for a GPU where faiss can use one.
 
     Raises:
-        ValueError: if a GPU is wanted and faiss has none; it is never silently the CPU.
+        ValueError: a GPU is wanted and faiss has none; there is no silent fallback to the CPU.
     """
     built = hasattr(faiss, "StandardGpuResources")
     count = faiss.get_num_gpus() if built else 0
@@ -83,13 +72,13 @@ def kmeans_device(wanted: str = "auto") -> str:
 def cluster(
     features: Rows, num_clusters: int, *, seed: int = 0, device: str = "cpu", progress: Progress | None = None
 ) -> Clusters:
-    """k-means; the same seed gives the same clusters on one machine.
+    """Run k-means; the same seed gives the same clusters on one machine.
 
     Args:
         features: [N, F].
         num_clusters: K.
-        seed: of the sample and of the first centroids.
-        device: what `kmeans_device` returned.
+        seed: seed of the sample and of the first centroids.
+        device: value of `kmeans_device`.
         progress: called with (rows done, rows of all passes).
     """
     sample = subsample(features, SAMPLE_PER_CLUSTER * num_clusters, seed)
@@ -116,10 +105,10 @@ def cluster(
 
 
 def labelled_clusters(features: Rows, labels: NDArray[np.integer[Any]]) -> Clusters:
-    """Clusters that labels define, each with the mean of its members: what an oracle would find.
+    """Return the clusters that labels define, each with the mean of its members: the paper's oracle.
 
     Raises:
-        ValueError: if a sample has no label.
+        ValueError: a sample has no label.
     """
     if len(labels) != len(features) or (labels < 0).any():
         raise ValueError(
@@ -128,24 +117,24 @@ def labelled_clusters(features: Rows, labels: NDArray[np.integer[Any]]) -> Clust
         )
     _, assignment = np.unique(labels, return_inverse=True)
     sums, counts = np.zeros((int(assignment.max()) + 1, features.shape[1])), np.bincount(assignment)
-    for start, part in _parts(features):
+    for start, part in row_blocks(features):
         np.add.at(sums, assignment[start : start + len(part)], part)
     centroids = (sums / counts[:, None]).astype(np.float32)
     distance = np.empty(len(features), np.float32)
-    for start, part in _parts(features):
+    for start, part in row_blocks(features):
         own = centroids[assignment[start : start + len(part)]]
         distance[start : start + len(part)] = np.linalg.norm(part - own, axis=1)
     return Clusters(centroids=centroids, assignment=assignment.astype(np.int32), distance=distance)
 
 
 def assign(features: Rows, centroids: Float32, *, device: str = "cpu", progress: Progress | None = None) -> Clusters:
-    """The nearest centroid of every row, and its distance."""
+    """Find the nearest centroid of every row, and measure its distance."""
     index = _index(centroids, device)
     assignment, distance = np.empty(len(features), np.int32), np.empty(len(features), np.float32)
-    for start, part in _parts(features):
+    for start, part in row_blocks(features):
         rows = slice(start, start + len(part))
         assignment[rows] = index.search(part, 1)[1][:, 0]
-        # Not faiss's own distance: it expands |x - c|^2 and loses the small ones to cancellation.
+        # faiss's own distance expands |x - c|^2 and loses the small ones to cancellation.
         distance[rows] = np.linalg.norm(part - centroids[assignment[rows]], axis=1)
         if progress is not None:
             progress(rows.stop, len(features))
@@ -153,11 +142,12 @@ def assign(features: Rows, centroids: Float32, *, device: str = "cpu", progress:
 
 
 def _lloyd_pass(features: Rows, centroids: Float32, *, device: str, progress: Progress | None) -> Float32:
-    """The means of what is nearest to each centroid; a centroid without members stays."""
+    """Return the mean of the rows nearest to each centroid; a centroid without members stays."""
     index = _index(centroids, device)
     sums, counts = np.zeros(centroids.shape), np.zeros(len(centroids))
-    for start, part in _parts(features):
+    for start, part in row_blocks(features):
         nearest = index.search(part, 1)[1][:, 0]
+        # Summed cluster by cluster, in float64: np.add.at would take many times as long.
         order = np.argsort(nearest, kind="stable")
         used, first = np.unique(nearest[order], return_index=True)
         sums[used] += np.add.reduceat(part[order].astype(np.float64), first, axis=0)
@@ -169,9 +159,10 @@ def _lloyd_pass(features: Rows, centroids: Float32, *, device: str, progress: Pr
 
 
 def davies_bouldin(clusters: Clusters) -> float:
-    """Davies-Bouldin index: mean over clusters of max (S_i + S_j) / |mu_i - mu_j|, S the mean member distance.
+    """Return the Davies-Bouldin index, lower is better; infinity for fewer than two clusters with members.
 
-    Lower is better. Clusters without members are left out; fewer than two clusters give infinity.
+    DB = mean over i of max over j of (S_i + S_j) / |mu_i - mu_j|, S the mean distance of a cluster's members
+    (Davies and Bouldin, 1979). Clusters without members are left out.
     """
     members = np.bincount(clusters.assignment, minlength=len(clusters.centroids))
     used = members > 0
@@ -183,7 +174,7 @@ def davies_bouldin(clusters: Clusters) -> float:
     square = (centroids**2).sum(axis=1)
     apart = np.sqrt(np.maximum(square[:, None] + square[None] - 2 * centroids @ centroids.T, 0.0))
     np.fill_diagonal(apart, np.inf)
-    with np.errstate(divide="ignore"):  # two equal centroids: infinitely bad, as the index says
+    with np.errstate(divide="ignore"):  # two equal centroids are infinitely bad
         return float(((spread[:, None] + spread[None]) / apart).max(axis=1).mean())
 
 
@@ -195,37 +186,36 @@ def choose_num_clusters(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[int, float]:
-    """Davies-Bouldin index by K over a log grid and around its best point, ascending in K."""
+    """Return K -> Davies-Bouldin index over a log grid and around its best point, ascending in K."""
     sample = subsample(features, SCAN_SAMPLES, seed)
     limit = min(LARGEST_K, max(2, len(sample) // MEMBERS_PER_CLUSTER)) if largest is None else largest
-    grid = np.unique(np.geomspace(2, limit, SCAN_POINTS).round().astype(int))
+    grid = np.unique(np.geomspace(2, limit, SCAN_POINTS).round().astype(int)).tolist()
     total = len(grid) + REFINE_POINTS
     index: dict[int, float] = {}
-    for candidates in (lambda: grid, lambda: _between_neighbours(index)):
-        for k in candidates():
-            index[int(k)] = davies_bouldin(cluster(sample, int(k), seed=seed, device=device))
+
+    def scan(candidates: Sequence[int]) -> None:
+        for k in candidates:
+            index[k] = davies_bouldin(cluster(sample, k, seed=seed, device=device))
             if progress is not None:
                 progress(min(len(index), total), total)
+
+    scan(grid)
+    # Refine between the best point's neighbours on the grid.
+    best = grid.index(min(grid, key=index.__getitem__))
+    low, high = grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)]
+    between = np.unique(np.geomspace(low, high, REFINE_POINTS + 3).round().astype(int)).tolist()
+    scan([k for k in between if k not in index][:REFINE_POINTS])
     if progress is not None:
         progress(total, total)
     return dict(sorted(index.items()))
 
 
 def subsample(features: Rows, count: int, seed: int) -> Float32:
-    """At most so many rows, in their order."""
+    """Return `count` rows at random in ascending order, or all where there are fewer."""
     if len(features) <= count:
         return np.ascontiguousarray(features[:])
     rows = np.random.default_rng(seed).choice(len(features), count, replace=False)
     return np.ascontiguousarray(features[np.sort(rows)])
-
-
-def _between_neighbours(index: dict[int, float]) -> list[int]:
-    """New values of K between the best one and those next to it."""
-    known = sorted(index)
-    place = known.index(min(known, key=lambda k: index[k]))
-    low, high = known[max(0, place - 1)], known[min(len(known) - 1, place + 1)]
-    points = np.unique(np.geomspace(low, high, REFINE_POINTS + 3).round().astype(int))
-    return [int(k) for k in points if int(k) not in index][:REFINE_POINTS]
 
 
 def _index(centroids: Float32, device: str) -> Any:
@@ -234,8 +224,3 @@ def _index(centroids: Float32, device: str) -> Any:
         index = faiss.index_cpu_to_all_gpus(index)
     index.add(centroids)
     return index
-
-
-def _parts(features: Rows) -> Iterator[tuple[int, Float32]]:
-    for start in range(0, len(features), ROWS_AT_ONCE):
-        yield start, np.ascontiguousarray(features[start : start + ROWS_AT_ONCE])

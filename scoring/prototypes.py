@@ -1,14 +1,14 @@
 """Prototypes: how typical each sample is of its own cluster, as a distance in [0, 1] that the temperature acts on.
 
-Features are clustered, the distance to the nearest centroid is min-max normalised within the cluster (Lin et al., CVPR
-2025, Eq. 2-3), and the result is kept in one Parquet file that names the data set it belongs to.
+1. Features are clustered, by k-means or by labels (`scoring.clusters`).
+2. The distance to the nearest centroid is min-max normalised within the cluster (Lin et al., CVPR 2025, Eq. 2-3).
+3. The result is kept in one Parquet file that names its data set. The file is untrusted when it is read.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,20 +23,20 @@ from numpy.typing import NDArray
 from scoring.clusters import (
     Clusters,
     Progress,
-    Rows,
     choose_num_clusters,
     cluster,
     davies_bouldin,
     labelled_clusters,
 )
-from scoring.features.normalise import normalised
+from scoring.features.rows import Rows, normalised
+from scoring.features.store import written_aside
 
 Float32 = NDArray[np.float32]
 METADATA_KEY = b"tempera.prototypes"
 SCHEMA_VERSION = 1
 COLUMNS = {"distance": pa.float32(), "cluster": pa.int32()}
 FREE_ROWS = 1 << 20
-"""Any file may have so many rows; one with more takes a byte a row at least."""
+"""A file of any length may claim this many rows; one that claims more must have a byte for each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,17 +50,16 @@ class Prototypes:
     centroids: Float32
     """[K, F] the prototypes."""
     davies_bouldin: dict[int, float]
-    """Index by number of clusters tried; the lowest was taken."""
+    """Number of clusters tried -> index; the lowest was taken."""
     fingerprint: str = ""
     """Fingerprint of the data set, empty when unknown."""
 
     @property
     def num_clusters(self) -> int:
-        """Number of prototypes."""
         return len(self.centroids)
 
     def save(self, path: str | Path, fingerprint: str = "") -> None:
-        """Write one Parquet file, aside first and then renamed, so that a reader never sees half of it."""
+        """Write one Parquet file, whole or not at all."""
         facts = {
             "schema": SCHEMA_VERSION,
             "fingerprint": fingerprint or self.fingerprint,
@@ -69,59 +68,55 @@ class Prototypes:
             "centroids": base64.b64encode(self.centroids.astype("<f4").tobytes()).decode(),
         }
         table = pa.table({"distance": self.distance, "cluster": self.cluster})
-        target = Path(path)
-        aside = target.with_name(f"{target.name}.{os.getpid()}.part")
-        try:
+        with written_aside(Path(path)) as aside:
             pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(facts)}), aside)
-            os.replace(aside, target)
-        finally:
-            aside.unlink(missing_ok=True)
 
     @staticmethod
     def load(path: str | Path) -> Prototypes:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is not a prototypes file.
+            FileNotFoundError: there is no such file.
+            ValueError: it is not a prototypes file.
         """
         if not Path(path).exists():
             raise FileNotFoundError(f"prototypes {path} must exist; there is none. Run `tempera score` to make it.")
         with _opened(path) as file:
             facts = _facts(file)
-            columns = [_column(file, name) for name in COLUMNS]
+            values = np.frombuffer(base64.b64decode(facts["centroids"], validate=True), "<f4")
             return Prototypes(
-                distance=columns[0],
-                cluster=columns[1],
-                centroids=_centroids(facts),
+                distance=_column(file, "distance"),
+                cluster=_column(file, "cluster"),
+                centroids=values.reshape([int(side) for side in facts["centroids_shape"]]).astype(np.float32),
                 davies_bouldin={int(k): float(value) for k, value in dict(facts["davies_bouldin"]).items()},
                 fingerprint=str(facts["fingerprint"]),
             )
 
 
 def num_distances(path: str | Path) -> int:
-    """Samples of a file that `Prototypes.save` wrote; ValueError if it is none."""
+    """Return the number of samples in a prototypes file; ValueError if it is not one."""
     with _opened(path) as file:
         return int(file.metadata.num_rows)
 
 
 def fingerprint_of(path: str | Path) -> str:
-    """Fingerprint of the data that a file of `Prototypes.save` is of, empty when unknown; ValueError if it is none."""
+    """Return the fingerprint of a prototypes file's data set, empty when unknown; ValueError if it is not one."""
     with _opened(path) as file:
         return str(_facts(file)["fingerprint"])
 
 
 def load_distances(path: str | Path, first: int, last: int) -> Float32:
-    """Distances of the samples [first, last) of a file that `Prototypes.save` wrote; ValueError if it is none."""
+    """Return the distances of the samples [first, last) in a prototypes file; ValueError if it is not one."""
     with _opened(path) as file:
         return np.asarray(_column(file, "distance")[first:last], dtype=np.float32)
 
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[pq.ParquetFile]:
-    """The file; ValueError if it is none of ours, or claims more than a file of its length can hold."""
+    """Open a prototypes file; ValueError if it is not one, or claims more than a file of its length can hold."""
     try:
         with pq.ParquetFile(path) as file:
+            # A few bytes of metadata can claim 2^60 rows: refuse before anything of that size is allocated.
             claims, file_bytes = file.metadata, Path(path).stat().st_size
             groups = map(claims.row_group, range(claims.num_row_groups))
             if claims.num_rows > max(FREE_ROWS, file_bytes):
@@ -136,7 +131,7 @@ def _opened(path: str | Path) -> Iterator[pq.ParquetFile]:
 
 
 def _facts(file: pq.ParquetFile) -> dict[str, Any]:
-    """What stands beside the columns."""
+    """Return the metadata beside the columns; KeyError or ValueError if they are not of this schema."""
     facts = dict(json.loads((file.schema_arrow.metadata or {})[METADATA_KEY]))
     if facts["schema"] != SCHEMA_VERSION:
         raise ValueError(f"schema must be {SCHEMA_VERSION}; got {facts['schema']}")
@@ -144,7 +139,7 @@ def _facts(file: pq.ParquetFile) -> dict[str, Any]:
 
 
 def _column(file: pq.ParquetFile, name: str) -> NDArray[Any]:
-    """A column in its type, as long as the file says."""
+    """Read a column; ValueError unless it has its declared type and a value in every row."""
     found = file.schema_arrow.field(name).type
     if found != COLUMNS[name]:
         raise ValueError(f"column {name!r} must be {COLUMNS[name]}; it is {found}")
@@ -152,11 +147,6 @@ def _column(file: pq.ParquetFile, name: str) -> NDArray[Any]:
     if column.null_count or len(column) != file.metadata.num_rows:
         raise ValueError(f"column {name!r} must have a value in every row")
     return np.asarray(column.to_numpy())
-
-
-def _centroids(facts: dict[str, Any]) -> Float32:
-    values = np.frombuffer(base64.b64decode(facts["centroids"], validate=True), "<f4")
-    return values.reshape([int(side) for side in facts["centroids_shape"]]).astype(np.float32)
 
 
 def prototype_distances(
@@ -175,46 +165,42 @@ def prototype_distances(
         features: [N, F], finite; an array, or a store on disk.
         num_clusters: K, in [1, N]; None scans for the lowest Davies-Bouldin index.
         seed: seed of the clustering.
-        labels: [N] clusters that are given, not found; `num_clusters` is then of no use.
-        normalise: a name of `scoring.features.normalise.PRESETS`.
-        device: what `scoring.clusters.kmeans_device` returned.
+        labels: [N] clusters that are given, not searched; `num_clusters` is then ignored.
+        normalise: a name of `scoring.features.rows.PRESETS`.
+        device: value of `scoring.clusters.kmeans_device`.
         progress: called with (done, total) while K is scanned, then while rows are clustered.
 
-    Returns:
-        float32 distances in [0, 1] and all that led to them.
-
     Raises:
-        ValueError: if the features are not a finite matrix with rows, or K is out of range.
+        ValueError: the features are not a finite matrix with rows, or K is out of range.
     """
     rows = normalised(_checked_features(features), normalise)
     if labels is not None:
         clusters = labelled_clusters(rows, labels)
-        return _prototypes(clusters, {len(clusters.centroids): davies_bouldin(clusters)})
-    if num_clusters is None:
-        found = (
-            choose_num_clusters(rows, seed=seed, device=device, progress=progress)
-            if len(rows) > 3
-            else {1: float("inf")}
-        )
-        best = min(found, key=lambda k: found[k])
-        return _prototypes(cluster(rows, best, seed=seed, device=device, progress=progress), found)
-    if not 1 <= num_clusters <= len(rows):
+        tried = {len(clusters.centroids): davies_bouldin(clusters)}
+    elif num_clusters is None:
+        # Three samples or fewer have no second cluster to compare with.
+        tried = {1: float("inf")}
+        if len(rows) > 3:
+            tried = choose_num_clusters(rows, seed=seed, device=device, progress=progress)
+        clusters = cluster(rows, min(tried, key=tried.__getitem__), seed=seed, device=device, progress=progress)
+    elif 1 <= num_clusters <= len(rows):
+        clusters = cluster(rows, num_clusters, seed=seed, device=device, progress=progress)
+        tried = {num_clusters: davies_bouldin(clusters)}
+    else:
         raise ValueError(f"num_clusters must be between 1 and the number of samples ({len(rows)}); got {num_clusters}.")
-    clusters = cluster(rows, num_clusters, seed=seed, device=device, progress=progress)
-    return _prototypes(clusters, {num_clusters: davies_bouldin(clusters)})
-
-
-def _prototypes(clusters: Clusters, index: dict[int, float]) -> Prototypes:
     return Prototypes(
         distance=within_cluster(clusters),
         cluster=clusters.assignment,
         centroids=clusters.centroids,
-        davies_bouldin=index,
+        davies_bouldin=tried,
     )
 
 
 def within_cluster(clusters: Clusters) -> Float32:
-    """Min-max normalised distance within each cluster; 0 where all members are equally far (singletons too)."""
+    """Return the distances min-max normalised within each cluster (Eq. 3), float32 [N] in [0, 1].
+
+    Where all members are equally far, as in a cluster of one, the distance is 0.
+    """
     count, assignment = len(clusters.centroids), clusters.assignment
     low, high = np.full(count, np.inf), np.full(count, -np.inf)
     np.minimum.at(low, assignment, clusters.distance)
@@ -225,8 +211,8 @@ def within_cluster(clusters: Clusters) -> Float32:
 
 
 def _checked_features(features: Rows) -> Rows:
-    """The rows; a store has checked its own when they were written."""
-    if not isinstance(features, np.ndarray):
+    """Return the features as finite rows; ValueError if they are not."""
+    if not isinstance(features, np.ndarray):  # a store checks its rows when they are written
         return features
     matrix = np.ascontiguousarray(features, dtype=np.float32)
     if matrix.ndim != 2 or not matrix.size:

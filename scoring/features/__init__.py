@@ -1,1 +1,1 @@
-"""What images are compared by: descriptions of shape and networks, normalised, kept on disk."""
+"""What images are compared by: descriptions of colour and shape, networks, and the features on disk."""

@@ -1,13 +1,12 @@
-"""Features of networks: any timm model by name, with weights of the hub or of a file, or with none.
+"""Features of networks: any timm model by name, with weights of the hub, of a file, or random ones.
 
-A network gives what it would hand to its classifier, pooled as it was trained: the class token of DINO's vision
-transformers, the mean of the tokens or the map elsewhere.
+The features are the input of the network's classifier, pooled as the network was trained: the class token of DINO's
+vision transformers, the mean of the tokens or of the map elsewhere.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +29,38 @@ class EncoderFeatures:
     """The feature space of a module that maps normalised images [B, 3, H, W] to features [B, F]."""
 
     def __init__(
-        self, encode: torch.nn.Module, *, mean: tuple[float, ...], std: tuple[float, ...], device: str = "cpu"
+        self,
+        model: torch.nn.Module,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        side: int | None = None,
+        device: str = "cpu",
     ) -> None:
-        """Take the module to a device, in eval mode; mean and std are of the pixels in [0, 1], by channel."""
-        self.device = torch.device(device)
-        self._encode = encode.to(self.device).eval()
+        """Move the module to a device, in eval mode.
+
+        Args:
+            model: the module.
+            mean: mean of the pixels in [0, 1], by channel.
+            std: their standard deviation.
+            side: the module gets the top left square of this side in pixels; None for the whole image.
+            device: a torch device.
+        """
+        self._device, self._side = torch.device(device), side
+        self._model = model.to(self._device).eval()
         self._mean, self._std = (
-            torch.tensor(values, device=self.device).view(3, 1, 1) * 255.0 for values in (mean, std)
+            torch.tensor(values, device=self._device).view(3, 1, 1) * 255.0 for values in (mean, std)
         )
 
     @torch.inference_mode()
     def __call__(self, images: Uint8) -> Float32:
-        """Features of uint8 [n, 3, H, W]: float32 [n, F]."""
+        """Return the features of uint8 [n, 3, H, W]: float32 [n, F]."""
         parts = []
         for start in range(0, len(images), IMAGES_AT_ONCE):
-            batch = torch.from_numpy(images[start : start + IMAGES_AT_ONCE]).to(self.device).float()
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-                features = self._encode((batch - self._mean) / self._std)
+            batch = torch.from_numpy(images[start : start + IMAGES_AT_ONCE]).to(self._device).float()
+            normal = ((batch - self._mean) / self._std)[..., : self._side, : self._side]
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
+                features = self._model(normal)
             parts.append(features.float().cpu().numpy())
         return np.concatenate(parts)
 
@@ -54,17 +68,17 @@ class EncoderFeatures:
 def timm_features(
     name: str, *, weights: Path | None = None, size: int | None = None, seed: int = 0, device: str = "cpu"
 ) -> EncoderFeatures:
-    """A timm model as a feature space.
+    """Return the feature space of a timm model.
 
     Args:
         name: timm's name, e.g. "vit_small_patch8_224.dino".
-        weights: safetensors, or a PyTorch file that holds tensors only; None asks the hub.
-        size: side of the images where it is not the model's own.
-        seed: of weights that a file does not set.
-        device: where to compute.
+        weights: safetensors, or a PyTorch file that holds tensors only; None downloads them from the hub.
+        size: side of the images where it differs from the model's own.
+        seed: seed of weights that the file does not set.
+        device: a torch device.
 
     Raises:
-        ValueError: for an unknown name, weights that are not the model's, or a hub that cannot be reached.
+        ValueError: unknown name, weights of another model, or no connection to the hub.
     """
     arguments: dict[str, Any] = {"num_classes": 0}
     own_size = model_size(name)
@@ -73,38 +87,38 @@ def timm_features(
     torch.manual_seed(seed)
     try:
         model = timm.create_model(name, pretrained=weights is None, **arguments)
-    except Exception as error:  # the hub's client raises what its transport raises
+    except Exception as error:  # the hub's client raises whatever its transport raises
         raise ValueError(
             f"{name} must be buildable, with weights of the hub where no file is given; it is not "
             f"({type(error).__name__}: {_first_line(error)}). Without a network give --weights FILE."
         ) from error
     if weights is not None:
-        _load(model, name, weights)
+        load_weights(model, name, weights)
     config: Any = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     return EncoderFeatures(model, mean=config["mean"], std=config["std"], device=device)
 
 
 def untrained_features(*, size: int, seed: int = 0, device: str = "cpu") -> EncoderFeatures:
-    """A ViT-S with random weights (one of the paper's feature spaces), its patches a 14th of the side or 4 pixels.
+    """Return the space of a ViT-S with random weights (one of the paper's, METHODS section 8).
 
     Args:
-        size: side of the images.
-        seed: of the weights.
-        device: where to compute.
+        size: side of the images; a patch is a 14th of it, or 4 pixels. Pixels beyond whole patches are cut off.
+        seed: seed of the weights.
+        device: a torch device.
     """
     torch.manual_seed(seed)
     patch = max(SMALLEST_PATCH, size // UNTRAINED_TOKENS)
-    model = timm.create_model(UNTRAINED, num_classes=0, img_size=size // patch * patch, patch_size=patch)
-    cropped = _Cropped(model, size // patch * patch)
+    side = size // patch * patch
+    model = timm.create_model(UNTRAINED, num_classes=0, img_size=side, patch_size=patch)
     half = (0.5, 0.5, 0.5)
-    return EncoderFeatures(cropped, mean=half, std=half, device=device)
+    return EncoderFeatures(model, mean=half, std=half, side=side, device=device)
 
 
 def model_size(name: str) -> int:
-    """Side of the images that a timm model takes.
+    """Return the side of the images that a timm model takes, in pixels.
 
     Raises:
-        ValueError: for an unknown name; the message has the nearest.
+        ValueError: unknown name; the message has the nearest ones.
     """
     config = timm.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
     if config is None:
@@ -113,29 +127,22 @@ def model_size(name: str) -> int:
     return int(config.input_size[-1])
 
 
-class _Cropped(torch.nn.Module):
-    """A model that sees the top left part of its images: what whole patches cover."""
+def load_weights(model: torch.nn.Module, name: str, weights: Path) -> None:
+    """Fill a model from a file; parameters of a classifier in the file are ignored.
 
-    def __init__(self, model: Callable[..., Any], side: int) -> None:
-        super().__init__()
-        self.model, self.side = model, side
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        features: torch.Tensor = self.model(images[..., : self.side, : self.side])
-        return features
-
-
-def _load(model: torch.nn.Module, name: str, weights: Path) -> None:
-    """Fill a model from a file; parameters of a classifier are left out."""
+    Raises:
+        ValueError: no such file, not a file of tensors only, or tensors of another model.
+    """
     if not weights.is_file():
         raise ValueError(f"--weights must be a file; {weights} is none.")
     try:
+        # weights_only: a file that would run code when it is unpickled raises here.
         found = timm.models.load_state_dict(str(weights), weights_only=True)
         adapted = getattr(timm.models.vision_transformer, "checkpoint_filter_fn", None)
         is_vit = isinstance(model, timm.models.VisionTransformer)
         state = adapted(found, model) if adapted and is_vit else found
         missing, _ = model.load_state_dict(state, strict=False)
-    except Exception as error:  # unreadable, not tensors only, or of other shapes
+    except Exception as error:  # unreadable, not tensors only, or tensors of other shapes
         raise ValueError(
             f"{weights} must hold the weights of {name}, as safetensors or as a PyTorch file of tensors; it does not "
             f"({type(error).__name__}: {_first_line(error)})."

@@ -1,15 +1,16 @@
-"""FeatureStore: features on disk, in chunks of samples, so that computing them can stop and go on, and be spread.
+"""FeatureStore: features on disk in chunks of samples, so that the computation can stop, continue and be spread.
 
-A chunk is a safetensors file, written aside and renamed: it is there whole or not at all, whoever wrote it.
-`store.json` says what the features are of; a folder with features of something else is refused. Read, the store is a
-matrix: slices and rows come from its files, so it may be larger than the memory.
+A chunk is one safetensors file, written aside and renamed: it is whole or absent, whichever process wrote it.
+`store.json` names the data set and the feature space; a folder with other features is refused. A complete store reads
+as a matrix: slices and rows come from its files, so it may be larger than the memory.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,25 +24,37 @@ Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
 
 MAPPED_CHUNKS = 8
-"""Chunks kept at hand while rows are picked."""
+"""Chunks kept in memory while rows are picked."""
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Yield a path to write to; it replaces `path` when the block succeeds, so that no reader sees half a file."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 class FeatureStore:
     """The features of the samples [0, num_samples) of one data set in one space."""
 
     def __init__(self, directory: Path, *, identity: dict[str, Any], num_samples: int, chunk_samples: int) -> None:
-        """Open a folder, or begin it.
+        """Open a folder, or create it.
 
         Args:
             directory: the folder.
-            identity: what the features are of, as JSON values: data set, space, weights, crop.
+            identity: what decides the features, as JSON values: data set, space, weights, crop.
             num_samples: N.
             chunk_samples: rows of a chunk.
 
         Raises:
-            ValueError: if the folder holds features of something else.
+            ValueError: the folder holds other features.
         """
         self.directory, self.num_samples, self.chunk_samples = directory, num_samples, chunk_samples
+        self.num_chunks = -(-num_samples // chunk_samples)
         wanted = {"num_samples": num_samples, "chunk_samples": chunk_samples, **identity}
         described = directory / "store.json"
         if described.exists():
@@ -54,9 +67,11 @@ class FeatureStore:
                 )
         else:
             directory.mkdir(parents=True, exist_ok=True)
-            _write_aside(described, json.dumps(wanted, indent=1).encode())
+            with written_aside(described) as aside:
+                aside.write_text(json.dumps(wanted, indent=1))
         self._open = lru_cache(maxsize=MAPPED_CHUNKS)(self._read)
 
+    # A cache cannot be pickled, and Ray pickles the store to send it to its workers.
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_open"}
 
@@ -64,38 +79,40 @@ class FeatureStore:
         self.__dict__.update(state)
         self._open = lru_cache(maxsize=MAPPED_CHUNKS)(self._read)
 
-    @property
-    def num_chunks(self) -> int:
-        """Chunks of the whole."""
-        return -(-self.num_samples // self.chunk_samples)
-
     def ids(self, chunk: int) -> Int64:
-        """Sample ids of a chunk."""
+        """Return the sample ids of a chunk."""
         first = chunk * self.chunk_samples
         return np.arange(first, min(first + self.chunk_samples, self.num_samples))
 
     def missing(self) -> list[int]:
-        """Chunks that are not there, or not whole."""
-        return [chunk for chunk in range(self.num_chunks) if not self._is_whole(chunk)]
+        """Return the chunks that are absent, torn, or of another length."""
+        missing = []
+        for chunk in range(self.num_chunks):
+            try:
+                with safe_open(self._path(chunk), "numpy") as file:
+                    length = int(file.get_slice("features").get_shape()[0])
+            except (FileNotFoundError, SafetensorError):
+                length = -1
+            if length != len(self.ids(chunk)):
+                missing.append(chunk)
+        return missing
 
     def write(self, chunk: int, features: Float32, bad: Sequence[str] = ()) -> None:
         """Store a chunk, and one line for each of its samples that could not be decoded.
 
         Raises:
-            ValueError: if there is not one finite row for each sample.
+            ValueError: there is not one finite row for each sample.
         """
         if features.ndim != 2 or len(features) != len(self.ids(chunk)) or not np.isfinite(features).all():
             raise ValueError(
                 f"a chunk must have one finite row for each of its {len(self.ids(chunk))} samples; got "
                 f"{features.shape}, finite: {bool(np.isfinite(features).all())}."
             )
-        path = self._path(chunk)
-        aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-        save_file({"features": np.ascontiguousarray(features, np.float32)}, aside, {"bad": json.dumps(list(bad))})
-        os.replace(aside, path)
+        with written_aside(self._path(chunk)) as aside:
+            save_file({"features": np.ascontiguousarray(features, np.float32)}, aside, {"bad": json.dumps(list(bad))})
 
     def bad(self) -> list[str]:
-        """One line for each sample that could not be decoded."""
+        """Return one line for each sample that could not be decoded; every chunk must be there."""
         lines: list[str] = []
         for chunk in range(self.num_chunks):
             with safe_open(self._path(chunk), "numpy") as file:
@@ -104,14 +121,14 @@ class FeatureStore:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(N, F); there must be a first chunk."""
+        """(N, F); the first chunk must be there."""
         return self.num_samples, self._open(0).shape[1]
 
     def __len__(self) -> int:
         return self.num_samples
 
     def __getitem__(self, rows: slice | Int64) -> Float32:
-        """Rows by slice or by ascending ids; a copy."""
+        """Return a copy of the rows of a slice or of ascending ids."""
         ids = np.arange(self.num_samples)[rows] if isinstance(rows, slice) else rows
         result = np.empty((len(ids), self.shape[1]), np.float32)
         home = ids // self.chunk_samples
@@ -127,16 +144,3 @@ class FeatureStore:
         with safe_open(self._path(chunk), "numpy") as file:
             features: Float32 = file.get_tensor("features")
         return features
-
-    def _is_whole(self, chunk: int) -> bool:
-        try:
-            with safe_open(self._path(chunk), "numpy") as file:
-                return int(file.get_slice("features").get_shape()[0]) == len(self.ids(chunk))
-        except (FileNotFoundError, SafetensorError):
-            return False
-
-
-def _write_aside(path: Path, data: bytes) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    aside.write_bytes(data)
-    os.replace(aside, path)

@@ -2,9 +2,9 @@ import faiss
 import numpy as np
 import pytest
 
-from scoring import clusters
 from scoring.clusters import cluster, kmeans_device, labelled_clusters
-from scoring.features.normalise import normalised
+from scoring.features import rows as feature_rows
+from scoring.features.rows import normalised
 from scoring.features.store import FeatureStore
 from scoring.prototypes import prototype_distances
 from tests.bench.kmeans import bench_kmeans, purity
@@ -24,7 +24,7 @@ def stored(path, features, chunk=1000):
 
 
 def test_rows_on_disk_cluster_as_those_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(clusters, "ROWS_AT_ONCE", 700)
+    monkeypatch.setattr(feature_rows, "ROWS_AT_ONCE", 700)
     features = blobs()
     here, there = cluster(features, 8, seed=1), cluster(stored(tmp_path, features), 8, seed=1)
     np.testing.assert_array_equal(here.assignment, there.assignment)

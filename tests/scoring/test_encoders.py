@@ -5,8 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from scoring.features.encoders import model_size, timm_features, untrained_features
-from scoring.features.images import image_features
-from scoring.features.sift import dense_sift
+from scoring.features.images import dense_sift, fit_bag_of_words
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
 TINY = "vit_tiny_patch16_224"
@@ -79,7 +78,8 @@ def test_sift_tells_edges_from_their_turns_and_not_from_their_contrast():
 
 
 def test_words_are_those_of_the_data_and_a_seed():
-    features = image_features([IMAGES, IMAGES], "sift", seed=1)
-    np.testing.assert_array_equal(features[:5], features[5:])
-    np.testing.assert_allclose((features**2).sum(1), 1, atol=1e-5)
-    np.testing.assert_array_equal(features, image_features([IMAGES, IMAGES], "sift", seed=1))
+    space, again = (fit_bag_of_words([IMAGES, IMAGES], seed=1) for _ in range(2))
+    np.testing.assert_array_equal(space.words, again.words)
+    np.testing.assert_allclose((space(IMAGES) ** 2).sum(1), 1, atol=1e-5)
+    with pytest.raises(ValueError, match="at least one image"):
+        fit_bag_of_words([])

@@ -3,7 +3,7 @@ import pytest
 from sklearn.metrics import davies_bouldin_score
 
 from scoring.clusters import cluster, davies_bouldin
-from scoring.features.images import image_features
+from scoring.features.images import FEATURES, fit_bag_of_words, hog_features, pixel_features
 from scoring.prototypes import Prototypes, prototype_distances
 
 
@@ -79,32 +79,22 @@ def test_bad_features_are_refused():
 @pytest.mark.parametrize(("kind", "width"), [("pixels", 768), ("hog", 1764), ("sift", 512)])
 def test_features_do_not_depend_on_the_batching(kind, width):
     images = np.random.default_rng(0).integers(0, 256, (7, 3, 70, 50), dtype=np.uint8)
-    whole = image_features([images], kind)
+    space = fit_bag_of_words([images]) if kind == "sift" else FEATURES[kind]
+    whole = space(images)
     assert whole.shape == (7, width)
     assert whole.dtype == np.float32
-    np.testing.assert_allclose(image_features([images[:3], images[3:]], kind), whole, atol=1e-6)
+    np.testing.assert_allclose(np.concatenate([space(images[:3]), space(images[3:])]), whole, atol=1e-6)
 
 
 def test_pixels_of_a_flat_image_are_its_colour():
     image = np.zeros((1, 3, 33, 40), np.uint8)
     image[0, 1] = 255
-    np.testing.assert_allclose(image_features([image])[0].reshape(3, -1).mean(1), [0, 1, 0], atol=1e-6)
+    np.testing.assert_allclose(pixel_features(image)[0].reshape(3, -1).mean(1), [0, 1, 0], atol=1e-6)
 
 
 def test_hog_sees_orientation_and_not_brightness():
     stripes = np.zeros((1, 3, 64, 64), np.uint8)
     stripes[..., ::8] = stripes[..., 1::8] = stripes[..., 2::8] = stripes[..., 3::8] = 200
-    upright, lying, dim = (
-        image_features([image], "hog")[0] for image in (stripes, stripes.swapaxes(2, 3).copy(), stripes // 2)
-    )
+    upright, lying, dim = (hog_features(image)[0] for image in (stripes, stripes.swapaxes(2, 3).copy(), stripes // 2))
     assert upright @ dim / np.linalg.norm(upright) / np.linalg.norm(dim) > 0.99
     assert upright @ lying / np.linalg.norm(upright) / np.linalg.norm(lying) < 0.1
-
-
-def test_bad_images_are_refused():
-    with pytest.raises(ValueError, match="features must be one of"):
-        image_features([], "shift")
-    with pytest.raises(ValueError, match="at least one image"):
-        image_features([])
-    with pytest.raises(ValueError, match="uint8"):
-        image_features([np.zeros((1, 3, 4, 4), np.float32)])

@@ -69,7 +69,7 @@ class FeatureSpec:
         if self.space == "sift":
             from safetensors.numpy import load_file
 
-            from scoring.features.sift import BagOfWords
+            from scoring.features.images import BagOfWords
 
             return BagOfWords(load_file(store / CODEBOOK)["words"])
         from scoring.features import encoders
@@ -208,7 +208,7 @@ def _find_words(index_path: Path, spec: FeatureSpec, directory: Path) -> None:
         return
     from safetensors.numpy import save_file
 
-    from scoring.features.sift import fit_bag_of_words
+    from scoring.features.images import fit_bag_of_words
 
     size = len(ShardIndex.load(index_path))
     ids = np.random.default_rng(spec.seed).permutation(size)[:CODEBOOK_IMAGES]

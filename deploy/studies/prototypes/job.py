@@ -70,7 +70,7 @@ def score(
         num_clusters: K, or None to choose it by the Davies-Bouldin index.
         seed: of k-means.
         labels_as_clusters: take the classes as clusters (the paper's oracle).
-        normalise: preset of `scoring.features.normalise`.
+        normalise: preset of `scoring.features.rows`.
         device: of k-means: auto, cpu or gpu.
         workers: processes under Ray that compute features; 0 computes here.
         keep_features: leave the features on disk.
