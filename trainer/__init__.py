@@ -1,7 +1,7 @@
-"""Pre-training by masked image modeling: methods, one training loop, evaluation of what came out.
+"""Pre-training by masked image modeling: methods, one training loop, evaluation of the encoder.
 
-`train(config, stream, run_dir=...)` runs in one process with no Ray; `trainer.actors.train_on_ray` runs the same loop
-under Ray Train. What needs torch is imported when it is first used: a process that only reads a config starts at once.
+`train(config, stream, run_dir=...)` runs in one process without Ray; `trainer.actors.train_on_ray` runs the same loop
+under Ray Train. Configs import no torch; the names below that need it import it when they are first used.
 """
 
 from importlib import import_module
@@ -10,31 +10,41 @@ from typing import TYPE_CHECKING, Any
 from trainer.config import ModelConfig, TrainConfig, from_dict, model_size, to_dict
 from trainer.errors import CheckpointError, NonFiniteLossError, TrainerError
 from trainer.methods import METHODS, build_method
-from trainer.progress import Progress
+from trainer.progress import Progress, TrainResult
 from trainer.record.metrics import read_metrics
 
 if TYPE_CHECKING:
     from trainer.loop import RunHooks, train
-    from trainer.losses import Losses
     from trainer.methods.base import Method
+    from trainer.methods.losses import Losses
     from trainer.randomness import StepRandomness
     from trainer.ranks.context import Distributed, SingleProcess, current_context
     from trainer.record.checkpoint import Checkpoints, load_checkpoint
     from trainer.record.export import load_encoder, load_method
-    from trainer.record.recorder import TrainResult
     from trainer.windows import ScheduledWindows
 
-_WITH_TORCH = {
-    "trainer.losses": ("Losses",),
-    "trainer.loop": ("RunHooks", "train"),
-    "trainer.methods.base": ("Method",),
-    "trainer.randomness": ("StepRandomness",),
-    "trainer.ranks.context": ("Distributed", "SingleProcess", "current_context"),
-    "trainer.record.checkpoint": ("Checkpoints", "load_checkpoint"),
-    "trainer.record.export": ("load_encoder", "load_method"),
-    "trainer.record.recorder": ("TrainResult",),
-    "trainer.windows": ("ScheduledWindows",),
+_MODULES = {
+    "Checkpoints": "trainer.record.checkpoint",
+    "Distributed": "trainer.ranks.context",
+    "Losses": "trainer.methods.losses",
+    "Method": "trainer.methods.base",
+    "RunHooks": "trainer.loop",
+    "ScheduledWindows": "trainer.windows",
+    "SingleProcess": "trainer.ranks.context",
+    "StepRandomness": "trainer.randomness",
+    "current_context": "trainer.ranks.context",
+    "load_checkpoint": "trainer.record.checkpoint",
+    "load_encoder": "trainer.record.export",
+    "load_method": "trainer.record.export",
+    "train": "trainer.loop",
 }
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'trainer' has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
 
 __all__ = [
     "METHODS",
@@ -64,10 +74,3 @@ __all__ = [
     "to_dict",
     "train",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    for module, names in _WITH_TORCH.items():
-        if name in names:
-            return getattr(import_module(module), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,9 +22,10 @@ from ray.train.torch.config import _TorchBackend
 
 from trainer.config import TrainConfig
 from trainer.loop import RunHooks, train
+from trainer.progress import TrainResult
 from trainer.ranks.context import Context, Distributed, SingleProcess
 from trainer.ranks.rendezvous import LOOPBACK, join_group, open_store
-from trainer.record.recorder import Stream, TrainResult
+from trainer.record.recorder import Stream
 from trainer.windows import ScoreSink
 
 log = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from trainer.method_config import (
+    MTO_PRESETS,
     BootmaeConfig,
     ClmaeConfig,
     ConmimConfig,
@@ -281,6 +282,7 @@ def _convert(hint: Any, value: Any) -> Any:
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "MTO_PRESETS",
     "SIZES",
     "BootmaeConfig",
     "ClmaeConfig",

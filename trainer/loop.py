@@ -28,11 +28,11 @@ from trainer.config import TrainConfig, require
 from trainer.methods import build_method
 from trainer.models.vit import transformer_blocks, use_plain_attention
 from trainer.optim import build_optimizers
-from trainer.pass_plan import selects_after
+from trainer.progress import TrainResult, selects_after
 from trainer.ranks.context import Context, current_context, pick_device, rank_batch
-from trainer.ranks.sharding import share_over_ranks
 from trainer.ranks.stop_pause import Agreement
-from trainer.record.recorder import Batch, OnEvaluate, OnMilestone, OnStep, Recorder, Stream, TrainResult
+from trainer.record.recorder import Batch, OnEvaluate, OnMilestone, OnStep, Recorder, Stream
+from trainer.sharding import share_over_ranks
 from trainer.step import TrainState, train_step
 from trainer.windows import ScoreReporter, ScoreSink
 

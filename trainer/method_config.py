@@ -49,11 +49,9 @@ class MtoConfig:
 MTO_PRESETS: dict[str, MtoConfig] = {
     "recommended": MtoConfig(enabled=True),
     "paper": MtoConfig(enabled=True, similarity="raw"),
-    "literal": MtoConfig(
-        enabled=True, similarity="raw", rank_sign="paper", spa_reduction="sum"
-    ),  # Eqs. 3 and 5 as printed
+    # Eqs. 3 and 5 exactly as printed.
+    "literal": MtoConfig(enabled=True, similarity="raw", rank_sign="paper", spa_reduction="sum"),
 }
-"""MTO by name: as recommended, as the paper means it, and Eqs. 3 and 5 exactly as printed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -111,10 +111,3 @@ def entropy(logits_BRC: Tensor) -> Tensor:
     """Return the entropy of each row's softmax in nats, [B, R]; entries of -inf count as probability 0."""
     log_p = logits_BRC.log_softmax(dim=-1)
     return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(dim=-1)
-
-
-def visible_to_masked_attention(tokens_BTD: Tensor, split: Split, config: MtoConfig) -> Tensor:
-    """Return the share of visible tokens' similarity that goes to masked ones: what the sparsity loss is after."""
-    masked_BMD, visible_BVD = split(tokens_BTD)
-    share = similarity(visible_BVD, torch.cat([visible_BVD, masked_BMD], dim=1), config).softmax(dim=-1)
-    return share[:, :, visible_BVD.shape[1] :].sum(dim=-1).mean()

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.config import TrainConfig
-from trainer.losses import Losses
 from trainer.methods.base import Method
+from trainer.methods.losses import Losses
 from trainer.optim import gradient_norm, learning_rate, set_learning_rate
 from trainer.precision import autocast
 from trainer.progress import Progress, progress_at

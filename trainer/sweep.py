@@ -24,7 +24,7 @@ from trainer.methods.base import SelectingMethod
 from trainer.precision import autocast
 from trainer.randomness import SampleRandomness
 from trainer.ranks.context import Context
-from trainer.ranks.sharding import unsharded
+from trainer.sharding import unsharded
 from trainer.step import TrainState, normalise
 from trainer.windows import ScoreSink
 

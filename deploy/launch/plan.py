@@ -16,8 +16,7 @@ from rich.console import Group, RenderableType
 from deploy.console import table
 from deploy.runs.config import RunConfig
 from loader import LoaderConfig, LoaderError, ShardIndex, StreamConfig
-from trainer.pass_plan import cost_epochs, selection_epochs
-from trainer.progress import progress_at
+from trainer.progress import cost_epochs, progress_at, selection_epochs
 
 SAMPLE_BYTES = 16
 """The selection's table: distance, score, step of the score, times drawn."""

@@ -43,7 +43,7 @@ def combination(*, method: str | None, masking: str | None, curriculum: str | No
 
     Args:
         method: name in trainer.METHODS, or of a method of one's own.
-        masking: name in trainer.masking.MASKINGS, or auto.
+        masking: name in trainer.config.Masking.
         curriculum: a selection policy; pass and bss (alone or in a product) also turn patch-aware selection on.
         mto: name in trainer.method_config.MTO_PRESETS.
 

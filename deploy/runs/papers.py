@@ -15,7 +15,7 @@ from loader import Transform
 from scoring import CurriculumConfig
 from trainer import TrainConfig, model_size
 from trainer.config import MtoConfig, PassConfig
-from trainer.pass_plan import total_steps
+from trainer.progress import total_steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from trainer import METHODS, Losses, Method, ModelConfig, StepRandomness
 from trainer.masking import take
-from trainer.methods.mae import masked_losses
+from trainer.methods.losses import masked_losses
 from trainer.models.vit import Encoder, patchify
 
 

@@ -4,10 +4,9 @@ from trainer_fakes import GOLDENS, FakeStream, tiny, tiny_run
 
 from tests.bench.goldens import GoldenRandomness, golden_bootmae, golden_images
 from trainer import ModelConfig, Progress, StepRandomness, build_method
-from trainer.averages import bootmae_momentum
 from trainer.loop import build_state
 from trainer.masking import random_mask, split_order
-from trainer.methods.bootmae import feature_distance, neighbour_weight, standardise_channels
+from trainer.methods.bootmae import bootmae_momentum, feature_distance, neighbour_weight, standardise_channels
 from trainer.step import train_step
 
 GOLDEN = GOLDENS["bootmae"]

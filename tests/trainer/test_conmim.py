@@ -6,10 +6,10 @@ from trainer_fakes import GOLDENS, FakeStream, tiny, tiny_run
 
 from tests.bench.goldens import golden_conmim, golden_images, golden_mask
 from trainer import Progress, StepRandomness
-from trainer.augment import blur, change_colours, jitter, turn_hue
-from trainer.averages import cosine_momentum
 from trainer.config import ConmimConfig
 from trainer.loop import build_state
+from trainer.methods.colour_jitter import blur, change_colours, jitter, turn_hue
+from trainer.methods.conmim import cosine_momentum
 from trainer.models.vit import patchify
 from trainer.step import train_step
 

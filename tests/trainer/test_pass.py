@@ -21,17 +21,14 @@ from trainer.config import PassConfig
 from trainer.loop import build_state
 from trainer.models.mask_predictor import hardest_blocks, hardest_patches
 from trainer.optim import learning_rate
-from trainer.pass_plan import (
+from trainer.progress import (
     cost_epochs,
-    epochs_for_budget,
-    keep_for_budget,
     predictor_trains,
+    progress_at,
     selection_epochs,
     selects_after,
-    subset_size,
     total_steps,
 )
-from trainer.progress import progress_at
 from trainer.sweep import Sweep, rank_samples, score_batch
 
 IMAGENET = 1_281_167
@@ -41,10 +38,6 @@ SMALL = PassConfig(enabled=True, predictor_depth=1, full_epochs=2, period=2, pre
 
 def test_thirty_percent_over_200_epochs_is_the_37_percent_budget():
     assert cost_epochs(200, PAPER) == pytest.approx(0.37 * 200)
-    for keep, epochs in ((0.3, 200), (0.25, 236), (0.4, 155), (0.5, 128)):
-        assert epochs_for_budget(74, replace(PAPER, keep=keep)) == epochs
-    assert keep_for_budget(200, 74, PAPER) == pytest.approx(0.3)
-    assert subset_size(IMAGENET, PAPER) == 384_350
     assert total_steps(IMAGENET, 4096, 200, PAPER) == 22_980
 
 
@@ -53,12 +46,6 @@ def test_the_predictor_trains_before_each_selection():
     assert trains[:4] == [17, 18, 19, 37]
     assert len(trains) == 30
     assert selection_epochs(200, PAPER) == [19, 39, 59, 79, 99, 119, 139, 159, 179]
-
-
-def test_a_budget_below_the_full_epochs_has_no_share():
-    with pytest.raises(ValueError, match=r"must be above full_epochs \(20\) and at most the epochs \(200\); got 12"):
-        keep_for_budget(200, 12, PAPER)
-    assert epochs_for_budget(12.5, PAPER) == 12
 
 
 def test_selections_follow_the_short_epochs_and_the_rate_follows_the_epoch():

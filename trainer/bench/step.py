@@ -19,8 +19,8 @@ from trainer.bench.plain import PLAIN, order_of, plain_masker
 from trainer.config import ConmimConfig, MtoConfig, PassConfig, TrainConfig, model_size, require
 from trainer.loop import build_state
 from trainer.masking import random_mask
-from trainer.pass_plan import cost_epochs, predictor_trains, selection_epochs
 from trainer.precision import autocast
+from trainer.progress import cost_epochs, predictor_trains, selection_epochs
 from trainer.randomness import StepRandomness
 from trainer.ranks.context import pick_device
 from trainer.record.profiling import image_flops, peak_flops

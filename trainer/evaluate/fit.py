@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.averages import move_average
 from trainer.config import Precision, require
 from trainer.evaluate.data import ahead
+from trainer.models.weights import move_average
 from trainer.optim import gradient_norm, set_learning_rate
 from trainer.precision import autocast
 from trainer.record.checkpoint import Checkpoints, load_optimizer_tensors, optimizer_tensors

@@ -1,6 +1,6 @@
 """The methods by name: `METHODS[name](config)` builds a module whose forward returns `Losses`.
 
-A method's own module is imported when the method is built, so that a name is checked without torch.
+A method's module, and torch with it, is imported when the method is first built: a run's config is checked without.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from trainer.methods.base import Method
 
 
-def _builder(module: str, name: str) -> Callable[[ModelConfig], Method]:
+def _imported(module: str, name: str) -> Callable[[ModelConfig], Method]:
     def build(config: ModelConfig) -> Method:
-        method: type[Method] = getattr(import_module(f"trainer.methods.{module}"), name)
-        return method(config)
+        method: Method = getattr(import_module(f"trainer.methods.{module}"), name)(config)
+        return method
 
     return build
 
 
 METHODS: dict[str, Callable[[ModelConfig], Method]] = {
-    "mae": _builder("mae", "Mae"),
-    "clmae": _builder("clmae", "Clmae"),
-    "simmim": _builder("simmim", "Simmim"),
-    "bootmae": _builder("bootmae", "Bootmae"),
-    "conmim": _builder("conmim", "Conmim"),
+    "mae": _imported("mae", "Mae"),
+    "clmae": _imported("clmae", "Clmae"),
+    "simmim": _imported("simmim", "Simmim"),
+    "bootmae": _imported("bootmae", "Bootmae"),
+    "conmim": _imported("conmim", "Conmim"),
 }
 
 SELECTING = ("mae", "simmim")
@@ -39,7 +39,7 @@ def build_method(name: str, config: ModelConfig) -> Method:
     """Build a method by name.
 
     Raises:
-        ValueError: the name is unknown; the message gives the nearest one.
+        ValueError: the name is unknown (the message gives the nearest one), or PASS is on and the method cannot select.
     """
     build = choose(name, METHODS, "method")
     require(

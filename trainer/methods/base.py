@@ -13,11 +13,10 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from trainer.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
-from trainer.losses import Losses
 from trainer.masking import MASKINGS, Mask
+from trainer.methods.losses import Losses
 from trainer.mto import MtoObserver, Split
-from trainer.pass_plan import predictor_trains
-from trainer.progress import Progress
+from trainer.progress import Progress, predictor_trains
 from trainer.randomness import Randomness, StepRandomness
 
 

@@ -16,12 +16,12 @@ from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
-from trainer.averages import bootmae_momentum, freeze_copy, move_average
 from trainer.config import ModelConfig
-from trainer.losses import Losses, add_mto
 from trainer.masking import Mask, take
 from trainer.methods.base import PixelMethod
-from trainer.models.vit import LAYER_NORM_EPS, Encoder, init_xavier, patchify, sincos_positions
+from trainer.methods.losses import Losses, add_mto
+from trainer.models.vit import LAYER_NORM_EPS, Encoder, patchify, sincos_positions
+from trainer.models.weights import freeze_copy, init_xavier, move_average
 from trainer.mto import MtoObserver
 from trainer.precision import wide, without_autocast
 from trainer.progress import Progress
@@ -233,3 +233,11 @@ def feature_distance(predicted_BMD: Tensor, target_BMD: Tensor) -> Tensor:
         shape = predicted_BMD.shape[-1:]
         predicted = F.layer_norm(wide(predicted_BMD), shape, eps=LAYER_NORM_EPS)
         return (predicted - F.layer_norm(wide(target_BMD), shape, eps=LAYER_NORM_EPS)).square().mean(dim=-1)
+
+
+def bootmae_momentum(progress: Progress, *, dynamic: bool) -> float:
+    """Return the teacher's momentum of an epoch: .999 to .9999 over 100 epochs, then (dynamic) to .99999 over 300."""
+    epoch = progress.epoch
+    if epoch < 100:
+        return 0.999 + epoch / 100 * (0.9999 - 0.999)
+    return 0.9999 + (min(300, epoch - 100) / 300 * (0.99999 - 0.9999) if dynamic else 0.0)

@@ -24,11 +24,12 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
-from trainer.losses import Losses
 from trainer.masking import Mask, split_order, take
-from trainer.methods.mae import Mae, patch_errors
+from trainer.methods.losses import Losses, patch_errors
+from trainer.methods.mae import Mae
 from trainer.models.mask_predictor import whole_image
-from trainer.models.vit import init_xavier, patchify
+from trainer.models.vit import patchify
+from trainer.models.weights import init_xavier
 from trainer.precision import wide
 from trainer.progress import Progress
 from trainer.randomness import StepRandomness

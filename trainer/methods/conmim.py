@@ -9,21 +9,21 @@
 Shapes: B batch, N patches, M masked, T tokens (1 + N), D width, K projected width.
 """
 
+import math
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.augment import change_colours
-from trainer.averages import cosine_momentum, freeze_copy, move_average
 from trainer.config import ModelConfig
-from trainer.losses import Losses, add_mto
 from trainer.masking import Mask, split_tokens, take
 from trainer.methods.base import Method
-from trainer.methods.mae import masked_losses
-from trainer.models.beit import RelativeEncoder, narrow_normal
+from trainer.methods.colour_jitter import change_colours
+from trainer.methods.losses import Losses, add_mto, masked_losses
+from trainer.models.beit import RelativeEncoder
 from trainer.models.vit import patchify
+from trainer.models.weights import freeze_copy, move_average, narrow_normal
 from trainer.precision import wide, without_autocast
 from trainer.progress import Progress
 from trainer.randomness import StepRandomness
@@ -95,3 +95,8 @@ def make_projector(config: ModelConfig) -> nn.Sequential:
         if isinstance(layer, nn.Linear):
             narrow_normal(layer.weight)
     return layers
+
+
+def cosine_momentum(progress: Progress, start: float) -> float:
+    """Return the teacher's momentum, which rises from `start` to 1 along a half cosine over the run."""
+    return 1 - (1 - start) * 0.5 * (1 + math.cos(math.pi * progress.fraction))

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from trainer.config import ModelConfig
-from trainer.losses import Losses, add_mto
 from trainer.masking import Mask, take
 from trainer.methods.base import SelectingMethod
+from trainer.methods.losses import Losses, add_mto, add_predictor, masked_losses, patch_errors
 from trainer.models.decoder import TokenDecoder
-from trainer.models.mask_predictor import add_predictor, hardest_patches, whole_image
+from trainer.models.mask_predictor import hardest_patches, whole_image
 from trainer.models.vit import Encoder, patchify
 from trainer.randomness import StepRandomness
 
@@ -101,14 +101,3 @@ def standardise(patches_BMP: Tensor) -> Tensor:
     """Return patches with mean 0 and (unbiased) variance 1 over all their values, as the official code does."""
     variance, mean = torch.var_mean(patches_BMP, dim=-1, keepdim=True)
     return (patches_BMP - mean) / (variance + VARIANCE_EPS).sqrt()
-
-
-def patch_errors(prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
-    """Return the mean squared error of each patch, [B, M], in the target's precision."""
-    return (prediction_BMP.to(target_BMP.dtype) - target_BMP).square().mean(dim=-1)
-
-
-def masked_losses(loss_BM: Tensor, mask: Mask) -> Losses:
-    """Return the losses of patches that all count the same: every row hides equally many."""
-    detached = loss_BM.detach()
-    return Losses(loss_BM.mean(), detached.mean(dim=1), mask.spread(detached), mask.mask_BN, {})

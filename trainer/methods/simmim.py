@@ -12,13 +12,14 @@ from functools import partial
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig, require
-from trainer.losses import Losses, add_mto
 from trainer.masking import Mask, take
 from trainer.methods.base import SelectingMethod
-from trainer.models.beit import RelativeEncoder, narrow_normal
-from trainer.models.mask_predictor import TokenPredictor, add_predictor, hardest_blocks
+from trainer.methods.losses import Losses, add_mto, add_predictor
+from trainer.models.beit import RelativeEncoder
+from trainer.models.mask_predictor import TokenPredictor, hardest_blocks
 from trainer.models.swin import SwinEncoder, require_whole_squares
 from trainer.models.vit import patchify
+from trainer.models.weights import narrow_normal
 from trainer.randomness import StepRandomness
 
 COUNT_EPS = 1e-5  # official SimMIM adds it to the number of masked pixels

@@ -20,9 +20,7 @@ from torch import Tensor, nn
 from trainer.config import ModelConfig
 from trainer.masking import Mask, split_tokens
 from trainer.models.vit import LAYER_NORM_EPS, linear_patches, patchify
-
-INIT_STD = 0.02
-INSIDE = math.erf(1 / math.sqrt(2))  # probability within one standard deviation
+from trainer.models.weights import narrow_normal
 
 
 class RelativeEncoder(nn.Module):
@@ -98,13 +96,3 @@ class RelativeEncoder(nn.Module):
 
 def _blocks(encoder: RelativeEncoder) -> list[Block]:
     return [block for block in encoder.blocks if isinstance(block, Block)]
-
-
-@torch.no_grad()
-def narrow_normal(weight: Tensor) -> None:
-    """Fill with a normal of standard deviation .02 cut at one standard deviation (official SimMIM and ConMIM).
-
-    The inverse of the distribution function on uniforms: the rejection sampling of torch's trunc_normal_ takes forty
-    times as long at this cut.
-    """
-    weight.uniform_(-INSIDE, INSIDE).erfinv_().mul_(INIT_STD * math.sqrt(2)).clamp_(-INIT_STD, INIT_STD)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from trainer.config import ModelConfig
 from trainer.masking import Mask
-from trainer.models.vit import LAYER_NORM_EPS, init_xavier, make_blocks, sincos_positions
+from trainer.models.vit import LAYER_NORM_EPS, make_blocks, sincos_positions
+from trainer.models.weights import init_xavier
 
 
 class TokenDecoder(nn.Module):

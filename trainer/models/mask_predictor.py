@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
-from trainer.losses import Losses
 from trainer.masking import Mask, simmim_blocks, split_order
-from trainer.models.vit import LAYER_NORM_EPS, init_xavier, make_blocks
+from trainer.models.vit import LAYER_NORM_EPS, make_blocks
+from trainer.models.weights import init_xavier
 
 
 class TokenPredictor(nn.Module):
@@ -34,13 +34,6 @@ class TokenPredictor(nn.Module):
             tokens_BTD = block(tokens_BTD)
         predicted_BN: Tensor = self.pred(self.norm(tokens_BTD[:, 1:])).squeeze(-1)
         return predicted_BN
-
-
-def add_predictor(losses: Losses, predicted_BM: Tensor, loss_BM: Tensor, num_patches: int) -> Losses:
-    """Add the predictor's loss (Eq. 5): squared error on hidden patches, divided by all patches."""
-    error = (predicted_BM.to(loss_BM.dtype) - loss_BM.detach()).square().sum() / (len(loss_BM) * num_patches)
-    parts = {"method": losses.total.detach(), **losses.parts, "predictor": error.detach()}
-    return losses._replace(total=losses.total + error, parts=parts)
 
 
 def hardest_patches(predicted_BN: Tensor, num_masked: int) -> Mask:

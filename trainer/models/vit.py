@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from trainer.config import ModelConfig
 from trainer.masking import take
+from trainer.models.weights import init_xavier
 
 LAYER_NORM_EPS = 1e-6  # MAE, SimMIM, BootMAE and timm's ViT
 
@@ -131,16 +132,6 @@ def sincos_positions(width: int, grid: int, *, row_first: bool = False) -> Tenso
     column, row = line.repeat(grid, 1), line.repeat_interleave(grid, 0)
     halves = [row, column] if row_first else [column, row]
     return F.pad(torch.cat(halves, dim=1), (0, 0, 1, 0)).float()[None]
-
-
-def init_xavier(module: nn.Module) -> None:
-    """Initialise one module as MAE does: Xavier-uniform matrices (the patch convolution is one), zero biases."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, PatchEmbed):
-        nn.init.xavier_uniform_(module.proj.weight.view(module.proj.weight.shape[0], -1))
 
 
 def transformer_blocks(module: nn.Module) -> list[nn.Module]:

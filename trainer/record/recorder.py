@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,10 +20,11 @@ from trainer.config import TrainConfig, to_dict
 from trainer.errors import NonFiniteLossError
 from trainer.methods.base import Method
 from trainer.optim import learning_rate
-from trainer.ranks.sharding import load_whole, place_like, unsharded, whole
+from trainer.progress import TrainResult
 from trainer.record.checkpoint import Checkpoints, load_optimizer_tensors, optimizer_tensors
 from trainer.record.metrics import Meter, MetricsLog
 from trainer.record.profiling import trace, utilisation
+from trainer.sharding import load_whole, place_like, unsharded, whole
 from trainer.step import StepResult, TrainState
 
 log = logging.getLogger(__name__)
@@ -60,20 +60,6 @@ class Stream(Protocol):
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Continue at a cursor."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainResult:
-    """How a run ended; plain values."""
-
-    step: int
-    """Optimizer steps done."""
-    reason: Literal["finished", "stopped"]
-    """All steps are done, or the run was asked to stop and can be resumed."""
-    checkpoint: str
-    """Directory of the last checkpoint."""
-    metrics: dict[str, Any] = field(default_factory=dict)
-    """The last line of metrics."""
 
 
 class Recorder:

@@ -12,7 +12,7 @@ from loader import Transform
 from scoring import CurriculumConfig
 from trainer import TrainConfig, model_size
 from trainer.config import Precision
-from trainer.pass_plan import total_steps
+from trainer.progress import total_steps
 
 PASS_FULL_SHARE, PASS_PREDICTOR_SHARE = 0.1, 0.15
 """PASS selects first after a tenth of the epochs (20 of 200), and trains its predictor in 3 of 20 epochs."""
