@@ -16,14 +16,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from deploy.api.consumed import Consumption
 from deploy.api.kept import Kept
-from deploy.api.latency import Landed, LatencyMeter, Pending, bound_steps
+from deploy.api.latency import Consumption, LatencyMeter, PendingChange, bound_steps
+from deploy.api.line_index import LineIndex
 from deploy.api.models import ControlRequest, RunRequest, ScaleRequest
 from deploy.api.parts import Parts, member
 from deploy.api.record import QUIET_KINDS, Record, finite
 from deploy.api.samples import Samples, first_law
-from deploy.api.tail import LineIndex
 from deploy.observe.run_log import plain_entry
 from deploy.runs.config import RunConfig
 from deploy.runs.curriculum import effective_size_schedule
@@ -162,7 +161,9 @@ class RunService:
         self._kept.clear()
         if not self._resting():
             what = f"{asked.kind} by {asked.author}"
-            self.latency.expect(Pending(arrived_s=arrived_s, taken_s=time.time(), step=reply.step, what=what))
+            self.latency.expect(
+                PendingChange(arrived_s=arrived_s, acknowledged_s=time.time(), step=reply.step, what=what)
+            )
         return dict(finite(asdict(reply)))
 
     def scale(self, asked: ScaleRequest) -> dict[str, Any]:
@@ -228,13 +229,13 @@ class RunService:
 
     def _resting(self) -> bool:
         self.metrics.update()
-        return self.metrics.rests or self.run.pause_request.exists()
+        return self.metrics.is_paused or self.run.pause_request.exists()
 
     def _asked_for(self) -> dict[str, bool]:
         self.metrics.update()
         alive = not self.parts.read_only
         return {
-            "paused": alive and self.metrics.rests,
+            "paused": alive and self.metrics.is_paused,
             "pausing": alive and self.run.pause_request.exists(),
             "stopping": alive and self.run.stop_request.exists(),
         }
@@ -242,7 +243,7 @@ class RunService:
     def _state(self) -> dict[str, Any]:
         selection = dict(finite(self.parts.selection.state()))
         asked = self._asked_for()
-        speed = None if self.parts.read_only else self._consumption.seconds_a_step()
+        speed = None if self.parts.read_only else self._consumption.seconds_per_step()
         progress = self._progress(speed)
         steps = self._bound_steps(int(selection["next_step"]) - progress["step"])
         return {
@@ -309,18 +310,17 @@ class RunService:
         """Measure what lands, and write it into the log; the run goes on whatever happens here."""
         while not self.over.wait(FOLLOW_S):
             try:
-                for landed in self.latency.took(self._consumption.follow()):
-                    at_step = self._consumption.step_at(landed.pending.taken_s)
-                    self.parts.selection.record(_landed_event(landed, at_step))
+                for change, latency_s in self.latency.match(self._consumption.follow()):
+                    at_step = self._consumption.step_at(change.acknowledged_s)
+                    self.parts.selection.record(_landed_event(change, latency_s, at_step))
             except Exception:
                 log.warning("control latency was not measured for a moment", exc_info=True)
 
 
-def _landed_event(landed: Landed, at_step: int | None) -> Event:
-    change = landed.pending
+def _landed_event(change: PendingChange, latency_s: float, at_step: int | None) -> Event:
     steps = "" if at_step is None else f", {change.step - at_step} steps after it was taken"
     message = f"{change.what}: first batch at step {change.step}{steps}"
-    return Event(kind=LATENCY_KIND, author=AUTHOR, message=message, value=round(landed.latency_s, 4))
+    return Event(kind=LATENCY_KIND, author=AUTHOR, message=message, value=round(latency_s, 4))
 
 
 def _told(asked: ControlRequest, conflict: VersionConflict, winner: dict[str, Any] | None) -> str:

@@ -92,7 +92,7 @@ def _facts_of_api(client: RunClient) -> dict[str, Any]:
 
 
 def _facts_of_files(run: RunDir) -> dict[str, Any]:
-    from deploy.api.tail import LineIndex
+    from deploy.api.line_index import LineIndex
 
     config, lines = json.loads(run.config.read_text()), LineIndex(run.metrics)
     last, total = lines.last_with_loss(), config["train"]["total_steps"]

@@ -17,10 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.api.consumed import NotedStream
+from deploy.launch.consumed import RecordedStream
 from deploy.launch.evaluation import Evaluation, Looks
 from deploy.launch.metric_reports import LOSS, MetricReports
-from deploy.launch.watched import Stream
 from deploy.runs.config import RunConfig
 from deploy.runs.curriculum import effective_size_schedule
 from deploy.runs.rundir import RunDir
@@ -29,6 +28,7 @@ from loader import BadSample, BatchStream, FixedWindows, LoaderPool, ShardIndex,
 from scoring import Control, Event
 from trainer import Method, RunHooks, ScheduledWindows
 from trainer.ranks.context import Context
+from trainer.record.recorder import Stream
 from trainer.sweep import Sweep, SweepResult
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class Rank:
         stream: Stream = BatchStream(windows, self.reach_loaders(), stream_config, on_bad=_reporter(selection))
         if context.rank:
             return stream
-        return NotedStream(stream, RunDir(self.report.parent).consumed, window_steps=config.train.window_steps)
+        return RecordedStream(stream, RunDir(self.report.parent).consumed, window_steps=config.train.window_steps)
 
     def sweep(self, context: Context) -> Sweep | None:
         """Scores the whole data set for a selection round; None for a run that selects nothing."""

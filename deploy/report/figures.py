@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from deploy.api.consumed import quantile
+from deploy.api.latency import quantile
 from deploy.observe.run_log import knob_history, what
 from deploy.report import plots
 from deploy.report.report import Section

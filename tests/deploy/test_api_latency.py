@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.api.consumed import Consumption, NotedStream, quantile
-from deploy.api.latency import LatencyMeter, Pending, bound_steps
+from deploy.api.latency import Consumption, LatencyMeter, PendingChange, bound_steps, quantile
+from deploy.launch.consumed import RecordedStream
 from deploy.runs.config import DataConfig
 from loader import BatchStream, LoaderConfig, LoaderWorker, LocalLoaders, StreamConfig, Transform
 from loader.batches.windows import FixedWindow, FixedWindows
@@ -21,14 +21,14 @@ from loader.batches.windows import FixedWindow, FixedWindows
 def test_latency_is_from_the_request_to_the_batch() -> None:
     meter = LatencyMeter()
     for arrived_s, step in ((10.0, 8), (10.5, 12), (11.0, 12)):
-        meter.expect(Pending(arrived_s=arrived_s, step=step, taken_s=arrived_s, what="x"))
-    assert meter.took([(7, 10.2)]) == []
-    assert [landed.latency_s for landed in meter.took([(8, 12.0), (9, 12.5)])] == [2.0]
-    assert [landed.latency_s for landed in meter.took([(13, 15.5)])] == [5.0, 4.5]
+        meter.expect(PendingChange(arrived_s=arrived_s, step=step, acknowledged_s=arrived_s, what="x"))
+    assert meter.match([(7, 10.2)]) == []
+    assert [latency_s for _, latency_s in meter.match([(8, 12.0), (9, 12.5)])] == [2.0]
+    assert [latency_s for _, latency_s in meter.match([(13, 15.5)])] == [5.0, 4.5]
     assert meter.summary() == {"count": 3, "p50_s": 4.5, "p99_s": 5.0, "last_s": 4.5}
-    meter.expect(Pending(arrived_s=20.0, step=16, taken_s=20.0, what="x"))
+    meter.expect(PendingChange(arrived_s=20.0, step=16, acknowledged_s=20.0, what="x"))
     meter.forget()
-    assert meter.took([(16, 99.0)]) == []
+    assert meter.match([(16, 99.0)]) == []
     assert quantile([], 0.5) is None
 
 
@@ -53,15 +53,15 @@ def test_no_change_lands_later_than_the_bound_says(tmp_path: Path, digits: DataC
     path, asked = tmp_path / "consumed.jsonl", []
     with closing(LocalLoaders([LoaderWorker(LoaderConfig(index=digits.index))])) as loaders:
         stream = BatchStream(Windows(np.arange(64), config), loaders, config)
-        for batch in NotedStream(stream, path, window_steps=window_steps, clock=lambda: now[0]):
+        for batch in RecordedStream(stream, path, window_steps=window_steps, clock=lambda: now[0]):
             for _ in range(4):  # a request comes at any moment of a step; the last of a window takes longest
                 now[0] += 5.0 if batch.step % window_steps == window_steps - 1 else 0.01
                 time.sleep(0.002)
                 asked.append((now[0], (drawn[0] + 1) * window_steps))
     consumption = Consumption(path)
     consumption.follow()
-    took = [lands - (consumption.step_at(time_s) or 0) for time_s, lands in asked if lands < total]
-    assert max(took) == bound_steps(window_steps) == 2 * window_steps + 1
+    taken = [lands - (consumption.step_at(time_s) or 0) for time_s, lands in asked if lands < total]
+    assert max(taken) == bound_steps(window_steps) == 2 * window_steps + 1
     assert bound_steps(window_steps, ranks=8) == 2 * window_steps + 2, "another rank may be at the next step"
 
 
@@ -73,9 +73,9 @@ class Steps:
 
 
 def test_what_is_consumed_is_noted_in_a_file_that_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.api.consumed.FILE_BYTES", 64 * 1024)
+    monkeypatch.setattr("deploy.launch.consumed.FILE_BYTES", 64 * 1024)
     path, now = tmp_path / "consumed.jsonl", [1.0]
-    noted, seen = NotedStream(Steps(), path, window_steps=2, clock=lambda: now[0]), []  # type: ignore[arg-type]
+    noted, seen = RecordedStream(Steps(), path, window_steps=2, clock=lambda: now[0]), []  # type: ignore[arg-type]
     consumption = Consumption(path)
     for batch in noted:
         now[0] += 0.01
@@ -87,4 +87,4 @@ def test_what_is_consumed_is_noted_in_a_file_that_stays_small(tmp_path: Path, mo
     assert np.array_equal(steps[steps % 2 == 0], np.arange(0, 10_000, 2)), "no window is missed, none is told twice"
     assert [consumption.step_at(at) for at in (91.005, 91.015, 1000.0)] == [9000, 9001, 9999]
     assert consumption.step_at(0.5) is None
-    assert consumption.seconds_a_step() == pytest.approx(0.01, rel=0.01)
+    assert consumption.seconds_per_step() == pytest.approx(0.01, rel=0.01)

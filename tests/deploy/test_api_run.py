@@ -19,10 +19,10 @@ import pytest
 from deploy.api.client import ChangedSince, Refused, RunClient
 from deploy.api.kept import Kept
 from deploy.api.latency import bound_steps
+from deploy.api.line_index import LineIndex
 from deploy.api.options import ApiOptions
 from deploy.api.parts import finished_parts
 from deploy.api.server import serving
-from deploy.api.tail import LineIndex
 from deploy.launch.launch import launch_in_process
 from deploy.runs.config import DataConfig, load_config
 from deploy.runs.rundir import RunDir, RunError
@@ -329,9 +329,9 @@ def test_a_file_that_is_torn_or_rewound_is_followed(tmp_path: Path) -> None:
     assert [row["step"] for row in index.rows_from(0)] == [1]
     with path.open("a") as file:
         file.write('ss": 1.0}\n{"step": 2, "paused": true}\n')
-    assert (index.update(), index.rests, index.last_with_loss()["step"]) == (3, True, 2)
+    assert (index.update(), index.is_paused, index.last_with_loss()["step"]) == (3, True, 2)
     path.write_text('{"step": 1, "loss": 2.0}\n')
-    assert (index.update(), index.rests) == (1, False)
+    assert (index.update(), index.is_paused) == (1, False)
 
 
 def test_kept_answers_are_made_once_a_while() -> None:
