@@ -1,1 +1,1 @@
-"""Clusters elsewhere: jobs, manifests, and checks of their machines."""
+"""Clusters elsewhere: jobs on them, manifests that describe them, and checks of their machines."""

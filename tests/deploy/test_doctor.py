@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 
 from deploy.cli import main
-from deploy.remote.doctor import machine
-from deploy.remote.doctor.checks import examine
-from deploy.remote.doctor.data import data_findings
-from deploy.remote.doctor.findings import Finding
+from deploy.remote.doctor import checks
+from deploy.remote.doctor.checks import Finding, check_images, check_ports, check_token, examine
 from deploy.runs.config import DataConfig
 from loader import build_index
 from tests.soak.storage import ShardServer
@@ -50,8 +48,8 @@ def test_a_sound_machine_has_no_errors_and_every_check_speaks(
 
 def test_what_is_wrong_comes_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setattr(machine, "LEAST_SHARED", 1 << 60)
-    monkeypatch.setattr(machine, "LEAST_DISK", 1 << 60)
+    monkeypatch.setattr(checks, "LEAST_SHARED", 1 << 60)
+    monkeypatch.setattr(checks, "LEAST_DISK", 1 << 60)
     found = by_check(examine(directory=tmp_path, index=tmp_path / "none.parquet"))
     assert (found["ray authentication"].level, found["index"].level) == ("error", "error")
     assert "unset RAY_AUTH_MODE" in found["ray authentication"].advice
@@ -73,7 +71,7 @@ def test_a_token_must_be_long_and_its_owners_alone(
     path.chmod(mode)
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
-    found = by_check(list(machine.token(tmp_path)))["token"]
+    found = by_check(list(check_token(tmp_path)))["token"]
     assert (found.level, advice in found.advice) == (level, True)
     assert text not in found.found
 
@@ -83,10 +81,10 @@ def test_a_taken_port_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         server.bind(("127.0.0.1", 0))
         server.listen()
         port = server.getsockname()[1]
-        monkeypatch.setattr(machine, "PORTS", {port: "a test"})
-        (taken,) = machine.ports(tmp_path)
+        monkeypatch.setattr(checks, "PORTS", {port: "a test"})
+        (taken,) = check_ports(tmp_path)
     assert f"{port} (a test)" in taken.found
-    (free,) = machine.ports(tmp_path)
+    (free,) = check_ports(tmp_path)
     assert "are free" in free.found
 
 
@@ -94,9 +92,9 @@ def test_a_shard_that_changed_after_indexing_is_found(digits: DataConfig, tmp_pa
     folder = shutil.copytree(Path(digits.index).parent, tmp_path / "train")
     index = folder / "index.parquet"
     shard = sorted(folder.glob("*.tar"))[0]
-    assert [finding.level for finding in data_findings(index)] == ["ok", "ok"]
+    assert [finding.level for finding in check_images(index)] == ["ok", "ok"]
     shard.write_bytes(shard.read_bytes()[: -(1 << 16)])
-    (stale,) = data_findings(index)
+    (stale,) = check_images(index)
     assert stale.level == "error"
     assert "tempera shards index" in stale.advice
 

@@ -1,4 +1,4 @@
-"""What a job takes along, how it is named on a command line, and how its log is followed through a lost connection."""
+"""The code shipped with a job, its command line, and its log followed through a lost connection."""
 
 from __future__ import annotations
 

@@ -226,7 +226,7 @@ def test_every_stage_of_the_image_copies_what_is_there() -> None:
             user = rest[0]
         elif word == "CMD":
             assert user == "1000:1000"
-    root = MANIFESTS.parent.parent
+    root = MANIFESTS.parents[2]
     assert all((root / name).exists() for name in copied)
     assert copied >= {*PACKAGES, "pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
     pinned = (root / "constraints.txt").read_text()

@@ -1,1 +1,1 @@
-"""The doctor: what could go wrong on this machine or on a cluster, found before money is spent."""
+"""The doctor: finds what would fail on a machine or a cluster before a run is paid for."""

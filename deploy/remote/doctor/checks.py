@@ -1,22 +1,30 @@
-"""What could go wrong on this machine, found before money is spent: each finding with what to do about it.
+"""Checks of one machine: each finding says what was found and, where something is wrong, what to do about it.
 
-A check is a function that returns findings; `CHECKS` lists them in the order they are shown. Nothing is started or
-changed.
+A check is a function of the run directory that yields findings; `CHECKS` lists them in the order in which they are
+shown. `examine` runs them, and then reads the images of an index if one is named. No check starts or changes anything.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
+import shutil
+import socket
+import stat
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from deploy.remote.doctor import machine
-from deploy.remote.doctor.data import data_findings
-from deploy.remote.doctor.findings import Finding
+import numpy as np
 
-NEEDED = {
+from deploy.launch.cluster import TOKEN, token_file
+
+Level = Literal["ok", "warning", "error"]
+
+LOWEST_VERSIONS = {
     "torch": (2, 11),
     "timm": (1, 0, 20),
     "ray": (2, 58),
@@ -24,8 +32,35 @@ NEEDED = {
     "numpy": (2, 0),
     "pyarrow": (18,),
 }
-"""Lowest versions; Ray before 2.58 has known remote execution holes."""
+"""Ray before 2.58 has known remote execution holes."""
 FAISS_WHEELS = ("faiss-cpu", "faiss-gpu-cu12", "faiss-gpu")
+GIB = 2**30
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - its size is read, nothing is written
+LEAST_SHARED, LEAST_DISK = GIB, 5 * GIB
+PORTS = {6379: "a cluster's head", 8265: "the job server and dashboard", 52365: "the health probes"}
+"""Fixed ports of a Ray head; runs on one machine take any free ones."""
+LEAST_TOKEN = 32
+"""Characters of a token that cannot be guessed."""
+JPEG_ENGINES = {(8, 0), (8, 7), (9, 0), (10, 0), (10, 3)}
+"""Compute capabilities of GPUs with NVJPG engines that nvJPEG uses: A100, A30, Orin, H100, H200, B200, B300."""
+MOST_SHARDS = 64
+"""Shards of which one sample is read, evenly taken where there are more."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One line of the doctor's answer."""
+
+    check: str
+    """Subject of the check."""
+    level: Level
+    """ok, warning (works, but), error (will not work)."""
+    found: str
+    """The value found."""
+    advice: str = ""
+    """What to do; empty when all is well."""
+    node: str = ""
+    """Address and role of the cluster's node; empty for this machine."""
 
 
 def examine(*, directory: Path, index: Path | None, allow_hosts: tuple[str, ...] = ()) -> list[Finding]:
@@ -37,64 +72,178 @@ def examine(*, directory: Path, index: Path | None, allow_hosts: tuple[str, ...]
         allow_hosts: hosts of its shards that may have private addresses.
     """
     findings = [finding for check in CHECKS for finding in check(directory)]
-    return findings + (list(data_findings(index, allow_hosts=allow_hosts)) if index else [])
+    return findings + (list(check_images(index, allow_hosts=allow_hosts)) if index else [])
 
 
-def _versions(_: Path) -> Iterator[Finding]:
-    version = platform.python_version()
+def judge(check: str, fine: bool, found: str, advice: str, *, otherwise: Level = "error") -> Finding:
+    """Return a finding that is ok, or else of another level and with advice."""
+    return Finding(check=check, level="ok" if fine else otherwise, found=found, advice="" if fine else advice)
+
+
+def check_versions(_: Path) -> Iterator[Finding]:
+    """Python and the packages that must have a lowest version."""
     fine = sys.version_info >= (3, 11)
-    yield Finding(
-        check="python",
-        level="ok" if fine else "error",
-        found=version,
-        advice="" if fine else "install Python 3.11 or later",
-    )
-    for name, lowest in NEEDED.items():
-        wanted = ".".join(map(str, lowest))
-        try:
-            found = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding(check=name, level="error", found="not installed", advice=f"pip install '{name}>={wanted}'")
+    yield judge("python", fine, platform.python_version(), "install Python 3.11 or later")
+    for name, lowest in LOWEST_VERSIONS.items():
+        wanted, found = ".".join(map(str, lowest)), _installed(name)
+        if found is None:
+            yield judge(name, False, "not installed", f"pip install '{name}>={wanted}'")
             continue
-        fine = _numbers(found) >= lowest
-        yield Finding(
-            check=name, level="ok" if fine else "error", found=found, advice="" if fine else f"needs {wanted} or later"
-        )
+        numbers = tuple(int(part) for part in found.partition("+")[0].split(".") if part.isdigit())
+        yield judge(name, numbers >= lowest, found, f"needs {wanted} or later")
 
 
-def _faiss(_: Path) -> Iterator[Finding]:
+def check_faiss(_: Path) -> Iterator[Finding]:
+    """Exactly one of faiss's wheels."""
     installed = [name for name in FAISS_WHEELS if _installed(name)]
-    if len(installed) == 1:
-        yield Finding(check="faiss", level="ok", found=installed[0])
-    elif installed:
-        advice = "every faiss wheel installs the same module: uninstall all, then install one"
-        yield Finding(check="faiss", level="error", found=" and ".join(installed), advice=advice)
+    found = " and ".join(installed) or "not installed"
+    several = "every faiss wheel installs the same module: uninstall all, then install one"
+    advice = several if installed else "pip install 'tempera-mim[cpu]' (or [gpu])"
+    yield judge("faiss", len(installed) == 1, found, advice)
+
+
+def check_processors(_: Path) -> Iterator[Finding]:
+    """Cores that this process may use."""
+    usable = len(os.sched_getaffinity(0))
+    advice = "the trainer and its loaders will share one core"
+    yield judge("cpu", usable >= 2, f"{usable} usable cores", advice, otherwise="warning")
+
+
+def check_memory(directory: Path) -> Iterator[Finding]:
+    """Shared memory, disk and the run directory."""
+    shared = shutil.disk_usage(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None
+    found = f"{shared.free / GIB:.1f} of {shared.total / GIB:.1f} GiB free" if shared else "none"
+    advice = "batches travel through /dev/shm: give the container at least 1 GiB (docker run --shm-size=2g)"
+    fine = shared is not None and shared.free >= LEAST_SHARED
+    yield judge("shared memory", fine, found, advice, otherwise="warning")
+    # The run directory need not exist yet: look at the nearest folder above it that does.
+    existing = next(path for path in (directory.resolve(), *directory.resolve().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    advice = f"make room in {existing}: checkpoints of ViT-B take 1.4 GiB each"
+    yield judge("disk", free >= LEAST_DISK, f"{free / GIB:.0f} GiB free", advice, otherwise="warning")
+    writable = os.access(existing, os.W_OK)
+    yield judge("run directory", writable, str(existing), "not writable: choose another --out")
+
+
+def check_gpus(_: Path) -> Iterator[Finding]:
+    """GPUs, and whether they have an engine for JPEGs."""
+    import torch
+
+    if not torch.cuda.is_available():
+        advice = f"there is a driver, but torch {torch.__version__} sees no GPU: is the driver older than its CUDA?"
+        found = "none: training and decoding run on the CPU"
+        yield judge("gpu", not Path("/dev/nvidiactl").exists(), found, advice, otherwise="warning")
+        return
+    numbers = range(torch.cuda.device_count())
+    names = ", ".join(torch.cuda.get_device_name(number) for number in numbers)
+    yield Finding(check="gpu", level="ok", found=names)
+    with_engine = [number for number in numbers if torch.cuda.get_device_capability(number) in JPEG_ENGINES]
+    advice = "decoder 'dali' will use the GPU's cores; loaders on CPU nodes leave those to training"
+    if with_engine:
+        yield Finding(check="jpeg engine", level="ok", found=f"on {len(with_engine)} of {len(numbers)} GPUs")
     else:
-        yield Finding(
-            check="faiss", level="error", found="not installed", advice="pip install 'tempera-mim[cpu]' (or [gpu])"
-        )
+        yield Finding(check="jpeg engine", level="ok", found="none on these GPUs", advice=advice)
+
+
+def check_decoders(_: Path) -> Iterator[Finding]:
+    """Whether the decoder of JPEG boxes was compiled at installation, and the GPU decoder's library is there."""
+    from loader.decode import compiled
+
+    advice = "loaders are about 0.6 times as fast: on x86-64, install a C compiler, then install Tempera again"
+    found = compiled.missing or "compiled"
+    yield judge("jpeg decoder", not compiled.missing, found, advice, otherwise="warning")
+    try:
+        from nvidia import dali
+    except ImportError as error:
+        advice = "decoder 'dali' needs nvidia-dali-cuda130; 'cpu' works without it"
+        yield Finding(check="dali", level="warning", found=str(error), advice=advice)
+    else:
+        yield Finding(check="dali", level="ok", found=dali.__version__)
+
+
+def check_token(_: Path) -> Iterator[Finding]:
+    """Ray's authentication, and that the token is a secret."""
+    mode = os.environ.get("RAY_AUTH_MODE", "token (set by tempera)")
+    advice = "unset RAY_AUTH_MODE or set it to token: an open Ray cluster runs anybody's code"
+    yield judge("ray authentication", mode.startswith("token"), mode, advice)
+    in_environment, path = os.environ.get(TOKEN, ""), token_file()
+    if in_environment:
+        fine, found = len(in_environment) >= LEAST_TOKEN, f"in {TOKEN}, {len(in_environment)} characters"
+        advice = "too short to be safe: `ray get-auth-token --generate` makes one"
+    elif path.is_file():
+        open_to_others = stat.S_IMODE(path.stat().st_mode) & 0o077
+        length = len(path.read_text("utf-8").strip()) if os.access(path, os.R_OK) else 0
+        fine, found = not open_to_others and length >= LEAST_TOKEN, f"in {path}, {length} characters"
+        advice = f"others can read it: chmod 600 {path}" if open_to_others else "too short, or not readable by you"
+    else:
+        fine, found = True, "none; a run on this machine makes its own, a cluster needs RAY_AUTH_TOKEN_PATH"
+    yield judge("token", fine, found, advice, otherwise="warning")
+
+
+def check_ports(_: Path) -> Iterator[Finding]:
+    """Whether a head could start here, or one is running."""
+    taken = []
+    for port, use in PORTS.items():
+        with socket.socket() as probe:
+            probe.settimeout(0.2)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                taken.append(f"{port} ({use})")
+    advice = "a Ray head, or something else, runs here; runs on this machine alone take other ports by themselves"
+    if taken:
+        yield Finding(check="ports", level="ok", found=f"taken: {', '.join(taken)}", advice=advice)
+    else:
+        yield Finding(check="ports", level="ok", found=f"{', '.join(map(str, PORTS))} are free for a head")
+
+
+def check_images(path: Path, *, allow_hosts: tuple[str, ...] = ()) -> Iterator[Finding]:
+    """Check an index against its shards; read, check and decode one sample of each, through the code of a run.
+
+    Args:
+        path: the index.
+        allow_hosts: hosts of shards that may have private addresses.
+    """
+    from loader import BatchSpec, LoaderConfig, LoaderError, LoaderWorker, ShardIndex, Transform
+
+    try:
+        index = ShardIndex.load(path)
+        index.verify(allow_hosts=allow_hosts)
+    except (LoaderError, ValueError, OSError) as error:
+        yield Finding(check="index", level="error", found=str(path), advice=str(error))
+        return
+    found = f"{len(index):,} samples in {len(index.shard_urls)} shards, fingerprint {index.fingerprint[:12]}"
+    yield Finding(check="index", level="ok", found=found)
+    _, first = np.unique(index.shard, return_index=True)
+    ids = first[np.linspace(0, len(first) - 1, min(len(first), MOST_SHARDS)).round().astype(np.int64)].astype(np.int64)
+    spec = BatchSpec(sample_ids=ids, draws=ids, seed=0, transform=Transform(size=32))
+    try:
+        with LoaderWorker(LoaderConfig(index=str(path), allow_hosts=allow_hosts)) as worker:
+            bad = worker.load(spec).bad
+    except (LoaderError, OSError) as error:
+        advice = "check that this machine reaches the storage, and its credentials"
+        yield Finding(check="shards", level="error", found=str(error), advice=advice)
+        return
+    found = f"a sample of each of {len(ids)} shards was read and decoded"
+    if bad:
+        found = f"{len(bad)} of {len(ids)} samples read are bad; {bad[0].key}: {bad[0].reason}"
+    advice = "`tempera shards verify --full` lists every sample that cannot be read"
+    yield judge("shards", not bad, found, advice, otherwise="error" if len(bad) == len(ids) else "warning")
 
 
 CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
-    _versions,
-    _faiss,
-    machine.processors,
-    machine.memory,
-    machine.gpu,
-    machine.decoder,
-    machine.dali,
-    machine.token,
-    machine.ports,
+    check_versions,
+    check_faiss,
+    check_processors,
+    check_memory,
+    check_gpus,
+    check_decoders,
+    check_token,
+    check_ports,
 )
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.partition("+")[0].split(".") if part.isdigit())
-
-
-def _installed(name: str) -> bool:
+def _installed(name: str) -> str | None:
+    """Return a distribution's version, None if it is absent."""
     try:
-        importlib.metadata.version(name)
+        return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return None

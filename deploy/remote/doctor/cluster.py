@@ -1,7 +1,8 @@
-"""Checks of a cluster from inside it: every node's own findings, versions alike, clocks together, the network's speed.
+"""Checks of a cluster from inside it: every node's own findings, equal versions, clocks, the speed of the network.
 
-Each node is asked by a task that is bound to it and takes no CPU. The network is measured as loaders use it: a block
-of bytes from one node's object store to another node.
+1. Each node runs its own checks in a task that is bound to it and takes no CPU.
+2. The answers give the roles and versions; a short exchange with each node gives its clock's offset.
+3. The network is measured as loaders use it: a block of bytes from one node's object store to another node.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.launch.cluster import NAMESPACE, quiet, require_token
-from deploy.remote.doctor.findings import Finding, Level
+from deploy.remote.doctor.checks import Finding, Level, examine, judge
 from deploy.remote.jobs.ray_jobs import LOADER, ROLE_LABEL, TRAINER
 
 BLOCK_BYTES = 32 << 20
@@ -38,11 +39,11 @@ class Node:
     """A living node."""
 
     node_id: str
-    """Ray's."""
+    """Ray's identity of it."""
     name: str
     """Address and role, for people."""
     role: str
-    """head, loader, trainer or nothing."""
+    """head, loader, trainer, or empty."""
 
 
 def examine_cluster(*, directory: Path, index: Path | None, allow_hosts: tuple[str, ...] = ()) -> list[Finding]:
@@ -59,43 +60,36 @@ def examine_cluster(*, directory: Path, index: Path | None, allow_hosts: tuple[s
 
     if not ray.is_initialized():
         ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
-    nodes = _living()
-    findings = [_roles(nodes)]
-    asked = {
-        node.node_id: _on(node, _examine_here).remote(str(directory), index and str(index), allow_hosts)
-        for node in nodes
-    }
-    answers = {node.node_id: _answer(asked[node.node_id]) for node in nodes}
-    for node in nodes:
-        findings += _of_node(node, answers[node.node_id])
-    reached = [node for node in nodes if isinstance(answers[node.node_id], dict)]
-    findings += _versions([answers[node.node_id] for node in reached])
-    findings += [_clock(node) for node in reached]
-    return findings + list(_network(reached))
-
-
-def _living() -> list[Node]:
-    import ray
-
-    nodes = []
     everything: Any = ray.nodes  # Ray gives it no types
+    nodes = []
     for node in everything():
         if node["Alive"]:
             role = node.get("Labels", {}).get(ROLE_LABEL, "")
             name = f"{node['NodeManagerAddress']} {role}".strip()
             nodes.append(Node(node_id=node["NodeID"], name=name, role=role))
-    return nodes
+    running = [_on(node, _examine_here).remote(str(directory), index and str(index), allow_hosts) for node in nodes]
+    answers = [_answer(reference) for reference in running]
+    findings = [_check_roles(nodes)]
+    for node, answer in zip(nodes, answers, strict=True):
+        findings += _node_findings(node, answer)
+    reached = [(node, answer) for node, answer in zip(nodes, answers, strict=True) if isinstance(answer, dict)]
+    for name in ("python", "ray"):
+        versions = sorted({answer[name] for _, answer in reached})
+        advice = "nodes must run the same image: calls do not cross versions"
+        findings.append(judge(f"{name} alike", len(versions) == 1, ", ".join(versions), advice))
+    findings += [_check_clock(node) for node, _ in reached]
+    return findings + list(_check_network([node for node, _ in reached]))
 
 
 def _on(node: Node, task: Any) -> Any:
-    """A function as a task on a node."""
+    """Return a function as a Ray task on one node."""
     import ray
 
     return ray.remote(task).options(num_cpus=0, max_retries=0, label_selector={"ray.io/node-id": node.node_id})
 
 
 def _answer(reference: Any) -> Any:
-    """What a task returned, or the error that it ended in."""
+    """Return a task's result, or the error that it ended in."""
     import ray
 
     try:
@@ -108,45 +102,31 @@ def _examine_here(directory: str, index: str | None, allow_hosts: tuple[str, ...
     """Runs on each node."""
     import ray
 
-    from deploy.remote.doctor.checks import examine
-
     found = examine(directory=Path(directory), index=Path(index) if index else None, allow_hosts=allow_hosts)
     return {"findings": found, "python": platform.python_version(), "ray": ray.__version__}
 
 
-def _of_node(node: Node, answer: Any) -> list[Finding]:
-    """A node's findings; what is well is one line."""
+def _node_findings(node: Node, answer: Any) -> list[Finding]:
+    """Return a node's findings; all that are ok become one line."""
     if not isinstance(answer, dict):
         advice = "see the node's raylet log; does its image have the packages that the job needs?"
-        said = str(answer).strip().splitlines()
-        found = f"no answer: {said[-1] if said else type(answer).__name__}"
+        lines = str(answer).strip().splitlines()
+        found = f"no answer: {lines[-1] if lines else type(answer).__name__}"
         return [Finding(check="node", level="error", found=found, advice=advice, node=node.name)]
     wrong = [replace(finding, node=node.name) for finding in answer["findings"] if finding.level != "ok"]
-    well = len(answer["findings"]) - len(wrong)
-    return [Finding(check="node", level="ok", found=f"{well} of its checks are well", node=node.name), *wrong]
+    passed = len(answer["findings"]) - len(wrong)
+    return [Finding(check="node", level="ok", found=f"{passed} of its checks passed", node=node.name), *wrong]
 
 
-def _roles(nodes: list[Node]) -> Finding:
+def _check_roles(nodes: list[Node]) -> Finding:
     counts = {role: sum(node.role == role for node in nodes) for role in (LOADER, TRAINER)}
     found = f"{len(nodes)} nodes: {counts[LOADER]} for loaders, {counts[TRAINER]} for trainers"
-    if all(counts.values()):
-        return Finding(check="roles", level="ok", found=found)
     advice = f"loaders and ranks share nodes; `ray start --labels={ROLE_LABEL}=loader` (or trainer) keeps them apart"
-    return Finding(check="roles", level="warning", found=found, advice=advice)
+    return judge("roles", all(counts.values()), found, advice, otherwise="warning")
 
 
-def _versions(answers: list[dict[str, Any]]) -> list[Finding]:
-    findings = []
-    for name in ("python", "ray"):
-        versions = sorted({answer[name] for answer in answers})
-        level: Level = "ok" if len(versions) == 1 else "error"
-        advice = "" if level == "ok" else "nodes must run the same image: calls do not cross versions"
-        findings.append(Finding(check=f"{name} alike", level=level, found=", ".join(versions), advice=advice))
-    return findings
-
-
-def _clock(node: Node) -> Finding:
-    """Offset of a node's clock from this one's, from the exchange that took least time."""
+def _check_clock(node: Node) -> Finding:
+    """Measure the offset of a node's clock from this one's, by the exchange that took least time."""
     import ray
 
     ask = _on(node, _now)
@@ -157,19 +137,20 @@ def _clock(node: Node) -> Finding:
         took = time.perf_counter() - began
         if took < best:
             best, offset = took, there - (start + took / 2)
+    # The answer may have been made at any moment of the exchange: half its length is unknown.
     apart = max(0.0, abs(offset) - best / 2)
-    level: Level = "ok" if apart < NEAR_S else "warning" if apart < FAR_S else "error"
-    advice = "" if level == "ok" else "let the node follow a time server (chrony or systemd-timesyncd)"
+    level: Level = "warning" if apart < FAR_S else "error"
+    advice = "let the node follow a time server (chrony or systemd-timesyncd)"
     found = f"{offset * 1e3:+.1f} ms, known to {best * 500:.1f} ms"
-    return Finding(check="clock", level=level, found=found, advice=advice, node=node.name)
+    return replace(judge("clock", apart < NEAR_S, found, advice, otherwise=level), node=node.name)
 
 
-def _now() -> float:
+def _now() -> float:  # Ray takes no built-in function
     return time.time()
 
 
-def _network(nodes: list[Node]) -> Iterator[Finding]:
-    """Bytes per second from loader nodes to trainer nodes, or between any two where roles are not told."""
+def _check_network(nodes: list[Node]) -> Iterator[Finding]:
+    """Measure bytes per second from loader nodes to trainer nodes, or between any two where there are no roles."""
     sources = [node for node in nodes if node.role == LOADER] or nodes
     targets = [node for node in nodes if node.role == TRAINER] or nodes
     pairs = [(source, target) for target in targets for source in sources if source.node_id != target.node_id]
@@ -183,15 +164,16 @@ def _network(nodes: list[Node]) -> Iterator[Finding]:
             found = f"no data came: {str(speed).splitlines()[0]}"
             yield Finding(check="network", level="error", found=found, advice=advice, node=where)
             continue
-        slow = speed < SLOW_BYTES_PER_S
-        advice = "" if not slow else "more than this needs a faster network, or loaders on the trainers' nodes"
+        advice = "more than this needs a faster network, or loaders on the trainers' nodes"
         found = f"{speed / 1e6:,.0f} MB/s, which carries {speed / IMAGE_BYTES:,.0f} images/s of 224 pixels"
-        yield Finding(check="network", level="warning" if slow else "ok", found=found, advice=advice, node=where)
+        finding = judge("network", speed >= SLOW_BYTES_PER_S, found, advice, otherwise="warning")
+        yield replace(finding, node=where)
 
 
 def _speed(source: Node, target: Node) -> float | Exception:
+    """Return bytes per second from one node to another, the better of two: the first opens the connections."""
     best = 0.0
-    for _ in range(2):  # the first opens the connections
+    for _ in range(2):
         block = _on(source, _block).remote()
         took = _answer(_on(target, _fetch).remote([block]))
         if isinstance(took, Exception):
@@ -205,7 +187,7 @@ def _block() -> NDArray[np.uint8]:
 
 
 def _fetch(reference: list[Any]) -> float:
-    """Seconds until a block from another node is here; it is made before the clock starts."""
+    """Return the seconds until another node's block is here; the wait for its creation is not timed."""
     import ray
 
     ray.wait(reference, fetch_local=False, timeout=ANSWER_S)

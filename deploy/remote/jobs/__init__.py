@@ -1,1 +1,1 @@
-"""Runs as jobs of a Ray cluster: the cluster's job server, and the code that a job takes along."""
+"""Runs as jobs of a Ray cluster: its job server, and the code that is shipped with a job."""

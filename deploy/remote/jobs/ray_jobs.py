@@ -1,7 +1,7 @@
 """Runs as jobs of a Ray cluster: submit, follow, list, stop, through the cluster's job server.
 
-The token comes from the environment and travels in a header only. The entry point runs on the head, and is the same
-`tempera train` as on a laptop; the code is shipped (`deploy.remote.jobs.shipping`).
+The token comes from the environment and travels in a header only. The entry point runs on the head and is the same
+`tempera train` as on a laptop; the code is shipped with the job (`deploy.remote.jobs.shipping`).
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ ROLE_LABEL = "tempera-role"
 LOADER, TRAINER = "loader", "trainer"
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 RECONNECT_S = 60.0
-"""How long a lost log connection is tried again before following gives up; the job goes on."""
+"""Seconds that a lost log connection is retried before following gives up; the job goes on."""
 POLL_S = 0.5
 NOT_YET = "No available agent"
-"""What the job server says while the head is starting."""
+"""The job server's message while the head is starting."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One run on the cluster, as its job server tells."""
+    """One run on the cluster, as its job server reports it."""
 
     job_id: str
-    """What `tempera stop --job` takes."""
+    """Identity, for `tempera stop --job`."""
     run: str
     """Name of the run."""
     out: str
@@ -48,27 +48,27 @@ class Job:
     status: str
     """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
     started: str
-    """When, in this machine's time."""
+    """Start, in this machine's time."""
     minutes: float
-    """How long it has run."""
+    """Minutes that it has run."""
     message: str
-    """What the job server says of it; its last line."""
+    """Last line of the job server's message about it."""
 
 
 def connect(address: str) -> Any:
-    """A client of the job server.
+    """Return a client of the job server.
 
     Args:
         address: URL of the cluster's dashboard, http://HEAD:8265.
 
     Raises:
-        RunError: not a URL, no token in the environment, nobody answers, or the token is refused.
+        RunError: not a URL, no token in the environment, no answer, or the token is refused.
     """
     url = urlsplit(address)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise RunError(f"--address must be the URL of the cluster's dashboard, http://HEAD:8265; got {address!r}.")
     if url.scheme == "http" and url.hostname not in (LOOPBACK, "localhost", "::1"):
-        say(f"[yellow]{url.hostname} is reached without TLS: who can read the network can read the token.[/]")
+        say(f"[yellow]{url.hostname} is reached without TLS: anyone who can read the network can read the token.[/]")
     require_token()
     os.environ["RAY_API_SERVER_ADDRESS"] = address.rstrip("/")  # else RAY_ADDRESS would win over the argument
     from ray.exceptions import AuthenticationError
@@ -84,7 +84,7 @@ def connect(address: str) -> Any:
 
 
 def labelled_roles(address: str) -> set[str]:
-    """The roles that the labels of the cluster's living nodes name."""
+    """Return the roles that the labels of the cluster's living nodes name."""
     from ray.util.state import list_nodes
 
     nodes = list_nodes(address, filters=[("state", "=", "ALIVE")], raise_on_missing_output=False)
@@ -92,17 +92,17 @@ def labelled_roles(address: str) -> set[str]:
 
 
 def placement(roles: Iterable[str]) -> list[str]:
-    """Settings of a run that keep loaders and ranks on the nodes labelled for them."""
+    """Return the settings of a run that keep loaders and ranks on the nodes labelled for them."""
     groups = {LOADER: "fleet", TRAINER: "trainers"}
     return [f'{groups[role]}.node_labels={{"{ROLE_LABEL}":"{role}"}}' for role in (LOADER, TRAINER) if role in roles]
 
 
 def entry_point(words: Sequence[str], *, python: str = "python") -> str:
-    """The command line of a job; the job server hands it to a shell, so every word is quoted.
+    """Return the command line of a job. The job server passes it to a shell, so every word is quoted.
 
     Args:
         words: a `tempera` command and its arguments.
-        python: the interpreter on the cluster. With -P the shipped packages win over what lies in its folder.
+        python: the interpreter on the cluster. -P makes the shipped packages win over files in its folder.
     """
     return shlex.join([python, "-P", "-m", "deploy.cli", *words])
 
@@ -115,14 +115,14 @@ def submit(client: Any, entrypoint: str, *, run: str, out: str, modules: Iterabl
         entrypoint: from `entry_point`; nothing secret.
         run: name of the run.
         out: its directory on the cluster.
-        modules: code of one's own to take along.
+        modules: the user's code to ship.
         api_port: port of the run's API on the head; 0 takes a free one.
 
     Returns:
         The job's identity.
 
     Raises:
-        RunError: the job server refuses it.
+        RunError: the job server refuses the job.
     """
     job_id = f"{run}-{secrets.token_hex(4)}"
     deadline = time.monotonic() + RECONNECT_S
@@ -139,68 +139,59 @@ def submit(client: Any, entrypoint: str, *, run: str, out: str, modules: Iterabl
 
 
 def follow(client: Any, job_id: str, *, show: Callable[[str], None], advance: Callable[[dict[str, Any]], None]) -> str:
-    """Pass on the job's log until it ends.
+    """Pass on the job's log, line by line, until the job ends.
 
     Args:
         client: from `connect`.
-        job_id: whose log.
-        show: takes each line.
-        advance: takes the facts of each progress line instead.
+        job_id: the job.
+        show: called with each line.
+        advance: called with the facts of each progress line instead.
 
     Returns:
-        How it ended.
+        The job's last status.
 
     Raises:
         RunError: the connection was lost and stays lost; the job goes on.
     """
-    reader = _LogReader(show, advance)
-    lost_s: float | None = None
-    while True:
-        try:
-            asyncio.run(reader.read(client, job_id))
-            return _wait_for_end(client, job_id, patience_s=RECONNECT_S).status
-        except (OSError, RuntimeError) as error:  # aiohttp's connection errors are OSErrors
-            now = time.monotonic()
-            lost_s = now if reader.moved or lost_s is None else lost_s
-            if now - lost_s > RECONNECT_S:
-                raise RunError(f"the log of {job_id} is lost ({error}); the job goes on.") from error
-            time.sleep(POLL_S)
+    passed_on = 0  # after a lost connection the log is read from its start: these lines were shown before
 
+    def pass_on(line: str) -> None:
+        nonlocal passed_on
+        passed_on += 1
+        facts = progress_lines.decode(line)
+        if facts is None:
+            show(line)
+        else:
+            advance(facts)
 
-class _LogReader:
-    """Cuts a log into lines; a log that is read again from its start is passed on from where it broke off."""
-
-    def __init__(self, show: Callable[[str], None], advance: Callable[[dict[str, Any]], None]) -> None:
-        self._show, self._advance = show, advance
-        self._passed_on = 0
-        self.moved = False
-        """Whether the last reading brought anything new."""
-
-    async def read(self, client: Any, job_id: str) -> None:
-        """Read until the job server ends the log."""
-        self.moved = False
+    async def read() -> None:
         number, rest = 0, ""
         async for chunk in client.tail_job_logs(job_id):
             *lines, rest = (rest + chunk).split("\n")
             for line in lines:
                 number += 1
-                if number > self._passed_on:
-                    self._pass_on(line)
+                if number > passed_on:
+                    pass_on(line)
         if rest:
-            self._pass_on(rest)
+            pass_on(rest)
 
-    def _pass_on(self, line: str) -> None:
-        self._passed_on += 1
-        self.moved = True
-        facts = progress_lines.decode(line)
-        if facts is None:
-            self._show(line)
-        else:
-            self._advance(facts)
+    lost_s: float | None = None
+    while True:
+        before = passed_on
+        try:
+            asyncio.run(read())
+            return _wait_for_end(client, job_id, patience_s=RECONNECT_S).status
+        except (OSError, RuntimeError) as error:  # aiohttp's connection errors are OSErrors
+            now = time.monotonic()
+            # Patience counts from the last connection that brought a new line.
+            lost_s = now if passed_on > before or lost_s is None else lost_s
+            if now - lost_s > RECONNECT_S:
+                raise RunError(f"the log of {job_id} is lost ({error}); the job goes on.") from error
+            time.sleep(POLL_S)
 
 
 def list_jobs(client: Any) -> list[Job]:
-    """Our jobs, the newest first."""
+    """Return our jobs, the newest first."""
     ours = [job for job in client.list_jobs() if "tempera_run" in (job.metadata or {})]
     return [_described(job) for job in sorted(ours, key=lambda job: job.start_time or 0, reverse=True)]
 
@@ -209,7 +200,7 @@ def stop(client: Any, job_id: str) -> Job:
     """Ask a job to write a checkpoint and end, and wait until it has.
 
     Raises:
-        RunError: there is no such job, or it does not end.
+        RunError: there is no such job, or it does not end in time.
     """
     try:
         client.stop_job(job_id)
@@ -228,6 +219,7 @@ def _wait_for_end(client: Any, job_id: str, *, patience_s: float) -> Job:
 
 
 def _described(job: Any) -> Job:
+    """Return Ray's description of a job as ours."""
     start_s = (job.start_time or 0) / 1e3
     end_s = (job.end_time or time.time() * 1e3) / 1e3
     metadata = job.metadata or {}

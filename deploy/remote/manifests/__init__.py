@@ -1,1 +1,1 @@
-"""What clusters are described with: KubeRay resources for Kubernetes, `ray up` files for clouds and bare machines."""
+"""Descriptions of clusters: KubeRay resources for Kubernetes, `ray up` files for clouds and bare machines."""

@@ -1,7 +1,7 @@
-"""A run on Kubernetes: a RayCluster, its NetworkPolicy and the RayJob that trains on it, for KubeRay 1.7.
+"""A run on Kubernetes: a NetworkPolicy, a RayCluster and the RayJob that trains on it, for KubeRay 1.7.
 
-The head has no CPUs, so only the driver and the run's services are there. Loaders and ranks have a group of pods each,
-told apart by a node label that the run's configuration asks for, and the autoscaler resizes the groups.
+The head has no CPUs, so only the driver and the run's services are placed there. Loaders and ranks have a group of pods
+each; a node label that the run's configuration asks for keeps them apart, and the autoscaler resizes the groups.
 """
 
 from __future__ import annotations
@@ -16,12 +16,21 @@ import yaml
 
 from deploy.remote.jobs.ray_jobs import LOADER, ROLE_LABEL, TRAINER, placement
 from deploy.remote.jobs.shipping import GRACE_S
-from deploy.remote.manifests.network import CLUSTER_LABEL, network_policy
-from deploy.remote.manifests.pods import SHARED, PodNeeds, PodSettings, container_security, pod_security, pod_template
+from deploy.remote.manifests.pods import (
+    DASHBOARD_PORT,
+    METRICS_PORT,
+    SHARED,
+    PodNeeds,
+    PodSettings,
+    container_security,
+    pod_security,
+    pod_template,
+)
 from deploy.runs.config import RunConfig
 
 LONGEST_NAME = 40
 """Kubernetes allows 63 characters; KubeRay appends to them."""
+CLUSTER_LABEL = "ray.io/cluster"
 HEADER = """\
 # {name}: written by `tempera manifest kuberay`. For KubeRay 1.7 with its feature gate GCSFaultToleranceEmbeddedStorage.
 # Needs, in the same namespace:
@@ -36,28 +45,28 @@ HEADER = """\
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KubernetesOptions:
-    """What a run needs of Kubernetes beyond its own configuration."""
+    """Sizes, image and secrets that the run's own configuration does not have."""
 
     settings: PodSettings
     """Image, volume and secrets."""
     loader: PodNeeds
-    """One loader pod."""
+    """Resources of a loader pod."""
     trainer: PodNeeds
-    """One trainer pod."""
+    """Resources of a trainer pod."""
     head: PodNeeds
-    """The head."""
+    """Resources of the head."""
     max_loader_pods: int
     """Most loader pods."""
     ray_version: str
-    """Of the image."""
+    """Ray's version in the image."""
     gcs_storage_gib: int = 1
-    """Volume that keeps the cluster's state when the head is replaced."""
+    """Size of the volume that keeps the cluster's state when the head is replaced."""
     metrics_namespace: str = "prometheus"
     """Namespace that may scrape the metrics."""
 
 
 def kuberay_documents(config: RunConfig, words: list[str], options: KubernetesOptions) -> list[dict[str, Any]]:
-    """The resources of a run, in the order in which they are created.
+    """Return the resources of a run, in the order in which they are created.
 
     Args:
         config: the run.
@@ -65,45 +74,10 @@ def kuberay_documents(config: RunConfig, words: list[str], options: KubernetesOp
         options: sizes, image, secrets.
 
     Raises:
-        ValueError: a rank or a loader does not fit into its pod, or the name is none for Kubernetes.
+        ValueError: a rank or a loader does not fit into its pod, or Kubernetes does not allow the run's name.
     """
-    name = resource_name(config.name)
-    cluster = {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayCluster",
-        "metadata": {"name": name, "labels": {"app.kubernetes.io/part-of": "tempera"}},
-        "spec": _cluster_spec(config, options),
-    }
-    policy = network_policy(name, name, metrics_namespace=options.metrics_namespace)
-    return [policy, cluster, _job(name, config, words, options)]
-
-
-def to_yaml(documents: list[dict[str, Any]], *, name: str, settings: PodSettings) -> str:
-    """The resources as a file, with what else they need on top."""
-    header = HEADER.format(name=name, claim=settings.claim, secret=settings.token_secret)
-    text: str = yaml.safe_dump_all(documents, sort_keys=False, width=120, explicit_start=True)
-    return header + text
-
-
-def resource_name(run: str) -> str:
-    """A run's name as Kubernetes spells names.
-
-    Raises:
-        ValueError: it does not start with a letter, or is too long.
-    """
-    name = run.lower().replace("_", "-")
-    if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", name) or len(name) > LONGEST_NAME:
-        raise ValueError(
-            f"a run on Kubernetes must have a name of at most {LONGEST_NAME} letters, digits and '-' that starts with "
-            f"a letter; got {run!r}. Change it with --set name=..."
-        )
-    return name
-
-
-def _cluster_spec(config: RunConfig, options: KubernetesOptions) -> dict[str, Any]:
-    settings = options.settings
-    head_template = pod_template("ray-head", options.head, settings, head=True)
-    return {
+    name, settings = resource_name(config.name), options.settings
+    spec = {
         "rayVersion": options.ray_version,
         "authOptions": {"mode": "token", "secretName": settings.token_secret},
         "enableInTreeAutoscaling": True,
@@ -118,14 +92,84 @@ def _cluster_spec(config: RunConfig, options: KubernetesOptions) -> dict[str, An
         "headGroupSpec": {
             "labels": {ROLE_LABEL: "head"},
             "rayStartParams": {"num-cpus": "0", "num-gpus": "0", "dashboard-host": "0.0.0.0"},  # noqa: S104 - a pod's
-            "template": head_template,
+            "template": pod_template("ray-head", options.head, settings, head=True),
         },
         "workerGroupSpecs": [_loader_group(config, options), _trainer_group(config, options)],
+    }
+    cluster = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayCluster",
+        "metadata": {"name": name, "labels": {"app.kubernetes.io/part-of": "tempera"}},
+        "spec": spec,
+    }
+    return [_network_policy(name, options.metrics_namespace), cluster, _job(name, config, words, settings)]
+
+
+def to_yaml(documents: list[dict[str, Any]], *, name: str, settings: PodSettings) -> str:
+    """Return the resources as a file; its header lists what else the cluster needs."""
+    header = HEADER.format(name=name, claim=settings.claim, secret=settings.token_secret)
+    text: str = yaml.safe_dump_all(documents, sort_keys=False, width=120, explicit_start=True)
+    return header + text
+
+
+def resource_name(run: str) -> str:
+    """Return a run's name as Kubernetes spells names; ValueError if it is too long or starts with no letter."""
+    name = run.lower().replace("_", "-")
+    if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", name) or len(name) > LONGEST_NAME:
+        raise ValueError(
+            f"a run on Kubernetes must have a name of at most {LONGEST_NAME} letters, digits and '-' that starts with "
+            f"a letter; got {run!r}. Change it with --set name=..."
+        )
+    return name
+
+
+def _network_policy(name: str, metrics_namespace: str) -> dict[str, Any]:
+    """Deny all traffic of a cluster's pods but what a run needs.
+
+    In: the cluster itself; the job's submitter and the KubeRay operator to the job server; Prometheus to the metrics.
+    Out: the cluster itself; DNS; HTTPS, for object storage and the Kubernetes API that the autoscaler asks.
+    """
+
+    def port(number: int, protocol: str = "TCP") -> dict[str, Any]:
+        return {"port": number, "protocol": protocol}
+
+    inside = {"podSelector": {"matchLabels": {CLUSTER_LABEL: name}}}
+    submitter = {
+        "podSelector": {"matchLabels": {"ray.io/originated-from-cr-name": name, "ray.io/originated-from-crd": "RayJob"}}
+    }
+    operator = {
+        "namespaceSelector": {},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}},
+    }
+    prometheus = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": metrics_namespace}}}
+    dns = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+        "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+    }
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": name},
+        "spec": {
+            "podSelector": {"matchLabels": {CLUSTER_LABEL: name}},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [
+                {"from": [inside]},
+                {"from": [submitter, operator], "ports": [port(DASHBOARD_PORT)]},
+                {"from": [prometheus], "ports": [port(METRICS_PORT)]},
+            ],
+            "egress": [
+                {"to": [inside]},
+                {"to": [dns], "ports": [port(53, "UDP"), port(53)]},
+                {"ports": [port(443), port(6443)]},
+            ],
+        },
     }
 
 
 def _loader_group(config: RunConfig, options: KubernetesOptions) -> dict[str, Any]:
     fleet, needs = config.fleet, options.loader
+    # A loader that binds no CPU fits anywhere: all of them share one pod.
     each = max(1, math.floor(needs.cpus / fleet.cpus_per_loader)) if fleet.cpus_per_loader else fleet.loaders
     if fleet.cpus_per_loader > needs.cpus:
         raise ValueError(
@@ -164,8 +208,7 @@ def _group(role: str, needs: PodNeeds, settings: PodSettings, *, least: int, now
     }
 
 
-def _job(name: str, config: RunConfig, words: list[str], options: KubernetesOptions) -> dict[str, Any]:
-    settings = options.settings
+def _job(name: str, config: RunConfig, words: list[str], settings: PodSettings) -> dict[str, Any]:
     placed = placement((LOADER, TRAINER))
     command = [*words, *placed] if "--set" in words else [*words, "--set", *placed]
     submitter = {

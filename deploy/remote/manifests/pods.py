@@ -1,4 +1,4 @@
-"""Pod templates of a Ray cluster on Kubernetes: not root, with shared memory and probes, secrets by reference."""
+"""Pod templates of a Ray cluster on Kubernetes: not root, shared memory for batches, probes, secrets by reference."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ SHARED = "/shared"
 """Where the claim with shards and run directories is mounted."""
 TOKEN_KEY = "auth_token"  # noqa: S105 - the key's name
 GRACE_S = 120
-"""For the trainer's last checkpoint when a pod is asked to go."""
+"""Seconds that a pod may take to end, for the trainer's last checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PodNeeds:
-    """What one pod is given."""
+    """Resources of one pod."""
 
     cpus: int
     """Cores."""
@@ -40,7 +40,7 @@ class PodNeeds:
             )
 
     def resources(self) -> dict[str, Any]:
-        """Requests and limits, which are equal: a pod is not evicted for what others use."""
+        """Return requests and limits; equal ones, so that no pod is evicted for what others use."""
         amounts: dict[str, Any] = {"cpu": str(self.cpus), "memory": f"{self.memory_gib}Gi"}
         if self.gpus:
             amounts["nvidia.com/gpu"] = str(self.gpus)
@@ -49,7 +49,7 @@ class PodNeeds:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PodSettings:
-    """What all pods of a cluster share."""
+    """Settings that all pods of a cluster share."""
 
     image: str
     """Container image, with its tag or digest."""
@@ -62,23 +62,27 @@ class PodSettings:
 
 
 def pod_template(name: str, needs: PodNeeds, settings: PodSettings, *, head: bool = False) -> dict[str, Any]:
-    """A pod template with one Ray container.
+    """Return a pod template with one Ray container.
 
     Args:
-        name: of the container.
-        needs: what the pod is given.
-        settings: what all pods share.
+        name: name of the container.
+        needs: resources of the pod.
+        settings: settings of all pods.
         head: the head also has ports for jobs and the cluster's state, and talks to Kubernetes for the autoscaler.
     """
     ports = [{"name": "metrics", "containerPort": METRICS_PORT}]
     if head:
         ports += [{"name": "gcs", "containerPort": GCS_PORT}, {"name": "dashboard", "containerPort": DASHBOARD_PORT}]
+    token = {"secretKeyRef": {"name": settings.token_secret, "key": TOKEN_KEY}}
     container: dict[str, Any] = {
         "name": name,
         "image": settings.image,
         "imagePullPolicy": "IfNotPresent",
         "ports": ports,
-        "env": token_variables(settings.token_secret),
+        "env": [
+            {"name": "RAY_AUTH_MODE", "value": "token"},
+            {"name": "RAY_AUTH_TOKEN", "valueFrom": token},
+        ],
         "resources": needs.resources(),
         "livenessProbe": _probe(delay_s=30, every_s=10, failures=12),
         "readinessProbe": _probe(delay_s=10, every_s=5, failures=10),
@@ -99,19 +103,13 @@ def pod_template(name: str, needs: PodNeeds, settings: PodSettings, *, head: boo
             {"name": "shared", "persistentVolumeClaim": {"claimName": settings.claim}},
         ],
     }
-    if not head:
+    if not head:  # only the head's autoscaler talks to Kubernetes
         spec["automountServiceAccountToken"] = False
     return {"spec": spec}
 
 
-def token_variables(secret: str) -> list[dict[str, Any]]:
-    """Token authentication, written out: the mode in the clear, the token by reference."""
-    reference = {"secretKeyRef": {"name": secret, "key": TOKEN_KEY}}
-    return [{"name": "RAY_AUTH_MODE", "value": "token"}, {"name": "RAY_AUTH_TOKEN", "valueFrom": reference}]
-
-
 def pod_security() -> dict[str, Any]:
-    """Not root, and able to write to the shared volume."""
+    """Return the security context of a pod: not root, and in the group that may write to the shared volume."""
     return {
         "runAsNonRoot": True,
         "runAsUser": USER_ID,
@@ -122,7 +120,7 @@ def pod_security() -> dict[str, Any]:
 
 
 def container_security() -> dict[str, Any]:
-    """No way to more rights."""
+    """Return the security context of a container: no way to more rights."""
     return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 

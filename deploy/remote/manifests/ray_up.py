@@ -1,7 +1,7 @@
 """A `ray up` file from a few lines: a head without CPUs, a CPU group for loaders, a GPU group for trainers.
 
-Clouds (aws, gcp) start machines of each group between its minimum and maximum as actors ask for their label; on bare
-machines (local) each host is named, and learns its label when Ray starts there.
+Clouds (aws, gcp) start machines of each group between its minimum and maximum as actors ask for their label. Bare
+machines (local) are named one by one; each finds its label by its own address when Ray starts there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HEADER = """\
 # `ray down` ends it. The cluster's token is copied from {token}; make it with `ray get-auth-token --generate`.
 """
 GCP_IMAGE = "projects/deeplearning-platform-release/global/images/family/common-cpu"
-"""What Ray takes by default; a GPU group should name one with NVIDIA's driver as its boot_image."""
+"""Ray's default; a GPU group should name one with NVIDIA's driver as its boot_image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,7 @@ class Group:
     max: int = 1
     """Most machines."""
     spot: bool = False
-    """Cheaper machines that the cloud may take back."""
+    """Whether to take cheaper machines that the cloud may reclaim."""
 
     def __post_init__(self) -> None:
         if self.cpus < 1 or self.gpus < 0:
@@ -65,7 +65,7 @@ class Provider:
     """Where the machines are."""
 
     type: Literal["local", "aws", "gcp"]
-    """local is machines that one reaches with ssh."""
+    """local: machines that ssh reaches."""
     region: str = ""
     """The cloud's region."""
     zone: str = ""
@@ -75,7 +75,7 @@ class Provider:
     head_ip: str = ""
     """Address of the head, for local."""
     ssh_user: str = "ubuntu"
-    """Whom ssh logs in as."""
+    """User that ssh logs in as."""
     ssh_private_key: str = ""
     """Key file for ssh; the clouds make one when it is empty."""
 
@@ -85,25 +85,25 @@ class ClusterDescription:
     """A cluster in a few lines."""
 
     name: str
-    """Of the cluster."""
+    """Name of the cluster."""
     provider: Provider
-    """Where."""
+    """Where its machines are."""
     head: Group
-    """The head: driver, selection service, job server; its CPUs are not given to actors."""
+    """The head: driver, selection service, job server; actors get none of its CPUs."""
     loaders: Group
     """CPU machines."""
     trainers: Group
     """GPU machines."""
     image: str = ""
-    """Container image for all machines; none installs by `setup`."""
+    """Container image for all machines; empty to install by `setup`."""
     setup: tuple[str, ...] = ()
-    """Commands that install Tempera and mount the shared storage on every machine."""
+    """Shell commands that install Tempera and mount the shared storage on every machine."""
     token_file: str = "~/.ray/auth_token"  # noqa: S105 - the file's name
     """The cluster's token on this machine; copied to every node."""
     disk_gib: int = 200
     """Disk of a cloud machine."""
     idle_minutes: float = 10.0
-    """A machine that is idle for so long is given back."""
+    """Minutes after which an idle machine is given back."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Fields of a `ray up` file to add as they are."""
 
@@ -140,17 +140,28 @@ def load_description(path: Path) -> ClusterDescription:
 
 
 def ray_up_config(cluster: ClusterDescription) -> dict[str, Any]:
-    """What `ray up` reads, checked by Ray's own schema and rules.
+    """Return the contents of a `ray up` file, checked by Ray's own schema and rules.
 
     Raises:
         ValueError: Ray refuses it.
     """
+    import jsonschema  # type: ignore[import-untyped]
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    provider, hosts = cluster.provider, [*cluster.loaders.hosts, *cluster.trainers.hosts]
+    if provider.type == "local":
+        where: dict[str, Any] = {"type": "local", "head_ip": provider.head_ip, "worker_ips": hosts}
+    else:
+        zone = {"availability_zone": provider.zone} if provider.zone else {}
+        project = {"project_id": provider.project} if provider.project else {}
+        where = {"type": provider.type, "region": provider.region, **zone, **project}
+    key = {"ssh_private_key": provider.ssh_private_key} if provider.ssh_private_key else {}
     start = f"ulimit -n 65536; export RAY_AUTH_MODE=token; ray start --port={PORT} --num-cpus=0 --num-gpus=0 --head"
     join = f"ulimit -n 65536; export RAY_AUTH_MODE=token; ray start --address=$RAY_HEAD_IP:{PORT}"
     config: dict[str, Any] = {
         "cluster_name": cluster.name,
-        "provider": _provider(cluster),
-        "auth": _auth(cluster.provider),
+        "provider": where,
+        "auth": {"ssh_user": provider.ssh_user, **key},
         "idle_timeout_minutes": cluster.idle_minutes,
         "file_mounts": {"~/.ray/auth_token": cluster.token_file},
         "setup_commands": ["chmod 600 ~/.ray/auth_token", *cluster.setup],
@@ -163,58 +174,31 @@ def ray_up_config(cluster: ClusterDescription) -> dict[str, Any]:
     }
     if cluster.image:
         config["docker"] = {"image": cluster.image, "container_name": "tempera", "pull_before_run": True}
-    if cluster.provider.type == "local":
-        hosts = [*cluster.loaders.hosts, *cluster.trainers.hosts]
+    if provider.type == "local":
         config |= {"min_workers": len(hosts), "max_workers": len(hosts)}
         config["worker_start_ray_commands"] = ["ray stop", f"{_find_role(cluster)}; {join} --labels={ROLE_LABEL}=$role"]
     else:
         config["max_workers"] = cluster.loaders.max + cluster.trainers.max
         config |= _node_types(cluster)
     config |= cluster.extra
-    check(config)
-    return config
-
-
-def check(config: dict[str, Any]) -> None:
-    """Ask Ray whether it would take the file.
-
-    Raises:
-        ValueError: it would not.
-    """
-    import jsonschema  # type: ignore[import-untyped]
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
     try:
         validate_config(prepare_config(config))
     except jsonschema.ValidationError as error:
         place = ".".join(map(str, error.absolute_path)) or "the file"
         raise ValueError(f"Ray's schema refuses {place}: {error.message}.") from error
+    return config
 
 
 def to_yaml(config: dict[str, Any], cluster: ClusterDescription) -> str:
-    """The file's text."""
+    """Return the file's text."""
     header = HEADER.format(name=cluster.name, token=cluster.token_file)
     text: str = yaml.safe_dump(config, sort_keys=False, width=120)
     return header + text
 
 
-def _provider(cluster: ClusterDescription) -> dict[str, Any]:
-    provider = cluster.provider
-    if provider.type == "local":
-        hosts = [*cluster.loaders.hosts, *cluster.trainers.hosts]
-        return {"type": "local", "head_ip": provider.head_ip, "worker_ips": hosts}
-    zone = {"availability_zone": provider.zone} if provider.zone else {}
-    project = {"project_id": provider.project} if provider.project else {}
-    return {"type": provider.type, "region": provider.region, **zone, **project}
-
-
-def _auth(provider: Provider) -> dict[str, str]:
-    key = {"ssh_private_key": provider.ssh_private_key} if provider.ssh_private_key else {}
-    return {"ssh_user": provider.ssh_user, **key}
-
-
 def _node_types(cluster: ClusterDescription) -> dict[str, Any]:
     groups = {"head": cluster.head, LOADER: cluster.loaders, TRAINER: cluster.trainers}
+    # The head's CPUs are hidden from the scheduler, so that no loader or rank is placed beside the driver.
     types = {
         role: {
             "node_config": _machine(cluster, group),
@@ -229,7 +213,7 @@ def _node_types(cluster: ClusterDescription) -> dict[str, Any]:
 
 
 def _machine(cluster: ClusterDescription, group: Group) -> dict[str, Any]:
-    """A machine in the cloud's own words."""
+    """Return a group's machine in the cloud's own terms."""
     if cluster.provider.type == "aws":
         volume = {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": cluster.disk_gib, "VolumeType": "gp3"}}
         market = {"InstanceMarketOptions": {"MarketType": "spot"}} if group.spot else {}
@@ -241,13 +225,14 @@ def _machine(cluster: ClusterDescription, group: Group) -> dict[str, Any]:
         "type": "PERSISTENT",
         "initializeParams": {"diskSizeGb": cluster.disk_gib, "sourceImage": group.boot_image or GCP_IMAGE},
     }
+    # Google cannot move a machine with GPUs to another host: it must be stopped for maintenance.
     scheduling: list[dict[str, Any]] = [{"preemptible": True}] if group.spot else []
     scheduling += [{"onHostMaintenance": "TERMINATE"}] if group.gpus else []
     return {"machineType": group.machine, "disks": [disk], **({"scheduling": scheduling} if scheduling else {})}
 
 
 def _find_role(cluster: ClusterDescription) -> str:
-    """Shell words that set $role on a bare machine by its own addresses."""
+    """Return shell code that sets $role on a bare machine by its own addresses."""
     cases = [
         "|".join(f'*" {host} "*' for host in hosts) + f") role={role};;"
         for role, hosts in ((LOADER, cluster.loaders.hosts), (TRAINER, cluster.trainers.hosts))
