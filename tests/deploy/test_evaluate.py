@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from deploy.runs.config import DataConfig
 from deploy.runs.overrides import override
 from deploy.runs.recipes import debug
 from deploy.runs.rundir import RunDir
+from trainer import build_method, model_size
 
 MODEL = "vit_tiny_patch16_224"
 
@@ -66,6 +68,25 @@ def test_neighbours_of_a_run_and_of_a_timm_model(
     same = asked(capsys, "knn", *model, *data, "--no-pixels")
     assert {key: value for key, value in theirs.items() if key != "file"}.items() <= same.items()
     assert 0.2 < same["nn_cls"] < 1
+
+
+def test_neighbours_and_few_shots_of_an_official_checkpoint(
+    digits: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    method = build_method("mae", model_size("tiny"))
+    encoder = {name.removeprefix("encoder."): v for name, v in method.state_dict().items() if "encoder." in name}
+    torch.save({"model": encoder, "args": argparse.Namespace(epochs=800)}, tmp_path / "mae_pretrain.pth")
+    checkpoint = ("--official", "mae", "--size", "tiny", "--weights", tmp_path / "mae_pretrain.pth", "--out", tmp_path)
+    data = ("--index", digits.index, "--test-index", digits.test_index, "--most", 100)
+    found = asked(capsys, "knn", *checkpoint, *data, "--no-pixels")
+    assert found["encoder"] == "mae_pretrain.pth (official mae)"
+    assert 0.2 < found["nn_cls"] < 1
+    shots = asked(capsys, "fewshot", *checkpoint, *data, "--shots", 4, "--draws", 1, "--pool", "mean")["shots"]
+    assert shots[0]["acc1"] > 0.2
+    assert "--official needs --weights FILE" in refused(capsys, "knn", "--official", "mae", *data)
+    assert "differs in" in refused(capsys, "knn", *checkpoint, *data, "--size", "cifar")
+    assert "exclude each other" in refused(capsys, "knn", *checkpoint, *data, "--timm", MODEL)
 
 
 def test_a_probe_few_shots_and_fine_tuning_of_a_run(
@@ -143,7 +164,7 @@ def test_what_cannot_be_evaluated_is_one_line(
 ) -> None:
     assert "needs --timm NAME" in refused(capsys, "linear", "--run", run.path, "--weights", weights)
     model = ("--timm", MODEL, "--weights", weights, "--image-size", 32, "--out", tmp_path)
-    assert "a timm model needs --index FILE" in refused(capsys, "linear", *model)
+    assert f"{MODEL} needs --index FILE" in refused(capsys, "linear", *model)
     assert "Did you mean 'bootmae'" in refused(capsys, "linear", "--run", run.path, "--recipe", "botmae")
     assert "Did you mean 'epochs'" in refused(capsys, "finetune", "--run", run.path, "--set", "epoch=3")
     assert "images/training/*.jpg" in refused(capsys, "segmentation", "--run", run.path, "--data", tmp_path)

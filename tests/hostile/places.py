@@ -31,10 +31,8 @@ from scoring.log.snapshots import read_snapshot
 from tests.hostile import indexes, tars
 from tests.hostile.images import jpeg
 from tests.scoring.configs import selection_config
-from trainer.config import model_size
-from trainer.evaluate.encoders import read_state
 from trainer.record.checkpoint import load_checkpoint
-from trainer.record.official import load_official
+from trainer.record.official import load_official, read_weights
 
 Verdict = tuple[str, str]
 EFFECTIVE_SIZE = 0.5
@@ -191,14 +189,9 @@ def checkpoint_state(work: Workplace, given: Any) -> Verdict:
 
 
 def official_weights(work: Workplace, given: Any) -> Verdict:
-    load_official("mae", _placed(work, given, "weights.safetensors"), _tiny())
+    suffix = given.suffix if isinstance(given, Path) else ".safetensors"
+    load_official("mae", _placed(work, given, f"weights{suffix}"), width=48, depth=1, heads=3, decoder_depth=1)
     return "accepted", ""
-
-
-def _tiny() -> Any:
-    from dataclasses import replace
-
-    return replace(model_size("vit_b"), width=48, depth=1, heads=3, decoder_depth=1)
 
 
 def encoder_weights(work: Workplace, given: Any) -> Verdict:
@@ -208,7 +201,7 @@ def encoder_weights(work: Workplace, given: Any) -> Verdict:
 
 
 def evaluation_weights(work: Workplace, given: Any) -> Verdict:
-    return "accepted", str(len(read_state(_placed(work, given, "weights.safetensors"))))
+    return "accepted", str(len(read_weights(_placed(work, given, "weights.safetensors"))))
 
 
 def config(work: Workplace, given: Any) -> Verdict:

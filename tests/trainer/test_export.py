@@ -7,9 +7,16 @@ from trainer_fakes import FakeStream, tiny, tiny_run
 
 from trainer import METHODS, build_method, train
 from trainer.config import ConmimConfig, SwinConfig
-from trainer.record.export import TIMM_CLASSES, export_timm, load_method, timm_model
+from trainer.record.export import TIMM_CLASSES, export_timm, load_method, timm_arguments, timm_state
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def timm_model(method):
+    kind, arguments = timm_arguments(method.encoder, method.config)
+    model = TIMM_CLASSES[kind](**arguments).double().eval()
+    model.load_state_dict(timm_state(method.encoder))
+    return model
 
 
 def perturbed(name, **fields):
@@ -28,8 +35,7 @@ def perturbed(name, **fields):
 @pytest.mark.parametrize("name", METHODS)
 def test_timms_own_model_gives_the_same_features(name):
     method = perturbed(name)
-    model = timm_model(method.encoder, method.config).double()
-    features = model.forward_features(IMAGES.double())
+    features = timm_model(method).forward_features(IMAGES.double())
     assert torch.allclose(features, method.encoder.features(IMAGES.double()), atol=1e-7)
 
 
@@ -43,7 +49,7 @@ def test_a_swin_gives_the_same_features_as_timms():
         swin=SwinConfig(depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=4),
     )
     images = torch.rand(1, 3, 64, 64).double()
-    features = timm_model(method.encoder, method.config).double().forward_features(images).flatten(1, 2)
+    features = timm_model(method).forward_features(images).flatten(1, 2)
     assert torch.allclose(features, method.encoder.features(images)[:, 1:], atol=1e-7)
 
 
@@ -73,7 +79,7 @@ def test_a_teacher_is_exported_where_there_is_one(tmp_path):
 def test_what_is_not_there_is_said(tmp_path):
     config = tiny_run(total_steps=3)
     train(config, FakeStream(config), run_dir=tmp_path / "run")
-    with pytest.raises(ValueError, match="a teacher needs bootmae or conmim; the run is of mae"):
+    with pytest.raises(ValueError, match="a teacher needs a run of bootmae or conmim; this one is of mae"):
         export_timm(tmp_path / "run", tmp_path / "out", weights="teacher")
     with pytest.raises(ValueError, match="averaged weights need a run with ema_decay above 0"):
         export_timm(tmp_path / "run", tmp_path / "out", weights="average")

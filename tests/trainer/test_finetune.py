@@ -74,7 +74,7 @@ def test_a_timm_checkpoint_from_a_file_gives_timms_features_also_at_another_size
     with pytest.raises(ValueError, match="names are missing or left over, first"):
         encoder_of_timm(name, tmp_path / "part.safetensors", image_size=64)
     (tmp_path / "weights.pth").write_bytes(b"\x80\x04")
-    with pytest.raises(ValueError, match="weights must be a safetensors file"):
+    with pytest.raises(ValueError, match="must be a safetensors file, or a PyTorch file of tensors"):
         encoder_of_timm(name, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=r"got 'vit_tinny_patch16_224'\. Near: vit_tiny_patch16_224"):
         encoder_of_timm("vit_tinny_patch16_224", tmp_path / "weights.safetensors")

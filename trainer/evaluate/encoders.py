@@ -1,7 +1,7 @@
-"""Pretrained encoders to evaluate: of one of our runs, or of timm, with what their images must look like.
+"""Pretrained encoders to evaluate: of one of our runs, of an official checkpoint, or of timm.
 
 A `PretrainedEncoder` gives the frozen encoder for features, and builds timm's own model with its weights for tasks that
-train: another image size, a classifier, stochastic depth. Weights are read from safetensors only.
+train: another image size, a classifier, stochastic depth.
 """
 
 import difflib
@@ -13,39 +13,38 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file
 from timm.models import beit, swin_transformer, vision_transformer
 from torch import Tensor, nn
 
 from trainer.config import IMAGENET_MEAN, IMAGENET_STD, require
-from trainer.record.export import TIMM_CLASSES, load_method, timm_arguments, timm_state
+from trainer.record.export import TIMM_CLASSES, load_method, teacher_of, timm_arguments, timm_state
+from trainer.record.official import State, load_official, read_weights
 
-State = dict[str, Tensor]
 HEADS = ("head.", "fc_norm.", "norm.", "fc.", "classifier.")
-"""Parts that a task makes anew: the classifier, and the norm before it where the pooling moves it."""
+"""Parts that a task initialises anew: the classifier, and the norm before it where the pooling moves it."""
 SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainedEncoder:
-    """An encoder and its images."""
+    """An encoder with weights, and the images that it was trained on."""
 
     name: str
-    """What people call it."""
+    """Name in reports."""
     encoder: nn.Module
-    """`features(images)` gives tokens [B, 1 + N, D] of normalised images; frozen, in eval mode."""
+    """`features(images)` returns tokens [B, 1 + N, D] of normalised images; frozen, in eval mode."""
     image_size: int
-    """Side that it was trained at, in pixels."""
+    """Side of its training images, in pixels."""
     mean: tuple[float, float, float]
     """Pixel mean by channel in [0, 1]."""
     std: tuple[float, float, float]
     """Pixel standard deviation by channel."""
     build: Callable[..., nn.Module]
-    """Makes timm's model: build(num_classes=, image_size=, drop_path=) with the encoder's weights."""
+    """Builds timm's model with the encoder's weights: build(num_classes=, image_size=, drop_path=)."""
 
 
 class TimmEncoder(nn.Module):
-    """A timm model as an encoder of tokens; what has no class token gets the mean of its tokens in its place."""
+    """A timm model as an encoder of tokens; the mean of the tokens stands in where there is no class token."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -56,7 +55,7 @@ class TimmEncoder(nn.Module):
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Return the class token and the patch tokens, [B, 1 + N, D], after the last norm."""
         tokens: Any = self.model.forward_features(images_BCHW)  # type: ignore[operator]
-        if tokens.ndim == 4:
+        if tokens.ndim == 4:  # Swin gives [B, H, W, D], networks of convolutions [B, D, H, W]
             tokens = (tokens if tokens.shape[-1] == self.width else tokens.permute(0, 2, 3, 1)).flatten(1, 2)
         first = tokens[:, :1] if self.prefix else tokens.mean(dim=1, keepdim=True)
         return torch.cat([first, tokens[:, self.prefix :]], dim=1)
@@ -77,11 +76,7 @@ def encoder_of_run(path: str | Path, *, averaged: bool = False, teacher: bool = 
         ValueError: the run has no average or no teacher.
     """
     config, method = load_method(path, averaged=averaged)
-    encoder: Any = method.encoder
-    if teacher:
-        found = [getattr(method, name, None) for name in ("teacher", "teacher_encoder")]
-        require(any(found), f"a teacher needs a run of bootmae or conmim; {path} is of {config.method}.")
-        encoder = next(part for part in found if part is not None)
+    encoder = teacher_of(method, config.method) if teacher else method.encoder
     kind, arguments = timm_arguments(encoder, config.model)
     return PretrainedEncoder(
         name=f"{Path(path).name} ({config.method})",
@@ -93,6 +88,32 @@ def encoder_of_run(path: str | Path, *, averaged: bool = False, teacher: bool = 
     )
 
 
+def encoder_of_official(
+    method: str, weights: str | Path, *, size: str = "vit_b", image_size: int | None = None
+) -> PretrainedEncoder:
+    """Return the encoder of a checkpoint as an official implementation publishes it.
+
+    Args:
+        method: name in `trainer.METHODS`.
+        weights: checkpoint, as in `load_official`.
+        size: named size that it was trained with.
+        image_size: side of its training images; the size's own by default.
+
+    Raises:
+        ValueError: the file cannot be read or does not fit.
+    """
+    config, encoder = load_official(method, weights, size, **({} if image_size is None else {"image_size": image_size}))
+    kind, arguments = timm_arguments(encoder, config)
+    return PretrainedEncoder(
+        name=f"{Path(weights).name} (official {method})",
+        encoder=encoder,
+        image_size=config.image_size,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        build=partial(_build_class, kind, arguments, timm_state(encoder)),
+    )
+
+
 def encoder_of_timm(
     name: str, weights: str | Path | None = None, *, image_size: int | None = None
 ) -> PretrainedEncoder:
@@ -100,54 +121,32 @@ def encoder_of_timm(
 
     Args:
         name: name in timm's registry.
-        weights: safetensors file with timm's names; without it timm loads its published weights, from the network.
+        weights: file with timm's names; without it timm downloads its published weights.
         image_size: side of the images; the model's own by default.
 
     Raises:
-        ValueError: no such model, the file is no safetensors, or does not fit the model.
+        ValueError: timm has no such model, or the file cannot be read or does not fit.
     """
-    _check_name(name)
-    state = None if weights is None else read_state(weights)
-    build = partial(_build_timm, name, state)
-    model = build(num_classes=0, **({} if image_size is None else {"image_size": image_size}))
-    described: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    size = image_size or int(described.get("input_size", (3, 224, 224))[-1])
-    return PretrainedEncoder(
-        name=name if weights is None else f"{name} ({Path(weights).name})",
-        encoder=TimmEncoder(model).eval(),
-        image_size=size,
-        mean=tuple(described.get("mean", IMAGENET_MEAN)),
-        std=tuple(described.get("std", IMAGENET_STD)),
-        build=build,
-    )
-
-
-def read_state(path: str | Path) -> State:
-    """Read a safetensors file; the prefix of wrappers (`module.`, `model.`) is dropped where all names have it.
-
-    Raises:
-        ValueError: it is missing or no safetensors.
-    """
-    try:
-        state = load_file(path)
-    except Exception as error:  # safetensors raises several kinds
-        raise ValueError(
-            f"weights must be a safetensors file; {path} cannot be read as one ({error}). Convert it once with "
-            "safetensors.torch.save_file."
-        ) from error
-    for prefix in ("module.", "model.", "encoder."):
-        if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
-
-
-def _check_name(name: str) -> None:
-    """Refuse a name that timm does not know, with the nearest ones."""
     names = timm.list_models()
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     require(
         name.split(".", maxsplit=1)[0] in names,
         f"a timm model must be one of its {len(names)}; got {name!r}. Near: {', '.join(near) or 'none'}.",
+    )
+    state = None if weights is None else read_weights(weights)
+    for prefix in ("module.", "model.", "encoder."):  # of wrappers that people save
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    build = partial(_build_timm, name, state)
+    model = build(num_classes=0, image_size=image_size)
+    described: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    return PretrainedEncoder(
+        name=name if weights is None else f"{name} ({Path(weights).name})",
+        encoder=TimmEncoder(model).eval(),
+        image_size=image_size or int(described.get("input_size", (3, 224, 224))[-1]),
+        mean=tuple(described.get("mean", IMAGENET_MEAN)),
+        std=tuple(described.get("std", IMAGENET_STD)),
+        build=build,
     )
 
 
@@ -164,14 +163,14 @@ def _build_class(
     changed = {**arguments, "num_classes": num_classes, "drop_path_rate": drop_path, "global_pool": "avg"}
     if image_size is not None:
         changed["img_size"] = image_size
-    if kind == "Beit":  # fine-tuning gives every block a position table of its own, a copy of the shared one
+    if kind == "Beit":
+        # BEiT fine-tunes with one position table a block, each a copy of the shared one of pre-training.
         changed |= {"use_shared_rel_pos_bias": False, "use_rel_pos_bias": True}
         state = {name: value for name, value in state.items() if name != SHARED_TABLE} | {
             f"blocks.{block}.attn.relative_position_bias_table": state[SHARED_TABLE]
             for block in range(arguments["depth"])
         }
-    model = TIMM_CLASSES[kind](**changed)
-    return load_into(model, state)
+    return load_into(TIMM_CLASSES[kind](**changed), state)
 
 
 def _build_timm(
@@ -210,21 +209,22 @@ def load_into(model: nn.Module, state: State) -> nn.Module:
     """
     resize: Any = RESIZERS.get(type(model), lambda found, of: found)
     wanted = model.state_dict()
+
+    def fits(name: str, value: Tensor) -> bool:
+        """Tell whether the model has the tensor; only heads may be missing or of another shape."""
+        return not name.startswith(HEADS) or (name in wanted and wanted[name].shape == value.shape)
+
     try:
-        found = {name: value for name, value in resize(dict(state), model).items() if not _is_head(name, wanted, value)}
+        found = {name: value for name, value in resize(dict(state), model).items() if fits(name, value)}
         missing, left = model.load_state_dict(found, strict=False)
     except (RuntimeError, KeyError, ValueError) as error:
         raise ValueError(f"the weights must fit the model; {str(error).splitlines()[-1].strip()}") from error
-    wrong = [name for name in missing if not name.startswith(HEADS)] + [n for n in left if not n.startswith(HEADS)]
-    wrong = [name for name in wrong if "relative_position_index" not in name and "attn_mask" not in name]
+    # Swin's and BEiT's index tables are computed from the size, so that some files leave them out.
+    computed = ("relative_position_index", "attn_mask")
+    wrong = [name for name in (*missing, *left) if not name.startswith(HEADS) and not name.endswith(computed)]
     require(
         not wrong,
         f"the weights must fit {type(model).__name__}; {len(wrong)} names are missing or left over, first "
         f"{', '.join(wrong[:3])}. Choose the model that they were trained with.",
     )
     return model
-
-
-def _is_head(name: str, wanted: State, value: Tensor) -> bool:
-    """Tell whether a stored tensor is of a head that the model lacks or has in another shape."""
-    return name.startswith(HEADS) and (name not in wanted or wanted[name].shape != value.shape)

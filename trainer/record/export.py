@@ -1,4 +1,4 @@
-"""Encoders out of runs: a frozen encoder to evaluate, and timm models for other programs.
+"""Encoders out of runs: loaded to be evaluated, or written as timm models for other programs.
 
 `export_timm` writes two files: `encoder.safetensors`, a timm state dict, and `encoder.json`, the timm class and the
 arguments that it loads into.
@@ -15,7 +15,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from trainer.config import ModelConfig, TrainConfig, choose, from_dict, require
+from trainer.config import ModelConfig, TrainConfig, from_dict, require
 from trainer.methods import build_method
 from trainer.methods.base import Method
 from trainer.models import beit, swin, vit
@@ -39,7 +39,7 @@ def load_method(path: str | Path, *, averaged: bool = False) -> tuple[TrainConfi
 
     Raises:
         CheckpointError: there is no intact checkpoint.
-        ValueError: `averaged` is asked of a run that kept no average.
+        ValueError: `averaged` is set and the run kept no average.
     """
     checkpoint = load_checkpoint(path)
     config = from_dict(TrainConfig, checkpoint.state["config"])
@@ -52,8 +52,20 @@ def load_method(path: str | Path, *, averaged: bool = False) -> tuple[TrainConfi
     return config, method.eval()
 
 
+def teacher_of(method: Method, name: str) -> nn.Module:
+    """Return the teacher's encoder of a method of that name.
+
+    Raises:
+        ValueError: the method has no teacher.
+    """
+    for attribute in ("teacher", "teacher_encoder"):
+        if isinstance(found := getattr(method, attribute, None), nn.Module):
+            return found
+    raise ValueError(f"a teacher needs a run of bootmae or conmim; this one is of {name}. Take its encoder.")
+
+
 def load_encoder(path: str | Path, *, averaged: bool = False) -> nn.Module:
-    """Load the trained encoder of a run, in eval mode on the CPU; `features(images)` gives its tokens."""
+    """Load the trained encoder of a run, in eval mode on the CPU; `features(images)` returns its tokens."""
     return load_method(path, averaged=averaged)[1].encoder
 
 
@@ -63,48 +75,35 @@ def export_timm(path: str | Path, out_dir: str | Path, *, weights: Weights = "en
     Args:
         path: run directory or checkpoint.
         out_dir: directory for encoder.safetensors and encoder.json.
-        weights: the trained encoder, the method's teacher (what ConMIM fine-tunes), or the run's moving average.
+        weights: the trained encoder, the method's teacher (ConMIM fine-tunes it), or the run's moving average.
 
     Raises:
         ValueError: the method has no teacher, or the run no average.
         CheckpointError: there is no intact checkpoint.
     """
     config, method = load_method(path, averaged=weights == "average")
-    encoder = _teacher(method, config.method) if weights == "teacher" else method.encoder
+    encoder = teacher_of(method, config.method) if weights == "teacher" else method.encoder
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     name, arguments = timm_arguments(encoder, config.model)
-    description = {
-        "class": name,
-        "arguments": arguments,
-        "mean": config.mean,
-        "std": config.std,
-        "method": config.method,
-    }
+    description: dict[str, Any] = {"class": name, "arguments": arguments, "method": config.method}
+    description |= {"mean": config.mean, "std": config.std}
     (out / "encoder.json").write_text(json.dumps(description, indent=1), "ascii")
     save_file({key: value.contiguous() for key, value in timm_state(encoder).items()}, out / "encoder.safetensors")
     return out / "encoder.safetensors"
 
 
-def timm_model(encoder: nn.Module, config: ModelConfig) -> nn.Module:
-    """Return timm's own model with the encoder's weights; its `forward_features` gives the encoder's tokens."""
-    name, arguments = timm_arguments(encoder, config)
-    model = choose(name, TIMM_CLASSES, "timm class")(**arguments).to(next(encoder.parameters()))
-    model.load_state_dict(timm_state(encoder))
-    return model.train(encoder.training)
-
-
 def timm_state(encoder: nn.Module) -> dict[str, Tensor]:
-    """Return the encoder's weights under timm's names; mask tokens, which timm does not have, are left out."""
+    """Return the encoder's weights under timm's names; without mask tokens, which timm does not have."""
     source = encoder.trunk if isinstance(encoder, swin.SwinEncoder) else encoder
     return {name: value.detach() for name, value in source.state_dict().items() if name != "mask_token"}
 
 
 def timm_arguments(encoder: nn.Module, config: ModelConfig) -> tuple[str, dict[str, Any]]:
-    """Return the name of the timm class that the encoder is, and what to build it with.
+    """Return the name of the encoder's timm class and the arguments that build it.
 
     Raises:
-        ValueError: the encoder is of a kind that timm does not have.
+        ValueError: timm has no such encoder.
     """
     common: dict[str, Any] = {"img_size": config.image_size, "patch_size": config.patch_size, "num_classes": 0}
     common |= {"embed_dim": config.width, "mlp_ratio": config.mlp_ratio}
@@ -121,10 +120,3 @@ def timm_arguments(encoder: nn.Module, config: ModelConfig) -> tuple[str, dict[s
     require(isinstance(encoder, swin.SwinEncoder), f"timm must have the encoder's kind; got {type(encoder).__name__}.")
     stages = {"depths": config.swin.depths, "num_heads": config.swin.heads, "window_size": config.swin.window}
     return "SwinTransformer", common | stages | {"global_pool": ""}
-
-
-def _teacher(method: Method, name: str) -> nn.Module:
-    for attribute in ("teacher", "teacher_encoder"):
-        if isinstance(found := getattr(method, attribute, None), nn.Module):
-            return found
-    raise ValueError(f"a teacher needs bootmae or conmim; the run is of {name}. Use weights='encoder'.")

@@ -1,21 +1,21 @@
-"""State dicts of the official implementations, renamed to ours, so that published checkpoints load.
+"""Checkpoints of the official implementations, renamed to our parameters.
 
-Each method's map is one function: official name and tensor in, our names and tensors out. A checkpoint read from disk
-must be safetensors; those published as pickles are converted once, elsewhere: nothing here unpickles.
+Each method's map is one function: official names and tensors in, our names and tensors out. `load_official` reads a
+published checkpoint, renames it and keeps the encoder; `from_official` renames a whole state dict.
 """
 
+import argparse
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from trainer.config import ModelConfig, choose, require
+from trainer.config import ModelConfig, choose, model_size, require
 from trainer.methods import build_method
-from trainer.methods.base import Method
 
 State = dict[str, Tensor]
 
@@ -29,52 +29,78 @@ def from_official(method: str, state: Mapping[str, Tensor]) -> State:
     return choose(method, MAPS, "method")(dict(state))
 
 
-def load_official(method: str, path: str | Path, config: ModelConfig) -> Method:
-    """Build a method with the weights of an official checkpoint that was converted to safetensors.
+def load_official(method: str, path: str | Path, size: str = "vit_b", **fields: Any) -> tuple[ModelConfig, nn.Module]:
+    """Return the shape and the encoder of an official checkpoint, in eval mode on the CPU.
 
     Args:
         method: name in `trainer.METHODS`.
-        path: safetensors file with the official names.
-        config: shape of the network, e.g. `model_size("vit_b")`.
+        path: checkpoint as published, or converted to safetensors; decoders and projectors may be missing.
+        size: named size that it was trained with.
+        fields: other fields of the shape, such as image_size.
 
     Raises:
-        ValueError: it is no safetensors file, or names or shapes do not fit; the first that do not are named.
+        ValueError: the file cannot be read, or names or shapes do not fit the encoder; the first ones are named.
     """
-    module = build_method(method, config)
+    stored = read_weights(path)
+    # The initial value is overwritten; what counts is whether the blocks have LayerScale, as ConMIM's have.
+    scaled = {"layer_scale": 0.1} if any(".gamma_" in name for name in stored) else {}
+    config = model_size(size, **{**scaled, **fields})
+    encoder = build_method(method, config).encoder
+    wanted, prefix = encoder.state_dict(), "encoder."
     try:
-        stored = load_file(path)
-    except SafetensorError as err:
-        raise ValueError(f"an official checkpoint must be a safetensors file; {path} is none ({err}).") from err
-    found, wanted = from_official(method, stored), module.state_dict()
+        renamed = from_official(method, stored)
+    except KeyError as error:
+        raise ValueError(f"an official {method} checkpoint must hold {error}; {path} does not.") from error
+    found = {name.removeprefix(prefix): value for name, value in renamed.items() if name.startswith(prefix)}
     wrong = sorted(
         {name for name in wanted if name not in found or found[name].shape != wanted[name].shape}
         | (found.keys() - wanted.keys())
     )
     require(
         not wrong,
-        f"an official {method} checkpoint must have the config's names and shapes; {path} differs in {len(wrong)}, "
-        "first "
-        f"{', '.join(wrong[:3])}. Choose the size that it was trained with.",
+        f"an official {method} checkpoint must have the names and shapes of a {size} encoder; {path} differs in "
+        f"{len(wrong)}, first {', '.join(wrong[:3])}. Choose the method and the size that it was trained with.",
     )
-    module.load_state_dict(found)
-    return module
+    encoder.load_state_dict(found)
+    return config, encoder.eval()
+
+
+def read_weights(path: str | Path) -> State:
+    """Return the state dict of a safetensors file, or of a PyTorch file that holds it alone or as "model".
+
+    Raises:
+        ValueError: the file cannot be read so. Nothing but tensors and plain values is ever unpickled.
+    """
+    try:
+        # MAE, ConMIM and BootMAE keep their command line, a Namespace of plain values, beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state: State = timm.models.load_state_dict(str(path), use_ema=False, weights_only=True)
+    except Exception as error:  # torch, safetensors and the file system each raise their own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"weights must be a safetensors file, or a PyTorch file of tensors; {path} cannot be read as one "
+            f"({reason}). Convert it once with safetensors.torch.save_file."
+        ) from error
+    require(
+        bool(state) and all(isinstance(value, Tensor) for value in state.values()),
+        f'weights must be a state dict, alone or under "model"; {path} holds {", ".join(list(state)[:3]) or "none"}.',
+    )
+    return state
 
 
 def _mae(state: State) -> State:
     """MAE: timm names for the encoder; `decoder_x` and `mask_token` belong to the decoder."""
-    return {_mae_name(name): value for name, value in state.items()}
 
+    def ours(name: str) -> str:
+        if name == "mask_token":
+            return "decoder.mask_token"
+        return re.sub("^decoder_", "decoder.", name) if name.startswith("decoder_") else f"encoder.{name}"
 
-def _mae_name(name: str) -> str:
-    if name == "mask_token":
-        return "decoder.mask_token"
-    if name.startswith("decoder_"):
-        return f"decoder.{name.removeprefix('decoder_')}"
-    return f"encoder.{name}"
+    return {ours(name): value for name, value in state.items()}
 
 
 def _simmim(state: State) -> State:
-    """SimMIM: the encoder keeps its names but for Swin's downsampling; the head predicts patches in our order."""
+    """SimMIM: the encoder keeps its names but for Swin's; the head's rows are reordered."""
     swin = any(".layers." in name for name in state)
     ours: State = {}
     for name, value in state.items():
@@ -83,16 +109,13 @@ def _simmim(state: State) -> State:
         elif name == "decoder.0.bias":
             ours["head.bias"] = _channel_last(value)
         elif not name.endswith(("attn_mask", "relative_position_index")):
-            ours[_swin_name(name) if swin else name] = value
+            renamed = name
+            if swin and name != "encoder.mask_token":
+                # timm has a stage's downsampling at the start of the next stage.
+                renamed = re.sub(r"layers\.(\d+)\.down", lambda found: f"layers.{int(found[1]) + 1}.down", name)
+                renamed = renamed.replace("encoder.", "encoder.trunk.", 1)
+            ours[renamed] = value
     return ours
-
-
-def _swin_name(name: str) -> str:
-    """Move a stage's downsampling to the stage after it, where timm has it."""
-    if name == "encoder.mask_token":
-        return name
-    name = re.sub(r"layers\.(\d+)\.downsample", lambda found: f"layers.{int(found[1]) + 1}.downsample", name)
-    return name.replace("encoder.", "encoder.trunk.", 1)
 
 
 def _channel_last(rows: Tensor) -> Tensor:
@@ -101,7 +124,7 @@ def _channel_last(rows: Tensor) -> Tensor:
 
 
 def _clmae(state: State) -> State:
-    """CL-MAE: MAE's names and a masking network, whose frozen position is zero and is dropped."""
+    """CL-MAE: MAE's names and a masking network; its position is frozen at zero, so it is dropped."""
     ours = _mae({name: value for name, value in state.items() if not name.startswith("masking_net.")})
     for name, value in state.items():
         part = name.removeprefix("masking_net.").replace("mlp_head.0.", "norm.").replace("mlp_head.1.", "head.")
@@ -119,9 +142,8 @@ def _bootmae(state: State) -> State:
         if renamed.startswith("encoder."):
             ours[renamed.replace("encoder.", "teacher.", 1)] = value
     ours["feature_decoder.pos_embed"] = state["pos_embed"]
-    weight = ours.pop(
-        "pixel_decoder.pred.proj.weight"
-    )  # of a transposed convolution: [decoder width, channel, row, column]
+    # The pixel head is a transposed convolution, [decoder width, channel, row, column]; ours is linear.
+    weight = ours.pop("pixel_decoder.pred.proj.weight")
     ours["pixel_decoder.pred.weight"] = weight.permute(2, 3, 1, 0).flatten(0, 2)
     ours["pixel_decoder.pred.bias"] = ours.pop("pixel_decoder.pred.proj.bias").repeat(weight.shape[2] * weight.shape[3])
     return ours
@@ -129,13 +151,7 @@ def _bootmae(state: State) -> State:
 
 def _bootmae_name(name: str) -> str:
     """Return our name of a BootMAE parameter."""
-    parts = {
-        "decode_blocks": "blocks",
-        "decode_norm": "norm",
-        "down": "embed",
-        "mask_token": "mask_token",
-        "lm_head": "pred",
-    }
+    parts = dict(decode_blocks="blocks", decode_norm="norm", down="embed", mask_token="mask_token", lm_head="pred")  # noqa: S106
     if name == "de_pos_embed":
         return "pixel_decoder.pos_embed"
     head, _, rest = name.partition(".")

@@ -1,8 +1,7 @@
-"""`tempera eval` and `tempera export`: what an encoder is worth, ours or any of timm's; one JSON and one table each."""
+"""`tempera eval` and `tempera export`: what an encoder is worth, of a run, an official checkpoint or timm."""
 
-from deploy.commands.evaluate.dense import detection, segmentation
-from deploy.commands.evaluate.export import export
 from deploy.commands.evaluate.frozen import fewshot, knn, linear
-from deploy.commands.evaluate.trained import finetune, rauc
+from deploy.commands.evaluate.runs import export, rauc
+from deploy.commands.evaluate.trained import detection, finetune, segmentation
 
 __all__ = ["detection", "export", "fewshot", "finetune", "knn", "linear", "rauc", "segmentation"]

@@ -1,13 +1,16 @@
-"""What an evaluation is asked about: an encoder and images, as options that all evaluations share."""
+"""Options that all evaluations share: which encoder, which images, where to compute and where the figures go."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from deploy.runs.rundir import RunDir, find_run, write_json
+from tyro.conf import arg
+
+from deploy.console import Answer, table
+from deploy.runs.rundir import find_run, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -19,15 +22,19 @@ C = TypeVar("C")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Encoder:
-    """Whose encoder, where it runs, where the figures go."""
+class EncoderOptions:
+    """Which encoder, where it runs, where the figures go."""
 
     run: Path | None = None
-    """The run's directory; by default the one that is alive under runs/, or the newest."""
+    """Directory of the run; by default the one that is alive under runs/, or the newest."""
     timm: str | None = None
-    """A timm model instead, by name; its published weights are loaded from the network unless --weights is given."""
+    """Name of a timm model to evaluate instead; its published weights are downloaded unless --weights is given."""
+    official: str | None = None
+    """Method (mae, simmim, bootmae, conmim, clmae) whose official checkpoint --weights is evaluated instead."""
+    size: str = "vit_b"
+    """Size of the official checkpoint: vit_s, vit_b, vit_l or vit_h."""
     weights: Path | None = None
-    """Safetensors file with the timm model's weights."""
+    """Weights for --timm or --official: a safetensors file, or a PyTorch file of tensors, alone or under "model"."""
     image_size: int | None = None
     """Side of the images, in pixels; the encoder's own by default."""
     teacher: bool = False
@@ -37,35 +44,37 @@ class Encoder:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
     out: Path | None = None
-    """Folder for the figures and checkpoints; by default report/ of the run, or eval/ here for a timm model."""
+    """Folder for the figures and checkpoints; by default report/ of the run, or eval/NAME here."""
 
     def load(self) -> PretrainedEncoder:
-        """The encoder.
+        """Return the encoder.
 
         Raises:
-            ValueError: --weights without --timm, or they do not fit.
+            ValueError: the options contradict each other, or the weights do not fit.
         """
-        from trainer.evaluate.encoders import encoder_of_run, encoder_of_timm
+        from trainer.evaluate.encoders import encoder_of_official, encoder_of_run, encoder_of_timm
 
+        if self.timm is not None and self.official is not None:
+            raise ValueError(f"--timm and --official exclude each other; got {self.timm} and {self.official}.")
         if self.timm is not None:
             return encoder_of_timm(self.timm, self.weights, image_size=self.image_size)
+        if self.official is not None:
+            if self.weights is None:
+                raise ValueError("--official needs --weights FILE, the checkpoint as published; got none.")
+            return encoder_of_official(self.official, self.weights, size=self.size, image_size=self.image_size)
         if self.weights is not None:
-            raise ValueError("--weights needs --timm NAME, the model that they belong to; got none.")
-        return encoder_of_run(self.own_run().path, averaged=self.averaged, teacher=self.teacher)
+            raise ValueError("--weights needs --timm NAME or --official METHOD, the model of the weights; got none.")
+        return encoder_of_run(find_run(self.run).path, averaged=self.averaged, teacher=self.teacher)
 
-    def own_run(self) -> RunDir:
-        """The run that is evaluated."""
-        return find_run(self.run)
-
-    def place(self) -> torch.device:
-        """The device."""
+    def torch_device(self) -> torch.device:
         from trainer.ranks.context import pick_device
 
         return pick_device(self.device, 0)
 
     def folder(self) -> Path:
-        """Where the figures go; made."""
-        folder = self.out or (self.own_run().report if self.timm is None else Path("eval") / self.timm)
+        """Return the folder for the figures, and create it."""
+        name = self.timm or self.official
+        folder = self.out or (find_run(self.run).report if name is None else Path("eval") / name)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -76,9 +85,15 @@ class Encoder:
         write_json(path, found)
         return found
 
+    def answer(self, name: str, title: str, data: dict[str, Any]) -> Answer:
+        """Write the figures as NAME.json, and show those that are single values."""
+        kept = self.keep(name, data)
+        rows = [(key, value) for key, value in kept.items() if not isinstance(value, list | dict)]
+        return Answer(data=kept, view=table(title, ("", ""), rows))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Images:
+class ImageOptions:
     """Labelled images in shards."""
 
     index: Path | None = None
@@ -86,26 +101,27 @@ class Images:
     test_index: Path | None = None
     """Sample index of the labelled images to classify; the run's own by default."""
     most: int = 0
-    """At most so many images of each, evenly taken; 0 takes all."""
+    """Take at most this many images of each index, evenly spread; 0 takes all."""
 
-    def paths(self, encoder: Encoder) -> tuple[Path, Path | None]:
-        """The two indices; the second is None where there is none.
+    def paths(self, encoder: EncoderOptions) -> tuple[Path, Path | None]:
+        """Return the two indices; the second is None where there is none.
 
         Raises:
-            ValueError: a timm model without --index.
+            ValueError: the encoder is of no run, and --index is missing.
         """
-        if encoder.timm is not None:
+        if name := encoder.timm or encoder.official:
             if self.index is None:
-                raise ValueError("a timm model needs --index FILE, the labelled images to learn from; got none.")
+                raise ValueError(f"{name} needs --index FILE, the labelled images to learn from; got none.")
             return self.index, self.test_index
         from deploy.runs.config import load_config
 
-        data = load_config(encoder.own_run().config).data
+        data = load_config(find_run(encoder.run).config).data
+        # The run's test images belong to the run's training images; another --index does not take them over.
         own = None if data.test_index is None or self.index is not None else Path(data.test_index)
         return self.index or Path(data.index), self.test_index or own
 
-    def both(self, encoder: Encoder) -> tuple[LabelledShards, LabelledShards]:
-        """The images to learn from, and those to classify.
+    def both(self, encoder: EncoderOptions) -> tuple[LabelledShards, LabelledShards]:
+        """Return the images to learn from, and those to classify.
 
         Raises:
             ValueError: there are none to classify, or they have no labels.
@@ -118,12 +134,14 @@ class Images:
         return LabelledShards(train, most=self.most), LabelledShards(test, most=self.most)
 
 
-OWN_ENCODER, OWN_IMAGES = Encoder(), Images()
-"""What is evaluated when nothing is said: the newest run, on its own images."""
+EncoderArg = Annotated[EncoderOptions, arg(name="")]
+ImagesArg = Annotated[ImageOptions, arg(name="")]
+NEWEST_RUN, OWN_IMAGES = EncoderOptions(), ImageOptions()
+"""The defaults: the newest run, on its own images."""
 
 
 def changed(config: C, settings: tuple[str, ...]) -> C:
-    """A recipe with some fields changed, given as field=value.
+    """Return a recipe with some fields changed, each given as field=value.
 
     Raises:
         ValueError: no "=", no such field (the nearest is named), or a value out of range.

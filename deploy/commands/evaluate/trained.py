@@ -1,21 +1,16 @@
-"""Evaluations over whole trainings: fine-tuning, and how fast curves rise."""
+"""`tempera eval finetune|detection|segmentation`: evaluations that train the whole encoder."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from tyro.conf import Positional, arg
-
-from deploy.commands.evaluate.frozen import answer
-from deploy.commands.evaluate.target import OWN_ENCODER, OWN_IMAGES, Encoder, Images, changed
-from deploy.console import Answer, progress_bar, table
-from deploy.runs.rundir import RunDir
+from deploy.commands.evaluate.target import NEWEST_RUN, OWN_IMAGES, EncoderArg, ImagesArg, changed
+from deploy.console import Answer, progress_bar
 
 
 def finetune(
-    what: Annotated[Encoder, arg(name="")] = OWN_ENCODER,
-    images: Annotated[Images, arg(name="")] = OWN_IMAGES,
+    encoder: EncoderArg = NEWEST_RUN,
+    images: ImagesArg = OWN_IMAGES,
     *,
     recipe: str = "mae",
     test_epochs: int = 1,
@@ -24,8 +19,8 @@ def finetune(
     """Fine-tune the whole encoder by a paper's recipe; an interrupted one is continued.
 
     Args:
-        what: the encoder.
-        images: the images.
+        encoder: which encoder.
+        images: which images.
         recipe: mae, mae_l, mae_h, simmim, bootmae, conmim, prototypes, mto_mae, ...; a wrong name lists all.
         test_epochs: epochs between tests.
         set: fields of the recipe to change, as in --set epochs=20 batch=256.
@@ -35,60 +30,87 @@ def finetune(
     from trainer.evaluate.recipes import FINETUNE
 
     config = changed(choose(recipe, FINETUNE, "recipe"), set)
-    train, test = images.both(what)
-    pretrained = what.load()
+    train, test = images.both(encoder)
+    pretrained = encoder.load()
     with progress_bar(f"fine-tuning ({recipe})") as advance:
         figures = train_all(
             pretrained,
             train,
             test,
             config,
-            device=what.place(),
-            image_size=what.image_size,
+            device=encoder.torch_device(),
+            image_size=encoder.image_size,
             evaluate_epochs=test_epochs,
-            directory=what.folder() / f"finetune-{recipe}",
+            directory=encoder.folder() / f"finetune-{recipe}",
             progress=advance,
         )
     data = {"encoder": pretrained.name, "recipe": recipe, "bad_images": len(train.bad) + len(test.bad), **figures}
-    return answer(what, "finetune", f"fine-tuning of {pretrained.name}", data)
+    return encoder.answer("finetune", f"fine-tuning of {pretrained.name}", data)
 
 
-def rauc(
-    baseline: Positional[Path],
-    method: Positional[Path],
+def detection(
+    encoder: EncoderArg = NEWEST_RUN,
     *,
-    metric: str = "nn_cls",
-    start: float | None = None,
-    end: float | None = None,
+    train_annotations: Path,
+    train_images: Path,
+    test_annotations: Path,
+    test_images: Path,
+    recipe: str = "vitdet_100",
+    set: tuple[str, ...] = (),
 ) -> Answer:
-    """How much faster a method's accuracy rises than a baseline's: the ratio of areas of two runs' curves.
+    """Detect objects and their masks: train Mask R-CNN (ViTDet) on COCO-format data, and report COCO's AP.
 
     Args:
-        baseline: run directory.
-        method: run directory; both must have been evaluated at three or more common epochs (evaluate_every).
-        metric: a name in metrics.jsonl that is better when larger.
-        start: first epoch; the first that both have by default.
-        end: last epoch; the last that both have by default.
+        encoder: which encoder; it must be a plain ViT.
+        train_annotations: COCO instances file to learn from.
+        train_images: folder of its images.
+        test_annotations: COCO instances file to test on.
+        test_images: folder of its images.
+        recipe: vitdet_100, or pass_12: PASS's 12 epochs at batch 16.
+        set: fields of the recipe to change, as in --set epochs=12 batch=8.
     """
-    from trainer.evaluate.rauc import common_curve
-    from trainer.evaluate.rauc import rauc as ratio
+    from trainer.config import choose
+    from trainer.evaluate.detection import DETECTION
+    from trainer.evaluate.detection import detection as train_detector
+    from trainer.evaluate.detection_data import CocoFolder
 
-    epochs, theirs, ours = common_curve(_curve(baseline, metric), _curve(method, metric))
-    value = ratio(epochs, theirs, ours, start=start, end=end)
-    data = {"rauc": value, "metric": metric, "epochs": epochs, "baseline": theirs, "method": ours}
-    rows = list(zip(epochs, theirs, ours, strict=True))
-    return Answer(data=data, view=table(f"RAUC of {metric}: {value:.3f}", ("epoch", baseline.name, method.name), rows))
+    config = changed(choose(recipe, DETECTION, "recipe"), set)
+    train, test = CocoFolder(train_annotations, train_images), CocoFolder(test_annotations, test_images)
+    pretrained, directory = encoder.load(), encoder.folder() / f"detection-{recipe}"
+    device = encoder.torch_device()
+    with progress_bar(f"detection ({recipe})") as advance:
+        figures = train_detector(pretrained, train, test, config, device=device, directory=directory, progress=advance)
+    data = {"encoder": pretrained.name, "recipe": recipe, **figures}
+    return encoder.answer("detection", f"detection with {pretrained.name}", data)
 
 
-def _curve(path: Path, metric: str) -> list[tuple[float, float]]:
-    """(epoch, value) of a run's metric."""
-    from deploy.runs.config import load_config
+def segmentation(
+    encoder: EncoderArg = NEWEST_RUN,
+    *,
+    data: Path,
+    num_classes: int = 0,
+    recipe: str = "ade20k_160k",
+    set: tuple[str, ...] = (),
+) -> Answer:
+    """Classify every pixel: train UperNet on ADE20K-format data, and report mIoU, all-pixel and mean class accuracy.
 
-    run = RunDir(path).require()
-    steps = load_config(run.config).train.epoch_steps or 1
-    curve = [(line["step"] / steps, line[metric]) for line in run.metric_lines() if line.get(metric) is not None]
-    if not curve:
-        raise ValueError(
-            f"{path} has no {metric!r} in metrics.jsonl. Train with --set evaluate_every=N, or name another."
+    Args:
+        encoder: which encoder; it must be a ViT.
+        data: folder with images/{training,validation}/*.jpg and annotations/{training,validation}/*.png.
+        num_classes: classes of pixels (150 for ADE20K); counted in the label maps by default.
+        recipe: ade20k_160k, or ade20k_80k as PASS reports.
+        set: fields of the recipe to change, as in --set steps=20000 batch=8.
+    """
+    from trainer.config import choose
+    from trainer.evaluate.segmentation import SEGMENTATION
+    from trainer.evaluate.segmentation import segmentation as train_segmenter
+
+    config = changed(choose(recipe, SEGMENTATION, "recipe"), set)
+    pretrained, directory = encoder.load(), encoder.folder() / f"segmentation-{recipe}"
+    device = encoder.torch_device()
+    with progress_bar(f"segmentation ({recipe})") as advance:
+        figures = train_segmenter(
+            pretrained, data, config, device=device, num_classes=num_classes, directory=directory, progress=advance
         )
-    return curve
+    found = {"encoder": pretrained.name, "recipe": recipe, **figures}
+    return encoder.answer("segmentation", f"segmentation with {pretrained.name}", found)
