@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from deploy.runs.config import RunConfig
-from deploy.studies.prototypes.job import evaluation_transform
 from loader import BadSampleError, BatchSpec, LoaderConfig, LoaderWorker, ShardIndex
+from loader.sweep import evaluation_transform
 from scoring import Prototypes
 from scoring.temperature import DistanceProfile
 

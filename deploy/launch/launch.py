@@ -21,13 +21,13 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deploy.api.parts import live_parts, local_parts
 from deploy.api.server import serving
 from deploy.launch.cluster import cluster, head_watched
 from deploy.launch.fleet_events import events_copied
-from deploy.launch.live import LiveRun
-from deploy.launch.rank import Rank, SelectionPort
+from deploy.launch.rank import RankParts
 from deploy.observe import exported_to_ray
 from deploy.observe.run import observed
 from deploy.runs.config import RunConfig, load_config, save_config
@@ -37,21 +37,26 @@ from loader import LoaderConfig, LoaderPool, LoaderWorker, LocalLoaders, ShardIn
 from scoring import RunLog, Selection, SelectionConfig
 from trainer import SingleProcess, TrainResult, train
 
+if TYPE_CHECKING:
+    from loader.fleet.client import FleetClient
+    from scoring.actors import SelectionClient
+
+    Beside = Callable[[SelectionClient, FleetClient], AbstractContextManager[object]]
+
 log = logging.getLogger(__name__)
 
 SPARE_CPUS = 4.0
 """Logical CPUs of a local cluster beyond the run's own, so that loaders can be added while it trains."""
-
-Beside = Callable[[LiveRun], AbstractContextManager[object]]
 
 
 def launch(config: RunConfig, run: RunDir, *, beside: Beside | None = None) -> TrainResult:
     """Run under Ray; continue when the directory holds the same run already.
 
     Args:
-        config: what to run.
+        config: the run.
         run: its directory.
-        beside: makes what is entered once the actors answer, and left when training is over and they still do.
+        beside: called with the clients of the selection and the fleet once the actors answer; the returned context is
+            left when training is over, while the actors still answer.
 
     Raises:
         RunError: the directory holds another run.
@@ -66,28 +71,28 @@ def launch(config: RunConfig, run: RunDir, *, beside: Beside | None = None) -> T
         resumes = f"`tempera resume {run.path}` goes on from the log and the newest checkpoint."
         stack.enter_context(head_watched(endpoint, then=resumes))
         endpoint = replace(endpoint, selection=f"selection-{config.name}", fleet=f"fleet-{config.name}")
-        client = stack.enter_context(_actors(config, run, endpoint, selection_part))
+        selection, loaders = stack.enter_context(_actors(config, run, endpoint, selection_part))
         stack.enter_context(run.published(endpoint))
         stack.enter_context(_requests(run))
-        stack.enter_context(serving(config, run, live_parts(client.selection, client.fleet), exporter=exported_to_ray))
+        stack.enter_context(serving(config, run, live_parts(selection, loaders), exporter=exported_to_ray))
         if beside:
-            stack.enter_context(beside(client))
+            stack.enter_context(beside(selection, loaders))
         return _train_on_ray(config, run, endpoint)
 
 
 def launch_in_process(config: RunConfig, run: RunDir, *, should_stop: Callable[[], bool] | None = None) -> TrainResult:
-    """The same run in this process alone, without Ray.
+    """Run in this process alone, with the plain classes and without Ray.
 
     Args:
-        config: what to run.
+        config: the run.
         run: its directory.
-        should_stop: asked after each step; True ends the run with a checkpoint.
+        should_stop: called after each step; True ends the run with a checkpoint, as a stop request does.
 
     Raises:
         RunError: the directory holds another run.
     """
     selection_part = _prepare(config, run)
-    workers = _local_workers(config)
+    workers = [LoaderWorker(loader_config(config)) for _ in range(config.fleet.loaders)]
     with ExitStack() as stack:
         stack.enter_context(observed(config, run))
         runlog = stack.enter_context(closing(RunLog(run.log)))
@@ -96,15 +101,17 @@ def launch_in_process(config: RunConfig, run: RunDir, *, should_stop: Callable[[
         stack.enter_context(_requests(run))
         stack.enter_context(serving(config, run, local_parts(selection, workers)))
         context = SingleProcess()
-        rank = Rank(config=config, report=run.report, reach_selection=lambda: selection, reach_loaders=lambda: loaders)
-        hooks = rank.hooks(context)
+        parts = RankParts(config=config, run=run, reach_selection=lambda: selection, reach_loaders=lambda: loaders)
+        hooks = parts.hooks(context)
+        if should_stop:
+            hooks = replace(hooks, should_stop=lambda: run.stop_request.exists() or should_stop())
         return train(
             config.train,
-            rank.stream(context),
+            parts.stream(context),
             run_dir=run.path,
             selection=selection,
             context=context,
-            hooks=replace(hooks, should_stop=lambda: run.stop_request.exists() or bool(should_stop and should_stop())),
+            hooks=hooks,
         )
 
 
@@ -128,8 +135,10 @@ def _prepare(config: RunConfig, run: RunDir) -> SelectionConfig:
 
 
 @contextmanager
-def _actors(config: RunConfig, run: RunDir, endpoint: Endpoint, selection_part: SelectionConfig) -> Iterator[LiveRun]:
-    """The run's selection service and loader fleet; what happens to loaders is copied into the run log."""
+def _actors(
+    config: RunConfig, run: RunDir, endpoint: Endpoint, selection_part: SelectionConfig
+) -> Iterator[tuple[SelectionClient, FleetClient]]:
+    """Start the run's selection service and loader fleet; the fleet's events are copied into the run log."""
     from loader.fleet.actors import start_fleet
     from scoring.actors import start_selection
 
@@ -148,7 +157,7 @@ def _actors(config: RunConfig, run: RunDir, endpoint: Endpoint, selection_part: 
     )
     try:
         with events_copied(fleet.events, selection.record):
-            yield LiveRun(selection, fleet)
+            yield selection, fleet
     finally:
         fleet.close()
         selection.stop()
@@ -158,18 +167,18 @@ def _train_on_ray(config: RunConfig, run: RunDir, endpoint: Endpoint) -> TrainRe
     from trainer.actors import TrainJob, train_on_ray
 
     run = RunDir(run.path.resolve())  # Ray Train gives ranks a working directory of their own
-    rank = Rank(
+    parts = RankParts(
         config=config,
-        report=run.report,
+        run=run,
         reach_selection=partial(_reach_selection, endpoint),
         reach_loaders=partial(_reach_loaders, endpoint),
     )
     job = TrainJob(
         config=config.train,
         run_dir=str(run.path),
-        make_stream=rank.stream,
-        make_selection=rank.selection,
-        make_hooks=rank.hooks,
+        make_stream=parts.stream,
+        make_selection=parts.selection,
+        make_hooks=parts.hooks,
     )
     return train_on_ray(
         job,
@@ -201,7 +210,7 @@ def _requests(run: RunDir) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _reach_selection(endpoint: Endpoint) -> SelectionPort:
+def _reach_selection(endpoint: Endpoint) -> SelectionClient:
     from scoring.actors import SelectionClient
 
     return SelectionClient(name=endpoint.selection, namespace=endpoint.namespace)
@@ -227,7 +236,3 @@ def loader_config(config: RunConfig) -> LoaderConfig:
         disk_cache=fleet.disk_cache,
         disk_cache_bytes=fleet.disk_cache_bytes,
     )
-
-
-def _local_workers(config: RunConfig) -> list[LoaderWorker]:
-    return [LoaderWorker(loader_config(config)) for _ in range(config.fleet.loaders)]

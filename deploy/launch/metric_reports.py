@@ -10,26 +10,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
-from scoring import Event
+from scoring import Event, SelectionPort
 
 log = logging.getLogger(__name__)
 
 LOSS = "loss"
 
 
-class EventSink(Protocol):
-    """What takes events for the run log."""
-
-    def record(self, event: Event) -> None:
-        """Write an event."""
-
-
 class MetricReports:
     """Sends the values from a thread of its own: training waits for nothing. Used on the first rank."""
 
-    def __init__(self, selection: EventSink, *, metric: str, window_steps: int) -> None:
+    def __init__(self, selection: SelectionPort, *, metric: str, window_steps: int) -> None:
         self._selection, self._metric, self._window_steps = selection, metric, window_steps
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="metric")
         self._losses: list[float] = []

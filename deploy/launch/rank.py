@@ -1,34 +1,31 @@
-"""What one trainer rank assembles, with Ray or without: schedule -> windows -> batches -> training loop.
+"""The parts of one trainer rank, with Ray or without: schedule -> windows -> batches -> training loop.
 
-Selection (or its client) -- ScheduledWindows -- BatchStream -- train()
-                  ^                                  |             |
-                  +---- bad samples, scores ---------+-------------+
+Selection (or its client) -- ScheduledWindows -- BatchStream -- RecordedStream -- train()
+                  ^                                  |                            |
+                  +---- bad samples, scores, metrics +----------------------------+
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploy.launch.consumed import RecordedStream
-from deploy.launch.evaluation import Evaluation, Looks
+from deploy.launch.evaluation import ReportPictures, probe_of
 from deploy.launch.metric_reports import LOSS, MetricReports
 from deploy.runs.config import RunConfig
 from deploy.runs.curriculum import effective_size_schedule
 from deploy.runs.rundir import RunDir
-from deploy.studies.prototypes.job import SWEEP_IMAGES, evaluation_transform
-from loader import BadSample, BatchStream, FixedWindows, LoaderPool, ShardIndex, StreamConfig, Transform
-from scoring import Control, Event
-from trainer import Method, RunHooks, ScheduledWindows
+from loader import BadSample, Batch, BatchStream, LoaderPool, ShardIndex, StreamConfig
+from loader.sweep import each_once, evaluation_transform
+from scoring import Control, Event, SelectionPort
+from trainer import RunHooks, ScheduledWindows
 from trainer.ranks.context import Context
-from trainer.record.recorder import Stream
 from trainer.sweep import Sweep, SweepResult
 
 log = logging.getLogger(__name__)
@@ -37,148 +34,88 @@ SWEEP_AUTHOR = "sweep"
 """Author of the selection rounds in the run log."""
 
 
-class SelectionPort(Protocol):
-    """What a rank asks of the selection service; `scoring.Selection` and `scoring.actors.SelectionClient` offer it."""
-
-    def window(self, index: int, *, effective_size: float | None = None) -> Any:
-        """The draws of one window."""
-
-    def report_scores(
-        self, ids: Any, values: Any, *, kind: str = "bss", step: int, producer: str, sequence: int
-    ) -> Any:
-        """Scores from a trainer."""
-
-    def control(self, control: Control) -> Any:
-        """A change of what is drawn."""
-
-    def record(self, event: Event) -> None:
-        """An entry for the run log."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rank:
-    """The parts of one trainer rank, made in the rank's own process. Picklable."""
+class RankParts:
+    """Makes a rank's parts in the rank's own process. Picklable."""
 
     config: RunConfig
     """The whole run."""
-    report: Path
-    """The run's report folder, reached by the first rank."""
+    run: RunDir
+    """Its directory, an absolute path under Ray: Ray Train gives ranks a working directory of their own."""
     reach_selection: Callable[[], SelectionPort]
-    """Reaches the selection from the rank's process."""
+    """Connects to the selection from the rank's process."""
     reach_loaders: Callable[[], LoaderPool]
-    """Reaches the loaders from there; each stream has a pool of its own."""
+    """Connects to the loaders from there; each stream has a pool of its own."""
 
     def selection(self, context: Context) -> SelectionPort:
-        """What the rank reports scores to."""
+        """Return the selection that the rank reports scores to."""
         return self.reach_selection()
 
-    def stream(self, context: Context) -> Stream:
-        """The rank's batches; the first rank notes what it takes, for whoever watches."""
-        config = self.config
-        config.load_extensions()  # a rank gets the configuration by value: nothing was imported in its process yet
+    def stream(self, context: Context) -> BatchStream | RecordedStream:
+        """Return the rank's batches; the first rank also writes down when it takes each."""
+        config, train = self.config, self.config.train
+        config.load_extensions()  # a rank gets the configuration by value: its process has imported nothing yet
         selection = self.reach_selection()
         schedule = None if config.curriculum.adaptive else effective_size_schedule(config)
-        windows = ScheduledWindows(selection, schedule, config.train.window_steps, config.train.total_steps)
-        stream_config = StreamConfig(
-            seed=config.train.seed,
-            global_batch=config.train.global_batch,
-            total_steps=config.train.total_steps,
-            transform=config.data.transform,
-            window_steps=config.train.window_steps,
-            rank=context.rank,
-            world_size=context.world_size,
+        stream = BatchStream(
+            ScheduledWindows(selection, schedule, train.window_steps, train.total_steps),
+            self.reach_loaders(),
+            StreamConfig(
+                seed=train.seed,
+                global_batch=train.global_batch,
+                total_steps=train.total_steps,
+                transform=config.data.transform,
+                window_steps=train.window_steps,
+                rank=context.rank,
+                world_size=context.world_size,
+            ),
+            on_bad=_bad_sample_reporter(selection),
         )
-        stream: Stream = BatchStream(windows, self.reach_loaders(), stream_config, on_bad=_reporter(selection))
-        if context.rank:
-            return stream
-        return RecordedStream(stream, RunDir(self.report.parent).consumed, window_steps=config.train.window_steps)
+        return stream if context.rank else RecordedStream(stream, self.run.consumed, window_steps=train.window_steps)
 
-    def sweep(self, context: Context) -> Sweep | None:
-        """Scores the whole data set for a selection round; None for a run that selects nothing."""
-        config, settings = self.config, self.config.train.model.pass_
-        if not settings.enabled:
-            return None
+    def hooks(self, context: Context) -> RunHooks:
+        """Return what the run adds to the training loop: requests of people, evaluations, pictures, PASS's sweep."""
+        config = self.config
+        adaptive = config.curriculum.adaptive
+        on_step: Callable[[int, dict[str, Any]], None] | None = None
+        evaluate: Callable[[int, Any], dict[str, float]] | None = probe_of(config) if config.evaluate_every else None
+        if adaptive and context.rank == 0:
+            reports = MetricReports(
+                self.reach_selection(), metric=adaptive.metric, window_steps=config.train.window_steps
+            )
+            if adaptive.metric == LOSS:
+                on_step = reports.on_step
+            elif evaluate:
+                evaluate = reports.after(evaluate)
+        return RunHooks(
+            on_step=on_step,
+            evaluate_every=config.evaluate_every,
+            on_evaluate=evaluate,
+            on_milestone=ReportPictures(config, self.run) if config.pictures else None,
+            should_stop=self.run.stop_request.exists,
+            should_pause=self.run.pause_request.exists,
+            sweep=self._sweep() if config.train.model.pass_.enabled else None,
+        )
+
+    def _sweep(self) -> Sweep:
+        """Return PASS's sweep: score the whole data set, then close the selection round."""
+        config = self.config
         selection, loaders = self.reach_selection(), self.reach_loaders()
-        size = config.train.model.image_size
+        transform = evaluation_transform(config.train.model.image_size)
 
         def batches(ids: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Any]]:
-            return each_once(ids, loaders, transform=evaluation_transform(size))
+            return each_once(ids, loaders, transform=transform)
 
         def close_round(result: SweepResult) -> None:
             reason = f"scored {result.scored} of this rank's samples at step {result.step}"
-            selection.control(Control(kind="round", value=settings.score, author=SWEEP_AUTHOR, reason=reason))
+            kind = config.train.model.pass_.score
+            selection.control(Control(kind="round", value=kind, author=SWEEP_AUTHOR, reason=reason))
 
-        num_samples = len(ShardIndex.load(config.data.index))
-        return Sweep(batches, selection, num_samples=num_samples, after=close_round)
-
-    def hooks(self, context: Context) -> RunHooks:
-        """Return the rank's hooks: evaluation, pictures, the sweep, and the requests of the run directory."""
-        run = RunDir(self.report.parent)
-        return RunHooks(
-            on_step=self.on_step(context) if self.follows_loss and context.rank == 0 else None,
-            evaluate_every=self.config.evaluate_every,
-            on_evaluate=self.evaluation(context) if self.config.evaluate_every else None,
-            on_milestone=self.looks(context) if self.config.pictures else None,
-            should_stop=run.stop_request.exists,
-            should_pause=run.pause_request.exists,
-            sweep=self.sweep(context),
-        )
-
-    def evaluation(self, context: Context) -> Callable[[int, Method], dict[str, float]]:
-        """Looks at the encoder while it trains, on the run's own images; an adaptive schedule hears of it."""
-        evaluation, reports = Evaluation(self.config), self._metric_reports()
-        return reports.after(evaluation) if reports and not self.follows_loss else evaluation
-
-    @property
-    def follows_loss(self) -> bool:
-        """Whether the schedule is adaptive and follows the training loss."""
-        adaptive = self.config.curriculum.adaptive
-        return adaptive is not None and adaptive.metric == LOSS
-
-    def on_step(self, context: Context) -> Callable[[int, dict[str, Any]], None]:
-        """Tells the selection the loss that its schedule follows."""
-        reports = self._metric_reports()
-        assert reports is not None, "only an adaptive run reports its loss"
-        return reports.on_step
-
-    def _metric_reports(self) -> MetricReports | None:
-        adaptive = self.config.curriculum.adaptive
-        if adaptive is None:
-            return None
-        return MetricReports(
-            self.reach_selection(), metric=adaptive.metric, window_steps=self.config.train.window_steps
-        )
-
-    def looks(self, context: Context) -> Looks:
-        """Draws what the method does at the start, in the middle and at the end of the run."""
-        return Looks(self.config, self.report)
+        return Sweep(batches, selection, num_samples=len(ShardIndex.load(config.data.index)), after=close_round)
 
 
-def each_once(
-    ids: NDArray[np.int64], loaders: LoaderPool, *, transform: Transform
-) -> Iterator[tuple[NDArray[np.int64], Any]]:
-    """Samples in the order given, each once, through the loaders; samples that cannot be decoded are left out.
-
-    Args:
-        ids: int64[n].
-        loaders: who makes pixels.
-        transform: the evaluation crop.
-
-    Yields:
-        (sample ids int64[m], images uint8[m,3,H,W] tensor).
-    """
-    steps = math.ceil(len(ids) / SWEEP_IMAGES)
-    stream_config = StreamConfig(
-        seed=0, global_batch=SWEEP_IMAGES, total_steps=steps, transform=transform, max_bad_share=1.0
-    )
-    for batch in BatchStream(FixedWindows(ids, stream_config), loaders, stream_config):
-        good = np.arange(min(SWEEP_IMAGES, len(ids) - batch.step * SWEEP_IMAGES))
-        good = np.setdiff1d(good, [sample.row for sample in batch.substituted])
-        yield batch.sample_ids[good], batch.images[good]
-
-
-def _reporter(selection: SelectionPort) -> Callable[[BadSample], None]:
-    """Writes a substituted sample into the run log; training does not depend on it."""
+def _bad_sample_reporter(selection: SelectionPort) -> Callable[[BadSample], None]:
+    """Return a callback that writes a substituted sample into the run log; training does not depend on it."""
 
     def report(sample: BadSample) -> None:
         message = f"draw {sample.draw}: {sample.key}: {sample.reason}"

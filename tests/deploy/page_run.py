@@ -21,7 +21,7 @@ from PIL import Image
 
 from deploy.api.parts import LocalSelection, Parts
 from deploy.api.server import serving
-from deploy.launch.rank import Rank
+from deploy.launch.rank import RankParts
 from deploy.runs.config import DataConfig, FleetConfig, RunConfig, save_config
 from deploy.runs.curriculum import prototype_distances, selection_config
 from deploy.runs.recipes import debug
@@ -171,7 +171,7 @@ def _training(
     config: RunConfig, run: RunDir, selection: Selection, fleet: Fleet, over: threading.Event
 ) -> Iterator[None]:
     context, pool = SingleProcess(), FleetPool(fleet)
-    rank = Rank(config=config, report=run.report, reach_selection=lambda: selection, reach_loaders=lambda: pool)
+    rank = RankParts(config=config, run=run, reach_selection=lambda: selection, reach_loaders=lambda: pool)
     failures: list[BaseException] = []
 
     def work() -> None:

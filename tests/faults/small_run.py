@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deploy.launch.rank import Rank
+from deploy.launch.rank import RankParts
 from deploy.runs.config import DataConfig, RunConfig, save_config
 from deploy.runs.curriculum import prototype_distances, selection_config
 from deploy.runs.overrides import override
@@ -61,7 +61,7 @@ def drive(
         part = selection_config(config, num_samples=len(index), fingerprint=index.fingerprint)
         part = replace(part, snapshot_windows=2)
         selection = Selection(prototype_distances(config), part, runlog=runlog)
-        rank = Rank(config=config, report=run.report, reach_selection=lambda: selection, reach_loaders=lambda: pool)
+        rank = RankParts(config=config, run=run, reach_selection=lambda: selection, reach_loaders=lambda: pool)
         context = SingleProcess()
         train(
             config.train,

@@ -53,7 +53,7 @@ def knn(
             data["clmae_any_of_5"] = figures["any_k"]
     data["memory_bytes"] = memory_bytes(len(test["cls"].labels), *gallery["cls"].values.shape)
     if pixels:
-        from deploy.launch.probe import NearestNeighbourProbe
+        from deploy.launch.evaluation import NearestNeighbourProbe
 
         with working("neighbours of raw pixels"):
             data["nn_pixels"] = NearestNeighbourProbe(paths[0], paths[1], size=pretrained.image_size).pixels()

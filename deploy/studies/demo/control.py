@@ -13,19 +13,31 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploy.api.client import RunClient
 from deploy.console import say
-from deploy.launch.live import LiveRun
+from scoring import Event
+
+if TYPE_CHECKING:
+    from loader.fleet.client import FleetClient
+    from scoring.actors import SelectionClient
 
 AUTHOR = "demo"
 HELD_EFFECTIVE_SIZE = 0.45
 POLL_S = 0.2
 JOIN_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class LiveActors:
+    """The clients of the live run's actors, for what its API does not offer: process ids, entries of our own."""
+
+    selection: SelectionClient
+    fleet: FleetClient
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,34 +48,33 @@ class Act:
     """Share of the training's windows that must have been drawn, in [0, 1]."""
     what: str
     """One line for the person who watches."""
-    do: Callable[[RunClient, LiveRun], str]
+    do: Callable[[RunClient, LiveActors], str]
     """Does it; returns what came of it."""
 
 
-def _hold(client: RunClient, live: LiveRun) -> str:
+def _hold(client: RunClient, live: LiveActors) -> str:
     reply = client.control("effective_size", HELD_EFFECTIVE_SIZE, author=AUTHOR, reason="a person takes the knob")
     return f"in force from window {reply['window']} (step {reply['step']})"
 
 
-def _release(client: RunClient, live: LiveRun) -> str:
+def _release(client: RunClient, live: LiveActors) -> str:
     reply = client.control("release", None, author=AUTHOR, reason="back to the schedule")
     return f"in force from window {reply['window']} (step {reply['step']})"
 
 
-def _scale_to(loaders: int) -> Callable[[RunClient, LiveRun], str]:
-    def do(client: RunClient, live: LiveRun) -> str:
+def _scale_to(loaders: int) -> Callable[[RunClient, LiveActors], str]:
+    def do(client: RunClient, live: LiveActors) -> str:
         reply = client.scale(loaders, author=AUTHOR, reason="the demo scales loaders live")
         return f"{reply['previous']} -> {reply['size']} loaders"
 
     return do
 
 
-def _kill_one(client: RunClient, live: LiveRun) -> str:
-    victim = next(loader for loader in live.loaders() if loader["state"] == "ready")
+def _kill_one(client: RunClient, live: LiveActors) -> str:
+    victim = next(loader for loader in live.fleet.status()["loaders"] if loader["state"] == "ready")
     os.kill(victim["pid"], signal.SIGKILL)
-    live.record(
-        "kill", author=AUTHOR, message=f"SIGKILL to {victim['name']} (pid {victim['pid']})", value=victim["name"]
-    )
+    message = f"SIGKILL to {victim['name']} (pid {victim['pid']})"
+    live.selection.record(Event(kind="kill", author=AUTHOR, message=message, value=victim["name"]))
     return f"killed {victim['name']} (pid {victim['pid']})"
 
 
@@ -83,7 +94,7 @@ class ControlScript:
     RuntimeError.
     """
 
-    def __init__(self, client: RunClient, live: LiveRun, *, num_windows: int) -> None:
+    def __init__(self, client: RunClient, live: LiveActors, *, num_windows: int) -> None:
         self._client, self._live, self._num_windows = client, live, num_windows
         self._failure: BaseException | None = None
         self._over = threading.Event()
@@ -107,7 +118,7 @@ class ControlScript:
             raise RuntimeError(f"the demo's control script failed: {self._failure}") from self._failure
         if len(self.performed) != len(ACTS):
             raise RuntimeError(f"the demo's control script performed {len(self.performed)} of {len(ACTS)} acts")
-        self.times_drawn = self._live.times_drawn()
+        self.times_drawn = self._live.selection.times_drawn()
 
     def _perform(self) -> None:
         try:

@@ -15,26 +15,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploy.api.client import RunClient
 from deploy.console import say, working
+from deploy.launch.evaluation import probe_of
 from deploy.launch.launch import launch, launch_in_process
-from deploy.launch.live import LiveRun
-from deploy.launch.probe import NearestNeighbourProbe
 from deploy.observe.training_bar import training_bar
 from deploy.runs.config import DataConfig, RunConfig
 from deploy.runs.recipes import tiny
 from deploy.runs.rundir import RunDir, RunError
-from deploy.studies.demo.control import ControlScript
+from deploy.studies.demo.control import ControlScript, LiveActors
 from deploy.studies.demo.data import DemoData, prepare
 from deploy.studies.demo.report import Arm, DemoFigures, write_demo_report
 from deploy.studies.prototypes import job
 from deploy.studies.prototypes.report import write_score_pictures
 from loader import ShardIndex
 from trainer import TrainResult
+
+if TYPE_CHECKING:
+    from loader.fleet.client import FleetClient
+    from scoring.actors import SelectionClient
 
 EPOCHS_BETWEEN_EVALUATIONS = 10
 
@@ -117,8 +121,9 @@ def _train_with_curriculum(config: RunConfig, run: RunDir) -> tuple[Arm, NDArray
     num_windows = math.ceil(config.train.total_steps / config.train.window_steps)
     scripts: list[ControlScript] = []
 
-    def beside(live: LiveRun) -> ControlScript:
-        scripts.append(ControlScript(RunClient.attach(run), live, num_windows=num_windows))
+    def beside(selection: SelectionClient, fleet: FleetClient) -> ControlScript:
+        actors = LiveActors(selection, fleet)
+        scripts.append(ControlScript(RunClient.attach(run), actors, num_windows=num_windows))
         return scripts[0]
 
     say("starting Ray: selection service, 2 loaders, trainer")
@@ -143,11 +148,7 @@ def _finished(result: TrainResult) -> None:
 
 
 def _pixel_accuracy(config: RunConfig) -> float | None:
-    if not config.evaluate_every:
-        return None
-    data = config.data
-    test_index = None if data.test_index is None else Path(data.test_index)
-    return NearestNeighbourProbe(Path(data.index), test_index, size=config.train.model.image_size).pixels()
+    return probe_of(config).pixels() if config.evaluate_every else None
 
 
 def _move_aside(run: RunDir) -> None:

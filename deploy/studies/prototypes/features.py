@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.console import Advance
-from loader import BatchSpec, LoaderConfig, LoaderWorker, ShardIndex, Transform
+from loader import BatchSpec, LoaderConfig, LoaderWorker, ShardIndex
+from loader.sweep import evaluation_transform
 from scoring.features.images import FEATURES, FeatureSpace
 from scoring.features.store import FeatureStore
 
@@ -152,13 +153,6 @@ class Images:
             part = ids[start : start + DECODED_AT_ONCE]
             pixels = self._worker.load(BatchSpec(sample_ids=part, draws=part, seed=0, transform=self._transform))
             yield pixels.images, [f"{sample.sample_id} {sample.key}: {sample.reason}" for sample in pixels.bad]
-
-
-def evaluation_transform(size: int) -> Transform:
-    """The deterministic crop for features and evaluation: short side resized to 256/224 of the size, center cropped."""
-    return Transform(
-        kind="center_crop", size=size, short_side=max(size, round(size * 256 / 224)) if size >= 64 else size, flip=False
-    )
 
 
 def checkpoint_step(run: Path) -> int:

@@ -7,9 +7,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,15 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.console import progress_bar
-from deploy.studies.prototypes.features import FeatureSpec, Images, compute_features, evaluation_transform
-from loader import BatchSpec, LoaderConfig, LoaderWorker, ShardIndex, Transform
+from deploy.studies.prototypes.features import FeatureSpec, Images, compute_features
+from loader import ShardIndex
 from scoring import Prototypes, prototype_distances
 from scoring.clusters import kmeans_device
 
-__all__ = ["SWEEP_IMAGES", "Scored", "evaluation_transform", "prototype_rows", "score", "sweep"]
-
-SWEEP_IMAGES = 256
-"""Images decoded at once in a sweep."""
 SHOWN_CLUSTERS, SHOWN_IMAGES = 12, 14
 """Rows and columns of the prototypes picture."""
 
@@ -101,28 +95,6 @@ def score(
         kmeans_device=place,
         at_border=len(tried) > 1 and prototypes.num_clusters == max(tried),
     )
-
-
-def sweep(
-    index_path: Path, transform: Transform, *, ids: NDArray[np.int64] | None = None
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8], list[str]]]:
-    """Each sample once, in order of id.
-
-    Args:
-        index_path: index.parquet.
-        transform: usually `evaluation_transform`.
-        ids: only these samples, or all.
-
-    Yields:
-        (ids int64[n], images uint8[n,3,H,W] with zeros for bad samples, one line for each bad sample).
-    """
-    index = ShardIndex.load(index_path)
-    wanted = np.arange(len(index)) if ids is None else ids
-    worker = LoaderWorker(LoaderConfig(index=str(index_path), threads=len(os.sched_getaffinity(0))))
-    for start in range(0, len(wanted), SWEEP_IMAGES):
-        part = wanted[start : start + SWEEP_IMAGES]
-        pixels = worker.load(BatchSpec(sample_ids=part, draws=part, seed=0, transform=transform))
-        yield part, pixels.images, [f"{sample.key}: {sample.reason}" for sample in pixels.bad]
 
 
 def prototype_rows(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deploy.launch.probe import Labelled
+from deploy.launch.evaluation import Labelled
 from deploy.runs.config import DataConfig
 from trainer import Method, TrainConfig, build_method, load_method
 from trainer.evaluate.features import Features

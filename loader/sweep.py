@@ -1,0 +1,84 @@
+"""Passes over a data set, each sample once: in this process (`sweep`), or through a run's loaders (`each_once`).
+
+Both use the evaluation crop, without randomness, so that features, selection rounds, probes and pictures see the same
+pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loader.batch import BatchSpec
+from loader.batches.windows import FixedWindows
+from loader.config import LoaderConfig, StreamConfig, Transform
+from loader.pool import LoaderPool
+from loader.shards.index import ShardIndex
+from loader.stream import BatchStream
+from loader.worker import LoaderWorker
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SWEEP_IMAGES = 256
+"""Images decoded at once."""
+
+
+def evaluation_transform(size: int) -> Transform:
+    """Return the crop of features and evaluations: short side to 256/224 of the size, then the middle.
+
+    Args:
+        size: side of the output, in pixels; below 64 the short side is resized to the size itself.
+    """
+    short_side = max(size, round(size * 256 / 224)) if size >= 64 else size
+    return Transform(kind="center_crop", size=size, short_side=short_side, flip=False)
+
+
+def sweep(
+    index_path: Path, transform: Transform, *, ids: NDArray[np.int64] | None = None
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8], list[str]]]:
+    """Decode each sample once in this process, in order of id, on every core.
+
+    Args:
+        index_path: index.parquet.
+        transform: usually `evaluation_transform`.
+        ids: int64[n], only these samples in this order; None for all.
+
+    Yields:
+        (ids int64[n], images uint8[n,3,H,W] with zeros for bad samples, one line for each bad sample).
+    """
+    index = ShardIndex.load(index_path)
+    wanted = np.arange(len(index)) if ids is None else ids
+    worker = LoaderWorker(LoaderConfig(index=str(index_path), threads=len(os.sched_getaffinity(0))))
+    for start in range(0, len(wanted), SWEEP_IMAGES):
+        part = wanted[start : start + SWEEP_IMAGES]
+        pixels = worker.load(BatchSpec(sample_ids=part, draws=part, seed=0, transform=transform))
+        yield part, pixels.images, [f"{sample.key}: {sample.reason}" for sample in pixels.bad]
+
+
+def each_once(
+    ids: NDArray[np.int64], loaders: LoaderPool, *, transform: Transform
+) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+    """Read samples once through loaders, in the order given; samples that cannot be decoded are left out.
+
+    Args:
+        ids: int64[n].
+        loaders: the pool that makes the pixels.
+        transform: the evaluation crop.
+
+    Yields:
+        (sample ids int64[m], images uint8[m,3,H,W]).
+    """
+    steps = math.ceil(len(ids) / SWEEP_IMAGES)
+    config = StreamConfig(seed=0, global_batch=SWEEP_IMAGES, total_steps=steps, transform=transform, max_bad_share=1.0)
+    for batch in BatchStream(FixedWindows(ids, config), loaders, config):
+        # The last batch is filled up with samples from the beginning, and spares stand in for bad samples: drop both.
+        good = np.arange(min(SWEEP_IMAGES, len(ids) - batch.step * SWEEP_IMAGES))
+        good = np.setdiff1d(good, [sample.row for sample in batch.substituted])
+        yield batch.sample_ids[good], batch.images[good]
