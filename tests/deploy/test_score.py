@@ -189,12 +189,3 @@ def test_effective_size_rises_with_temperature_to_its_limit(digits: DataConfig) 
     for sizes in size_by_temperature(Prototypes.load(digits.prototypes or "")).values():
         assert sizes == sorted(sizes)
         assert 0.6 < sizes[-1] < 0.6323
-
-
-def test_the_benchmark_of_k_means_is_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = ("--samples", "600", "--width", "8", "--clusters", "3", "--folder", str(tmp_path))
-    facts = answer(capsys, "bench", "kmeans", *sizes)
-    assert facts["clusters"] == 3
-    assert facts["seconds"] > 0
-    assert main(["bench", "kmeans", "--samples", "3", "--clusters", "4"]) == 2
-    assert "--clusters must be in [1, samples]" in capsys.readouterr().err
