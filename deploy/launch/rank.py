@@ -21,7 +21,7 @@ from deploy.launch.metric_reports import LOSS, MetricReports
 from deploy.runs.config import RunConfig
 from deploy.runs.curriculum import effective_size_schedule
 from deploy.runs.rundir import RunDir
-from loader import BadSample, Batch, BatchStream, LoaderPool, ShardIndex, StreamConfig
+from loader import BadSample, BatchStream, LoaderPool, ShardIndex, StreamConfig
 from loader.sweep import each_once, evaluation_transform
 from scoring import Control, Event, SelectionPort
 from trainer import RunHooks, ScheduledWindows
