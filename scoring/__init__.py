@@ -19,13 +19,12 @@ from scoring.errors import (
     SelectionUnavailable,
     VersionConflict,
 )
-from scoring.inspect import export_table, table_summary
-from scoring.log.replay import ReplayReport, replay_run
 from scoring.log.runlog import RunLog, read_entries
 from scoring.policies import POLICIES, PolicyOptions, TableInputs
 from scoring.port import SelectionPort
 from scoring.prototypes import Prototypes, prototype_distances
 from scoring.records import Control, ControlReply, Event, LogEntry, ScoreAck, Window
+from scoring.replay import ReplayReport, replay_run
 from scoring.schedules import SCHEDULES, AdaptiveGrowth
 from scoring.selection import Selection
 from scoring.temperature import effective_size, sampling_probabilities, solve_temperature
@@ -66,7 +65,6 @@ __all__ = [
     "Window",
     "davies_bouldin",
     "effective_size",
-    "export_table",
     "masked_mean_score",
     "patch_weighted_score",
     "prototype_distances",
@@ -75,7 +73,6 @@ __all__ = [
     "sampling_probabilities",
     "schedules",
     "solve_temperature",
-    "table_summary",
 ]
 
 

@@ -1,181 +1,363 @@
-"""Controls: which policy and how broad a draw is in force, folded from the log and from nothing else.
+"""Controls: changes of what is drawn, from the request to the log, and from which window on each one holds.
 
-Three voices set the effective size: the configuration, then the schedule (of the trainer, or adaptive), then a person,
-whose value holds until it is released. A policy holds until another is set. `ControlState.after` is the one place where
-an entry takes effect; the live service, recovery and replay all use it.
+`Controls.apply` is the one way in: it finds the control's kind in CONTROLS, takes the locks, refuses what is repeated,
+outdated or wrong, writes the entry to the log, and only then changes the state. A change lands in the first window that
+is not being drawn and that no trainer has. Until that is the next one it waits in `_ahead` and is folded in then, so
+the window that a reply names holds even if drawing fails and is tried again.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from scoring.config import SelectionConfig
-from scoring.policies import DIRECTION, SUBSET_KINDS, PolicyPlan, parse_policy
-from scoring.records import CONTROL_KINDS, METRIC, SCHEDULE, TABLE_CHANGES, TRAINER, Control, LogEntry
-from scoring.table.samples import SampleTable
-from scoring.temperature import COLDEST, HOTTEST, DistanceProfile, checked_effective_size, checked_temperature
+from scoring.control_state import (
+    ControlState,
+    Value,
+    check_distances,
+    check_number,
+    check_policy,
+    check_release,
+    check_round,
+)
+from scoring.errors import VersionConflict
+from scoring.log.group_commit import GroupCommit
+from scoring.log.history import History, checked_distances, describe_file
+from scoring.log.runlog import RunLog
+from scoring.log.window_store import WindowStore
+from scoring.policies import parse_policy
+from scoring.prototypes import fingerprint_of
+from scoring.records import ADAPTIVE, SCHEDULE, TAKEN_KINDS, TRAINER, Control, ControlReply, Event, LogEntry
+from scoring.table.weights import WeightKey, WeightTable
+from scoring.temperature import checked_effective_size
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ControlState:
-    """What people and the trainer have asked for so far."""
+class Controls:
+    """The controls of a run, for the next window and for those after it.
 
-    policy: str
-    """Policy in force."""
-    scheduled: float
-    """Effective size last scheduled, or configured."""
-    manual: tuple[str, float] | None = None
-    """("effective_size" | "temperature", value) held by a person."""
-    version: int = 0
-    """Number of controls so far; the schedule does not count."""
-    metric: str = ""
-    """Metric that an adaptive schedule follows."""
-    metrics: tuple[float, ...] = ()
-    """Its reports so far."""
+    Methods that take no lock themselves are called with the state lock held, but for `settle` and `weigh`, which need
+    the table lock. Where both are held, the table lock was taken first.
+    """
 
-    @staticmethod
-    def initial(config: SelectionConfig) -> ControlState:
-        """The state of a new run."""
-        curriculum = config.curriculum
-        metric = curriculum.adaptive.metric if curriculum.adaptive else ""
-        return ControlState(policy=curriculum.policy, scheduled=curriculum.start, metric=metric)
+    def __init__(
+        self,
+        config: SelectionConfig,
+        history: History,
+        runlog: RunLog,
+        windows: WindowStore,
+        reports: GroupCommit,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        self.table_lock = threading.RLock()
+        """Held while a window is made or the table changes: up to seconds."""
+        self.state_lock = threading.RLock()
+        """Held for moments."""
+        self.drawing = False
+        """Whether the next window is being drawn, so that a change must land after it."""
+        self.state = ControlState.initial(config)
+        """Controls in force for the next window, schedule apart."""
+        self.known_sizes: dict[str, float] = {}
+        """Effective size by policy, of the last window and of policies set after it: only their weights gave it."""
+        self._config, self._history, self._log, self._windows = config, history, runlog, windows
+        self._reports, self._clock = reports, clock
+        self._ahead: list[LogEntry] = []
+        self.key = self.resolve(self.state)
+        """Key of the weights that the state gives."""
 
-    def after(self, kind: str, value: float | str | None, reason: str = "") -> ControlState:
-        """The state after one log entry; events change nothing, and some change the table, not this."""
-        if kind == SCHEDULE:
-            return replace(self, scheduled=float(value or 0.0))
-        if kind == METRIC and reason == self.metric:
-            return replace(self, metrics=(*self.metrics, float(value or 0.0)))
-        if kind not in CONTROL_KINDS:
-            return self
-        advanced = replace(self, version=self.version + 1)
-        if kind == "policy":
-            return replace(advanced, policy=str(value))
-        if kind in TABLE_CHANGES:
-            return advanced
-        return replace(advanced, manual=None if kind == "release" else (kind, float(value or 0.0)))
+    # -- what is in force ---------------------------------------------------------------------------------------------
 
-    def after_all(self, entries: Iterable[LogEntry]) -> ControlState:
-        """The state after these entries in turn."""
-        state = self
+    def recover(self, entries: list[LogEntry]) -> None:
+        """Fold in the log, whose windows are in the store."""
+        next_window, last = self._windows.next_window, self._windows.last
+        self.state = self.state.after_all(entry for entry in entries if entry.window <= next_window)
+        self._ahead = [entry for entry in entries if entry.window > next_window]
+        self.key = self.resolve(self.state)
+        self.known_sizes = {last.policy: last.effective_size} if last else {}
         for entry in entries:
-            state = state.after(entry.kind, entry.value, entry.reason)
-        return state
+            if entry.window >= next_window:
+                self._note_size(entry)
 
+    def latest(self) -> ControlState:
+        """Return the state after everything that was set, also what lands later."""
+        return self.state.after_all(self._ahead)
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Resolved:
-    """A control state turned into what a weight table needs."""
+    def latest_key(self) -> WeightKey:
+        """Return the key of the weights that `latest` gives."""
+        return self.key if not self._ahead else self.resolve(self.latest())
 
-    plan: PolicyPlan
-    """The policy."""
-    temperature: float
-    """Its temperature; infinity for a policy without one."""
-    effective_size: float | None
-    """Its effective size; None where only the weights tell."""
+    def resolve(self, state: ControlState) -> WeightKey:
+        """See `ControlState.resolve`."""
+        return state.resolve(self._history.table, self._config.curriculum.user_policies)
 
+    def settle(self) -> None:
+        """Merge the committed scores into the table.
 
-class Resolver:
-    """Turns control states into laws; keeps the grouped distances, which are costly, by subset."""
+        They wait while windows that trainers have are yet to be drawn again, which must see the scores of back then.
+        """
+        if self._windows.next_window >= self._log.unlogged.end:
+            self._history.merge_scores(self._reports.take())
 
-    def __init__(self, table: SampleTable, config: SelectionConfig) -> None:
-        self._table, self._user_policies = table, config.curriculum.user_policies
-        self._profiles: dict[tuple[str, ...], DistanceProfile | None] = {}
+    def weigh(self, key: WeightKey) -> WeightTable:
+        """Weigh the table as it is now; ValueError if the policy's weights are not usable."""
+        plan = parse_policy(key.policy, self._config.curriculum.user_policies)
+        return self._history.weigh(self._history.key_here(key, plan), plan)
 
-    def forget(self) -> None:
-        """After a change of the table: subsets have other members, or samples other distances."""
-        self._profiles.clear()
+    # -- the next window ----------------------------------------------------------------------------------------------
 
-    def plan(self, policy: str) -> PolicyPlan:
-        """The policy taken apart; ValueError if it is not known."""
-        return parse_policy(policy, self._user_policies)
-
-    def resolve(self, state: ControlState) -> Resolved:
-        """Policy, temperature and effective size of a state.
-
-        A product solves for its temperature over the samples of its subset, as if its other factors were uniform.
+    def schedule(self, requested: float | None) -> tuple[ControlState, WeightKey, list[LogEntry]]:
+        """Return state and key of the next window, with the log entry of its scheduled size if that is a new one.
 
         Raises:
-            ValueError: if the policy needs distances and there are none, or they cannot give the effective size.
+            ValueError: if the size is out of range or reach, or was sent although the schedule is adaptive.
         """
-        plan = self.plan(state.policy)
-        if plan.direction is None:
-            size = {"uniform": 1.0, "uniform_replacement": self._uniform_size()}.get(plan.name)
-            return Resolved(plan=plan, temperature=math.inf, effective_size=size)
-        profile = self._profile(plan)
-        kind, value = state.manual or ("effective_size", state.scheduled)
-        temperature = value if kind == "temperature" else profile.solve(value, plan.direction)
-        alone = all(factor in (*DIRECTION, *SUBSET_KINDS) for factor in plan.factors)
-        if not alone:
-            size = None
-        elif kind == "temperature" or temperature == math.inf:
-            size = profile.effective_size(temperature, plan.direction)
+        curriculum = self._config.curriculum
+        if curriculum.adaptive is None:
+            size = self.state.scheduled if requested is None else checked_effective_size(requested)
+        elif requested is not None:
+            raise ValueError(
+                "effective_size must not be sent with window requests of a run whose schedule is adaptive; got "
+                f"{requested}. Leave it out."
+            )
         else:
-            size = value
-        return Resolved(plan=plan, temperature=temperature, effective_size=size)
+            size = curriculum.adaptive.effective_size(self.state.metrics, start=curriculum.start, end=curriculum.end)
+        if size == self.state.scheduled:
+            return self.state, self.key, []
+        state = self.state.after(SCHEDULE, size)
+        key = self.resolve(state)
+        author = ADAPTIVE if curriculum.adaptive else TRAINER
+        in_force = state.manual is None and parse_policy(key.policy, curriculum.user_policies).direction is not None
+        request, window = Control(kind=SCHEDULE, author=author), self._windows.next_window
+        return state, key, [self._entry(request, size, state, key=key, window=window, in_force=in_force)]
 
-    def _profile(self, plan: PolicyPlan) -> DistanceProfile:
-        kinds = plan.subset_kinds
-        if kinds not in self._profiles:
-            self._profiles[kinds] = self._table.profile(kinds)
-        profile = self._profiles[kinds]
-        if profile is None:
-            raise ValueError(f"policy {plan.name!r} needs prototype distances; this run has none. Run `tempera score`.")
-        return profile
+    def advance(self, state: ControlState, key: WeightKey, weights: WeightTable) -> None:
+        """Go on to the window after the one that was drawn under these; fold in what lands in it."""
+        next_window = self._windows.next_window
+        due = [entry for entry in self._ahead if entry.window <= next_window]
+        self._ahead = self._ahead[len(due) :]
+        self.state = state.after_all(due)
+        self.key = self.resolve(self.state) if due else key
+        self.known_sizes = {key.policy: weights.effective_size}
 
-    def _uniform_size(self) -> float:
-        """Effective size of uniform draws with replacement: 1 - (1 - 1/N)^N."""
-        size = self._table.num_samples
-        return 1.0 if size == 1 else -math.expm1(size * math.log1p(-1.0 / size))
+    # -- controls and events ------------------------------------------------------------------------------------------
+
+    def apply(self, control: Control) -> ControlReply:
+        """Apply a control; on disk when this returns. See `Selection.control`."""
+        kind = _kind_of(control)
+        # The order of locks: the table lock, for kinds that read or change the table, then the state lock.
+        table: AbstractContextManager[Any] = self.table_lock if kind.needs_table else nullcontext()
+        with table:
+            study = kind.study(self, control) if kind.study else None  # may take seconds: windows are served meanwhile
+            with self.state_lock:
+                earlier = self._log.entry_of(control.request)
+                if earlier is not None:
+                    return _reply_to(earlier)
+                latest = self.latest()
+                if control.expected_version not in (None, latest.version):
+                    raise VersionConflict(control.expected_version or 0, latest.version)
+                value = kind.check(control, latest, self._config.curriculum.user_policies)
+                self._windows.flush()  # no change is acknowledged while a window that came before is not in the log
+                return kind.apply(self, control, value, study)
+
+    def forecast(self, control: Control) -> WeightKey:
+        """Return what a control would put in force; nothing is changed. ValueError as of `apply`."""
+        kind = _kind_of(control)
+        table: AbstractContextManager[Any] = self.table_lock if kind.needs_table else nullcontext()
+        with table, self.state_lock:
+            latest = self.latest()
+            value = kind.check(control, latest, self._config.curriculum.user_policies)
+            return self.resolve(latest.after(control.kind, value))
+
+    def record(self, event: Event) -> None:
+        """Write an event into the log; on disk when this returns. See `Selection.record`."""
+        if not event.kind or event.kind in TAKEN_KINDS or not event.author:
+            raise ValueError(f"an event needs a kind of its own and an author; got {event.kind!r}, {event.author!r}.")
+        with self.state_lock:
+            if self._log.entry_of(event.request) is not None:
+                return
+            self._windows.flush()
+            latest = self.latest()
+            state = latest.after(event.kind, event.value, event.message)
+            request = Control(kind=event.kind, author=event.author, reason=event.message, request=event.request)
+            entry = self._entry(request, event.value, state)
+            self._log.append(entry)
+            if state != latest:
+                self._put_in_force(entry, state, self.key)
+
+    # -- what each kind does; see CONTROLS ----------------------------------------------------------------------------
+
+    def _change_state(self, control: Control, value: Value, size: Any) -> ControlReply:
+        state = self.latest().after(control.kind, value)
+        key = self.resolve(state)
+        entry = self._entry(control, value, state, key=key if size is None else replace(key, effective_size=size))
+        self._log.append(entry)
+        self._put_in_force(entry, state, key)
+        return _reply_to(entry)
+
+    def _weigh_policy(self, control: Control) -> float | None:
+        """Return the effective size of a policy where only its weights give it; this checks the weights, too."""
+        with self.state_lock:
+            latest = self.latest()
+        policy = parse_policy(str(control.value), self._config.curriculum.user_policies).name
+        key = self.resolve(latest.after("policy", policy))
+        if key.effective_size is not None:
+            return None
+        self.settle()
+        return self.weigh(key).effective_size
+
+    def _find_cutoff(self, control: Control) -> dict[str, Any]:
+        """Find what separates exactly floor(rho * N) samples from the rest, by the scores that are in the log now."""
+        with self.state_lock:
+            kind = str(check_round(control, self.latest(), ()))
+            if self._log.entry_of(control.request) is not None:
+                return {}  # it was applied before, and is only answered again
+            self._require_settled()
+        self.settle()
+        cutoff = self._history.table.find_cutoff(kind, self._config.rho)
+        return {**cutoff, "scores_through": self._history.position.scores_through}
+
+    def _close_round(self, control: Control, value: Value, cutoff: Any) -> ControlReply:
+        """Keep the samples above the cutoff from the next window on."""
+        state = self.latest().after(control.kind, value)
+        # The entry names no temperature: that follows from the subset, which is made after the entry is in the log.
+        entry = self._entry(control, value, state, detail=json.dumps(cutoff))
+        self._log.append(entry)
+        self._history.apply(entry, self._log)
+        key = self.resolve(state)
+        self._put_in_force(entry, state, key)
+        return _reply_to(replace(entry, temperature=key.temperature, effective_size=key.effective_size))
+
+    def _swap_distances(self, control: Control, value: Value, _: Any) -> ControlReply:
+        """Draw by the distances of a file from the next window on.
+
+        They are in the table before the entry is in the log, for only then it is known whether they can give the
+        effective size. If anything fails, the distances from before are used again.
+        """
+        self._require_settled()
+        path, table = Path(str(value)), self._history.table
+        if not path.is_file():
+            raise ValueError(f"distances must name a file of `tempera score` that the service reaches; got {path}.")
+        ours, theirs = self._config.fingerprint, fingerprint_of(path)
+        if ours and theirs and ours != theirs:
+            raise ValueError(f"distances must be of the run's data ({ours}); {path} is of {theirs}. Score its index.")
+        before = table.swap_distances(checked_distances(path, table.num_samples))
+        try:
+            state = self.latest().after(control.kind, value)
+            key = self.resolve(state)
+            detail = {**describe_file(self._log, path), "scores_through": self._history.position.scores_through}
+            entry = self._entry(control, value, state, key=key, detail=json.dumps(detail))
+            self._log.append(entry)
+        except BaseException:
+            table.swap_distances(before)
+            raise
+        self._history.note_distances(entry)
+        self._put_in_force(entry, state, key)
+        return _reply_to(entry)
+
+    def _put_in_force(self, entry: LogEntry, state: ControlState, key: WeightKey) -> None:
+        """Put a logged change in force, or keep it for the window that its entry names."""
+        if entry.window > self._windows.next_window:
+            self._ahead.append(entry)
+        else:
+            self.state, self.key = state, key
+        self._note_size(entry)
+
+    def _note_size(self, entry: LogEntry) -> None:
+        if entry.kind == "policy" and entry.effective_size is not None:
+            self.known_sizes[str(entry.value)] = entry.effective_size
+
+    def _require_settled(self) -> None:
+        """Refuse a change of the table, which takes effect at once, while changes wait for a later window."""
+        window = self._windows.next_window
+        if self._ahead or self._log.unlogged.end > window:
+            raise ValueError(
+                f"a change of the table must follow a drawn window; window {window} failed, and changes wait for the "
+                "one after it. Ask for that window again, then repeat the change."
+            )
+
+    def _entry(
+        self,
+        control: Control,
+        value: Value,
+        state: ControlState,
+        *,
+        key: WeightKey | None = None,
+        window: int | None = None,
+        detail: str = "",
+        in_force: bool = True,
+    ) -> LogEntry:
+        """Make the log entry of a change or an event that comes now; without a key it names no temperature."""
+        if window is None:
+            # Windows that are being drawn, or that trainers have, stay as they are; and changes keep their order.
+            floor = self._ahead[-1].window if self._ahead else 0
+            window = max(self._windows.next_window + self.drawing, floor, self._log.unlogged.end)
+        return LogEntry(
+            sequence=self._log.take_sequence(),
+            time=self._clock(),
+            author=control.author,
+            kind=control.kind,
+            value=value,
+            reason=control.reason,
+            window=window,
+            step=window * self._config.window_steps,
+            version=state.version,
+            temperature=None if key is None else key.temperature,
+            effective_size=None if key is None else key.effective_size,
+            in_force=in_force,
+            request=control.request,
+            detail=detail,
+        )
 
 
-def checked_control(control: Control, state: ControlState, resolver: Resolver) -> float | str | None:
-    """The control's value in its final type.
+# -- the kinds of controls ---------------------------------------------------------------------------------------------
 
-    Raises:
-        ValueError: naming the field that is wrong.
-    """
-    if control.kind not in CONTROL_KINDS:
-        raise ValueError(f"kind must be one of {', '.join(CONTROL_KINDS)}; got {control.kind!r}.")
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ControlKind:
+    """How one kind of control is checked and applied."""
+
+    check: Callable[[Control, ControlState, Iterable[str]], Value]
+    """Return the value in its final type, given the state and the user's policies; ValueError naming what is wrong."""
+    apply: Callable[[Controls, Control, Value, Any], ControlReply] = Controls._change_state
+    """Write the log entry and change the state, given the checked value and what `study` found."""
+    study: Callable[[Controls, Control], Any] | None = None
+    """Read the table, which may take seconds; the table lock is held, the state lock is not."""
+    needs_table: bool = False
+    """Whether the table is read or changed, so that the control waits for a window that is being drawn."""
+
+
+CONTROLS: dict[str, ControlKind] = {
+    "effective_size": ControlKind(check=check_number),
+    "temperature": ControlKind(check=check_number),
+    "policy": ControlKind(check=check_policy, study=Controls._weigh_policy, needs_table=True),
+    "release": ControlKind(check=check_release),
+    "round": ControlKind(check=check_round, study=Controls._find_cutoff, apply=Controls._close_round, needs_table=True),
+    "distances": ControlKind(check=check_distances, apply=Controls._swap_distances, needs_table=True),
+}
+"""A new kind is a line here, and a name in `records.CONTROL_KINDS`."""
+
+
+def _kind_of(control: Control) -> ControlKind:
+    if control.kind not in CONTROLS:
+        raise ValueError(f"kind must be one of {', '.join(CONTROLS)}; got {control.kind!r}.")
     if not control.author or (control.author == TRAINER and control.kind != "round"):
         raise ValueError(f"author must name a person or a program, and not be {TRAINER!r}; got {control.author!r}.")
-    if control.kind == "policy":
-        return resolver.plan(str(control.value)).name
-    if control.kind == "round":
-        if control.value not in SUBSET_KINDS:
-            raise ValueError(f"round must name a score, one of {', '.join(SUBSET_KINDS)}; got {control.value!r}.")
-        return control.value
-    if control.kind == "distances":
-        if not isinstance(control.value, str) or not control.value:
-            raise ValueError(f"distances must name a file of `tempera score`; got {control.value!r}.")
-        return control.value
-    if control.kind == "release":
-        if control.value is not None:
-            raise ValueError(f"value must be empty for a release; got {control.value!r}.")
-        return None
-    if isinstance(control.value, bool) or not isinstance(control.value, int | float):
-        raise ValueError(f"{control.kind} must be a number; got {control.value!r}.")
-    if resolver.plan(state.policy).direction is None:
-        raise ValueError(
-            f"{control.kind} needs a policy that has a temperature; got policy {state.policy!r}. Set the policy first."
-        )
-    return _checked_number(control.kind, control.value)
+    return CONTROLS[control.kind]
 
 
-def _checked_number(kind: str, value: float) -> float:
-    """An effective size or a temperature that a law can be solved for."""
-    if kind == "effective_size":
-        return checked_effective_size(_as_float(value))
-    temperature = checked_temperature(_as_float(value))
-    if not COLDEST <= temperature <= HOTTEST:
-        raise ValueError(f"temperature must be in {COLDEST:g}..{HOTTEST:g}; got {temperature}. Try 0.07 to 0.6.")
-    return temperature
-
-
-def _as_float(value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:  # an integer beyond every float
-        return math.inf
+def _reply_to(entry: LogEntry) -> ControlReply:
+    temperature = entry.temperature
+    return ControlReply(
+        version=entry.version,
+        window=entry.window,
+        step=entry.step,
+        effective_size=entry.effective_size,
+        temperature=None if temperature is None or math.isinf(temperature) else temperature,
+    )

@@ -16,9 +16,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from scoring.table.scores import SCORE_KINDS
-
 Float64 = NDArray[np.float64]
+
+SCORE_KINDS = ("bss", "pass", "loss")
+"""Scores that a run may hold: the two of PASS, and a plain training loss."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -31,7 +31,7 @@ class SelectionPort(Protocol):
         """Return what is in force now, as plain JSON values."""
 
     def view(self, name: str, **arguments: Any) -> dict[str, Any]:
-        """Return a view of `scoring.views` by name."""
+        """Return a view of `scoring.views` by name, or a "forecast"; see `Selection.view`."""
 
     def log(self, limit: int | None = None, **bounds: Any) -> list[LogEntry]:
         """Return the last `limit` entries of the history, oldest first."""

@@ -1,36 +1,92 @@
-"""Views: what people ask of a live selection, as plain JSON values. Each is a function of the selection, found by name.
+"""Views: figures of the table and the weights now in force, as plain JSON values; VIEWS finds each by name.
 
-Figures are of the law that is in force now, and nothing changes while one looks; a table is read a segment at a time.
+A view is a function of (table, weights) and its arguments. The selection calls it with its table lock held, so nothing
+changes meanwhile. A table is read a segment at a time, so that a large one is never held twice.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from scoring.inspect import export_table, score_summary, table_summary
-from scoring.records import Control
-from scoring.table.scores import SCORE_KINDS
+from scoring.policies import SCORE_KINDS
+from scoring.table.draw_counts import draw_summary
+from scoring.table.samples import SampleTable
+from scoring.table.weights import WeightTable
 
-if TYPE_CHECKING:
-    from scoring.draw.drawing import Weighed
-    from scoring.selection import Selection
-    from scoring.table.samples import SampleTable
-
-TOP_BY = ("probability", "times_drawn", "score")
 Columns = dict[str, NDArray[Any]]
 
+TOP_BY = ("probability", "times_drawn", "score")
+QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
-def top_samples(selection: Selection, *, by: str = "probability", k: int = 24) -> dict[str, Any]:
-    """The k samples with the most of something, the most first, at ties the lower id.
+
+def summary(table: SampleTable, weights: WeightTable, *, top: int = 10) -> dict[str, Any]:
+    """Summarise the table.
 
     Args:
-        selection: what to look at.
+        table: the samples.
+        weights: what they are drawn by.
+        top: how many of the samples with the highest probability to list, 1 or more.
+
+    Returns:
+        "law" (policy, temperature, effective_size), "effective_sample_size" (1 / sum p^2), "entropy" (nats), "top"
+        (sample_id, probability, times_drawn, distance, scores), "times_drawn" (summary and "histogram": samples by
+        number of draws), "scores" (by kind: scored, quantiles), "bytes_per_sample".
+
+    Raises:
+        ValueError: if `top` is not positive.
+    """
+    if top < 1:
+        raise ValueError(f"top must be 1 or more; got {top}.")
+    squares = entropy = 0.0
+    best: list[tuple[float, int]] = []
+    for first, probability in weights.probabilities():
+        squares += float(probability @ probability)
+        positive = probability[probability > 0.0]
+        entropy -= float(positive @ np.log(positive))
+        rows = _largest(probability, top)
+        best = sorted([*best, *((-float(probability[row]), int(first + row)) for row in rows)])[:top]
+    listed = []
+    for negative, sample_id in best:
+        columns = {name: column[0].item() for name, column in table.rows(sample_id, sample_id + 1).items()}
+        listed.append({"sample_id": sample_id, "probability": -negative, **_without_nan(columns)})
+    histogram = table.counts.histogram
+    return {
+        "law": _in_force(weights),
+        "num_samples": table.num_samples,
+        "effective_sample_size": 1.0 / squares,
+        "entropy": entropy,
+        "top": listed,
+        "times_drawn": {**draw_summary(histogram), "histogram": histogram.tolist()},
+        "scores": scores(table, weights)["kinds"],
+        "bytes_per_sample": (table.nbytes + weights.nbytes) / table.num_samples,
+    }
+
+
+def scores(table: SampleTable, weights: WeightTable) -> dict[str, Any]:
+    """Return "kinds", by kind of score how many samples are "scored" and their "quantiles", and "num_samples"."""
+    kinds: dict[str, Any] = {}
+    for kind, scored in table.scored().items():
+        values = table.scores(kind)
+        quantiles = np.quantile(values[~np.isnan(values)], QUANTILES).tolist()
+        kinds[kind] = {"scored": scored, "quantiles": dict(zip(map(str, QUANTILES), quantiles, strict=True))}
+    return {"kinds": kinds, "num_samples": table.num_samples}
+
+
+def top_samples(table: SampleTable, weights: WeightTable, *, by: str = "probability", k: int = 24) -> dict[str, Any]:
+    """List the k samples with the highest value, in falling order, at ties the lower id.
+
+    Args:
+        table: the samples.
+        weights: what they are drawn by.
         by: one of TOP_BY; "score" takes the kind that most samples have.
         k: how many, 1 or more.
 
@@ -42,12 +98,15 @@ def top_samples(selection: Selection, *, by: str = "probability", k: int = 24) -
     """
     if by not in TOP_BY or k < 1:
         raise ValueError(f"by must be one of {', '.join(TOP_BY)}, and k 1 or more; got {by!r}, {k}.")
-    rows: list[dict[str, Any]] = selection.with_weights(lambda table, weighed: _top(table, weighed, by, k))
-    return {"samples": rows}
+    best: list[dict[str, Any]] = []
+    for first, columns in _segments(table, weights):
+        best += [_facts(columns, int(row), int(first + row)) for row in _largest(columns[by].astype(np.float64), k)]
+        best = sorted(best, key=lambda sample: (-sample[by], sample["sample_id"]))[:k]
+    return {"samples": best}
 
 
-def sample_facts(selection: Selection, *, ids: Sequence[int]) -> dict[str, Any]:
-    """What is known of some samples, in the order asked for.
+def sample_facts(table: SampleTable, weights: WeightTable, *, ids: Sequence[int]) -> dict[str, Any]:
+    """Return the facts of some samples, in the order asked for.
 
     Returns:
         "samples": sample_id, probability, times_drawn, distance and score (None without).
@@ -55,73 +114,109 @@ def sample_facts(selection: Selection, *, ids: Sequence[int]) -> dict[str, Any]:
     Raises:
         ValueError: if there is no such sample.
     """
-    wrong = [number for number in ids if not 0 <= number < selection.num_samples]
+    wrong = [number for number in ids if not 0 <= number < table.num_samples]
     if wrong:
-        raise ValueError(f"sample ids must be in 0..{selection.num_samples - 1}; got {wrong[0]}.")
-    rows: list[dict[str, Any]] = selection.with_weights(lambda table, weighed: _facts_of(table, weighed, list(ids)))
-    return {"samples": rows}
+        raise ValueError(f"sample ids must be in 0..{table.num_samples - 1}; got {wrong[0]}.")
+    found: dict[int, dict[str, Any]] = {}
+    for first, columns in _segments(table, weights):
+        here = (number for number in ids if first <= number < first + len(columns["probability"]))
+        found |= {number: _facts(columns, number - first, number) for number in here}
+    return {"samples": [found[number] for number in ids]}
 
 
-def distribution(selection: Selection, *, bins: int = 64) -> dict[str, Any]:
-    """How the distances lie, and where the next draw falls among them.
+def distribution(table: SampleTable, weights: WeightTable, *, bins: int = 64) -> dict[str, Any]:
+    """Return how the distances lie, and how the next draw falls among them.
 
     Args:
-        selection: what to look at.
+        table: the samples.
+        weights: what they are drawn by.
         bins: equal parts of the range of distances, 1 or more.
 
     Returns:
         "edges" [bins + 1], "count" [bins] of samples, "sampled_mass" [bins] of probability, summing to 1; all empty for
         a run without distances. "effective_size", "temperature" (None for infinity), "policy".
     """
-    result: dict[str, Any] = selection.with_weights(lambda table, weighed: _distribution(table, weighed, bins))
-    return result
+    if table.distance is None:
+        return {"edges": [], "count": [], "sampled_mass": [], **_in_force(weights)}
+    low, high = table.distance_range
+    edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
+    count, mass = np.zeros(bins, np.int64), np.zeros(bins)
+    for _, columns in _segments(table, weights):
+        place = np.clip(np.searchsorted(edges, columns["distance"], side="right") - 1, 0, bins - 1)
+        count += np.bincount(place, minlength=bins)
+        mass += np.bincount(place, weights=columns["probability"], minlength=bins)
+    lists = {"edges": edges.tolist(), "count": count.tolist(), "sampled_mass": mass.tolist()}
+    return {**lists, **_in_force(weights)}
 
 
-def scores(selection: Selection) -> dict[str, Any]:
-    """Quantiles of each kind of score: "kinds" as of `scoring.inspect.score_summary`, and "num_samples"."""
-    kinds = selection.with_weights(lambda table, weighed: score_summary(table))
-    return {"kinds": kinds, "num_samples": selection.num_samples}
+def export(table: SampleTable, weights: WeightTable, *, path: str | Path) -> dict[str, Any]:
+    """Write the whole table to Parquet, under another name first and then renamed.
 
-
-def forecast(selection: Selection, *, kind: str, value: float | str | None) -> dict[str, Any]:
-    """What a control would put in force, without making it.
-
-    Args:
-        selection: what to ask.
-        kind: effective_size, temperature, policy or release.
-        value: as of the control.
+    Columns: sample_id, probability, distance (null without), times_drawn, and for each kind of score that was reported
+    the score (null where none was).
 
     Returns:
-        "policy", "temperature" (None for infinity), "effective_size" (None where only the weights tell).
-
-    Raises:
-        ValueError: naming what is wrong with the control.
+        "rows": how many were written.
     """
-    law = selection.outcome(Control(kind=kind, value=value, author="forecast"))
-    temperature = law.temperature if math.isfinite(law.temperature) else None
-    return {"policy": law.plan.name, "temperature": temperature, "effective_size": law.effective_size}
+    target = Path(path)
+    aside = target.with_name(f"{target.name}.{os.getpid()}.part")
+    kinds = [kind for kind in SCORE_KINDS if kind in table.scored()]
 
+    def batches() -> Iterator[pa.Table]:
+        for first, probability in weights.probabilities():
+            last = first + len(probability)
+            columns, missing = table.rows(first, last), np.full(last - first, np.nan, np.float32)
+            named = {
+                "sample_id": pa.array(np.arange(first, last)),
+                "probability": pa.array(probability),
+                "distance": pa.array(columns.get("distance", missing), from_pandas=True),
+                "times_drawn": pa.array(columns["times_drawn"]),
+            }
+            for kind in kinds:  # a column even where this segment has no score of the kind
+                named[f"score_{kind}"] = pa.array(columns.get(f"score_{kind}", missing), from_pandas=True)
+            yield pa.table(named)
 
-def _export(selection: Selection, *, path: str) -> dict[str, Any]:
-    return {"rows": export_table(selection, Path(path))}
+    try:
+        writer: pq.ParquetWriter | None = None
+        for batch in batches():
+            writer = writer or pq.ParquetWriter(aside, batch.schema)
+            writer.write_table(batch)
+        assert writer is not None, "a table has at least one sample"
+        writer.close()
+        os.replace(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)
+    return {"rows": table.num_samples}
 
 
 VIEWS: dict[str, Callable[..., dict[str, Any]]] = {
-    "summary": table_summary,
-    "export": _export,
+    "summary": summary,
+    "export": export,
     "top": top_samples,
     "samples": sample_facts,
     "distribution": distribution,
-    "forecast": forecast,
     "scores": scores,
 }
-"""By name, for callers in other processes."""
+"""Views by name; `export` takes a path on the machine of the selection."""
 
 
-def _segments(table: SampleTable, weighed: Weighed) -> Iterator[tuple[int, Columns]]:
-    """(id of the first, columns with probability and one score) of each segment."""
-    kind = _score_kind(table)
-    for first, probability in weighed.weights.probabilities():
+def _in_force(weights: WeightTable) -> dict[str, Any]:
+    temperature = weights.key.temperature
+    return {
+        "policy": weights.key.policy,
+        "temperature": temperature if math.isfinite(temperature) else None,
+        "effective_size": weights.effective_size,
+    }
+
+
+def _segments(table: SampleTable, weights: WeightTable) -> Iterator[tuple[int, Columns]]:
+    """Yield (id of the first sample, columns with probability and one score) of each segment.
+
+    The score is of the kind that most samples have; of the first kind where there are none.
+    """
+    scored = table.scored()
+    kind = max(SCORE_KINDS, key=lambda kind: scored.get(kind, 0))
+    for first, probability in weights.probabilities():
         columns = table.rows(first, first + len(probability))
         missing = np.full(len(probability), np.nan, np.float32)
         yield (
@@ -135,59 +230,18 @@ def _segments(table: SampleTable, weighed: Weighed) -> Iterator[tuple[int, Colum
         )
 
 
-def _score_kind(table: SampleTable) -> str:
-    """The kind of score that most samples have; the first of all kinds where there are none."""
-    scored = table.scored()
-    return max(SCORE_KINDS, key=lambda kind: scored.get(kind, 0))
-
-
-def _top(table: SampleTable, weighed: Weighed, by: str, k: int) -> list[dict[str, Any]]:
-    best: list[dict[str, Any]] = []
-    for first, columns in _segments(table, weighed):
-        rows = _largest(columns[by].astype(np.float64), k)
-        best += [_row(columns, int(row), int(first + row)) for row in rows]
-        best = sorted(best, key=lambda sample: (-sample[by], sample["sample_id"]))[:k]
-    return best
-
-
 def _largest(values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Rows of the `count` largest values that are numbers, the largest first, at ties the first."""
+    """Return the rows of the `count` largest values that are numbers, in falling order, at ties the first."""
     known = np.flatnonzero(~np.isnan(values))
-    if len(known) > count:
-        border = np.partition(values[known], len(known) - count)[len(known) - count]
-        known = known[values[known] >= border]
+    if len(known) > count:  # a partition first: sorting half a million values to keep ten is slow
+        cutoff = np.partition(values[known], len(known) - count)[len(known) - count]
+        known = known[values[known] >= cutoff]
     return known[np.lexsort((known, -values[known]))][:count]
 
 
-def _facts_of(table: SampleTable, weighed: Weighed, ids: list[int]) -> list[dict[str, Any]]:
-    found: dict[int, dict[str, Any]] = {}
-    for first, columns in _segments(table, weighed):
-        here = (number for number in ids if first <= number < first + len(columns["probability"]))
-        found |= {number: _row(columns, number - first, number) for number in here}
-    return [found[number] for number in ids]
+def _facts(columns: Columns, row: int, sample_id: int) -> dict[str, Any]:
+    return {"sample_id": sample_id, **_without_nan({name: column[row].item() for name, column in columns.items()})}
 
 
-def _row(columns: Columns, row: int, sample_id: int) -> dict[str, Any]:
-    plain = {name: column[row].item() for name, column in columns.items()}
-    known = {n: None if isinstance(v, float) and math.isnan(v) else v for n, v in plain.items()}
-    return {"sample_id": sample_id, **known}
-
-
-def _distribution(table: SampleTable, weighed: Weighed, bins: int) -> dict[str, Any]:
-    temperature = weighed.law.temperature
-    law = {
-        "policy": weighed.law.policy,
-        "temperature": temperature if math.isfinite(temperature) else None,
-        "effective_size": weighed.effective_size,
-    }
-    if not table.has_distances:
-        return {"edges": [], "count": [], "sampled_mass": [], **law}
-    spans = [span for span in table.each(lambda part: part.distance_range()) if span is not None]
-    low, high = min(span[0] for span in spans), max(span[1] for span in spans)
-    edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
-    count, mass = np.zeros(bins, np.int64), np.zeros(bins)
-    for _, columns in _segments(table, weighed):
-        place = np.clip(np.searchsorted(edges, columns["distance"], side="right") - 1, 0, bins - 1)
-        count += np.bincount(place, minlength=bins)
-        mass += np.bincount(place, weights=columns["probability"], minlength=bins)
-    return {"edges": edges.tolist(), "count": count.tolist(), "sampled_mass": mass.tolist(), **law}
+def _without_nan(plain: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in plain.items()}

@@ -40,7 +40,7 @@ GET /api/v1/samples/top?by=probability&k=24 {"by", "samples": [{"sample_id", "ke
                                             first)
 GET /api/v1/samples/ID                      one such object
 GET /api/v1/samples/ID/image?side=96        image/jpeg, read through the loader's checked path
-GET /api/v1/summary?top=10                  scoring.inspect.table_summary: effective sample size, entropy, most drawn
+GET /api/v1/summary?top=10                  scoring.views.summary: effective sample size, entropy, most drawn
 GET /api/v1/scores                          {"kinds": {kind: {"scored", "quantiles": {q: value}}}, "num_samples",
                                             "rounds": [{"kind", "step", "window", "time", "kept", "threshold"}]}
 GET /api/v1/loaders                         {"desired", "author", "reason", "members": [{"name", "state", "node", "pid",

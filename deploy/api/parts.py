@@ -17,7 +17,6 @@ from deploy.runs.curriculum import prototype_distances, selection_config
 from deploy.runs.rundir import RunDir, RunError
 from loader import LoaderWorker, ShardIndex
 from scoring import Control, ControlReply, Event, LogEntry, RunLog, Selection, SelectionConfig, read_entries
-from scoring.views import VIEWS
 
 
 class SelectionPort(Protocol):
@@ -69,11 +68,7 @@ class LocalSelection:
     def __init__(self, selection: Selection) -> None:
         self._selection = selection
         self.state, self.log = selection.state, selection.log
-        self.control, self.record = selection.control, selection.record
-
-    def view(self, name: str, **arguments: Any) -> dict[str, Any]:
-        """A view of `scoring.views`."""
-        return VIEWS[name](self._selection, **arguments)
+        self.control, self.record, self.view = selection.control, selection.record, selection.view
 
 
 class LocalFleet:

@@ -63,9 +63,8 @@ def _inspect_alive(run: Path | None, top: int, export: Path | None) -> dict[str,
 def _inspect_finished(run: RunDir, top: int, export: Path | None) -> dict[str, Any]:
     from deploy.api.parts import opened_log
     from scoring import Selection
-    from scoring.inspect import export_table, table_summary
 
     with working("reading the run's log"), opened_log(run) as (log, config, distance):
         selection = Selection(distance, config, runlog=log)
-        data = table_summary(selection, top=top)
-        return data if export is None else data | {"exported_rows": export_table(selection, export)}
+        data = selection.view("summary", top=top)
+        return data if export is None else data | {"exported_rows": selection.view("export", path=export)["rows"]}

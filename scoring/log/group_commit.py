@@ -1,8 +1,8 @@
-"""ScoreIntake: score reports on their way into the log, many writers to one commit.
+"""GroupCommit: score reports on their way into the log, many writers to one commit.
 
-A report waits while a commit is under way; the next commit takes all that wait. So the rate does not hang on the disk's
-latency, and every report is on disk when its writer goes on. What is committed is handed to the table later, at a
-window's border, in the order of the log.
+A report waits while a commit is under way; the next commit takes all that wait. So the rate does not depend on the
+disk's latency, and every report is on disk when its writer goes on. Committed reports are handed to the table later,
+between two windows, in the order of the log.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BACKLOG_LIMIT = 1 << 22
 """Scores committed but not merged after which a merge is due: 4 M."""
 
 
-class ScoreIntake:
+class GroupCommit:
     """Takes reports from any thread."""
 
     def __init__(self, runlog: RunLog) -> None:
@@ -26,7 +26,7 @@ class ScoreIntake:
         self._waiting: list[tuple[ScoreReport, Future[None]]] = []
         self._committed: list[tuple[int, ScoreReport]] = []
         self._size = 0
-        self._door, self._commit = threading.Lock(), threading.Lock()
+        self._queue_lock, self._commit_lock = threading.Lock(), threading.Lock()
 
     def submit(self, report: ScoreReport) -> None:
         """Write a report; on disk when this returns.
@@ -35,31 +35,31 @@ class ScoreIntake:
             LogUnavailable: if the disk does not take it.
         """
         done: Future[None] = Future()
-        with self._door:
+        with self._queue_lock:
             self._waiting.append((report, done))
-        with self._commit:
-            if not done.done():
+        with self._commit_lock:
+            if not done.done():  # the commit that was under way until now may have taken it
                 self._commit_waiting()
         done.result()
 
     def refill(self, reports: Iterable[tuple[int, ScoreReport]]) -> None:
-        """Take reports that are in the log from before and are to be merged later; before the first `submit`."""
+        """Take reports that were in the log before and are to be merged later; before the first `submit`."""
         self._committed = list(reports)
         self._size = sum(len(report.ids) for _, report in self._committed)
 
     @property
     def merge_is_due(self) -> bool:
-        """Whether so much is committed that it should be taken before the next window."""
+        """Whether the committed reports should be merged before the next window, for they take memory."""
         return self._size > BACKLOG_LIMIT
 
     def take(self) -> list[tuple[int, ScoreReport]]:
-        """What was committed since the last call, in the order of the log."""
-        with self._commit:
+        """Return the reports committed since the last call, each with its log sequence, in the order of the log."""
+        with self._commit_lock:
             taken, self._committed, self._size = self._committed, [], 0
         return taken
 
     def _commit_waiting(self) -> None:
-        with self._door:
+        with self._queue_lock:
             batch, self._waiting = self._waiting, []
         try:
             sequences = self._log.append_reports([report for report, _ in batch])
@@ -68,7 +68,7 @@ class ScoreIntake:
                 done.set_exception(error)
             return
         for (report, done), sequence in zip(batch, sequences, strict=True):
-            if sequence:
+            if sequence:  # 0: the same report was in the log before
                 self._committed.append((sequence, report))
                 self._size += len(report.ids)
             done.set_result(None)

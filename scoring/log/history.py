@@ -1,14 +1,14 @@
-"""Folding the log into the sample table: which scores, rounds and distances have been taken, in the order of the log.
+"""History: the sample table at one position of the log.
 
-Scores merge in any order, but a round is a cut in time: it must see exactly the reports up to the one that its entry
-names. Live service, recovery and replay fold through here, so they agree.
+Scores merge in any order, but a selection round is a cut in time: it must see exactly the reports up to the one that
+its entry names. The live service, recovery and replay fold the log in here, so they agree.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,118 +19,135 @@ from numpy.typing import NDArray
 from scoring.errors import CorruptLog
 from scoring.log.runlog import RunLog
 from scoring.log.snapshots import Packed, Position
-from scoring.policies import SUBSET_KINDS
+from scoring.policies import SUBSET_KINDS, PolicyPlan
+from scoring.prototypes import load_distances, num_distances
 from scoring.records import LogEntry
 from scoring.table.samples import SampleTable
 from scoring.table.scores import ScoreReport
+from scoring.table.weights import WeightKey, WeightTable
 
 
 class History:
-    """A sample table and how far it has followed the log."""
+    """Not locked: the selection's table lock is held."""
 
     def __init__(self, table: SampleTable) -> None:
         self.table = table
         self.distances_through = 0
         """Log sequence of the entry whose distances are in use; 0 for those of the configuration."""
         self.position = Position(next_window=0, scores_through=0, rounds_through=0)
+        self._weights: WeightTable | None = None
 
-    def fits(self, ranges: Sequence[Packed]) -> bool:
-        """Whether a snapshot is of the same id ranges; the log alone serves where the table is cut otherwise now."""
-        cut = [(part.first_id, part.num_samples) for part in self.table.ranges]
-        if cut != [(facts["first_id"], facts["num_samples"]) for _, facts in ranges]:
-            return False
-        return all(part.accepts(*packed) for part, packed in zip(self.table.ranges, ranges, strict=True))
+    def weigh(self, key: WeightKey, plan: PolicyPlan) -> WeightTable:
+        """Return the weight table of a key; the last one is kept, for most windows have the key of the one before."""
+        if self._weights is None or self._weights.key != key:
+            self._weights = self.table.weigh(key, plan)
+        return self._weights
 
-    def restore(self, position: Position, ranges: Sequence[Packed], log: RunLog) -> None:
+    def key_here(self, key: WeightKey, plan: PolicyPlan) -> WeightKey:
+        """Return the key with the position up to which the policy reads scores and changes of the table."""
+        distances = self.distances_through if plan.reads_distances else 0
+        return replace(
+            key,
+            scores_through=self.position.scores_through if plan.reads_scores else 0,
+            rounds_through=self.position.rounds_through if plan.reads_rounds else distances,
+        )
+
+    def restore(self, position: Position, packed: Packed, log: RunLog) -> None:
         """Begin at a snapshot instead of at the start; distances are not in it, but in their file."""
         for entry in reversed(log.table_changes()):
             if entry.kind == "distances" and entry.sequence <= position.rounds_through:
-                self.change(entry, log)
+                self.apply(entry, log)
                 break
-        for part, (arrays, facts) in zip(self.table.ranges, ranges, strict=True):
-            part.unpack(arrays, facts)
+        self.table.unpack(*packed)
         self.position = position
 
-    def merge(self, reports: Sequence[tuple[int, ScoreReport]]) -> None:
-        """Take reports, the next ones of the log."""
-        if reports:
-            self.table.merge([report for _, report in reports])
-            self._advance(scores_through=reports[-1][0])
+    def merge_scores(self, reports: Iterable[tuple[int, ScoreReport]]) -> None:
+        """Take reports, each with its log sequence; they must be the next ones of the log."""
+        for sequence, report in reports:
+            self.table.score_table(report.kind).merge(report)
+            self._advance(scores_through=sequence)
 
-    def close_round(self, entry: LogEntry) -> None:
-        """Close a round whose scores have been merged, exactly."""
-        border = _detail(entry, threshold=float, last_id=int)
-        if entry.value not in SUBSET_KINDS or entry.value not in self.table.scored():
-            raise CorruptLog(f"log entry {entry.sequence} must close a round of scores that are there; it does not.")
-        self.table.close_round(str(entry.value), border["threshold"], border["last_id"])
-        self._advance(rounds_through=entry.sequence)
+    def apply(self, entry: LogEntry, log: RunLog) -> None:
+        """Make a change of the table that is in the log; all scores that it reads have been merged.
 
-    def change(self, entry: LogEntry, log: RunLog) -> None:
-        """Make a change of the table that the log holds."""
+        Raises:
+            CorruptLog: if the entry is damaged, or its file is not what it was.
+        """
         if entry.kind == "round":
-            self.close_round(entry)
+            cutoff = _detail(entry, threshold=float, last_id=int)
+            if entry.value not in SUBSET_KINDS or entry.value not in self.table.scored():
+                raise CorruptLog(f"log entry {entry.sequence} must close a round of known scores; it does not.")
+            self.table.close_round(str(entry.value), cutoff["threshold"], cutoff["last_id"])
+            self._advance(rounds_through=entry.sequence)
             return
-        self.table.take_distances(checked_file(log, entry))
-        self.taken(entry)
+        described = _detail(entry, path=str, digest=str)
+        path = (log.path.parent if log.path else Path()) / described["path"]
+        if not path.is_file() or _digest(path) != described["digest"]:
+            raise CorruptLog(
+                f"the distances of log entry {entry.sequence} must lie in {path} as they did; they do not. Restore it."
+            )
+        self.table.swap_distances(checked_distances(path, self.table.num_samples))
+        self.note_distances(entry)
 
-    def taken(self, entry: LogEntry) -> None:
+    def note_distances(self, entry: LogEntry) -> None:
         """Note that the distances of an entry are in use."""
         self.distances_through = entry.sequence
         self._advance(rounds_through=entry.sequence)
 
-    def count(self, index: int, ids: NDArray[np.int64]) -> None:
+    def count_draws(self, index: int, ids: NDArray[np.int64]) -> None:
         """Count the draws of the next window; CorruptLog if they are of no samples."""
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.table.num_samples:
             raise CorruptLog(f"window {index} must draw samples below {self.table.num_samples}; it does not.")
-        self.table.count(ids)
+        self.table.counts.add(ids)
         self._advance(next_window=index + 1)
 
     def follow(self, log: RunLog, *, scores_through: int | None = None, rounds_through: int | None = None) -> None:
-        """Read scores and rounds of the log, up to these positions or to its end."""
+        """Fold in scores and changes of the table from the log, up to these sequences or to its end."""
         for entry in log.table_changes(after=self.position.rounds_through):
             cut = _detail(entry, scores_through=int)["scores_through"]
             wanted = rounds_through is None or entry.sequence <= rounds_through
             if not wanted and (scores_through is None or scores_through <= cut):
                 break
-            self._merge_from(log, cut)
-            self.change(entry, log)
-        self._merge_from(log, scores_through)
+            self._follow_scores(log, cut)
+            self.apply(entry, log)
+        self._follow_scores(log, scores_through)
 
-    def _merge_from(self, log: RunLog, through: int | None) -> None:
+    def _follow_scores(self, log: RunLog, through: int | None) -> None:
         for sequence, report in log.reports(after=self.position.scores_through, through=through):
             if len(report.ids) and not 0 <= report.ids.min() <= report.ids.max() < self.table.num_samples:
                 raise CorruptLog(f"score report {sequence} must be of samples below {self.table.num_samples}.")
-            self.merge([(sequence, report)])
+            self.merge_scores([(sequence, report)])
 
     def _advance(self, **changes: int) -> None:
         self.position = replace(self.position, **changes)
 
 
-def describe_file(log: RunLog, path: str | Path) -> dict[str, Any]:
-    """What the log keeps of a file: its path, from the log's directory where it lies there, and a digest.
+def checked_distances(path: Path, num_samples: int) -> NDArray[np.float32]:
+    """Read the distances of a file of `Prototypes.save`.
+
+    Raises:
+        ValueError: if it is not such a file, or does not hold a distance for each sample.
+    """
+    size = num_distances(path)  # before memory is taken
+    if size != num_samples:
+        raise ValueError(f"{path} must hold a distance for each of the {num_samples} samples; it holds {size}.")
+    return load_distances(path, 0, num_samples)
+
+
+def describe_file(log: RunLog, path: Path) -> dict[str, Any]:
+    """Return what the log keeps of a file: a digest, and its path, relative where it lies in the log's directory.
 
     Raises:
         FileNotFoundError: if there is none.
     """
-    whole = Path(path).absolute()
+    whole = path.absolute()
     home = None if log.path is None else log.path.parent.absolute()
     inside = home is not None and whole.is_relative_to(home)
     return {"path": str(whole.relative_to(home)) if home and inside else str(whole), "digest": _digest(whole)}
 
 
-def checked_file(log: RunLog, entry: LogEntry) -> Path:
-    """The file that an entry names; CorruptLog if it is not what it was."""
-    described = _detail(entry, path=str, digest=str)
-    path = (log.path.parent if log.path else Path()) / str(described["path"])
-    if not path.is_file() or _digest(path) != described["digest"]:
-        raise CorruptLog(
-            f"the distances of log entry {entry.sequence} must lie in {path} as they did; they do not. Restore it."
-        )
-    return path
-
-
 def _detail(entry: LogEntry, **kinds: type) -> dict[str, Any]:
-    """What an entry that changes the table keeps beside its value; CorruptLog if a field is missing."""
+    """Return these fields of an entry's detail; CorruptLog if one is missing or of another type."""
     try:
         detail = json.loads(entry.detail)
         found = {name: detail[name] for name in kinds}

@@ -33,7 +33,7 @@ from scoring.log.schema import (
     window_row,
 )
 from scoring.log.snapshots import FAILPOINT
-from scoring.log.unlogged_windows import Promise
+from scoring.log.unlogged_windows import UnloggedWindows
 from scoring.records import TABLE_CHANGES, LogEntry, Window, WindowFacts
 from scoring.table.scores import ScoreReport
 
@@ -59,7 +59,7 @@ class RunLog:
         try:
             self._connection = connect(self.path, read_only=False)
             self._next_sequence = 1 + self._last_sequence()
-            self.promise = Promise(self.path and self.path.with_name(f"{self.path.name}.promise"))
+            self.unlogged = UnloggedWindows(self.path and self.path.with_name(f"{self.path.name}.promise"))
             """Windows that were handed out and are not in the log."""
         except BaseException:
             self._release()
@@ -82,7 +82,7 @@ class RunLog:
             stored = {str(name): value for name, value in connection.execute("SELECT field, value FROM meta")}
             if not stored:
                 connection.executemany("INSERT INTO meta VALUES (?, ?)", wanted.items())
-                self.promise.forget()
+                self.unlogged.clear()
                 return
         for name in sorted(wanted.keys() | stored.keys()):
             if wanted.get(name) != stored.get(name):

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scoring.errors import CorruptLog, LogInUse
+from scoring.policies import SCORE_KINDS
 from scoring.records import METRIC, SCHEDULE, LogEntry, Window, WindowFacts
-from scoring.table.scores import SCORE_KINDS, ScoreReport
+from scoring.table.scores import ScoreReport
 
 SCHEMA_VERSION = 2
 APPLICATION_ID = 0x54454D50  # "TEMP", so that `file` and we know our own

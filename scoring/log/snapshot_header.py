@@ -45,8 +45,8 @@ class Described:
     """CRC-32 of that."""
 
 
-def checked_header(text: bytes) -> tuple[Position, list[tuple[list[Described], dict[str, Any]]]]:
-    """Position, and for each id range its arrays and facts.
+def checked_header(text: bytes) -> tuple[Position, list[Described], dict[str, Any]]:
+    """Return position, arrays and facts.
 
     Raises:
         BadSnapshot: if a field is missing, of another kind, or does not go with the others.
@@ -54,16 +54,12 @@ def checked_header(text: bytes) -> tuple[Position, list[tuple[list[Described], d
     try:
         header = json.loads(text)
         position = Position(**{field.name: _count(header["position"][field.name]) for field in fields(Position)})
-        return position, [_range(part) for part in header["ranges"]]
+        facts = dict(header["facts"])
+        producers = {str(kind): [_text(name) for name in names] for kind, names in dict(facts["producers"]).items()}
+        checked = {"num_samples": _count(facts["num_samples"]), "producers": producers}
+        return position, [_array(array) for array in header["arrays"]], checked
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadSnapshot(f"its header must describe a position and arrays; it does not ({error!r})") from error
-
-
-def _range(part: dict[str, Any]) -> tuple[list[Described], dict[str, Any]]:
-    facts = part["facts"]
-    producers = {str(kind): [_text(name) for name in names] for kind, names in dict(facts.get("producers", {})).items()}
-    checked = {"first_id": _count(facts["first_id"]), "num_samples": _count(facts["num_samples"])}
-    return [_array(array) for array in part["arrays"]], {**facts, **checked, "producers": producers}
 
 
 def _array(array: dict[str, Any]) -> Described:

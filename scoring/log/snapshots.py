@@ -13,7 +13,7 @@ import os
 import struct
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -28,13 +28,13 @@ log = logging.getLogger(__name__)
 __all__ = ["BadSnapshot", "Disk", "Packed", "Position", "SnapshotStore", "read_snapshot"]
 
 Packed = tuple[dict[str, NDArray[Any]], dict[str, Any]]
-"""Arrays and facts of one id range, see `Columns.pack`."""
+"""Arrays and facts of a sample table, see `SampleTable.pack`."""
 
 FAILPOINT = "tempera.failpoint"
 """Audit event of a place that can be made to fail: nothing, unless somebody listens."""
 
 MAGIC = b"TEMPERA\n"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 PREFIX = struct.Struct("<8sIQ")
 CHECKSUM = struct.Struct("<I")
 HEADER_LIMIT = 1 << 26
@@ -81,15 +81,18 @@ class SnapshotStore:
         found = [path for path in self._directory.glob(f"{self._stem}*") if path.suffix != ".part"]
         return sorted(found, key=lambda path: path.name, reverse=True)
 
-    def save(self, position: Position, ranges: Sequence[Packed]) -> Path:
+    def save(self, position: Position, packed: Packed) -> Path:
         """Write a snapshot and delete all but the newest two."""
         target = self._directory / f"{self._stem}{position.next_window:012d}"
         aside = target.with_name(f"{target.name}.part")
-        header, arrays = _header(position, ranges)
+        columns, facts = packed
+        arrays = {name: np.ascontiguousarray(array) for name, array in columns.items()}
+        described = [_describe(name, array) for name, array in arrays.items()]
+        header = json.dumps({"position": asdict(position), "facts": facts, "arrays": described}).encode()
         with open(aside, "wb") as file:
             self._disk.write(file, PREFIX.pack(MAGIC, SCHEMA_VERSION, len(header)) + header)
             self._disk.write(file, CHECKSUM.pack(zlib.crc32(header)))
-            for array in arrays:
+            for array in arrays.values():
                 self._disk.write(file, _bytes_of(array))
             self._disk.sync(file)
         self._disk.rename(aside, target)
@@ -97,7 +100,7 @@ class SnapshotStore:
             self._disk.remove(old)
         return target
 
-    def load(self) -> tuple[Position, list[Packed]] | None:
+    def load(self) -> tuple[Position, Packed] | None:
         """The newest whole snapshot; None without one."""
         for path in self.paths():
             try:
@@ -107,7 +110,7 @@ class SnapshotStore:
         return None
 
 
-def read_snapshot(path: Path) -> tuple[Position, list[Packed]]:
+def read_snapshot(path: Path) -> tuple[Position, Packed]:
     """Read and check one file; BadSnapshot if a byte of it is wrong. Sizes are checked before memory is taken."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -122,21 +125,11 @@ def read_snapshot(path: Path) -> tuple[Position, list[Packed]]:
         header, stored = file.read(length), file.read(CHECKSUM.size)
         if len(stored) < CHECKSUM.size or CHECKSUM.unpack(stored)[0] != zlib.crc32(header):
             raise BadSnapshot("its header must match its checksum; it does not")
-        position, described = checked_header(header)
-        total = file.tell() + sum(array.num_bytes for arrays, _ in described for array in arrays)
+        position, described, facts = checked_header(header)
+        total = file.tell() + sum(array.num_bytes for array in described)
         if total != size:
             raise BadSnapshot(f"it must have {total} bytes; got {size}")
-        ranges = [({array.name: _read(file, array) for array in arrays}, facts) for arrays, facts in described]
-    return position, ranges
-
-
-def _header(position: Position, ranges: Sequence[Packed]) -> tuple[bytes, list[NDArray[Any]]]:
-    arrays = [np.ascontiguousarray(array) for columns, _ in ranges for array in columns.values()]
-    waiting = iter(arrays)
-    parts = [
-        {"facts": facts, "arrays": [_describe(name, next(waiting)) for name in columns]} for columns, facts in ranges
-    ]
-    return json.dumps({"position": asdict(position), "ranges": parts}).encode(), arrays
+        return position, ({array.name: _read(file, array) for array in described}, facts)
 
 
 def _describe(name: str, array: NDArray[Any]) -> Mapping[str, Any]:

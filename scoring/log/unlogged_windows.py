@@ -1,8 +1,8 @@
-"""Promise: how far windows were handed out while the log could not be written, kept where a full disk takes it.
+"""UnloggedWindows: how far windows were handed out while the log could not be written, kept where a full disk takes it.
 
 Its few bytes are on the disk from the start of the run and are written over in place. After a crash the log ends before
-those windows, and trainers have them: they must be drawn again as they were, so what is changed meanwhile lands after
-them, and scores that came meanwhile wait.
+those windows, and trainers have them: they must be drawn again as they were. So changes that come before that land
+after them, and scores that come before that wait.
 """
 
 from __future__ import annotations
@@ -19,32 +19,30 @@ RECORD = struct.Struct("<qqI")
 """End, scores_through, CRC-32 of both."""
 
 
-class Promise:
-    """The windows promised beyond the log; without a path it lives in memory. Not locked."""
+class UnloggedWindows:
+    """The windows handed out beyond the log; without a path they are kept in memory. Not locked."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.end = 0
-        """First window that nobody was given."""
+        """First window that no trainer was given."""
         self.scores_through = 0
         """Log sequence of the last score report that the table had when they were drawn."""
         self._path = path
         if path is not None:
             self._open(path)
 
-    def give(self, window: int, *, scores_through: int) -> None:
-        """Promise a window; a disk that takes not even this is no reason to stop drawing."""
+    def add(self, window: int, *, scores_through: int) -> None:
+        """Note a window; a disk that takes not even this is no reason to stop drawing."""
         self.end, self.scores_through = max(self.end, window + 1), scores_through
         if self._path is None:
             return
         try:
             self._write(self._path)
         except OSError as error:
-            log.warning(
-                "window %d is not promised (%s): should this process die, a change may land in it", window, error
-            )
+            log.warning("window %d is not noted (%s): should this process die, a change may land in it", window, error)
 
-    def forget(self) -> None:
-        """Promise nothing: the log is of a new run."""
+    def clear(self) -> None:
+        """Begin with no windows: the log is of a new run."""
         self.end = self.scores_through = 0
         if self._path is not None:
             self._path.unlink(missing_ok=True)

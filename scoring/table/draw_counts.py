@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scoring.draw.sampling import Int64
+Int64 = NDArray[np.int64]
 
 LOW_BITS = 16
 LOW_MASK = (1 << LOW_BITS) - 1

@@ -1,166 +1,184 @@
-"""SampleTable: all samples of a run, in one id range or in several, here or in other processes.
+"""SampleTable: all that is known about the samples of a run, and the weights made from it.
 
-Ranges are asked in parallel. A weight table is the cumulative sum of the segments' masses over all ranges, in id order;
-drawing from it gives the same samples, bit for bit, however the segments are spread, because ranges end where segments
-end. So how many ranges there are is a matter of memory, not of what is drawn.
+Columns are padded to whole blocks, so that a block is one contiguous row. A sample costs 14 bytes: distance (4), score
+and the report that holds it (8), draws (2); besides, a bit for each subset. One process holds 10^9 samples. Not locked:
+the selection's locks are held.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from itertools import count
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scoring.draw.sampling import BLOCK, SEGMENT_BLOCKS, Float64, Int64, cumulative_masses, split_points
-from scoring.policies import PolicyOptions, PolicyPlan
-from scoring.prototypes import num_distances
-from scoring.table.columns import Columns, TableFacts
-from scoring.table.scores import ScoreReport, rows_of
-from scoring.temperature import EXACT_LIMIT, DistanceProfile, checked_distance
+from scoring.policies import SCORE_KINDS, PolicyOptions, PolicyPlan
+from scoring.table.draw_counts import DrawCounts
+from scoring.table.scores import ScoreReport, ScoreTable, is_order, rows_of
+from scoring.table.weights import BLOCK, SEGMENT_BLOCKS, Blocks, Float64, Int64, Weigh, WeightKey, WeightTable
+from scoring.temperature import EXACT_LIMIT, DistanceProfile, checked_distance, distance_bins
 
-Result = TypeVar("Result")
+Float32 = NDArray[np.float32]
 
+THREADS = 2
+SELF_CHECK_BLOCKS = 8
 HIGHEST_SCORE_BITS = int(np.array(np.finfo(np.float32).max).view(np.uint32))
 
 
 class SampleTable:
-    """The columns of a run, whole."""
+    """The samples [0, num_samples)."""
 
-    def __init__(self, ranges: Sequence[Columns], *, options: PolicyOptions) -> None:
-        """Join ranges that follow each other without gaps and end at segment borders.
+    def __init__(
+        self,
+        distance: Float32 | None,
+        *,
+        num_samples: int,
+        options: PolicyOptions | None = None,
+        segment_blocks: int = SEGMENT_BLOCKS,
+    ) -> None:
+        """Begin without draws, scores and subsets.
 
-        A range is `Columns`, or something with its methods where it lives in another process.
+        Args:
+            distance: [num_samples] prototype distances, finite; None for a run without.
+            num_samples: samples, 1 or more.
+            options: constants of the policies.
+            segment_blocks: blocks whose weights are summed together; part of what decides the draws.
         """
-        self.ranges = list(ranges)
-        self._starts = np.array([part.first_id for part in self.ranges])
-        self.num_samples = sum(part.num_samples for part in self.ranges)
-        self._pool = ThreadPoolExecutor(len(self.ranges)) if len(self.ranges) > 1 else None
-        self._numbers = count(1)
-        self._facts = TableFacts(num_samples=self.num_samples, options=options)
-        self.has_distances = False
-        self._see_distances()
+        self.num_samples, self.options, self._segment_blocks = num_samples, options or PolicyOptions(), segment_blocks
+        self.num_blocks = -(-num_samples // BLOCK)
+        self.padded = self.num_blocks * BLOCK
+        self.counts = DrawCounts(num_samples)
+        self.score_tables: dict[str, ScoreTable] = {}
+        self.subsets: dict[str, NDArray[np.uint8]] = {}
+        """By kind of score, a bit for each row that the last round kept."""
+        self.distance: Float32 | None = None
+        """[padded] distances; the last one is repeated past the end."""
+        self.distance_range = (0.0, 1.0)
+        self._profiles: dict[tuple[str, ...], DistanceProfile] = {}
+        self._pool = ThreadPoolExecutor(THREADS)
+        self.swap_distances(distance)
 
-    def _see_distances(self) -> None:
-        spans = [span for span in self.each(lambda part: part.distance_range()) if span is not None]
-        self.has_distances = bool(spans)
-        if spans:
-            span = min(low for low, _ in spans), max(high for _, high in spans)
-            self._facts = replace(self._facts, distance_range=span)
+    # -- distances ----------------------------------------------------------------------------------------------------
 
-    def take_distances(self, path: Path) -> None:
-        """Use the distances of a file of `Prototypes.save` instead; each range reads its own.
+    def distances(self) -> Float32 | None:
+        """Return the distances [num_samples]; None for a run without."""
+        return None if self.distance is None else self.distance[: self.num_samples]
+
+    def swap_distances(self, distance: Float32 | None) -> Float32 | None:
+        """Use other distances, [num_samples] or [padded], and return those from before.
 
         Raises:
-            ValueError: if it does not hold a finite one for each sample; the table is as it was.
+            ValueError: if one is not finite; the table is as it was.
         """
-        size = num_distances(path)
-        if size != self.num_samples:
-            raise ValueError(
-                f"{path} must hold a distance for each of the {self.num_samples} samples; it holds {size}."
-            )
-        try:
-            self.each(lambda part: part.take_distances(str(path)))
-        except BaseException:
-            self.each(lambda part: part.undo_distances())
-            raise
-        self._see_distances()
-
-    def undo_distances(self) -> None:
-        """Use the distances from before the last `take_distances` again."""
-        self.each(lambda part: part.undo_distances())
-        self._see_distances()
-
-    def settle_distances(self) -> None:
-        """Let go of the distances from before."""
-        self.each(lambda part: part.settle_distances())
-
-    def each(self, ask: Callable[[Columns], Result]) -> list[Result]:
-        """The answers of all ranges in id order."""
-        return [ask(part) for part in self.ranges] if self._pool is None else list(self._pool.map(ask, self.ranges))
+        before = self.distance
+        if distance is None:
+            self.distance = None
+        else:
+            values = checked_distance(distance).astype(np.float32, copy=False)
+            padding = self.padded - len(values)
+            self.distance = np.pad(values, (0, padding), mode="edge") if padding else values
+            self.distance_range = float(self.distance.min()), float(self.distance.max())
+        self._profiles.clear()
+        return before
 
     def profile(self, subsets: Sequence[str] = ()) -> DistanceProfile | None:
-        """The distances of all ranges (of the samples in all these subsets), ready for solving; None without."""
-        if not self.has_distances:
-            return None
-        exact, (low, high) = self.num_samples <= EXACT_LIMIT, self._facts.distance_range
-        exact = exact or low == high
-        parts = self.each(lambda part: part.distance_bins(low, high, exact=exact, subsets=subsets))
-        if exact:
-            return DistanceProfile(np.concatenate([values for values, _ in parts]), num_draws=self.num_samples)
-        sums, counts = np.sum([part[0] for part in parts], axis=0), np.sum([part[1] for part in parts], axis=0)
-        used = counts > 0
-        return DistanceProfile(sums[used] / counts[used], counts=counts[used], num_draws=self.num_samples)
+        """Return the distances of the samples in all these subsets, ready for solving; None for a run without.
 
-    def weights(self, plan: PolicyPlan, temperature: float) -> WeightTable:
-        """Weigh every sample under a law.
+        Grouping them takes a second at 10^8 samples, so it is done once for each choice of subsets.
+        """
+        if self.distance is None:
+            return None
+        if tuple(subsets) in self._profiles:
+            return self._profiles[tuple(subsets)]
+        values = self.distance[: self.num_samples]
+        if subsets:
+            values = values[np.logical_and.reduce([self.selected(kind) for kind in subsets])]
+        low, high = self.distance_range
+        if self.num_samples <= EXACT_LIMIT or low == high:
+            profile = DistanceProfile(values.astype(np.float64), num_draws=self.num_samples)
+        else:
+            sums, counts = distance_bins(values, low, high)
+            used = counts > 0
+            profile = DistanceProfile(sums[used] / counts[used], counts=counts[used], num_draws=self.num_samples)
+        self._profiles[tuple(subsets)] = profile
+        return profile
+
+    # -- weights ------------------------------------------------------------------------------------------------------
+
+    def weigh(self, key: WeightKey, plan: PolicyPlan) -> WeightTable:
+        """Weigh every sample under a key.
 
         Raises:
-            ValueError: if the policy's weights are not finite and not negative, all zero, or look across rows.
+            ValueError: if the policy's weights are negative, not finite or all zero, or depend on other rows.
         """
-        facts = replace(self._facts, mean_score=self._mean_scores()) if plan.reads_scores else self._facts
-        number = next(self._numbers)
-        return WeightTable(self, number, self.each(lambda part: part.build(number, plan, temperature, facts)))
+        mean_scores = self._mean_scores() if plan.reads_scores else {}
 
-    def by_range(self, ids: Int64) -> list[tuple[Columns, slice | Int64]]:
-        """Where these ids live: (range, positions among the ids), ranges without any left out."""
-        if len(self.ranges) == 1:
-            return [(self.ranges[0], slice(None))]
-        home = np.searchsorted(self._starts, ids, side="right") - 1
-        return [(self.ranges[part], np.flatnonzero(home == part)) for part in np.unique(home)]
+        def weigh(blocks: Blocks) -> Float64:
+            rows = _Rows(self, blocks, key.temperature, mean_scores)
+            weights = plan.weigh(rows)
+            if weights.shape != (rows.num_rows,):
+                raise ValueError(f"a policy must return one weight a row ({rows.num_rows}); got shape {weights.shape}.")
+            if rows.touches_end and self.padded > self.num_samples:
+                weights = np.where(rows.row_numbers() < self.num_samples, weights, 0.0)
+            return weights
 
-    def count(self, ids: Int64) -> None:
-        """Count these draws."""
-        for part, rows in self.by_range(ids):
-            part.count(ids[rows])
+        if plan.has_user_code:
+            self._check_rowwise(weigh, plan.name)
+        return WeightTable(
+            key, plan, weigh, num_samples=self.num_samples, pool=self._pool, segment_blocks=self._segment_blocks
+        )
 
-    def times_drawn(self) -> NDArray[np.uint32]:
-        """[N] draws of each sample; a copy."""
-        return np.concatenate(self.each(lambda part: part.times_drawn()))
+    def _check_rowwise(self, weigh: Weigh, policy: str) -> None:
+        """Weigh some blocks together and alone: only a policy that looks at single rows gives the same."""
+        some = np.unique(np.linspace(0, self.num_blocks - 1, SELF_CHECK_BLOCKS).astype(np.int64))
+        alone = np.concatenate([weigh(some[i : i + 1]) for i in range(len(some))])
+        if not np.array_equal(weigh(some), alone, equal_nan=True):
+            raise ValueError(
+                f"policy {policy!r} must weigh each row by itself; its weights change with the rows beside it. "
+                "Use table-wide facts (num_samples, mean_score, distance_range) instead of sums over the call."
+            )
 
-    def draw_histogram(self) -> Int64:
-        """[k] samples drawn k times."""
-        parts = self.each(lambda part: part.draw_histogram())
-        total = np.zeros(max(len(part) for part in parts), np.int64)
-        for part in parts:
-            total[: len(part)] += part
-        return total
+    def _mean_scores(self) -> dict[str, float]:
+        """Return the mean score by kind, over the samples that have one; kinds with only zeros are left out."""
+        means, step = {}, self._segment_blocks * BLOCK
+        for kind, table in self.score_tables.items():
+            sums = [float(np.nansum(table.values[r : r + step], dtype=np.float64)) for r in range(0, self.padded, step)]
+            total = math.fsum(sums)
+            if total > 0.0:
+                means[kind] = total / table.scored
+        return means
 
-    def merge(self, reports: Iterable[ScoreReport]) -> None:
-        """Take the newer of these scores."""
-        for report in reports:
-            for part, rows in self.by_range(report.ids):
-                part.merge([report if len(self.ranges) == 1 else rows_of(report, rows)])
+    # -- scores and rounds --------------------------------------------------------------------------------------------
+
+    def score_table(self, kind: str) -> ScoreTable:
+        """Return the scores of one kind, one row a sample and padding; made when the kind is first used."""
+        if kind not in self.score_tables:
+            self.score_tables[kind] = ScoreTable(self.padded)
+        return self.score_tables[kind]
 
     def held(self, report: ScoreReport) -> ScoreReport:
-        """The part of a merged report that no newer one has taken the place of."""
-        holds = np.zeros(len(report.ids), np.bool_)
-        for part, rows in self.by_range(report.ids):
-            holds[rows] = part.holds(rows_of(report, rows))
-        return rows_of(report, np.flatnonzero(holds))
+        """Return the part of a merged report that no newer report has replaced."""
+        return rows_of(report, np.flatnonzero(self.score_tables[report.kind].holds(report)))
 
-    def scores(self, kind: str) -> NDArray[np.float32]:
-        """[N] scores, NaN where there is none; a copy."""
-        return np.concatenate(self.each(lambda part: part.scores(kind)))
+    def scores(self, kind: str) -> Float32:
+        """Return the scores [num_samples], NaN where there is none; a copy."""
+        table = self.score_tables.get(kind)
+        if table is None:
+            return np.full(self.num_samples, np.nan, np.float32)
+        return table.values[: self.num_samples].copy()
 
     def scored(self) -> dict[str, int]:
-        """By kind, how many samples have a score."""
-        totals: dict[str, int] = {}
-        for part in self.each(lambda part: part.scored()):
-            totals |= {kind: totals.get(kind, 0) + number for kind, number in part.items()}
-        return totals
+        """Return how many samples have a score, by kind."""
+        return {kind: table.scored for kind, table in self.score_tables.items()}
 
-    def find_round(self, kind: str, rho: float) -> tuple[int, float, int]:
-        """The border of the floor(rho * N) samples with the highest score, at ties the lower id (PASS, section 4).
+    def find_cutoff(self, kind: str, rho: float) -> dict[str, Any]:
+        """Find where the floor(rho * N) samples with the highest score end; ties go to the lower id (PASS, section 4).
 
         Returns:
-            How many are kept, the score at the border, and the last id that is kept at that score.
+            "threshold", the score at the cutoff; "last_id", the last one kept at that score; "kept", how many are kept.
 
         Raises:
             ValueError: if a sample has no score, or none would be kept.
@@ -172,123 +190,126 @@ class SampleTable:
                 f"a round needs a {kind} score for every sample, and keeps at least one; got {missing} without a score "
                 f"and floor(rho * N) = {kept}. Score the whole data first."
             )
-        bits = _last_true(lambda b: sum(self.each(lambda part: part.count_at_least(kind, _score(b)))) >= kept)
-        threshold, above = _score(bits), _score(bits + 1)
-        left = kept - sum(self.each(lambda part: part.count_at_least(kind, above)))
-        for part in self.ranges:
-            at = part.count_at_least(kind, threshold) - part.count_at_least(kind, above)
-            if left <= at:
-                return kept, threshold, part.nth_at(kind, threshold, left)
-            left -= at
-        raise AssertionError("the samples at the border lie in some range")
+        values = self.score_tables[kind].values
+        # Scores are not negative, so their bit patterns are in the order of their values: bisect over 32 bits instead
+        # of sorting N values.
+        bits = _last_true(lambda b: np.count_nonzero(values >= _score(b)) >= kept)
+        threshold, left = _score(bits), kept - int(np.count_nonzero(values >= _score(bits + 1)))
+        last_id = int(np.flatnonzero(values == threshold)[left - 1])
+        return {"threshold": float(threshold), "last_id": last_id, "kept": kept}
 
     def close_round(self, kind: str, threshold: float, last_id: int) -> None:
-        """Restrict the subset of this kind to what `find_round` found."""
-        self.each(lambda part: part.close_round(kind, threshold, last_id))
+        """Keep, in the subset of this kind, the samples above the threshold, and those at it up to `last_id`."""
+        values = self.score_tables[kind].values
+        at = (values == np.float32(threshold)) & (np.arange(self.padded) <= last_id)
+        self.subsets[kind] = np.packbits((values > np.float32(threshold)) | at)
+        self._profiles.clear()
 
     def selected(self, kind: str) -> NDArray[np.bool_]:
-        """[N] whether a sample is in the last round's subset; all are before the first."""
-        return np.concatenate(self.each(lambda part: part.selected(kind)))
+        """Return whether each sample is in the last round's subset, [num_samples]; all are before the first round."""
+        bits = self.subsets.get(kind)
+        if bits is None:
+            return np.ones(self.num_samples, np.bool_)
+        return np.unpackbits(bits, count=self.num_samples).view(np.bool_)
 
-    def distances(self) -> NDArray[np.float32] | None:
-        """[N] prototype distances; None when the run has none."""
-        parts = [part for part in self.each(lambda part: part.distances()) if part is not None]
-        return np.concatenate(parts) if parts else None
+    # -- reading and keeping ------------------------------------------------------------------------------------------
 
     def rows(self, first: int, last: int) -> dict[str, NDArray[Any]]:
-        """Columns of the samples [first, last), all of one range: times_drawn, distance, score_<kind>."""
-        ((part, _),) = self.by_range(np.array([first]))
-        return part.rows(first, last)
-
-    def bytes_kept(self) -> int:
-        """Bytes of all columns and weight tables."""
-        return sum(self.each(lambda part: part.bytes_kept()))
-
-    def _mean_scores(self) -> dict[str, float]:
-        """Mean score by kind, over the samples that have one; kinds whose scores are all zero are left out."""
-        parts, means = self.each(lambda part: part.score_sums()), {}
-        for kind, number in self.scored().items():
-            # The exact sum, so that the mean does not depend on how segments are spread over ranges.
-            total = math.fsum(segment for part in parts for segment in part.get(kind, ()))
-            if total > 0.0:
-                means[kind] = total / number
-        return means
-
-
-class WeightTable:
-    """A sample table weighed under one law: what is needed to draw from it."""
-
-    def __init__(self, table: SampleTable, number: int, masses: Sequence[Sequence[float]]) -> None:
-        """Add up the segments' masses, [ranges][segments]; ValueError if all are zero."""
-        self._table, self._number = table, number
-        self._cumulative = cumulative_masses([mass for part in masses for mass in part])
-        self._home = np.repeat(np.arange(len(masses)), [len(part) for part in masses])
-        self._first = np.cumsum([0, *(len(part) for part in masses)])
+        """Return the columns of samples [first, last): times_drawn, and where there are any distance, score_<kind>."""
+        columns: dict[str, NDArray[Any]] = {"times_drawn": self.counts.part(first, last)}
+        if self.distance is not None:
+            columns["distance"] = self.distance[first:last]
+        return columns | {f"score_{kind}": table.values[first:last] for kind, table in self.score_tables.items()}
 
     @property
-    def total(self) -> float:
-        """Sum of all weights."""
-        return float(self._cumulative[-1])
+    def nbytes(self) -> int:
+        """Bytes of all columns."""
+        columns = self.counts.nbytes + sum(bits.nbytes for bits in self.subsets.values())
+        columns += 0 if self.distance is None else self.distance.nbytes
+        return columns + sum(table.nbytes for table in self.score_tables.values())
 
-    def effective_size(self) -> float:
-        """Expected share of distinct samples in N draws from this table, summed over every sample."""
-        size, number, total = self._table.num_samples, self._number, self.total
-        parts = self._table.each(lambda part: part.expected_distinct(number, total, size))
-        return math.fsum(segment for part in parts for segment in part) / size
+    def pack(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return arrays and facts from which `unpack` restores everything but the distances."""
+        arrays = self.counts.pack() | {f"subset.{kind}": bits for kind, bits in self.subsets.items()}
+        producers = {}
+        for kind, table in self.score_tables.items():
+            order, producers[kind] = table.pack()
+            arrays |= {f"score.{kind}": table.values, f"holder.{kind}": table.holder, f"order.{kind}": order}
+        return arrays, {"num_samples": self.num_samples, "producers": producers}
 
-    def probabilities(self) -> Iterator[tuple[int, Float64]]:
-        """Probability of every sample in one draw, a segment at a time: (id of the first, their probabilities)."""
-        first = 0
-        for home, segment in zip(self._home, np.arange(len(self._home)) - self._first[self._home], strict=True):
-            weights = self._table.ranges[home].segment_weights(self._number, int(segment))
-            yield first, weights / self.total
-            first += len(weights)
+    def accepts(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> bool:
+        """Return whether these can be what `pack` gave of a table of this size; they come from a file."""
+        above = arrays.get("times_above", np.empty(0))
+        shapes = {"times": ("<u2", (self.num_samples,)), "times_above": ("<i8", (2, above.shape[-1]))}
+        for kind, producers in facts["producers"].items():
+            order, holder = arrays.get(f"order.{kind}", np.empty((0, 0))), arrays.get(f"holder.{kind}", np.empty(0))
+            shapes |= {f"score.{kind}": ("<f4", (self.padded,)), f"holder.{kind}": ("<u4", (self.padded,))}
+            shapes[f"order.{kind}"] = ("<i8", (max(1, len(order)), 3))
+            if not is_order(order, producers) or int(holder.max(initial=0)) >= len(order):
+                return False
+        shapes |= {name: ("|u1", (self.padded // 8,)) for name in arrays if name.startswith("subset.")}
+        kinds = {name.partition(".")[2] for name in shapes if "." in name}
+        found = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
+        known = facts["num_samples"] == self.num_samples and kinds <= set(SCORE_KINDS)
+        return known and found == shapes and self.counts.accepts(above)
 
-    def draw(self, uniforms: Float64) -> tuple[Int64, Float64]:
-        """One draw for each uniform in [0, 1): sample ids and their probabilities, in the order of the uniforms."""
-        order = np.argsort(uniforms)
-        requests: dict[int, list[tuple[int, Float64]]] = {}
-        for segment, points in split_points(self._cumulative, uniforms[order]):
-            home = int(self._home[segment])
-            requests.setdefault(home, []).append((segment - int(self._first[home]), points))
-
-        def ask(part: Columns) -> tuple[Int64, Float64]:
-            asked = requests.get(self._table.ranges.index(part), [])
-            return part.draw(self._number, asked) if asked else (np.empty(0, np.int64), np.empty(0))
-
-        drawn = self._table.each(ask)
-        ids, weights = np.empty(len(uniforms), np.int64), np.empty(len(uniforms))
-        ids[order] = np.concatenate([part for part, _ in drawn])
-        weights[order] = np.concatenate([part for _, part in drawn])
-        return ids, weights / self.total
-
-
-def local_ranges(
-    distance: NDArray[np.float32] | None, num_samples: int, *, ranges: int = 1, segment_blocks: int = SEGMENT_BLOCKS
-) -> list[Columns]:
-    """The samples cut into ranges of whole segments, as even as that allows; fewer where there are fewer segments."""
-    checked = None if distance is None else checked_distance(distance).astype(np.float32, copy=False)
-    return [
-        Columns(
-            None if checked is None else checked[first:last],
-            num_samples=last - first,
-            first_id=first,
-            segment_blocks=segment_blocks,
-        )
-        for first, last in range_borders(num_samples, ranges=ranges, segment_blocks=segment_blocks)
-    ]
+    def unpack(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
+        """Take over accepted arrays and facts."""
+        self.counts.unpack(arrays)
+        self.subsets = {n.removeprefix("subset."): a.copy() for n, a in arrays.items() if n.startswith("subset.")}
+        for kind, producers in facts["producers"].items():
+            table = self.score_tables[kind] = ScoreTable(self.padded)
+            table.unpack(arrays[f"score.{kind}"], arrays[f"holder.{kind}"], arrays[f"order.{kind}"], producers)
+        self._profiles.clear()
 
 
-def range_borders(num_samples: int, *, ranges: int, segment_blocks: int = SEGMENT_BLOCKS) -> list[tuple[int, int]]:
-    """First id and end of each range."""
-    segment_rows = segment_blocks * BLOCK
-    segments = -(-num_samples // segment_rows)
-    ends = [min(num_samples, (segments * part // ranges) * segment_rows) for part in range(1, ranges + 1)]
-    return [(first, last) for first, last in zip([0, *ends], ends, strict=False) if first < last]
+class _Rows:
+    """Some blocks of a table as `TableInputs`; a column is gathered when a policy asks for it."""
+
+    def __init__(
+        self, table: SampleTable, blocks: Blocks, temperature: float, mean_scores: Mapping[str, float]
+    ) -> None:
+        self._table, self._blocks, self._mean_scores, self.temperature = table, blocks, mean_scores, temperature
+        count = blocks.stop - blocks.start if isinstance(blocks, slice) else len(blocks)
+        last = blocks.stop - 1 if isinstance(blocks, slice) else blocks[-1]
+        self.touches_end = bool(last == table.num_blocks - 1)
+        self.num_rows, self.num_samples = count * BLOCK, table.num_samples
+        self.options, self.distance_range = table.options, table.distance_range
+
+    def row_numbers(self) -> Int64:
+        blocks = self._blocks
+        numbers = np.arange(blocks.start, blocks.stop) if isinstance(blocks, slice) else blocks
+        return np.asarray((numbers[:, None] * BLOCK + np.arange(BLOCK)).ravel(), dtype=np.int64)
+
+    def sample_ids(self) -> Int64:
+        return np.minimum(self.row_numbers(), self.num_samples - 1)
+
+    def distances(self) -> Float64:
+        if self._table.distance is None:
+            raise ValueError("this policy needs prototype distances; this run has none. Run `tempera score` first.")
+        return self._gather(self._table.distance)
+
+    def scores(self, kind: str) -> Float64:
+        if kind not in SCORE_KINDS:
+            raise ValueError(f"a score must be one of {', '.join(SCORE_KINDS)}; got {kind!r}.")
+        table = self._table.score_tables.get(kind)
+        return np.full(self.num_rows, np.nan) if table is None else self._gather(table.values)
+
+    def mean_score(self, kind: str) -> float:
+        return self._mean_scores.get(kind, 1.0)
+
+    def selected(self, kind: str) -> NDArray[np.bool_]:
+        bits = self._table.subsets.get(kind)
+        if bits is None:
+            return np.ones(self.num_rows, np.bool_)
+        return np.unpackbits(bits.reshape(-1, BLOCK // 8)[self._blocks].ravel()).view(np.bool_)
+
+    def _gather(self, column: Float32) -> Float64:
+        return np.asarray(column.reshape(-1, BLOCK)[self._blocks].astype(np.float64).ravel())
 
 
-def _last_true(holds: Callable[[int], bool]) -> int:
-    """Largest bit pattern of a finite score for which a condition that starts true and turns false once holds."""
+def _last_true(holds: Callable[[int], bool | np.bool_]) -> int:
+    """Return the largest bit pattern of a finite score for which a condition, true for low ones, holds."""
     low, high = 0, HIGHEST_SCORE_BITS + 1
     while high - low > 1:
         middle = (low + high) // 2
@@ -296,6 +317,5 @@ def _last_true(holds: Callable[[int], bool]) -> int:
     return low
 
 
-def _score(bits: int) -> float:
-    """The float32 of a bit pattern; scores are not negative, so patterns are in the order of values."""
-    return float(np.array(bits, np.uint32).view(np.float32))
+def _score(bits: int) -> np.float32:
+    return np.float32(np.array(bits, np.uint32).view(np.float32))

@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scoring.policies import SCORE_KINDS
+
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
-
-SCORE_KINDS = ("bss", "pass", "loss")
-"""Scores that a run may hold: the two of PASS, and a plain training loss."""
 
 REPORT_LIMIT = 1 << 24
 """Most scores of one report: 16 M."""

@@ -21,13 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scoring.config import SelectionConfig
-from scoring.draw.sampling import random_uniforms
+from scoring.draw import random_uniforms
 from scoring.log.runlog import RunLog
 from scoring.log.snapshots import SnapshotStore
-from scoring.policies import PolicyOptions, parse_policy
+from scoring.policies import parse_policy
 from scoring.selection import Selection
-from scoring.table.samples import SampleTable, local_ranges
+from scoring.table.samples import SampleTable
 from scoring.table.scores import ScoreReport
+from scoring.table.weights import WeightKey
 from tests.bench.command import run, say
 from tests.bench.selection_actors import bench_window_requests
 
@@ -110,21 +111,22 @@ def bench_selection(
 def bench_table(num_samples: int) -> dict[str, Any]:
     """Draw, weigh and solve on a table with distances, scores and draw counts for every sample."""
     distance = np.random.default_rng(0).random(num_samples, dtype=np.float32)
-    table = SampleTable(local_ranges(distance, num_samples), options=PolicyOptions())
-    table.merge(_full_reports(num_samples))
+    table = SampleTable(distance, num_samples=num_samples)
+    for report in _full_reports(num_samples):
+        table.score_table(report.kind).merge(report)
     profile, plan, uniforms = table.profile(), parse_policy("prototypical"), random_uniforms(1, 0, DRAWS)
     assert profile is not None, "this table has distances"
     draw, reweigh, solve = Timings(), Timings(), Timings()
     for repeat in range(REPEATS):
         temperature = solve.measure(profile.solve, 0.2 + repeat / 50)
-        weights = reweigh.measure(table.weights, plan, temperature)
+        weights = reweigh.measure(table.weigh, WeightKey(policy=plan.name, temperature=temperature), plan)
         ids, _ = draw.measure(weights.draw, uniforms)
-        table.count(ids)
+        table.counts.add(ids)
     return {
         "draw_window_ms": draw.median_ms,
         "reweigh_ms": reweigh.median_ms,
         "solve_ms": solve.median_ms,
-        "resident_bytes_per_sample": round(table.bytes_kept() / num_samples, 3),
+        "resident_bytes_per_sample": round((table.nbytes + weights.nbytes) / num_samples, 3),
         "draw_window_best_ms": draw.best_ms,
         "reweigh_best_ms": reweigh.best_ms,
         "solve_best_ms": solve.best_ms,

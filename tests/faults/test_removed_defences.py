@@ -85,7 +85,7 @@ def told(make: Callable[[], Selection]) -> str:
             {
                 "scoring.config.checked_effective_size": float,
                 "scoring.temperature.checked_effective_size": float,
-                "scoring.steering.checked_effective_size": float,
+                "scoring.controls.checked_effective_size": float,
             },
         ),
     ],

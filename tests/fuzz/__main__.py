@@ -24,11 +24,11 @@ from typing import Any
 WATCHED = ("loader", "scoring.log.schema", "scoring.log.runlog", "scoring.log.snapshots", "scoring.log.snapshot_header")
 WATCHED += (
     "scoring.log.history",
-    "scoring.table.columns",
+    "scoring.table.samples",
     "scoring.table.draw_counts",
-    "scoring.steering",
+    "scoring.control_state",
     "scoring.controls",
-    "scoring.log.replay",
+    "scoring.replay",
     "deploy.api.models",
     "PIL",
 )

@@ -38,7 +38,7 @@ from scoring import Control, CorruptLog, RunLog, RunMismatch, Selection, Version
 from scoring.log.runlog import read_entries
 from scoring.log.schema import SCHEMA
 from scoring.log.snapshots import CHECKSUM, MAGIC, PREFIX, SCHEMA_VERSION, BadSnapshot, read_snapshot
-from scoring.table.samples import SampleTable, local_ranges
+from scoring.table.samples import SampleTable
 from tests.scoring.configs import selection_config
 
 Target = Callable[[bytes], bool]
@@ -289,18 +289,15 @@ def snapshot(data: bytes) -> bool:
     prefix = PREFIX.pack(MAGIC, SCHEMA_VERSION, len(header)) + header + CHECKSUM.pack(zlib.crc32(header))
     path = _file("run.sqlite.snapshot-000000000003", prefix + arrays)
     try:
-        _, ranges = read_snapshot(path)
+        _, packed = read_snapshot(path)
     except BadSnapshot:
         return False
-    assert all(array.nbytes <= len(arrays) for columns, _ in ranges for array in columns.values())
-    table = SampleTable(local_ranges(DISTANCE, NUM_SAMPLES), options=CONFIG.policy_options)
-    (part,) = table.ranges
-    if len(ranges) != 1 or ranges[0][1]["num_samples"] != NUM_SAMPLES or ranges[0][1]["first_id"]:
+    assert all(array.nbytes <= len(arrays) for array in packed[0].values())
+    table = SampleTable(DISTANCE, num_samples=NUM_SAMPLES, options=CONFIG.policy_options)
+    if not table.accepts(*packed):
         return False
-    if not part.accepts(*ranges[0]):
-        return False
-    part.unpack(*ranges[0])
-    assert len(table.times_drawn()) == NUM_SAMPLES
+    table.unpack(*packed)
+    assert len(table.counts.part(0, NUM_SAMPLES)) == NUM_SAMPLES
     table.scored()
     return True
 
@@ -309,10 +306,9 @@ def right_checksums(header: bytes, arrays: bytes) -> tuple[bytes, bytes]:
     """The header with the CRC-32 of each array that it describes, where it is one that can be read."""
     try:
         described, at = json.loads(header), 0
-        for part in described["ranges"]:
-            for array in part["arrays"]:
-                array["crc32"] = zlib.crc32(arrays[at : at + array["bytes"]])
-                at += array["bytes"]
+        for array in described["arrays"]:
+            array["crc32"] = zlib.crc32(arrays[at : at + array["bytes"]])
+            at += array["bytes"]
         return json.dumps(described).encode(), arrays
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return header, arrays

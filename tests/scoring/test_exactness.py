@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scoring.draw.permutation import permuted_ids
-from scoring.draw.sampling import random_uniforms
-from scoring.policies import PolicyOptions, PolicyPlan, parse_policy
-from scoring.table.samples import SampleTable, local_ranges
+from scoring.draw import permuted_ids, random_uniforms
+from scoring.policies import PolicyPlan, parse_policy
+from scoring.table.samples import SampleTable
+from scoring.table.weights import WeightKey
 from scoring.temperature import expected_distinct
 
 ALPHA = 1e-6
@@ -75,11 +75,11 @@ def faults(ids, probability):
     return [name for name, p_value in p_values.items() if p_value < ALPHA]
 
 
-def drawn(weights, uniforms, **layout):
+def drawn(weights, uniforms, **segments):
     """What the real sampler draws from given weights."""
     plan = PolicyPlan(name="given", factors=("given",), functions=(lambda rows: weights[rows.sample_ids()],))
-    table = SampleTable(local_ranges(None, len(weights), **layout), options=PolicyOptions())
-    return table.weights(plan, 1.0).draw(uniforms)[0]
+    table = SampleTable(None, num_samples=len(weights), **segments)
+    return table.weigh(WeightKey(policy="given", temperature=1.0), plan).draw(uniforms)[0]
 
 
 def softmax(num_samples, temperature=0.1, seed=0):
@@ -103,8 +103,10 @@ def test_more_samples_than_float32_can_count_are_all_reachable():
     num_samples = 2**24 + 1
     rng = np.random.default_rng(0)
     distance = rng.random(num_samples, dtype=np.float32)
-    table = SampleTable(local_ranges(distance, num_samples), options=PolicyOptions())
-    ids, drawn_probability = table.weights(parse_policy("prototypical"), 0.3).draw(random_uniforms(11, 1, DRAWS))
+    weights = SampleTable(distance, num_samples=num_samples).weigh(
+        WeightKey(policy="prototypical", temperature=0.3), parse_policy("prototypical")
+    )
+    ids, drawn_probability = weights.draw(random_uniforms(11, 1, DRAWS))
     probability = np.exp((distance.min() - distance.astype(np.float64)) / 0.3)
     probability /= probability.sum()
     np.testing.assert_allclose(drawn_probability, probability[ids], rtol=1e-9)
@@ -115,10 +117,9 @@ def test_more_samples_than_float32_can_count_are_all_reachable():
     assert (ids > 2**24 - 2**20).any()
 
 
-@pytest.mark.parametrize("ranges", [1, 4])
-def test_one_and_four_ranges_draw_from_the_same_distribution(ranges):
+def test_many_segments_draw_from_the_same_distribution():
     weights = softmax(50_000)
-    ids = drawn(weights, random_uniforms(12, ranges, DRAWS), ranges=ranges, segment_blocks=16)
+    ids = drawn(weights, random_uniforms(12, 4, DRAWS), segment_blocks=16)
     assert faults(ids, weights / weights.sum()) == []
 
 
@@ -236,8 +237,8 @@ def last_block_lost(distance, temperature, uniforms):
     return drawn(law(distance, temperature)[:whole], uniforms)
 
 
-def ranges_of_equal_share(distance, temperature, uniforms):
-    """Four ranges each draw a quarter, instead of a share by their masses."""
+def segments_of_equal_share(distance, temperature, uniforms):
+    """Four segments each draw a quarter, instead of a share by their masses."""
     weights, quarter = law(distance, temperature), len(distance) // 4
     parts = [slice(k * quarter, len(distance) if k == 3 else (k + 1) * quarter) for k in range(4)]
     return np.concatenate([drawn(weights[part], uniforms[k::4]) + part.start for k, part in enumerate(parts)])
@@ -263,12 +264,12 @@ MUTANTS = {
     stale_normaliser: "chi-square",
     stale_block: "chi-square by id",
     last_block_lost: "chi-square",
-    ranges_of_equal_share: "chi-square by id",
+    segments_of_equal_share: "chi-square by id",
     modulo_bias: "chi-square by id",
 }
 """The wrong samplers, and the test that must catch each."""
 
-SORTED = (float32_sums, stale_block, ranges_of_equal_share)
+SORTED = (float32_sums, stale_block, segments_of_equal_share)
 
 
 def case(sampler):

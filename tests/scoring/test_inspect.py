@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from scoring import Selection, export_table, sampling_probabilities, table_summary
+from scoring import Selection, sampling_probabilities
 from tests.scoring.configs import selection_config
 
 N = 1000
@@ -26,7 +26,7 @@ def law_of(selection):
 
 def test_summary_is_what_the_law_says(selection):
     distance, law = law_of(selection)
-    summary = table_summary(selection, top=5)
+    summary = selection.view("summary", top=5)
     assert summary["effective_sample_size"] == pytest.approx(1 / (law**2).sum())
     assert summary["entropy"] == pytest.approx(-(law * np.log(law)).sum())
     expected = np.argsort(-law, kind="stable")[:5]
@@ -44,7 +44,7 @@ def test_summary_is_what_the_law_says(selection):
 
 def test_uniform_law_has_all_samples_effective():
     chosen = Selection(None, selection_config(seed=1, global_batch=5, policy="uniform_replacement", num_samples=70))
-    summary = table_summary(chosen, top=3)
+    summary = chosen.view("summary", top=3)
     assert summary["effective_sample_size"] == pytest.approx(70)
     assert summary["entropy"] == pytest.approx(np.log(70))
     assert [row["sample_id"] for row in summary["top"]] == [0, 1, 2]
@@ -53,7 +53,7 @@ def test_uniform_law_has_all_samples_effective():
 
 def test_export_holds_every_sample(selection, tmp_path):
     distance, law = law_of(selection)
-    assert export_table(selection, tmp_path / "table.parquet") == N
+    assert selection.view("export", path=tmp_path / "table.parquet") == {"rows": N}
     table = pq.read_table(tmp_path / "table.parquet")
     assert table.column_names == ["sample_id", "probability", "distance", "times_drawn", "score_loss"]
     np.testing.assert_array_equal(table["sample_id"], np.arange(N))
@@ -66,4 +66,4 @@ def test_export_holds_every_sample(selection, tmp_path):
 
 def test_bad_request_is_refused(selection):
     with pytest.raises(ValueError, match="top must be 1"):
-        table_summary(selection, top=0)
+        selection.view("summary", top=0)

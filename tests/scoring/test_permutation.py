@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from scoring.draw.permutation import feistel, permuted_ids
-from scoring.draw.sampling import Stream, random_words
+from scoring.draw import Stream, feistel, permuted_ids, random_words
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 3, 7, 64, 1000, 4097])

@@ -44,7 +44,9 @@ def selection(policy="prototypical", distance=None, **changes):
 
 def law_of(chosen):
     """Probability of every sample under the law in force."""
-    return chosen.with_weights(lambda table, weighed: np.concatenate([p for _, p in weighed.weights.probabilities()]))
+    chosen.settle()
+    weights = chosen._controls.weigh(chosen._controls.latest_key())
+    return np.concatenate([probability for _, probability in weights.probabilities()])
 
 
 def report(chosen, values, kind="loss", **changes):
@@ -219,7 +221,7 @@ def test_bad_options_are_refused(changes, message):
         PolicyOptions(**changes)
 
 
-def test_log_keeps_the_border_of_a_round(tmp_path):
+def test_log_keeps_the_cutoff_of_a_round(tmp_path):
     log = RunLog(tmp_path / "run.sqlite")
     config = selection_config(seed=1, global_batch=8, policy="bss", num_samples=10)
     chosen = Selection(None, config, runlog=log)

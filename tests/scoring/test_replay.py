@@ -3,7 +3,7 @@ import pytest
 
 from scoring import AdaptiveGrowth, Control, Event, RunLog, Selection, replay_run
 from scoring.errors import CorruptLog
-from scoring.log.replay import redraw
+from scoring.replay import redraw
 from tests.scoring.configs import selection_config
 
 N = 400

@@ -1,18 +1,18 @@
 import numpy as np
 import pytest
 
-from scoring.draw.sampling import random_uniforms
-from scoring.policies import PolicyOptions, PolicyPlan, parse_policy
-from scoring.table.columns import Columns
-from scoring.table.samples import SampleTable, local_ranges, range_borders
+from scoring.draw import random_uniforms
+from scoring.policies import PolicyPlan, parse_policy
+from scoring.table.samples import SampleTable
+from scoring.table.scores import ScoreReport
+from scoring.table.weights import WeightKey
 
 
-def table_of(weights, *, ranges=1, segment_blocks=4):
-    """A sample table whose weights are given."""
-    parts = local_ranges(None, len(weights), ranges=ranges, segment_blocks=segment_blocks)
+def table_of(weights, *, segment_blocks=4):
+    """A weight table of given weights."""
     plan = PolicyPlan(name="given", factors=("given",), functions=(lambda rows: weights[rows.sample_ids()],))
-    table = SampleTable(parts, options=PolicyOptions())
-    return table, table.weights(plan, 1.0)
+    table = SampleTable(None, num_samples=len(weights), segment_blocks=segment_blocks)
+    return table.weigh(WeightKey(policy="given", temperature=1.0), plan)
 
 
 def some_weights(num_samples):
@@ -27,32 +27,17 @@ def some_weights(num_samples):
 def test_draw_equals_a_plain_cumulative_sum(num_samples):
     weights = some_weights(num_samples)
     uniforms = random_uniforms(1, 2, 20_000)
-    ids, probability = table_of(weights)[1].draw(uniforms)
+    ids, probability = table_of(weights).draw(uniforms)
     expected = np.searchsorted(np.cumsum(weights), uniforms * weights.sum(), side="right")
     np.testing.assert_array_equal(ids, expected)
     np.testing.assert_allclose(probability, weights[ids] / weights.sum(), rtol=1e-12)
-
-
-@pytest.mark.parametrize("num_samples", [1, 255, 256, 257, 5000])
-@pytest.mark.parametrize("ranges", [2, 3, 4, 7])
-def test_ranges_draw_the_same_samples_bit_for_bit(num_samples, ranges):
-    weights, uniforms = some_weights(num_samples), random_uniforms(1, 2, 5_000)
-    whole = table_of(weights)[1].draw(uniforms)
-    parts = table_of(weights, ranges=ranges)[1].draw(uniforms)
-    np.testing.assert_array_equal(parts[0], whole[0])
-    np.testing.assert_array_equal(parts[1], whole[1])
-
-
-def test_range_borders_cover_everything_and_end_with_segments():
-    assert range_borders(1000, ranges=3, segment_blocks=4) == [(0, 256), (256, 512), (512, 1000)]
-    assert range_borders(10, ranges=4, segment_blocks=4) == [(0, 10)]
 
 
 def test_extreme_uniforms_never_reach_a_weightless_sample():
     weights = np.zeros(1000)
     weights[[70, 500]] = [1e-300, 3.0]
     uniforms = np.array([0.0, np.nextafter(0, 1), 0.5, 1 - 2.0**-53])
-    ids, _ = table_of(weights)[1].draw(uniforms)
+    ids, _ = table_of(weights).draw(uniforms)
     assert set(ids) <= {70, 500}
     assert ids[-1] == 500
 
@@ -79,17 +64,16 @@ def test_all_zero_weights_are_refused():
 def test_effective_size_of_a_table_is_that_of_its_law():
     weights = np.array([4.0, 3.0, 2.0, 1.0])
     expected = (1 - (1 - weights / 10) ** 4).mean()
-    assert table_of(weights)[1].effective_size() == pytest.approx(expected, rel=1e-14)
+    assert table_of(weights).effective_size == pytest.approx(expected, rel=1e-14)
 
 
 def test_table_keeps_fourteen_bytes_a_sample_and_the_block_sums():
     num_samples = 1 << 16
-    part = Columns(np.zeros(num_samples, np.float32), num_samples=num_samples)
-    table = SampleTable([part], options=PolicyOptions())
-    table.weights(parse_policy("prototypical"), 0.1)
-    from scoring.table.scores import ScoreReport
-
-    ids = np.arange(10)
-    report = ScoreReport(ids=ids, values=np.ones(10, np.float32), kind="loss", step=0, producer="a", sequence=0)
-    table.merge([report])
-    assert table.bytes_kept() / num_samples == pytest.approx(14.125, abs=0.01)  # 4 + 4 + 4 + 2, and 8 for 64
+    table = SampleTable(np.zeros(num_samples, np.float32), num_samples=num_samples)
+    weights = table.weigh(WeightKey(policy="prototypical", temperature=0.1), parse_policy("prototypical"))
+    report = ScoreReport(
+        ids=np.arange(10), values=np.ones(10, np.float32), kind="loss", step=0, producer="a", sequence=0
+    )
+    table.score_table("loss").merge(report)
+    assert table.nbytes / num_samples == pytest.approx(14, abs=0.01)  # 4 + 4 + 4 + 2
+    assert weights.nbytes / num_samples == 8 / 64

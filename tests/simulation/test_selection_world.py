@@ -278,11 +278,11 @@ class SelectionWorld(RuleBasedStateMachine):
             assert (entry.version, entry.window, entry.kind, entry.value) == (
                 reply.version, reply.window, control.kind, control.value,
             )  # fmt: skip
-        assert max(self.selection.next_window, self.faults.log.promise.end) >= len(self.known.windows)
+        assert max(self.selection.next_window, self.faults.log.unlogged.end) >= len(self.known.windows)
 
     def check_everything(self):
         """Windows, scores, and that the log alone gives them again; dear, so once a life."""
-        newest = max(self.faults.log.promise.end - 1, *self.known.windows, -1)
+        newest = max(self.faults.log.unlogged.end - 1, *self.known.windows, -1)
         if newest >= 0:
             self.trainer().window(newest)
         for index, digest in self.known.windows.items():
@@ -300,7 +300,7 @@ class SelectionWorld(RuleBasedStateMachine):
         np.testing.assert_array_equal(self.selection.scores("loss"), expected)
         for _, ids, values in self.known.reports.values():
             assert not np.isnan(self.selection.scores("loss")[ids[usable(ids, values)]]).any()
-        if self.selection._shelf.is_flushed:
+        if self.selection._windows.is_flushed:
             assert replay_run(self.faults.log, CONFIG, DISTANCE).reproduced
             self.check_values_in_force()
 
@@ -358,12 +358,12 @@ def answer_before_the_commit(self, report):
 @pytest.mark.parametrize(
     ("where", "mutant"),
     [
-        ("scoring.log.group_commit.ScoreIntake.submit", answer_before_the_commit),
+        ("scoring.log.group_commit.GroupCommit.submit", answer_before_the_commit),
         ("scoring.log.runlog.RunLog.entry_of", lambda self, request: None),
-        ("scoring.window_store.WindowShelf.flush", lambda self: self._unwritten.clear()),
-        ("scoring.log.unlogged_windows.Promise.give", lambda self, window, *, scores_through: None),
+        ("scoring.log.window_store.WindowStore.flush", lambda self: self._unwritten.clear()),
+        ("scoring.log.unlogged_windows.UnloggedWindows.add", lambda self, window, *, scores_through: None),
     ],
-    ids=["answer before the commit", "wishes applied twice", "windows not written", "windows not promised"],
+    ids=["answer before the commit", "controls applied twice", "windows not written", "unlogged windows not noted"],
 )
 def test_a_broken_selection_is_found_out(where, mutant, monkeypatch):
     """The defence removed: the world notices."""

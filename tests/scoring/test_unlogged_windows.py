@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scoring import Control, LogUnavailable, RunLog, Selection, replay_run
-from scoring.log.unlogged_windows import RECORD, Promise
+from scoring.log.unlogged_windows import RECORD, UnloggedWindows
 from tests.scoring.configs import changed, selection_config
 from trainer import ScheduledWindows
 
@@ -18,7 +18,7 @@ DISTANCE = np.random.default_rng(1).random(N).astype(np.float32)
 CONFIG = selection_config(seed=7, global_batch=8, window_steps=4, num_samples=N, start=0.3, snapshot_windows=3)
 BY_SCORES = changed(CONFIG, policy="importance")
 TOTAL = 400
-WISH = Control(kind="effective_size", value=0.5, author="ann")
+CHANGE = Control(kind="effective_size", value=0.5, author="ann")
 
 
 def trainer_of(service):
@@ -33,7 +33,7 @@ def report(service, sequence, seed=0):
 
 @contextmanager
 def full_disk(service, monkeypatch):
-    """The log takes nothing; the promise is written over in place, as on a disk that is full."""
+    """The log takes nothing; the note is written over in place, as on a disk that is full."""
 
     def refuse(windows):
         raise LogUnavailable("no space left")
@@ -68,7 +68,7 @@ def test_a_change_before_the_trainers_next_request_lands_after_the_windows_it_ha
     with again(path, config) as service:
         assert service.next_window == 4, "the log has the first four"
         report(service, 100)
-        reply = service.control(WISH if config is CONFIG else Control(kind="policy", value="bss", author="ann"))
+        reply = service.control(CHANGE if config is CONFIG else Control(kind="policy", value="bss", author="ann"))
         assert (reply.window, reply.step) == (9, 36)
         report(service, 101)
         trainer = trainer_of(service)
@@ -113,38 +113,40 @@ def test_a_change_of_the_table_waits_for_the_windows(tmp_path, monkeypatch):
         assert service.control(closing_round).window == 10
 
 
-def test_without_the_promise_a_change_lands_in_a_window_that_was_consumed(tmp_path, monkeypatch):
+def test_without_the_note_a_change_lands_in_a_window_that_was_consumed(tmp_path, monkeypatch):
     path = tmp_path / "run.sqlite"
-    monkeypatch.setattr("scoring.log.unlogged_windows.Promise.give", lambda self, window, *, scores_through: None)
+    monkeypatch.setattr(
+        "scoring.log.unlogged_windows.UnloggedWindows.add", lambda self, window, *, scores_through: None
+    )
     digests = crashed_on_a_full_disk(path, CONFIG, monkeypatch)
     with again(path, CONFIG) as service:
-        assert service.control(WISH).window == 4
+        assert service.control(CHANGE).window == 4
         trainer_of(service).window(9)
         assert service.window(4).digest != digests[4]
 
 
-def test_a_promise_is_kept_in_place_and_a_damaged_one_is_none(tmp_path, caplog):
-    path = tmp_path / "promise"
-    Promise(path).give(7, scores_through=12)
+def test_the_note_is_written_in_place_and_a_damaged_one_is_empty(tmp_path, caplog):
+    path = tmp_path / "unlogged"
+    UnloggedWindows(path).add(7, scores_through=12)
     before = path.stat()
-    kept = Promise(path)
+    kept = UnloggedWindows(path)
     assert (kept.end, kept.scores_through) == (8, 12)
-    kept.give(3, scores_through=12)
-    assert Promise(path).end == 8
+    kept.add(3, scores_through=12)
+    assert UnloggedWindows(path).end == 8
     after = path.stat()
     assert (after.st_ino, after.st_size) == (before.st_ino, RECORD.size)
     path.write_bytes(b"\xff" * RECORD.size)
-    assert (Promise(path).end, Promise(path).scores_through) == (0, 0)
+    assert (UnloggedWindows(path).end, UnloggedWindows(path).scores_through) == (0, 0)
     with caplog.at_level(logging.WARNING):
-        Promise(tmp_path / "nowhere" / "promise").give(1, scores_through=0)
+        UnloggedWindows(tmp_path / "nowhere" / "unlogged").add(1, scores_through=0)
     assert "a change may land in it" in caplog.text
 
 
-def test_a_new_run_in_an_old_folder_has_promised_nothing(tmp_path, monkeypatch):
+def test_a_new_run_in_an_old_folder_has_no_unlogged_windows(tmp_path, monkeypatch):
     path = tmp_path / "run.sqlite"
     crashed_on_a_full_disk(path, CONFIG, monkeypatch)
     for file in tmp_path.glob("run.sqlite*"):
         if file.suffix != ".promise":
             file.unlink()
     with again(path, CONFIG) as service:
-        assert service.control(WISH).window == 0
+        assert service.control(CHANGE).window == 0

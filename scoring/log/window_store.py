@@ -1,7 +1,7 @@
-"""WindowShelf: windows that were handed out: the last few in memory, all in the log, old ones drawn again.
+"""WindowStore: windows that were handed out: the last few in memory, all in the log, old ones drawn again.
 
 While the log cannot be written, windows are handed out all the same. That is sound because nothing else is acknowledged
-in the meantime, and because the log's promise keeps later changes out of them: after a crash the same requests draw the
+in the meantime, and because UnloggedWindows keeps later changes out of them: after a crash the same requests draw the
 same windows again.
 """
 
@@ -22,8 +22,8 @@ UNWRITTEN_LIMIT = 64
 """Windows handed out while the log cannot be written, after which requests fail too."""
 
 
-class WindowShelf:
-    """The windows of a run that exist. Not locked: Selection's lock is."""
+class WindowStore:
+    """The windows of a run that were drawn. Not locked: the selection's state lock is held."""
 
     def __init__(self, runlog: RunLog, *, redraw: Callable[[int], Window]) -> None:
         self._log, self._redraw = runlog, redraw
@@ -35,28 +35,28 @@ class WindowShelf:
 
     @property
     def next_window(self) -> int:
-        """The first window that does not exist yet."""
+        """The first window that is not drawn yet."""
         return 0 if self.last is None else self.last.index + 1
 
     def recent(self, index: int) -> Window | None:
-        """A window that is in memory."""
+        """Return a window that is in memory."""
         return self._recent.get(index)
 
     def load(self, index: int) -> Window:
-        """A window of the log, drawn again if its draws are not kept."""
+        """Return a window of the log, drawn again if its draws are not kept."""
         return self._log.window(index) or self._redraw(index)
 
-    def write(self, facts: WindowFacts, window: Window, entries: list[LogEntry], *, scores_through: int) -> None:
-        """Commit a window, and those that could not be written before it, or else promise it.
+    def add(self, facts: WindowFacts, window: Window, entries: list[LogEntry], *, scores_through: int) -> None:
+        """Commit the next window and those that could not be written before it; if the disk is full, only note it.
 
         Args:
             facts: the window's.
             window: the window.
-            entries: what came with its request.
+            entries: log entries that came with its request.
             scores_through: log sequence of the last score report that the table has.
 
         Raises:
-            LogUnavailable: if the log could not be written for very long.
+            LogUnavailable: if the log could not be written for very long; the window was not added.
         """
         self._unwritten.append((facts, window, entries))
         try:
@@ -65,11 +65,15 @@ class WindowShelf:
             if len(self._unwritten) > UNWRITTEN_LIMIT:
                 self._unwritten.pop()
                 raise
-            self._log.promise.give(facts.index, scores_through=scores_through)
+            self._log.unlogged.add(facts.index, scores_through=scores_through)
             log.warning("window %d is handed out unwritten; no change is accepted until the log is", facts.index)
+        self.last = facts
+        self._recent[facts.index] = window
+        while len(self._recent) > RECENT_WINDOWS + len(self._unwritten):
+            self._recent.popitem(last=False)
 
     def flush(self) -> None:
-        """Bring what was handed out into the log; LogUnavailable if that fails."""
+        """Write the windows that are not in the log; LogUnavailable if that fails."""
         if self._unwritten:
             self._log.append_windows(self._unwritten)
             self._unwritten = []
@@ -78,10 +82,3 @@ class WindowShelf:
     def is_flushed(self) -> bool:
         """Whether the log has every window."""
         return not self._unwritten
-
-    def keep(self, facts: WindowFacts, window: Window) -> None:
-        """Remember the newest window."""
-        self.last = facts
-        self._recent[facts.index] = window
-        while len(self._recent) > RECENT_WINDOWS + len(self._unwritten):
-            self._recent.popitem(last=False)

@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scoring.config import SelectionConfig
-from scoring.controls import ControlState, Resolved, Resolver
-from scoring.draw.drawing import Law, Weighed, draw_window
+from scoring.control_state import ControlState
+from scoring.draw import draw_window
 from scoring.errors import CorruptLog
 from scoring.log.history import History
 from scoring.log.runlog import RunLog
+from scoring.policies import parse_policy
 from scoring.records import Window, WindowFacts
-from scoring.table.samples import SampleTable, local_ranges
+from scoring.table.samples import SampleTable
+from scoring.table.weights import WeightKey
 
 TEMPERATURE_TOLERANCE = 1e-9
 """Relative; processors differ in the last digits of exp and log."""
@@ -58,7 +60,7 @@ def replay_run(
         progress: called with (done, total).
 
     Returns:
-        What differs, window by window.
+        The differences, window by window.
 
     Raises:
         CorruptLog: if a row of the log is damaged.
@@ -71,7 +73,7 @@ def replay_run(
         if again.digest != digest:
             different.append(f"window {facts.index}: digest {digest} in the log, {again.digest} drawn again")
         elif kept is not None and not np.allclose(kept.probability, again.probability, rtol=1e-9, atol=0.0):
-            different.append(f"window {facts.index}: its probabilities are not those of its law")
+            different.append(f"window {facts.index}: its probabilities are not those of its weights")
         if not math.isclose(facts.temperature, expected, rel_tol=TEMPERATURE_TOLERANCE):
             different.append(
                 f"window {facts.index}: temperature {facts.temperature}; the controls in the log give {expected}"
@@ -101,26 +103,16 @@ def _redrawn(
     distance: NDArray[np.float32] | None,
     stored: list[tuple[WindowFacts, str]],
 ) -> Iterator[tuple[Window, float]]:
-    """Each window drawn again, with the temperature that the controls in the log give for it."""
-    num_samples = config.num_samples if distance is None else len(distance)
-    history = History(SampleTable(local_ranges(distance, num_samples), options=config.policy_options))
-    resolver = Resolver(history.table, config)
-    entries = sorted(log.entries(), key=lambda entry: entry.window)  # one that waited stands before others' windows
-    controls, folded, weighed = ControlState.initial(config), 0, None
+    """Yield each window drawn again, with the temperature that the controls in the log give for it."""
+    size, user_policies = config.size_of(distance), config.curriculum.user_policies
+    history = History(SampleTable(distance, num_samples=size, options=config.policy_options))
+    # A change that waited for its window stands in the log before others that landed earlier: order by window.
+    entries = sorted(log.entries(), key=lambda entry: entry.window)
+    state, folded = ControlState.initial(config), 0
     for facts, _ in stored:
-        if facts.rounds_through > history.position.rounds_through:
-            resolver.forget()
         history.follow(log, scores_through=facts.scores_through, rounds_through=facts.rounds_through)
         due = [entry for entry in entries[folded:] if entry.window <= facts.index]
-        controls, folded = controls.after_all(due), folded + len(due)
-        expected = resolver.resolve(controls).temperature
-        law = Law.of_window(facts)
-        if weighed is None or weighed.law != law:
-            resolved = Resolved(
-                plan=resolver.plan(law.policy), temperature=law.temperature, effective_size=facts.effective_size
-            )
-            weighed = Weighed.build(history.table, resolved, law)
-        yield (
-            draw_window(config, weighed, num_samples=num_samples, index=facts.index, version=facts.version)[1],
-            expected,
-        )
+        state, folded = state.after_all(due), folded + len(due)
+        expected = state.resolve(history.table, user_policies).temperature
+        weights = history.weigh(WeightKey.of_window(facts), parse_policy(facts.policy, user_policies))
+        yield draw_window(config, weights, index=facts.index, version=facts.version)[1], expected

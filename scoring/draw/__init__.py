@@ -1,1 +1,0 @@
-"""From weights and a seed to sample ids: exact, counted, the same everywhere."""
