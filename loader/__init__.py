@@ -7,7 +7,7 @@ In any PyTorch loop, over stock tars and with a weight for every image:
     index = build_index(["data/shard-000000.tar"], "data/index.parquet")
     config = StreamConfig(seed=0, global_batch=256, total_steps=1000, transform=Transform(size=224))
     windows = WeightedWindows(np.ones(len(index)), config)
-    loaders = LocalLoaders([LoaderWorker(LoaderConfig(index="data/index.parquet", threads=2))])
+    loaders = LocalLoaders([LoaderWorker("data/index.parquet", LoaderConfig(threads=2))])
     stream = BatchStream(windows, loaders, config)
     if saved is not None:
         stream.load_state_dict(saved)
@@ -24,7 +24,7 @@ a second, and hold 200 MB less.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from loader.config import LoaderConfig, StreamConfig, Transform
+from loader.config import LoaderConfig, StreamConfig, Transform, evaluation_transform
 from loader.errors import (
     BadSampleError,
     BadShardError,
@@ -37,7 +37,7 @@ from loader.errors import (
     TooManyBadSamplesError,
 )
 from loader.fleet.scaling import ScalePolicy
-from loader.fleet.spec import LoaderKind
+from loader.fleet.spec import FleetConfig, LoaderSpec
 from loader.shards.index import ShardIndex
 from loader.shards.index_builder import build_index
 from loader.shards.parallel import in_processes
@@ -73,13 +73,14 @@ __all__ = [
     "BatchSpec",
     "BatchStream",
     "FixedWindows",
+    "FleetConfig",
     "ImageSample",
     "ImageSource",
     "LoaderConfig",
     "LoaderError",
-    "LoaderKind",
     "LoaderLost",
     "LoaderPool",
+    "LoaderSpec",
     "LoaderWorker",
     "LocalLoaders",
     "MissingIndexError",
@@ -101,6 +102,7 @@ __all__ = [
     "build_shards",
     "class_folders",
     "digits",
+    "evaluation_transform",
     "in_processes",
     "list_folder",
     "list_parquet",

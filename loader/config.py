@@ -54,12 +54,19 @@ class Transform:
         )
 
 
+def evaluation_transform(size: int) -> Transform:
+    """Return the deterministic crop of features and evaluation: short side 256/224 of the size, the middle cut out.
+
+    Below 64 pixels the short side is the size itself: cutting would lose too much of such small images.
+    """
+    short_side = max(size, round(size * 256 / 224)) if size >= 64 else size
+    return Transform(kind="center_crop", size=size, short_side=short_side, flip=False)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoaderConfig:
-    """What one loader needs to turn sample ids into pixels."""
+    """Knobs of one loader, which turns sample ids into pixels."""
 
-    index: str
-    """Path of the sample index (Parquet)."""
     threads: int = 1
     """Threads that read and decode."""
     cache_bytes: int = 0
@@ -83,7 +90,6 @@ class LoaderConfig:
     """Largest image that is decoded, in pixels. Larger ones are bad samples: they are refused from their header."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.index), "index must name a sample index; build one with `tempera shards index`")
         _require(self.threads >= 1, f"threads must be at least 1; got {self.threads}")
         _require(self.cache_bytes >= 0, f"cache_bytes must not be negative; got {self.cache_bytes}")
         _require(self.decoder in ("cpu", "dali"), f"decoder must be cpu or dali; got {self.decoder!r}")

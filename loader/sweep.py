@@ -10,34 +10,23 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from loader.batch import BatchSpec
 from loader.batches.windows import FixedWindows
-from loader.config import LoaderConfig, StreamConfig, Transform
+from loader.config import LoaderConfig, StreamConfig, Transform, evaluation_transform
 from loader.pool import LoaderPool
 from loader.shards.index import ShardIndex
 from loader.stream import BatchStream
 from loader.worker import LoaderWorker
 
-if TYPE_CHECKING:
-    from torch import Tensor
+__all__ = ["SWEEP_IMAGES", "each_once", "evaluation_transform", "sweep"]
 
 SWEEP_IMAGES = 256
 """Images decoded at once."""
-
-
-def evaluation_transform(size: int) -> Transform:
-    """Return the crop of features and evaluations: short side to 256/224 of the size, then the middle.
-
-    Args:
-        size: side of the output, in pixels; below 64 the short side is resized to the size itself.
-    """
-    short_side = max(size, round(size * 256 / 224)) if size >= 64 else size
-    return Transform(kind="center_crop", size=size, short_side=short_side, flip=False)
 
 
 def sweep(
@@ -55,7 +44,7 @@ def sweep(
     """
     index = ShardIndex.load(index_path)
     wanted = np.arange(len(index)) if ids is None else ids
-    worker = LoaderWorker(LoaderConfig(index=str(index_path), threads=len(os.sched_getaffinity(0))))
+    worker = LoaderWorker(index_path, LoaderConfig(threads=len(os.sched_getaffinity(0))))
     for start in range(0, len(wanted), SWEEP_IMAGES):
         part = wanted[start : start + SWEEP_IMAGES]
         pixels = worker.load(BatchSpec(sample_ids=part, draws=part, seed=0, transform=transform))

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Final, Self
 
 import numpy as np
@@ -49,9 +50,9 @@ FAILPOINT = "tempera.failpoint"
 class LoaderWorker:
     """Loads the pixels of specs from the shards of one index."""
 
-    def __init__(self, config: LoaderConfig) -> None:
+    def __init__(self, index: str | Path, config: LoaderConfig) -> None:
         self.config = config
-        self.index = ShardIndex.load(config.index)
+        self.index = ShardIndex.load(index)
         self._reader = self.index.reader(allow_hosts=config.allow_hosts)
         self._fetcher: Fetcher | None = None
         if self.index.remote:

@@ -54,7 +54,7 @@ class Samples:
 
     @functools.cached_property
     def _worker(self) -> LoaderWorker:
-        return LoaderWorker(LoaderConfig(index=self._config.data.index, threads=1))
+        return LoaderWorker(self._config.data.index, LoaderConfig(threads=1))
 
     def describe(self, sample: dict[str, Any]) -> dict[str, Any]:
         """A sample's figures with its key, label and cluster."""

@@ -62,11 +62,10 @@ def plan_answer(config: RunConfig, **more: Any) -> Answer:
         config: the run.
         more: facts to add to the plan.
     """
-    from deploy.launch.launch import loader_config
     from deploy.launch.plan import make_plan, plan_view
 
     with working("measuring this machine for a few seconds"):
-        plan = make_plan(config, loader_config(config)) | more
+        plan = make_plan(config) | more
     return Answer(data=plan, view=plan_view(plan))
 
 

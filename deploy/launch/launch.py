@@ -33,7 +33,7 @@ from deploy.observe.run import observed
 from deploy.runs.config import RunConfig, load_config, save_config
 from deploy.runs.curriculum import prototype_distances, selection_config
 from deploy.runs.rundir import Endpoint, RunDir, RunError
-from loader import LoaderConfig, LoaderPool, LoaderWorker, LocalLoaders, ShardIndex
+from loader import LoaderPool, LoaderWorker, LocalLoaders, ShardIndex
 from scoring import RunLog, Selection, SelectionConfig
 from trainer import SingleProcess, TrainResult, train
 
@@ -92,7 +92,8 @@ def launch_in_process(config: RunConfig, run: RunDir, *, should_stop: Callable[[
         RunError: the directory holds another run.
     """
     selection_part = _prepare(config, run)
-    workers = [LoaderWorker(loader_config(config)) for _ in range(config.fleet.loaders)]
+    loader = config.fleet.specs(config.loader)[-1].config  # the last spec is the one without a number
+    workers = [LoaderWorker(config.data.index, loader) for _ in range(config.fleet.loaders)]
     with ExitStack() as stack:
         stack.enter_context(observed(config, run))
         runlog = stack.enter_context(closing(RunLog(run.log)))
@@ -123,7 +124,7 @@ def _prepare(config: RunConfig, run: RunDir) -> SelectionConfig:
         LoaderError: the index is missing, stale or not an index.
     """
     index = ShardIndex.load(config.data.index)
-    index.verify(allow_hosts=config.fleet.allow_hosts)
+    index.verify(allow_hosts=config.loader.allow_hosts)
     if run.config.is_file():
         held = load_config(run.config)
         if json.dumps(asdict(held)) != json.dumps(asdict(config)):
@@ -149,7 +150,8 @@ def _actors(
         name=endpoint.selection,
     )
     fleet = start_fleet(
-        config.fleet.kinds(loader_config(config)),
+        Path(config.data.index).resolve(),
+        config.fleet.specs(config.loader),
         size=config.fleet.loaders,
         name=endpoint.fleet,
         policy=config.fleet.policy,
@@ -221,18 +223,3 @@ def _reach_loaders(endpoint: Endpoint) -> LoaderPool:
     from loader.fleet.actors import connect_fleet
 
     return RayLoaders(connect_fleet(endpoint.fleet))
-
-
-def loader_config(config: RunConfig) -> LoaderConfig:
-    """What each of the run's loaders is given."""
-    fleet = config.fleet
-    return LoaderConfig(
-        index=str(Path(config.data.index).resolve()),
-        threads=fleet.threads,
-        cache_bytes=fleet.cache_bytes,
-        decoder="cpu" if fleet.decoder == "mixed" else fleet.decoder,
-        device_id=0 if fleet.decoder == "dali" and fleet.gpus_per_loader else None,
-        allow_hosts=fleet.allow_hosts,
-        disk_cache=fleet.disk_cache,
-        disk_cache_bytes=fleet.disk_cache_bytes,
-    )

@@ -12,7 +12,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from deploy.runs.config import RunConfig
-from loader import BatchSpec, LoaderConfig, LoaderWorker
+from loader import BatchSpec, LoaderWorker
 from trainer import METHODS, TrainConfig
 from trainer.loop import build_state
 from trainer.ranks.context import SingleProcess, pick_device
@@ -47,15 +47,14 @@ def count_parameters(config: TrainConfig) -> int:
     return sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
 
 
-def probe_loader(config: LoaderConfig, run: RunConfig, *, num_samples: int) -> float:
+def probe_loader(run: RunConfig, *, num_samples: int) -> float:
     """Images per second of one loader without its cache, on evenly chosen samples.
 
     Args:
-        config: of the loader.
-        run: whose crops are made.
+        run: whose loader and crops are measured.
         num_samples: of the index.
     """
-    worker = LoaderWorker(replace(config, cache_bytes=0))
+    worker = LoaderWorker(run.data.index, replace(run.fleet.specs(run.loader)[-1].config, cache_bytes=0))
     done = 0
 
     def load() -> int:

@@ -15,7 +15,7 @@ from rich.console import Group, RenderableType
 
 from deploy.console import table
 from deploy.runs.config import RunConfig
-from loader import LoaderConfig, LoaderError, ShardIndex, StreamConfig
+from loader import LoaderError, ShardIndex, StreamConfig
 from trainer.progress import cost_epochs, progress_at, selection_epochs
 
 SAMPLE_BYTES = 16
@@ -25,17 +25,16 @@ TRAINED_BYTES = 16
 Facts = dict[str, Any]
 
 
-def make_plan(config: RunConfig, loader: LoaderConfig, *, probe: bool = True) -> Facts:
+def make_plan(config: RunConfig, *, probe: bool = True) -> Facts:
     """The plan of a run, JSON-able: "steps", "memory", "speed", "pass", "notes".
 
     Args:
         config: the run.
-        loader: what each of its loaders is given.
         probe: measure speeds on this machine; takes a few seconds.
     """
     notes: list[str] = []
     num_samples = _num_samples(config, notes)
-    measured = _measure(config, loader, num_samples, notes) if probe else {}
+    measured = _measure(config, num_samples, notes) if probe else {}
     trained = measured.get("parameters")
     steps = _steps(config, num_samples)
     speed = _speed(config, measured, notes)
@@ -75,12 +74,12 @@ def _num_samples(config: RunConfig, notes: list[str]) -> int | None:
         return None
 
 
-def _measure(config: RunConfig, loader: LoaderConfig, num_samples: int | None, notes: list[str]) -> Facts:
+def _measure(config: RunConfig, num_samples: int | None, notes: list[str]) -> Facts:
     from deploy.launch.measure import count_parameters, probe_loader, probe_trainer
 
     measured: Facts = {"parameters": count_parameters(config.train)}
     if num_samples:
-        measured["loader"] = probe_loader(loader, config, num_samples=num_samples)
+        measured["loader"] = probe_loader(config, num_samples=num_samples)
     probe = probe_trainer(config.train, rank_batch=config.train.global_batch // config.trainers.workers)
     if probe is None:
         notes.append("the model is too large to try a step on this CPU: what the trainers need is not known here.")
@@ -118,7 +117,7 @@ def _memory(config: RunConfig, num_samples: int | None, parameters: int | None, 
         "trained_state_bytes": None if parameters is None else parameters * TRAINED_BYTES,
         "activations_bytes_per_rank": None if activation_bytes is None else activation_bytes * micro_batch,
         "batches_ahead_bytes_per_rank": stream.prefetch_steps * rank_batch * image_bytes,
-        "loader_caches_bytes": fleet.loaders * fleet.cache_bytes,
+        "loader_caches_bytes": fleet.loaders * config.loader.cache_bytes,
         "selection_bytes": None if num_samples is None else num_samples * SAMPLE_BYTES,
     }
 
@@ -136,10 +135,9 @@ def _speed(config: RunConfig, measured: Facts, notes: list[str]) -> Facts:
             f"{enough} loaders would do (--set fleet.loaders={enough})."
         )
     cores = len(os.sched_getaffinity(0))
-    if fleet.loaders * fleet.threads > cores and one_loader is not None:
-        notes.append(
-            f"{fleet.loaders} loaders of {fleet.threads} threads reach this speed on as many cores, not {cores}."
-        )
+    if fleet.loaders * config.loader.threads > cores and one_loader is not None:
+        threads = config.loader.threads
+        notes.append(f"{fleet.loaders} loaders of {threads} threads reach this speed on as many cores, not {cores}.")
     return {
         "needed_images_per_s": needed,
         "available_images_per_s": available,

@@ -9,12 +9,11 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from deploy.runs.rundir import write_json
-from loader import LoaderConfig, LoaderKind, ScalePolicy, Transform
+from loader import FleetConfig, LoaderConfig, Transform
 from scoring import CurriculumConfig
 from trainer import METHODS, TrainConfig
 from trainer.config import choose, from_dict
@@ -37,72 +36,6 @@ class DataConfig:
 FOLLOWED = ("loss", "nn_cls", "nn_mean")
 """Metrics that an adaptive schedule can follow: the mean training loss of each window, and the nearest-neighbour
 accuracies of `evaluate_every`."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FleetConfig:
-    """Loader workers: how many, and what each may use."""
-
-    loaders: int = 2
-    """Loader workers at the start, 1 or more; `tempera scale` changes it live."""
-    min_loaders: int = 1
-    """Fewest loaders when the fleet scales by itself."""
-    max_loaders: int = 0
-    """Most loaders when the fleet scales by itself: up when trainers wait for more than 5 % of their time, down when
-    loaders idle. 0 leaves the number to people."""
-    threads: int = 1
-    """Decoding threads of each loader."""
-    cpus_per_loader: float = 0.25
-    """Logical CPUs that Ray reserves for each loader; raise it to one per thread on a real cluster."""
-    cache_bytes: int = 0
-    """Decoded pixels each loader may keep."""
-    decoder: Literal["cpu", "dali", "mixed"] = "cpu"
-    """cpu is libjpeg-turbo; dali decodes on a GPU if gpus_per_loader is above 0; mixed has gpu_loaders of these and the
-    rest on CPUs: the same samples and crops, and pixels that are equal but for rounding."""
-    gpu_loaders: int = 1
-    """Loaders of a mixed fleet that decode on a GPU: the first ones, so that scaling down ends CPU loaders first."""
-    gpus_per_loader: float = 0.0
-    """GPUs that Ray reserves for each dali loader, a fraction to share one. Mixed fleets need more than 0."""
-    allow_hosts: tuple[str, ...] = ()
-    """Hosts of shards that may have private addresses, and may be reached by plain http."""
-    disk_cache: str | None = None
-    """Folder on each node's disk for images from remote storage; none by default."""
-    disk_cache_bytes: int = 16 << 30
-    """Limit of that folder."""
-    node_labels: dict[str, str] = field(default_factory=dict)
-    """Labels of the Ray nodes that loaders may run on, as in {"tempera-role": "loader"}; empty means any node."""
-
-    def __post_init__(self) -> None:
-        if self.max_loaders and not 1 <= self.min_loaders <= self.max_loaders:
-            raise ValueError(
-                f"fleet.min_loaders must be in 1..max_loaders ({self.max_loaders}); got {self.min_loaders}."
-            )
-        if self.decoder == "mixed" and not (self.gpus_per_loader > 0 and self.gpu_loaders >= 1):
-            raise ValueError(
-                "a mixed fleet has loaders on GPUs: fleet.gpus_per_loader must be above 0 and fleet.gpu_loaders at "
-                f"least 1; got {self.gpus_per_loader:g} and {self.gpu_loaders}."
-            )
-
-    @property
-    def policy(self) -> ScalePolicy | None:
-        """How the fleet scales by itself; None when people do it."""
-        if not self.max_loaders:
-            return None
-        return ScalePolicy(min_size=self.min_loaders, max_size=self.max_loaders)
-
-    def kinds(self, config: LoaderConfig) -> list[LoaderKind]:
-        """What the fleet's loaders are.
-
-        Args:
-            config: what each is given; in a mixed fleet those on CPUs.
-        """
-        gpus = self.gpus_per_loader if self.decoder == "dali" else 0.0
-        rest = LoaderKind(config=config, num_cpus=self.cpus_per_loader, num_gpus=gpus, node_labels=self.node_labels)
-        if self.decoder != "mixed":
-            return [rest]
-        on_gpu = replace(config, decoder="dali", device_id=0, cache_bytes=0)
-        first = replace(rest, config=on_gpu, count=self.gpu_loaders, num_gpus=self.gpus_per_loader)
-        return [first, rest]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,8 +77,10 @@ class RunConfig:
     """Method, model, optimiser, steps, seed."""
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     """Policy and schedule."""
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    """Each loader's threads, cache, decoder and storage."""
     fleet: FleetConfig = field(default_factory=FleetConfig)
-    """Loader workers."""
+    """Number of loaders, and what each may use of the cluster."""
     trainers: TrainersConfig = field(default_factory=TrainersConfig)
     """Trainer workers."""
     extensions: tuple[str, ...] = ()
@@ -176,10 +111,11 @@ class RunConfig:
                 f"an adaptive schedule that follows {self.curriculum.growth.metric} needs evaluate_every above 0; got "
                 "0. Set it to some epochs of steps, or follow the loss."
             )
-        if self.train.deterministic and self.fleet.decoder == "mixed":
+        if self.train.deterministic and self.fleet.gpu_loaders and self.loader.decoder == "cpu":
             raise ValueError(
-                "train.deterministic needs loaders of one kind: CPU and GPU decoders differ by rounding, so in a mixed "
-                "fleet pixels depend on which loader made them. Set fleet.decoder to cpu or dali."
+                "train.deterministic needs loaders with one decoder: CPU and GPU decoders differ by rounding, so in a "
+                "mixed fleet pixels depend on which loader made them. Set fleet.gpu_loaders to 0, or loader.decoder to "
+                "dali."
             )
         if not self.name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"name must be letters, digits, '-' and '_'; got {self.name!r}.")

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from deploy.runs.config import DataConfig, FleetConfig, RunConfig, TrainersConfig
-from loader import Transform
+from deploy.runs.config import DataConfig, RunConfig, TrainersConfig
+from loader import FleetConfig, LoaderConfig, Transform
 from scoring import CurriculumConfig
 from trainer import TrainConfig, model_size
 from trainer.config import MtoConfig, PassConfig
@@ -124,7 +124,8 @@ def on_imagenet(
         data=replace(data, transform=replace(crop or Transform(), size=IMAGENET.image_size)),
         train=train,
         curriculum=CurriculumConfig(policy=policy, start=0.20, end=0.614),
-        fleet=FleetConfig(loaders=8, threads=4, cpus_per_loader=4.0, cache_bytes=8 * 2**30),
+        loader=LoaderConfig(threads=4, cache_bytes=8 * 2**30),
+        fleet=FleetConfig(loaders=8, cpus_per_loader=4.0),
         trainers=TrainersConfig(workers=8, use_gpu=True),
     )
 

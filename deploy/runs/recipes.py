@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import replace
 
-from deploy.runs.config import DataConfig, FleetConfig, RunConfig, TrainersConfig
+from deploy.runs.config import DataConfig, RunConfig, TrainersConfig
 from deploy.runs.papers import (
     BSS,
     CIFAR,
@@ -31,7 +31,7 @@ from deploy.runs.papers import (
     with_cosine,
     with_mto,
 )
-from loader import Transform
+from loader import FleetConfig, Transform
 from scoring.config import ADAPTIVE
 from trainer import TrainConfig, model_size
 

@@ -177,9 +177,9 @@ def _raw_decode(encoded: list[bytes]) -> Iterator[Iterator[int]]:
 
 
 @contextmanager
-def _in_process(config: LoaderConfig, *, ahead: int = 0) -> Iterator[Iterator[int]]:
+def _in_process(index: ShardIndex, config: LoaderConfig, *, ahead: int = 0) -> Iterator[Iterator[int]]:
     """Our decoder, all images known to be sound, with some requests under way ahead of the one that is counted."""
-    with LoaderWorker(config) as worker, ThreadPoolExecutor(1 + ahead) as requests:
+    with LoaderWorker(index.path, config) as worker, ThreadPoolExecutor(1 + ahead) as requests:
         rng = np.random.default_rng(0)
         size = 4 * _BATCH  # a stream has more under way, so that no thread waits for the other's last image
 
@@ -228,12 +228,12 @@ def _in_turns(index: ShardIndex, encoded: list[bytes], seconds: float, say: Prog
     from loader.fleet.actors import local_fleet  # noqa: PLC0415 - Ray is needed only here
 
     uniform = np.full(len(index), 1 / len(index))
-    ours = LoaderConfig(index=str(index.path), threads=THREADS)
+    ours = LoaderConfig(threads=THREADS)
     turns: list[dict[str, float]] = []
     with (
         _raw_decode(encoded) as raw,
-        _in_process(ours) as in_process,
-        local_fleet(LoaderConfig(index=str(index.path)), size=THREADS) as fleet,
+        _in_process(index, ours) as in_process,
+        local_fleet(index.path, LoaderConfig(), size=THREADS) as fleet,
     ):
         pools = {name: RayLoaders(fleet, ring_bytes=ring_bytes) for name, ring_bytes in _RING_BYTES.items()}
         for turn in range(_TURNS):
@@ -254,10 +254,10 @@ def _add_cached(report: dict[str, Any], index: ShardIndex, seconds: float, say: 
     from loader.fleet.actors import local_fleet  # noqa: PLC0415 - Ray is needed only here
 
     decoded = 3 * int((index.width.astype(np.int64) * index.height).sum())
-    config = LoaderConfig(index=str(index.path), cache_bytes=int(CACHED_SHARE * decoded / THREADS))
+    config = LoaderConfig(cache_bytes=int(CACHED_SHARE * decoded / THREADS))
     figures: dict[str, dict[str, float]] = {"ring": {}, "object_store": {}}
     hit_rate = {}
-    with local_fleet(config, size=THREADS) as fleet:
+    with local_fleet(index.path, config, size=THREADS) as fleet:
         for size, transport in itertools.product(EFFECTIVE_SIZES, figures):
             say(f"service with a cache at effective size {size}, {_TRANSPORTS[transport]}")
             before = _cache_uses(fleet)
@@ -323,10 +323,8 @@ def sweep_dali(
     points = []
     for number, load in itertools.product(threads, loads):
         say(f"DALI, {number} threads, hardware decoder load {load}")
-        config = LoaderConfig(
-            index=str(index.path), threads=number, decoder="dali", device_id=device_id, hw_decoder_load=load
-        )
-        with _in_process(config, ahead=1) as batches:
+        config = LoaderConfig(threads=number, decoder="dali", device_id=device_id, hw_decoder_load=load)
+        with _in_process(index, config, ahead=1) as batches:
             next(batches)
             began_s, cpu_s = time.perf_counter(), time.process_time()
             images_per_s = rate(batches, seconds)

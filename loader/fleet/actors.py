@@ -29,7 +29,7 @@ from loader.errors import LoaderLost
 from loader.fleet.client import CALL_TIMEOUT_S, FleetClient, FleetMethod, first_line
 from loader.fleet.desired_size import TemporaryWishFile, WishFile
 from loader.fleet.scaling import ScalePolicy
-from loader.fleet.spec import LoaderKind, kind_of
+from loader.fleet.spec import LoaderSpec, spec_of
 from loader.fleet.supervisor import Fleet, State, wait_until_ready
 from loader.worker import LoaderWorker
 
@@ -46,10 +46,10 @@ _remote: Any = ray.remote  # Applied late, and untyped: its annotations do not k
 class LoaderActor:
     """A LoaderWorker in its own process. Two requests at a time: one is sent while the next is decoded."""
 
-    def __init__(self, config: LoaderConfig) -> None:
+    def __init__(self, index: str | Path, config: LoaderConfig) -> None:
         torch.set_num_threads(1)
         keep_freed_memory()
-        self._worker = LoaderWorker(config)
+        self._worker = LoaderWorker(index, config)
         self._rings = RingUser()
 
     @ray.method(concurrency_group="load")
@@ -128,11 +128,14 @@ class RayProcess:
 class LoaderFleet:
     """The named actor that owns the loaders. Restarted by Ray if it dies; then it starts as many as it had."""
 
-    def __init__(self, kinds: Sequence[LoaderKind], size: int, policy: ScalePolicy | None, wishes: WishFile) -> None:
-        actors = [_remote(max_restarts=0, concurrency_groups=_LOADER_GROUPS, **k.options)(LoaderActor) for k in kinds]
+    def __init__(
+        self, index: str, specs: Sequence[LoaderSpec], size: int, policy: ScalePolicy | None, wishes: WishFile
+    ) -> None:
+        actors = [_remote(max_restarts=0, concurrency_groups=_LOADER_GROUPS, **s.options)(LoaderActor) for s in specs]
 
         def launch(name: str) -> RayProcess:
-            return RayProcess(actors[kind_of(name, kinds)].remote(kinds[kind_of(name, kinds)].config))
+            position = spec_of(name, specs)
+            return RayProcess(actors[position].remote(index, specs[position].config))
 
         self._fleet = Fleet(launch, size=size, clock=time.time, policy=policy, wishes=wishes)
         self._stopped = threading.Event()
@@ -153,7 +156,8 @@ class LoaderFleet:
 
 
 def start_fleet(
-    kinds: LoaderConfig | Sequence[LoaderKind],
+    index: str | Path,
+    specs: LoaderConfig | Sequence[LoaderSpec],
     *,
     size: int,
     name: str = FLEET_NAME,
@@ -165,10 +169,11 @@ def start_fleet(
     """Start a fleet and wait until its loaders are ready.
 
     Args:
-        kinds: What the loaders are; a config alone stands for loaders that are all alike.
+        index: Path of the sample index, the same on every node.
+        specs: What the loaders are; a config alone stands for loaders that are all alike.
         size: Loaders to start with.
         name: Name of the fleet's actor in the current namespace.
-        num_cpus: CPUs that Ray reserves for each loader when `kinds` is a config; 0 reserves none.
+        num_cpus: CPUs that Ray reserves for each loader when `specs` is a config; 0 reserves none.
         policy: Lets the fleet scale by itself on what `FleetClient.observe` tells it; None leaves the size to people.
         memory: File on this node that keeps the size, should the fleet's process die; None takes a temporary one.
         ready_timeout_s: How long to wait.
@@ -176,14 +181,14 @@ def start_fleet(
     Raises:
         LoaderLost: If they are not ready in time; the message says why the last one died.
     """
-    if isinstance(kinds, LoaderConfig):
-        kinds = [LoaderKind(config=kinds, num_cpus=num_cpus)]
+    if isinstance(specs, LoaderConfig):
+        specs = [LoaderSpec(config=specs, num_cpus=num_cpus)]
     wishes = WishFile(memory) if memory else TemporaryWishFile()
     wishes.forget()
     # It stays with this process's node: those of loaders come and go. A name alone would not keep it alive.
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     actor = _remote(name=name, max_restarts=-1, max_concurrency=8, num_cpus=0, label_selector=here)(LoaderFleet)
-    fleet = FleetClient(ActorPort(actor.remote(kinds, size, policy, wishes), wishes))
+    fleet = FleetClient(ActorPort(actor.remote(str(index), specs, size, policy, wishes), wishes))
     try:
         fleet.members(timeout_s=ready_timeout_s)  # its process is up
         wait_until_ready(fleet.status, size=size, timeout_s=ready_timeout_s)
@@ -194,13 +199,15 @@ def start_fleet(
 
 
 @contextmanager
-def local_fleet(config: LoaderConfig, *, size: int) -> Iterator[FleetClient]:
+def local_fleet(index: str | Path, config: LoaderConfig, *, size: int) -> Iterator[FleetClient]:
     """Run a fleet on this machine, in the Ray that is running here or else in one of its own, and end it afterwards."""
     with ExitStack() as stack:
         if not ray.is_initialized():
             ray.init(address="local", include_dashboard=False, log_to_driver=False)
             stack.callback(ray.shutdown)
-        fleet = start_fleet(config, size=size, name=f"{FLEET_NAME}-{os.getpid()}-{time.monotonic_ns()}", num_cpus=0)
+        fleet = start_fleet(
+            index, config, size=size, name=f"{FLEET_NAME}-{os.getpid()}-{time.monotonic_ns()}", num_cpus=0
+        )
         stack.callback(fleet.close)
         yield fleet
 

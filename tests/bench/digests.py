@@ -94,7 +94,7 @@ def digest(batches: Iterable[Batch]) -> str:
 
 
 def _in_process(index: ShardIndex) -> str:
-    pool = LocalLoaders([LoaderWorker(LoaderConfig(index=str(index.path)))])
+    pool = LocalLoaders([LoaderWorker(index.path, LoaderConfig())])
     try:
         return digest(_stream(index, pool))
     finally:
@@ -109,7 +109,7 @@ def _fleets(
     from loader.fleet.actors import local_fleet
 
     found = {}
-    with local_fleet(LoaderConfig(index=str(index.path)), size=min(sizes)) as fleet:
+    with local_fleet(index.path, LoaderConfig(), size=min(sizes)) as fleet:
         for size in sizes:
             say(f"{size} loaders")
             scale_to(fleet, size)

@@ -58,7 +58,7 @@ def pixels() -> dict[str, str]:
                 seed=0, global_batch=32, total_steps=8, window_steps=2, transform=Transform(kind=kind)
             )
             weights = np.random.default_rng(0).random(len(index))
-            pool = LocalLoaders([LoaderWorker(LoaderConfig(index=str(index.path), threads=2))])
+            pool = LocalLoaders([LoaderWorker(index.path, LoaderConfig(threads=2))])
             stream = BatchStream(WeightedWindows(weights, config), pool, config)
             found[f"pixels {kind}"] = digest(
                 *(part for batch in stream for part in (batch.draws, batch.sample_ids, batch.images.numpy()))

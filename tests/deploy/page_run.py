@@ -22,12 +22,22 @@ from PIL import Image
 from deploy.api.parts import LocalSelection, Parts
 from deploy.api.server import serving
 from deploy.launch.rank import RankParts
-from deploy.runs.config import DataConfig, FleetConfig, RunConfig, save_config
+from deploy.runs.config import DataConfig, RunConfig, save_config
 from deploy.runs.curriculum import prototype_distances, selection_config
 from deploy.runs.recipes import debug
 from deploy.runs.rundir import RunDir
 from deploy.studies.prototypes.job import score
-from loader import ImageSample, ImageSource, LoaderConfig, LoaderWorker, Pixels, ShardIndex, build_index, build_shards
+from loader import (
+    FleetConfig,
+    ImageSample,
+    ImageSource,
+    LoaderConfig,
+    LoaderWorker,
+    Pixels,
+    ShardIndex,
+    build_index,
+    build_shards,
+)
 from loader.errors import LoaderLost
 from loader.fleet.supervisor import Fleet
 from scoring import RunLog, Selection
@@ -66,8 +76,8 @@ class LiveRun:
 class LocalProcess:
     """A loader in this process, as a fleet sees it."""
 
-    def __init__(self, config: LoaderConfig) -> None:
-        self.handle = LoaderWorker(config)
+    def __init__(self, index: str, config: LoaderConfig) -> None:
+        self.handle = LoaderWorker(index, config)
 
     def poll(self) -> str:
         return "ready"
@@ -142,9 +152,9 @@ def live_run(folder: Path) -> Iterator[LiveRun]:
     run.path.mkdir()
     save_config(config, run.config)
     index = ShardIndex.load(config.data.index)
-    loader = LoaderConfig(index=config.data.index, threads=1, cache_bytes=1 << 18)
+    loader = LoaderConfig(threads=1, cache_bytes=1 << 18)
     part = selection_config(config, num_samples=len(index), fingerprint=index.fingerprint)
-    fleet, over = Fleet(lambda _: LocalProcess(loader), size=2, clock=time.time), threading.Event()
+    fleet, over = Fleet(lambda _: LocalProcess(config.data.index, loader), size=2, clock=time.time), threading.Event()
     with closing(RunLog(run.log)) as log, closing(fleet):
         selection = Selection(prototype_distances(config), part, runlog=log)
         parts = Parts(selection=LocalSelection(selection), fleet=fleet)

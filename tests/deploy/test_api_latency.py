@@ -51,7 +51,7 @@ def test_no_change_lands_later_than_the_bound_says(tmp_path: Path, digits: DataC
         transform=Transform(size=16),
     )
     path, asked = tmp_path / "consumed.jsonl", []
-    with closing(LocalLoaders([LoaderWorker(LoaderConfig(index=digits.index))])) as loaders:
+    with closing(LocalLoaders([LoaderWorker(digits.index, LoaderConfig())])) as loaders:
         stream = BatchStream(Windows(np.arange(64), config), loaders, config)
         for batch in RecordedStream(stream, path, window_steps=window_steps, clock=lambda: now[0]):
             for _ in range(4):  # a request comes at any moment of a step; the last of a window takes longest

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from deploy.runs.config import DataConfig, FleetConfig, RunConfig, load_config, save_config
+from deploy.runs.config import DataConfig, RunConfig, load_config, save_config
 from deploy.runs.overrides import combination, override
 from deploy.runs.recipes import RUNS
-from loader import LoaderConfig
-from loader.fleet.spec import kind_of
+from loader import FleetConfig, LoaderConfig
+from loader.fleet.spec import spec_of
 from trainer.method_config import MTO_PRESETS
 
 DATA = DataConfig(index="index.parquet", prototypes="prototypes.parquet")
@@ -123,20 +123,20 @@ def test_the_simmim_recipe_scales_its_rates_by_batch() -> None:
 
 
 def test_a_mixed_fleet_puts_its_first_loaders_on_gpus_and_shares_them(tmp_path: Path) -> None:
-    fleet = FleetConfig(decoder="mixed", gpu_loaders=2, gpus_per_loader=0.25, cpus_per_loader=1.5, cache_bytes=1 << 20)
-    kinds = fleet.kinds(LoaderConfig(index="index.parquet", cache_bytes=1 << 20))
-    assert [kind_of(f"loader-{number}", kinds) for number in range(5)] == [0, 0, 1, 1, 1]
-    assert [(kind.config.decoder, kind.num_gpus, kind.num_cpus) for kind in kinds] == [
+    fleet = FleetConfig(gpu_loaders=2, gpus_per_loader=0.25, cpus_per_loader=1.5)
+    specs = fleet.specs(LoaderConfig(cache_bytes=1 << 20))
+    assert [spec_of(f"loader-{number}", specs) for number in range(5)] == [0, 0, 1, 1, 1]
+    assert [(spec.config.decoder, spec.num_gpus, spec.num_cpus) for spec in specs] == [
         ("dali", 0.25, 1.5),
         ("cpu", 0.0, 1.5),
     ]
-    assert kinds[0].config.device_id == 0
+    assert specs[0].config.device_id == 0
 
 
 def test_determinism_refuses_a_mixed_fleet_and_says_why() -> None:
-    mixed = ("fleet.decoder=mixed", "fleet.gpus_per_loader=0.5")
+    mixed = ("fleet.gpu_loaders=1", "fleet.gpus_per_loader=0.5")
     override(RUNS["tiny"](DATA), mixed)
-    with pytest.raises(ValueError, match=r"differ by rounding.*Set fleet.decoder to cpu or dali"):
+    with pytest.raises(ValueError, match=r"differ by rounding.*Set fleet.gpu_loaders to 0"):
         override(RUNS["tiny"](DATA), (*mixed, "train.deterministic=true"))
 
 
@@ -144,7 +144,7 @@ def test_determinism_refuses_a_mixed_fleet_and_says_why() -> None:
     ("words", "message"),
     [
         (("fleet.max_loaders=2", "fleet.min_loaders=3"), r"min_loaders must be in 1\.\.max_loaders \(2\); got 3"),
-        (("fleet.decoder=mixed",), "fleet.gpus_per_loader must be above 0"),
+        (("fleet.gpu_loaders=1",), "fleet.gpus_per_loader must be above 0"),
     ],
 )
 def test_fleets_that_cannot_be_are_refused(words: tuple[str, ...], message: str) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from deploy.cli import main
-from deploy.launch.launch import loader_config
 from deploy.launch.measure import count_parameters
 from deploy.launch.plan import make_plan, plan_view
 from deploy.runs.config import DataConfig
@@ -53,7 +52,7 @@ def test_parameters_are_counted_without_memory_for_them() -> None:
 def test_the_rounds_of_a_pass_recipe_are_counted_as_the_paper_does() -> None:
     """METHODS section 7: nine selections of all samples in 200 epochs that cost 74."""
     config = RUNS["pass_mae_b_200"](DataConfig(index="nowhere.parquet"))
-    plan = make_plan(config, loader_config(config), probe=False)
+    plan = make_plan(config, probe=False)
     assert (plan["pass"]["rounds"], plan["pass"]["epochs"]) == (9, 200)
     assert plan["pass"]["cost_in_full_epochs"] == pytest.approx(74)
     assert plan["pass"]["share_of_a_full_run"] == pytest.approx(0.37)
@@ -61,7 +60,7 @@ def test_the_rounds_of_a_pass_recipe_are_counted_as_the_paper_does() -> None:
 
 def test_what_is_not_known_here_is_said() -> None:
     config = RUNS["mae_b_800"](DataConfig(index="nowhere.parquet"))
-    plan = make_plan(config, loader_config(config), probe=False)
+    plan = make_plan(config, probe=False)
     assert plan["steps"]["epochs"] is None
     assert plan["speed"]["expected_images_per_s"] is None
     assert plan["speed"]["source"] == "not measured"
@@ -77,6 +76,6 @@ def test_too_few_loaders_are_named_with_how_many_would_do(digits: DataConfig, mo
     monkeypatch.setattr(measure, "probe_trainer", lambda *_, **__: trained)
     monkeypatch.setattr(measure, "probe_loader", lambda *_, **__: 150.0)
     config = override(RUNS["debug"](digits), ("fleet.loaders=2", "trainers.workers=2"))
-    made = build.make_plan(config, loader_config(config))
+    made = build.make_plan(config)
     assert (made["speed"]["needed_images_per_s"], made["speed"]["available_images_per_s"]) == (2000.0, 300.0)
     assert any("--set fleet.loaders=14" in note for note in made["notes"])

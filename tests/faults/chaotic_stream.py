@@ -50,7 +50,7 @@ def main(index_path: str, runlog: str, without: str = "") -> None:
     )  # fmt: skip
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     selection = start_selection(part, runlog=runlog, name="selection-chaos")
-    with closing(start_fleet(LoaderConfig(index=index_path), size=3, num_cpus=0)) as fleet:
+    with closing(start_fleet(index_path, LoaderConfig(), size=3, num_cpus=0)) as fleet:
         disarm(without)
         stream = BatchStream(selection, RayLoaders(fleet), config)
         seen = consume(stream, step_s=0.1)

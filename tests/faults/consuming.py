@@ -62,9 +62,9 @@ def windows(num_samples: int, config: StreamConfig = CONFIG) -> FixedWindows:
 
 @contextmanager
 def local_loaders(
-    index: str, count: int, make: Callable[[LoaderConfig], LoaderWorker] = LoaderWorker, **options: object
+    index: str, count: int, make: Callable[[str, LoaderConfig], LoaderWorker] = LoaderWorker, **options: object
 ) -> Iterator[LocalLoaders]:
     """Loaders in this process."""
-    pool = LocalLoaders([make(LoaderConfig(index=index, **options)) for _ in range(count)])
+    pool = LocalLoaders([make(index, LoaderConfig(**options)) for _ in range(count)])
     with closing(pool):
         yield pool

@@ -56,7 +56,7 @@ def drive(
     run.path.mkdir(parents=True, exist_ok=True)
     save_config(config, run.config)
     index = ShardIndex.load(config.data.index)
-    workers = [LoaderWorker(LoaderConfig(index=config.data.index)) for _ in range(loaders)]
+    workers = [LoaderWorker(config.data.index, LoaderConfig()) for _ in range(loaders)]
     with closing(RunLog(run.log)) as runlog, closing(LocalLoaders(workers)) as pool:
         part = selection_config(config, num_samples=len(index), fingerprint=index.fingerprint)
         part = replace(part, snapshot_windows=2)

@@ -68,7 +68,7 @@ def through_a_freeze(cluster: Nodes, index: ShardIndex) -> tuple[Consumed, float
 
     moments: list[float] = []
 
-    with closing(start_fleet(LoaderConfig(index=str(index.path)), size=2, num_cpus=1)) as fleet:
+    with closing(start_fleet(index.path, LoaderConfig(), size=2, num_cpus=1)) as fleet:
         places = {one["node"] for one in fleet.status()["loaders"]}
         assert len(places) == 2, "each loader is on a node of its own"
         (node,) = [one for one in cluster.nodes if cluster.ids("loader")[one.address] == min(places)]
@@ -116,7 +116,7 @@ def test_a_node_that_is_lost_changes_nothing(cluster, index, note):
     with local_loaders(str(index.path), 1) as pool:
         expected = consume(BatchStream(windows(len(index), LONG), pool, LONG)).digest
     lost: list[float] = []
-    with closing(start_fleet(LoaderConfig(index=str(index.path)), size=2, num_cpus=1)) as fleet:
+    with closing(start_fleet(index.path, LoaderConfig(), size=2, num_cpus=1)) as fleet:
         at_work = min(one["node"] for one in fleet.status()["loaders"])
         (node,) = [one for one in cluster.nodes if cluster.ids("loader")[one.address] == at_work]
 

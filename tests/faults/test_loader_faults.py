@@ -51,7 +51,7 @@ def ray_fleet(index: ShardIndex, size: int, failpoint: str = "") -> Iterator[obj
         os.environ[VARIABLE] = failpoint
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=runtime_env())
     try:
-        with closing(start_fleet(LoaderConfig(index=str(index.path)), size=size, num_cpus=0)) as fleet:
+        with closing(start_fleet(index.path, LoaderConfig(), size=size, num_cpus=0)) as fleet:
             yield fleet
     finally:
         os.environ.pop(VARIABLE, None)
@@ -158,8 +158,8 @@ def straggling(index: ShardIndex, slower: float) -> tuple[float, str, dict[str, 
     config = replace(CONFIG, total_steps=120, request_deadline_s=0.3)
     made = iter(range(4))
 
-    def make(settings: LoaderConfig) -> LoaderWorker:
-        worker = SlowLoader(settings)
+    def make(index: str, settings: LoaderConfig) -> LoaderWorker:
+        worker = SlowLoader(index, settings)
         worker.seconds = SlowLoader.seconds * (slower if next(made) == 0 else 1.0)
         return worker
 

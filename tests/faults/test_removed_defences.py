@@ -251,7 +251,7 @@ def test_without_a_fleet_that_replaces_them_lost_loaders_end_the_run(kept_alive,
 
     index = ShardIndex.load(digits.index)
     config = replace(STREAM, total_steps=120, stall_timeout_s=60.0 if kept_alive else 10.0)
-    fleet = start_fleet(LoaderConfig(index=digits.index), size=2, num_cpus=0)
+    fleet = start_fleet(digits.index, LoaderConfig(), size=2, num_cpus=0)
     loaders = [one["pid"] for one in fleet.status()["loaders"]]
     keeper = ray.get(fleet.port.actor.__ray_call__.remote(lambda self: os.getpid()))
 

@@ -97,7 +97,7 @@ def watched(
 
     stored: list[int] = []
     held: list[int] = []
-    with closing(start_fleet(LoaderConfig(index=str(index.path)), size=LOADERS, num_cpus=0)) as fleet:
+    with closing(start_fleet(index.path, LoaderConfig(), size=LOADERS, num_cpus=0)) as fleet:
         pids = [one["pid"] for one in fleet.status()["loaders"]]
 
         def look(step: int) -> None:

@@ -116,7 +116,7 @@ def _loaded(index: ShardIndex) -> Verdict:
     """Every sample of an index, decoded."""
     ids = np.arange(len(index))
     spec = BatchSpec(sample_ids=ids, draws=ids, seed=0, transform=Transform(size=16))
-    with LoaderWorker(LoaderConfig(index=str(index.path))) as worker:
+    with LoaderWorker(index.path, LoaderConfig()) as worker:
         pixels = worker.load(spec)
     bad = [sample.row for sample in pixels.bad]
     assert not pixels.images[bad].any(), "a bad row is left zero"
@@ -151,7 +151,7 @@ def sample(work: Workplace, given: Any) -> Verdict:
     built = build_index([path], path.with_name("index.parquet"))
     ids = np.array([0, 1, 2, 1, 0])
     spec = BatchSpec(sample_ids=ids, draws=np.arange(5), seed=0, transform=Transform(size=16))
-    with LoaderWorker(LoaderConfig(index=str(built.path))) as worker:
+    with LoaderWorker(built.path, LoaderConfig()) as worker:
         pixels = worker.load(spec)
     bad = {sample.sample_id: sample.reason for sample in pixels.bad}
     assert set(bad) <= {1}, "a neighbour suffers"

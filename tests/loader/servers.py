@@ -72,7 +72,7 @@ def make_certificate(folder: Path) -> Path:
 
 def pixels(index: ShardIndex, **options: object) -> np.ndarray:
     spec = BatchSpec(sample_ids=np.arange(24), draws=np.arange(24), seed=0, transform=Transform(size=32))
-    with LoaderWorker(LoaderConfig(index=str(index.path), threads=2, **options)) as worker:
+    with LoaderWorker(index.path, LoaderConfig(threads=2, **options)) as worker:
         loaded = worker.load(spec)
         assert not loaded.bad
         return loaded.images

@@ -81,7 +81,7 @@ def test_a_shard_that_changed_since_it_was_indexed_gives_no_pixel(photo_index, t
     change(Path(index.shard_urls[1]))
     spec = BatchSpec(sample_ids=np.arange(10, 20), draws=np.arange(10), seed=0, transform=Transform(size=8))
     with (
-        LoaderWorker(LoaderConfig(index=str(index.path))) as worker,
+        LoaderWorker(index.path, LoaderConfig()) as worker,
         pytest.raises(StaleIndexError, match=rf"shard-000001\.tar.*{message}.*tempera shards index"),
     ):
         worker.load(spec)
@@ -116,7 +116,7 @@ def test_bombs_and_empty_samples_cost_one_draw_each_and_no_memory(photos, tmp_pa
             tar.addfile(info, io.BytesIO(data))
     index = build_index([tmp_path / "x.tar"], tmp_path / "i.parquet")
     spec = BatchSpec(sample_ids=np.arange(8), draws=np.arange(8), seed=0, transform=Transform(size=16))
-    with LoaderWorker(LoaderConfig(index=str(index.path))) as worker:
+    with LoaderWorker(index.path, LoaderConfig()) as worker:
         started = time.thread_time()
         pixels = worker.load(spec)
         assert time.thread_time() - started < 1.0

@@ -82,9 +82,9 @@ def test_samples_that_stopped_being_drawn_lose_their_place():
 def test_hits_and_misses_give_the_same_bytes(photo_index: ShardIndex, capacity):
     rng = np.random.default_rng(0)
     probability = rng.dirichlet(np.full(24, 0.3))
-    plain = LoaderConfig(index=str(photo_index.path))
-    cached = LoaderConfig(index=str(photo_index.path), cache_bytes=capacity, threads=2)
-    with LoaderWorker(plain) as reference, LoaderWorker(cached) as worker:
+    plain = LoaderConfig()
+    cached = LoaderConfig(cache_bytes=capacity, threads=2)
+    with LoaderWorker(photo_index.path, plain) as reference, LoaderWorker(photo_index.path, cached) as worker:
         for first in range(0, 400, 50):
             ids = rng.choice(24, 50, p=probability)
             options = {"sample_ids": ids, "draws": np.arange(first, first + 50), "seed": 1}

@@ -206,7 +206,7 @@ def test_a_damaged_image_is_bad_every_time(photos):
 
 @pytest.fixture(scope="module")
 def dali():
-    return build_decoder(LoaderConfig(index="unused", decoder="dali"), num_samples=1)
+    return build_decoder(LoaderConfig(decoder="dali"), num_samples=1)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class ElasticLoaders(LocalLoaders):
 
 @pytest.fixture(scope="module")
 def pool(photo_index):
-    pool = ElasticLoaders([LoaderWorker(LoaderConfig(index=str(photo_index.path))) for _ in range(16)])
+    pool = ElasticLoaders([LoaderWorker(photo_index.path, LoaderConfig()) for _ in range(16)])
     yield pool
     pool.close()
 
@@ -72,11 +72,10 @@ def test_one_to_sixteen_and_back_under_load_loses_and_repeats_nothing(pool, rand
 
 def test_a_mixed_fleet_gives_the_same_draws_and_pixels_that_are_equal_but_for_rounding(photo_index, random_windows):
     config = replace(CONFIG, total_steps=8, transform=Transform(size=64), request_deadline_s=60, stall_timeout_s=120)
-    index = str(photo_index.path)
-    kinds = [LoaderConfig(index=index), LoaderConfig(index=index, decoder="dali", device_id=None)]
+    configs = [LoaderConfig(), LoaderConfig(decoder="dali", device_id=None)]
     batches = []
-    for workers in (kinds[:1], kinds):
-        fleet = LocalLoaders([LoaderWorker(config) for config in workers])
+    for workers in (configs[:1], configs):
+        fleet = LocalLoaders([LoaderWorker(photo_index.path, config) for config in workers])
         batches.append(list(BatchStream(random_windows(24, config), fleet, config)))
         fleet.close()
     for alone, mixed in zip(*batches, strict=True):

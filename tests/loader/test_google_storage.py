@@ -103,7 +103,7 @@ def test_a_stream_over_a_google_bucket_gives_the_batches_of_files(google, photo_
     config = StreamConfig(seed=4, global_batch=16, total_steps=12, window_steps=4, transform=Transform(size=24))
 
     def batches(index: ShardIndex) -> list[bytes]:
-        pool = LocalLoaders([LoaderWorker(LoaderConfig(index=str(index.path), threads=2)) for _ in range(2)])
+        pool = LocalLoaders([LoaderWorker(index.path, LoaderConfig(threads=2)) for _ in range(2)])
         try:
             stream = BatchStream(random_windows(24, config), pool, config)
             return [batch.images.contiguous().numpy().tobytes() for batch in stream]

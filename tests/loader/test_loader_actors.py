@@ -43,7 +43,7 @@ def local_ray():
 def fleet(local_ray, digit_index):
     from loader.fleet.actors import start_fleet
 
-    client = start_fleet(LoaderConfig(index=str(digit_index.path)), size=2, num_cpus=0)
+    client = start_fleet(digit_index.path, LoaderConfig(), size=2, num_cpus=0)
     yield client
     client.close()
 
@@ -72,7 +72,7 @@ def answers(fleet):
 
 @pytest.fixture(scope="module")
 def expected(digit_index, random_windows):
-    pool = LocalLoaders([LoaderWorker(LoaderConfig(index=str(digit_index.path)))])
+    pool = LocalLoaders([LoaderWorker(digit_index.path, LoaderConfig())])
     result = digest(BatchStream(random_windows(1797, CONFIG), pool, CONFIG))
     pool.close()
     return result
@@ -168,7 +168,7 @@ def test_a_fleet_with_a_policy_grows_when_a_trainer_waits(local_ray, digit_index
     from loader.fleet.actors import start_fleet
 
     policy = ScalePolicy(max_size=2, patience=1, cooldown_s=0, period_s=0)
-    client = start_fleet(LoaderConfig(index=str(digit_index.path)), size=1, name="elastic", num_cpus=0, policy=policy)
+    client = start_fleet(digit_index.path, LoaderConfig(), size=1, name="elastic", num_cpus=0, policy=policy)
     client.observe(0.4)
     wait_until(lambda: client.status()["size"] == 2)
     assert (client.status()["author"], client.status()["reason"]) == (
@@ -214,10 +214,9 @@ def test_the_fleet_is_found_by_name(fleet, local_ray):
 def test_loaders_that_cannot_start_are_an_error_that_says_why(local_ray, tmp_path, monkeypatch):
     from loader.fleet.actors import start_fleet
 
-    config = LoaderConfig(index=str(tmp_path / "none.parquet"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(LoaderLost, match=r"cannot start.*no sample index at"):
-        start_fleet(config, size=1, name="broken", num_cpus=0)
+        start_fleet(tmp_path / "none.parquet", LoaderConfig(), size=1, name="broken", num_cpus=0)
     assert list(tmp_path.iterdir()) == [], "nothing of it is left over"
 
 

@@ -25,7 +25,6 @@ def test_wrong_transforms_are_refused(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"index": ""}, "tempera shards index"),
         ({"threads": 0}, "threads"),
         ({"cache_bytes": -1}, "cache_bytes"),
         ({"cache_bytes": 1, "decoder": "dali"}, "needs the cpu decoder"),
@@ -35,7 +34,7 @@ def test_wrong_transforms_are_refused(options, message):
 )
 def test_wrong_loader_configs_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        LoaderConfig(**{"index": "i.parquet", **options})
+        LoaderConfig(**options)
 
 
 @pytest.mark.parametrize(

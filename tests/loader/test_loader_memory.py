@@ -83,8 +83,8 @@ def test_a_loader_keeps_to_its_cache_and_a_prefetch_window_and_nothing_is_spille
     through_store = CONFIG.total_steps * CONFIG.global_batch * 3 * CONFIG.transform.size**2
     assert decoded > CACHE_BYTES + WINDOW_BYTES + SCRATCH_BYTES, "an unbounded cache would pass"
     assert through_store > 2 * STORE_BYTES, "a store that keeps everything would not spill"
-    config = LoaderConfig(index=str(large_index.path), cache_bytes=CACHE_BYTES)
-    fleet = start_fleet(config, size=1, num_cpus=0)
+    config = LoaderConfig(cache_bytes=CACHE_BYTES)
+    fleet = start_fleet(large_index.path, config, size=1, num_cpus=0)
     try:
         pid = fleet.status()["loaders"][0]["pid"]
         idle = own_bytes(pid)
@@ -119,7 +119,7 @@ def test_opening_an_index_never_takes_more_than_its_columns_and_a_few_megabytes(
 @pytest.mark.parametrize("threads", [1, 2])
 def test_loading_works_where_torch_runs_in_inference_mode(photo_index, threads):
     spec = BatchSpec(sample_ids=np.arange(24), draws=np.arange(24), seed=0, transform=Transform(size=32))
-    with LoaderWorker(LoaderConfig(index=str(photo_index.path), threads=threads)) as worker:
+    with LoaderWorker(photo_index.path, LoaderConfig(threads=threads)) as worker:
         expected = worker.load(spec).images
         with torch.inference_mode():
             assert (worker.load(spec).images == expected).all()
@@ -131,7 +131,7 @@ def test_loading_works_where_torch_runs_in_inference_mode(photo_index, threads):
 def test_batches_from_inference_mode_are_ordinary_tensors(photo_index, random_windows):
     config = StreamConfig(seed=3, global_batch=8, total_steps=6, window_steps=3, transform=Transform(size=32))
     with torch.inference_mode():
-        pool = LocalLoaders([LoaderWorker(LoaderConfig(index=str(photo_index.path), threads=2))])
+        pool = LocalLoaders([LoaderWorker(photo_index.path, LoaderConfig(threads=2))])
         batches = list(BatchStream(random_windows(24, config), pool, config))
         pool.close()
     weight = torch.ones((), requires_grad=True)

@@ -134,8 +134,8 @@ def test_pixels_from_http_equal_those_from_files(server, photo_index, tmp_path):
     index = remote_index(server, tmp_path)
     spec = BatchSpec(sample_ids=np.arange(24), draws=np.arange(24), seed=0, transform=Transform(size=32))
     with (
-        LoaderWorker(LoaderConfig(index=str(index.path), threads=2, allow_hosts=LOCAL)) as remote,
-        LoaderWorker(LoaderConfig(index=str(photo_index.path))) as local,
+        LoaderWorker(index.path, LoaderConfig(threads=2, allow_hosts=LOCAL)) as remote,
+        LoaderWorker(photo_index.path, LoaderConfig()) as local,
     ):
         assert (remote.load(spec).images == local.load(spec).images).all()
 
@@ -154,7 +154,7 @@ def test_many_reads_are_in_flight(server, photo_index, tmp_path):
             one_more.wait_for(lambda: len(asked) == len(index.shard_urls), 60)
         return False
 
-    with LoaderWorker(LoaderConfig(index=str(index.path), allow_hosts=LOCAL)) as worker:
+    with LoaderWorker(index.path, LoaderConfig(allow_hosts=LOCAL)) as worker:
         worker.load(spec)
         server.faults = [meet] * 100
         worker.load(spec)
@@ -352,7 +352,7 @@ def test_a_stall_names_the_shard_that_a_loader_waits_for(server, photo_index, tm
         freed.wait(60)
         return False
 
-    pool = LocalLoaders([LoaderWorker(LoaderConfig(index=str(index.path), allow_hosts=LOCAL, reads_in_flight=1))])
+    pool = LocalLoaders([LoaderWorker(index.path, LoaderConfig(allow_hosts=LOCAL, reads_in_flight=1))])
     server.faults = [hang] * 100
     with pytest.raises(StreamStalled, match=r"local-0 \(which waits for http://127.*/shard-00000\d\.tar for \d+ s\)"):
         next(iter(BatchStream(random_windows(24, config), pool, config)))

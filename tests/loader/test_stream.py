@@ -65,8 +65,7 @@ def make_pool(photo_index: ShardIndex):
     pools = []
 
     def make(size: int, *, index: ShardIndex = photo_index, **faults: dict[str, int]) -> FaultyLoaders:
-        config = LoaderConfig(index=str(index.path))
-        pools.append(FaultyLoaders([LoaderWorker(config) for _ in range(size)], **faults))
+        pools.append(FaultyLoaders([LoaderWorker(index.path, LoaderConfig()) for _ in range(size)], **faults))
         return pools[-1]
 
     yield make
@@ -86,7 +85,7 @@ def lines(stream: BatchStream) -> list[tuple[int, int, str]]:
 
 @pytest.fixture(scope="module")
 def expected(photo_index: ShardIndex, random_windows):
-    pool = LocalLoaders([LoaderWorker(LoaderConfig(index=str(photo_index.path)))])
+    pool = LocalLoaders([LoaderWorker(photo_index.path, LoaderConfig())])
     found = lines(BatchStream(random_windows(24, CONFIG), pool, CONFIG))
     pool.close()
     return found

@@ -27,7 +27,7 @@ def make_spec(ids: object, *, first_draw: int = 0, seed: int = 11, transform: Tr
 
 @pytest.fixture
 def worker(photo_index: ShardIndex):
-    with LoaderWorker(LoaderConfig(index=str(photo_index.path), threads=2)) as worker:
+    with LoaderWorker(photo_index.path, LoaderConfig(threads=2)) as worker:
         yield worker
 
 
@@ -48,7 +48,7 @@ def test_pixels_are_channels_last_and_equal_the_reference(worker, photos):
 def test_pixels_do_not_depend_on_threads_grouping_or_order(photo_index, worker):
     spec = make_spec(np.random.default_rng(0).integers(0, 24, 61))
     whole = worker.load(spec).images
-    with LoaderWorker(LoaderConfig(index=str(photo_index.path), threads=1)) as single:
+    with LoaderWorker(photo_index.path, LoaderConfig(threads=1)) as single:
         assert (single.load(spec).images == whole).all()
     rows = np.random.default_rng(1).permutation(61)[:17]
     assert (worker.load(spec.take(rows)).images == whole[rows]).all()
@@ -76,7 +76,7 @@ def test_several_threads_may_load_at_once(worker):
 
 
 def test_a_loader_of_one_thread_decodes_for_one_request_at_a_time(photo_index, monkeypatch):
-    with LoaderWorker(LoaderConfig(index=str(photo_index.path), threads=1)) as worker:
+    with LoaderWorker(photo_index.path, LoaderConfig(threads=1)) as worker:
         inside, most = [], []
 
         def watched(*args, load_rows=worker._load_rows):
@@ -98,7 +98,7 @@ def test_a_loader_of_one_thread_decodes_for_one_request_at_a_time(photo_index, m
 
 
 def test_a_request_that_waits_for_storage_holds_the_next_up_for_a_moment_only(photo_index, monkeypatch):
-    with LoaderWorker(LoaderConfig(index=str(photo_index.path), threads=1)) as worker:
+    with LoaderWorker(photo_index.path, LoaderConfig(threads=1)) as worker:
         alone = worker.load(make_spec(range(24))).images
         storage = threading.Event()
 
@@ -122,8 +122,8 @@ def test_a_request_that_waits_for_storage_holds_the_next_up_for_a_moment_only(ph
 def test_bad_samples_are_reported_and_zero_and_touch_no_other_row(bad_photo_index, photo_index, decoder):
     spec = make_spec(range(24))
     with (
-        LoaderWorker(LoaderConfig(index=str(bad_photo_index.path), decoder=decoder)) as damaged,
-        LoaderWorker(LoaderConfig(index=str(photo_index.path), decoder=decoder)) as sound,
+        LoaderWorker(bad_photo_index.path, LoaderConfig(decoder=decoder)) as damaged,
+        LoaderWorker(photo_index.path, LoaderConfig(decoder=decoder)) as sound,
     ):
         pixels, expected = damaged.load(spec), sound.load(spec)
     assert [(bad.row, bad.sample_id, bad.draw, bad.key) for bad in pixels.bad if bad.row != 7] == [
@@ -137,7 +137,7 @@ def test_bad_samples_are_reported_and_zero_and_touch_no_other_row(bad_photo_inde
 
 
 def test_reasons_say_what_is_wrong(bad_photo_index):
-    with LoaderWorker(LoaderConfig(index=str(bad_photo_index.path))) as worker:
+    with LoaderWorker(bad_photo_index.path, LoaderConfig()) as worker:
         reasons = {bad.row: bad.reason for bad in worker.load(make_spec(range(24))).bad}
     assert "not a JPEG, PNG or WebP: 0 bytes" in reasons[3]
     assert "not a JPEG, PNG or WebP: " in reasons[5]
@@ -145,7 +145,7 @@ def test_reasons_say_what_is_wrong(bad_photo_index):
 
 
 def test_images_over_the_limit_are_bad_samples(photo_index):
-    with LoaderWorker(LoaderConfig(index=str(photo_index.path), max_pixels=1)) as worker:
+    with LoaderWorker(photo_index.path, LoaderConfig(max_pixels=1)) as worker:
         pixels = worker.load(make_spec([0]))
     assert "over 1 pixels" in pixels.bad[0].reason
 
@@ -154,7 +154,7 @@ def test_a_missing_shard_is_raised_not_reported_as_bad(photo_index, tmp_path):
     shutil.copytree(photo_index.path.parent, tmp_path / "copy")
     index = ShardIndex.load(tmp_path / "copy" / photo_index.path.name)
     Path(index.shard_urls[0]).unlink()
-    with LoaderWorker(LoaderConfig(index=str(index.path))) as worker, pytest.raises(StaleIndexError, match="missing"):
+    with LoaderWorker(index.path, LoaderConfig()) as worker, pytest.raises(StaleIndexError, match="missing"):
         worker.load(make_spec([0]))
 
 
@@ -170,7 +170,7 @@ REQUEST, CACHE_BYTES = 256, 4 << 20
 def grown_bytes(index: str) -> tuple[int, int]:
     """Bytes that a loader's process gains by many requests, and those in its cache."""
     pages = Path("/proc/self/statm")
-    with LoaderWorker(LoaderConfig(index=index, threads=2, cache_bytes=CACHE_BYTES)) as worker:
+    with LoaderWorker(index, LoaderConfig(threads=2, cache_bytes=CACHE_BYTES)) as worker:
         worker.load(make_spec(range(2)))
         before = int(pages.read_text().split()[1])
         rng = np.random.default_rng(0)

@@ -94,7 +94,7 @@ def _prepare(out: Path, record: Record, stack: ExitStack) -> tuple[RunDir, Shard
     build_index([f"{server.url}/{tar.name}" for tar in tars], served, allow_hosts=(HOST,))
     record.poisoned = _poison(ShardIndex.load(data.index))
     config = override(debug(DataConfig(index=str(served.resolve()), prototypes=str(prototypes.resolve()))), SETTINGS)
-    config = replace(config, name="soak", fleet=replace(config.fleet, allow_hosts=(HOST,)))
+    config = replace(config, name="soak", loader=replace(config.loader, allow_hosts=(HOST,)))
     run = RunDir(out / "run")
     run.path.mkdir()
     save_config(config, run.config)

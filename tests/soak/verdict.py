@@ -108,8 +108,7 @@ def reference_decoder(config: RunConfig) -> Callable[[Sequence[int], Sequence[in
     """Pixel hashes of samples under draws, by a fresh loader with one thread and no cache."""
 
     def decode(samples: Sequence[int], draws: Sequence[int]) -> list[str]:
-        settings = LoaderConfig(index=config.data.index, allow_hosts=config.fleet.allow_hosts)
-        with LoaderWorker(settings) as worker:
+        with LoaderWorker(config.data.index, LoaderConfig(allow_hosts=config.loader.allow_hosts)) as worker:
             spec = BatchSpec(
                 sample_ids=np.asarray(samples),
                 draws=np.asarray(draws),

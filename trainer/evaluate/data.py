@@ -58,7 +58,7 @@ class LabelledShards:
         self.labels: NDArray[np.int64] = table.label[ids].astype(np.int64)
         self.class_names: list[str] = list(table.class_names)
         self.bad: list[str] = []
-        self._worker = LoaderWorker(LoaderConfig(index=self.path, threads=len(os.sched_getaffinity(0))))
+        self._worker = LoaderWorker(self.path, LoaderConfig(threads=len(os.sched_getaffinity(0))))
 
     def __len__(self) -> int:
         return len(self.ids)

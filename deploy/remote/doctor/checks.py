@@ -216,7 +216,7 @@ def check_images(path: Path, *, allow_hosts: tuple[str, ...] = ()) -> Iterator[F
     ids = first[np.linspace(0, len(first) - 1, min(len(first), MOST_SHARDS)).round().astype(np.int64)].astype(np.int64)
     spec = BatchSpec(sample_ids=ids, draws=ids, seed=0, transform=Transform(size=32))
     try:
-        with LoaderWorker(LoaderConfig(index=str(path), allow_hosts=allow_hosts)) as worker:
+        with LoaderWorker(path, LoaderConfig(allow_hosts=allow_hosts)) as worker:
             bad = worker.load(spec).bad
     except (LoaderError, OSError) as error:
         advice = "check that this machine reaches the storage, and its credentials"

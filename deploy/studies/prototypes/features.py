@@ -145,7 +145,7 @@ class Images:
 
     def __init__(self, index_path: Path, size: int) -> None:
         self._transform = evaluation_transform(size)
-        self._worker = LoaderWorker(LoaderConfig(index=str(index_path), threads=len(os.sched_getaffinity(0))))
+        self._worker = LoaderWorker(index_path, LoaderConfig(threads=len(os.sched_getaffinity(0))))
 
     def batches(self, ids: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.uint8], list[str]]]:
         """(images uint8[n,3,H,W], a line "<sample id> <key>: <reason>" for each that is bad, and zeros)."""

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from deploy.runs.config import DataConfig, FleetConfig, RunConfig, TrainersConfig
+from deploy.runs.config import DataConfig, RunConfig, TrainersConfig
 from deploy.studies.reproduce.claims import Arm
-from loader import Transform
+from loader import FleetConfig, Transform
 from scoring import CurriculumConfig
 from trainer import TrainConfig, model_size
 from trainer.config import Precision
