@@ -41,14 +41,15 @@ from loader.fleet.spec import FleetConfig, LoaderSpec
 from loader.shards.index import ShardIndex
 from loader.shards.index_builder import build_index
 from loader.shards.parallel import in_processes
+from loader.shards.parquet import list_parquet
 
 if TYPE_CHECKING:
     from loader.batch import BadSample, Batch, BatchSpec, Pixels
     from loader.batches.windows import FixedWindows, WeightedWindows, Window, WindowSource
     from loader.pool import LoaderPool, LocalLoaders
-    from loader.shards.builder import Shrink, build_dataset
-    from loader.shards.listings import class_folders, list_folder, list_parquet, list_tars, parquet_images
-    from loader.shards.sources import ImageSample, ImageSource, digits, shrink
+    from loader.shards.builder import build_dataset
+    from loader.shards.listings import class_folders, list_folder, list_tars
+    from loader.shards.sources import ImageSample, ImageSource, Shrink, digits
     from loader.shards.writer import build_shards
     from loader.stream import BatchStream
     from loader.worker import LoaderWorker
@@ -107,8 +108,6 @@ __all__ = [
     "list_folder",
     "list_parquet",
     "list_tars",
-    "parquet_images",
-    "shrink",
 ]
 
 

@@ -1,4 +1,4 @@
-"""`tempera shards`: write images into WebDataset shards, index them, check them, describe them."""
+"""`tempera shards`: write images into WebDataset shards, index, verify and describe them."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def build(
     processes: int = 0,
     workers: int = 0,
 ) -> Answer:
-    """Write images into WebDataset shards, and index them. After a kill the same command goes on.
+    """Write images into WebDataset shards and index them. After an interruption the same command continues.
 
     Args:
-        source: folder of class folders, flat folder of images, Parquet (a file or a folder), or tars (the same).
+        source: folder of class folders, flat folder of images, or a file or folder of Parquet files or of tars.
         out: folder for the shards, classes.json and index.parquet.
         samples_per_shard: images in each tar.
         short_side: re-encode larger images as JPEG with this short side in pixels; 0 keeps every byte.
-        quality: JPEG quality of what is re-encoded.
+        quality: JPEG quality of re-encoded images, 1..100.
         image_column: Parquet column of encoded images.
         label_column: Parquet column of integer labels.
-        processes: processes on this machine; 0 takes one a core.
-        workers: tasks at a time over Ray instead (RAY_ADDRESS, or a Ray on this machine); 0 uses no Ray.
+        processes: processes on this machine; 0 uses one per core.
+        workers: parallel Ray tasks instead of processes (RAY_ADDRESS, or a Ray on this machine); 0 uses no Ray.
     """
     import loader
 
@@ -63,7 +63,7 @@ def build(
     left_out = len(listing) - answer.data["samples"]
     if not left_out:
         return answer
-    say(f"{left_out} images cannot be read and were left out; {out / 'left_out.jsonl'} lists them.")
+    say(f"{left_out} unreadable images were left out; {out / 'left_out.jsonl'} lists them and why.")
     return Answer(data=answer.data | {"left_out": left_out}, view=answer.view)
 
 
@@ -75,19 +75,26 @@ def index(
     processes: int = 0,
     workers: int = 0,
 ) -> Answer:
-    """Index shards: one Parquet row a sample, and a DALI .idx beside each local tar.
+    """Index shards: one Parquet row per sample, and a DALI .idx beside each local tar.
 
     Args:
-        shards: tar files or URLs (file, https, s3, gs), in order; a folder stands for the tars in it.
+        shards: tar files or URLs (file, https, s3, gs), in order; a folder is replaced by its tars.
         out: the Parquet file to write.
         allow_hosts: hosts that may have private addresses, and may be reached by plain http.
-        processes: processes on this machine; 0 takes one a core.
-        workers: tasks at a time over Ray instead; 0 uses no Ray.
+        processes: processes on this machine; 0 uses one per core.
+        workers: parallel Ray tasks instead of processes; 0 uses no Ray.
     """
     import loader
-    from loader.shards.listings import tar_files
+    from loader.shards.listings import files_with_suffix
 
-    urls = [url for shard in shards for url in (tar_files(Path(shard)) if Path(shard).is_dir() else [shard])]
+    urls: list[str | Path] = []
+    for shard in shards:
+        found = files_with_suffix(Path(shard), ".tar") if Path(shard).is_dir() else [shard]
+        if not found:
+            raise ValueError(
+                f"a folder of shards must hold .tar files; {shard} has none. Name the tars, or their folder."
+            )
+        urls += found
     with _runner(processes, workers) as run, progress_bar("indexing shards") as advance:
         loader.build_index(urls, out, progress=advance, allow_hosts=allow_hosts, run=run)
     return info(out)
@@ -95,7 +102,7 @@ def index(
 
 @contextmanager
 def _runner(processes: int, workers: int) -> Iterator[Runner]:
-    """Where tasks run: over Ray when workers are asked for, or else in processes here."""
+    """Yield the runner of the tasks: over Ray if workers are given, otherwise in processes of this machine."""
     from loader import in_processes
 
     if workers:
@@ -106,17 +113,17 @@ def _runner(processes: int, workers: int) -> Iterator[Runner]:
 
 
 def _listing(source: Path, image: str, label: str, run: Runner) -> Listing:
-    """The images of a folder, of Parquet files or of tars, by what is there."""
+    """List the images of tars, of Parquet files or of a folder: the first of these that `source` holds."""
     import loader
-    from loader.shards.listings import parquet_files, tar_files
+    from loader.shards.listings import files_with_suffix
 
     if not source.exists():
-        raise ValueError(f"there is nothing at {source}; give a folder of images, Parquet files or tars.")
-    if found := [path for path in tar_files(source) if path.suffix == ".tar"]:
+        raise ValueError(f"the source must be a folder of images, Parquet files or tars; {source} does not exist.")
+    if found := [path for path in files_with_suffix(source, ".tar") if path.suffix == ".tar"]:
         with tempfile.TemporaryDirectory() as scratch, progress_bar("reading tars") as advance:
             index = loader.build_index(found, Path(scratch) / "index.parquet", progress=advance, run=run)
             return loader.list_tars(index)
-    if found := [path for path in parquet_files(source) if path.suffix == ".parquet"]:
+    if found := [path for path in files_with_suffix(source, ".parquet") if path.suffix == ".parquet"]:
         with working("listing the images of Parquet files"):
             return loader.list_parquet(found, image=image, label=label)
     with working("listing images"):
@@ -124,11 +131,11 @@ def _listing(source: Path, image: str, label: str, run: Runner) -> Listing:
 
 
 def verify(path: Positional[Path], *, full: bool = False, allow_hosts: tuple[str, ...] = ()) -> Answer:
-    """Check that the shards are those that were indexed.
+    """Check that the shards are the ones that were indexed.
 
     Args:
         path: index.parquet.
-        full: read every sample and check its CRC-32, instead of sizes only.
+        full: check the CRC-32 of every sample, not only the sizes and the first sample of each shard.
         allow_hosts: hosts that may have private addresses, and may be reached by plain http.
     """
     from loader import ShardIndex

@@ -1,1 +1,1 @@
-"""Shards and their index: images into tars, tars into an index."""
+"""Shards and their index: images into tars, tars into an index, samples out of tars."""

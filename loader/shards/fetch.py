@@ -1,8 +1,8 @@
 """Reads a request's samples from remote storage: many ranges in flight, neighbours of a shard in one range.
 
 Neighbours are merged while the bytes between them are few, so a pass in shard order reads megabytes at a time and a
-random draw reads what it needs. Each sample's CRC-32 is checked where its bytes arrive; with a disk cache they are
-kept there, and found there the next time.
+random draw reads little more than it needs. Each sample's CRC-32 is checked when its bytes arrive. With a disk cache,
+samples are looked up there first and stored there afterwards.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from loader.shards.reader import ShardReader
 from loader.storage.disk_cache import DiskCache
 
 MAX_GAP_BYTES: Final = 64 << 10
-"""Bytes between two samples that are read and thrown away rather than asked around; a round trip costs more."""
+"""Longest gap between two samples of a range: reading it costs less than another round trip."""
 MAX_RANGE_BYTES: Final = 4 << 20
 """Longest merged range: several go in flight, and a failed one is cheap to repeat."""
 MAX_WASTE: Final = 0.25
-"""Largest share of a merged range that nobody asked for."""
+"""Largest share of a merged range that lies in gaps."""
 _READ_TIMEOUT_S: Final = 60.0
-"""Storage gives up by itself long before."""
+"""Only a safeguard: storage gives up long before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,43 +36,53 @@ class Range:
 
     shard: int
     offset: int
+    """In bytes."""
     size: int
+    """In bytes."""
     sample_ids: tuple[int, ...]
-    """In order of their place."""
+    """In the order of their places."""
 
 
 def plan_ranges(index: ShardIndex, sample_ids: Sequence[int]) -> Iterator[Range]:
     """Merge samples into ranges.
 
     Args:
-        index: Says where they lie.
+        index: Has the samples' places.
         sample_ids: In any order; repeated ones are read once.
 
     Yields:
-        Ranges that together cover every sample, in order of shard and place.
+        Ranges that together cover every sample, in the order of shards and places.
     """
     ids = np.unique(np.asarray(sample_ids, np.int64))
     ids = ids[np.lexsort((index.block[ids], index.shard[ids]))]
     merged: list[int] = []
-    wanted = 0
+    shard = start = end = useful = 0
     for sample_id in ids.tolist():
-        size = int(index.size[sample_id])
-        if merged and not _joins(index, merged, sample_id, wanted + size):
-            yield _range(index, merged)
-            merged, wanted = [], 0
+        at, size = index.start(sample_id), int(index.size[sample_id])
+        length = at + size - start
+        if merged and not (
+            index.shard[sample_id] == shard
+            and at - end <= MAX_GAP_BYTES
+            and length <= MAX_RANGE_BYTES
+            and length - (useful + size) <= MAX_WASTE * length
+        ):
+            yield Range(shard, start, end - start, tuple(merged))
+            merged = []
+        if not merged:
+            shard, start, useful = int(index.shard[sample_id]), at, 0
         merged.append(sample_id)
-        wanted += size
+        end, useful = at + size, useful + size
     if merged:
-        yield _range(index, merged)
+        yield Range(shard, start, end - start, tuple(merged))
 
 
 class Fetcher:
-    """Fetches the samples of requests in threads of its own.
+    """Fetches the samples of requests with its own threads.
 
     Args:
         index: The samples.
         reader: Reads their shards.
-        reads_in_flight: Ranges that are waited for at the same time.
+        reads_in_flight: Ranges that are read at the same time.
         disk: Keeps what was read; None keeps nothing.
     """
 
@@ -83,7 +93,7 @@ class Fetcher:
         self._threads = ThreadPoolExecutor(reads_in_flight, "reads")
 
     def start(self, sample_ids: Sequence[int]) -> Fetched:
-        """Ask for samples, and return where they arrive."""
+        """Start to read samples; return at once."""
         found: dict[int, bytes | BadSampleError] = {}
         if self._disk is not None:
             for sample_id in dict.fromkeys(sample_ids):
@@ -104,7 +114,7 @@ class Fetcher:
             self._disk.close()
 
     def _read(self, part: Range) -> dict[int, bytes | BadSampleError]:
-        """Read a range and take it apart. Samples that do not match are read once more, alone, to learn why."""
+        """Read a range and split it into samples."""
         index = self._index
         whole = memoryview(self._reader.read_range(part.shard, part.offset, part.size))
         samples: dict[int, bytes | BadSampleError] = {}
@@ -113,6 +123,7 @@ class Fetcher:
             data = bytes(whole[at : at + size])
             try:
                 if len(data) != size or zlib.crc32(data) != int(index.crc32[sample_id]):
+                    # Read alone, the error says whether the sample is bad or its shard was replaced.
                     data = index.read(sample_id, self._reader)
             except BadSampleError as error:
                 samples[sample_id] = error
@@ -123,14 +134,14 @@ class Fetcher:
         return samples
 
     def _name(self, sample_id: int) -> str:
-        index = self._index
-        shard = index.shard[sample_id]
+        """Return a sample's name in the disk cache; it changes with the bytes that the index expects."""
+        index, shard = self._index, self._index.shard[sample_id]
         place = f"{index.start(sample_id)} {index.size[sample_id]} {index.crc32[sample_id]}"
         return f"{index.shard_urls[shard]} {index.shard_bytes[shard]} {place}"
 
 
 class Fetched:
-    """The samples of one request: here, or on their way."""
+    """The samples of one request, arrived or under way."""
 
     __slots__ = ("_arriving", "_found")
 
@@ -145,7 +156,7 @@ class Fetched:
         return sample_id in self._found or sample_id in self._arriving
 
     def take(self, sample_id: int) -> bytes:
-        """Return the checked bytes of a sample, waiting for them.
+        """Wait for the checked bytes of a sample, and return them.
 
         Raises:
             BadSampleError: If they are not as indexed.
@@ -158,21 +169,3 @@ class Fetched:
         if isinstance(sample, BadSampleError):
             raise sample
         return sample
-
-
-def _joins(index: ShardIndex, merged: list[int], sample_id: int, wanted: int) -> bool:
-    """Return whether a sample is close enough to the ones before it to be read with them."""
-    first, last = merged[0], merged[-1]
-    if index.shard[sample_id] != index.shard[first]:
-        return False
-    start, end = index.start(first), index.start(sample_id) + int(index.size[sample_id])
-    gap = index.start(sample_id) - index.start(last) - int(index.size[last])
-    length = end - start
-    return gap <= MAX_GAP_BYTES and length <= MAX_RANGE_BYTES and length - wanted <= MAX_WASTE * length
-
-
-def _range(index: ShardIndex, merged: list[int]) -> Range:
-    first, last = merged[0], merged[-1]
-    start = index.start(first)
-    size = index.start(last) + int(index.size[last]) - start
-    return Range(int(index.shard[first]), start, size, tuple(merged))

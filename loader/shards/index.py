@@ -1,9 +1,9 @@
-"""The sample index: where every image of a dataset lies, in one Parquet file.
+"""The sample index: the place of every image of a dataset, in one Parquet file.
 
-One row a sample, its row number being the sample id: shard, offset, size, CRC-32, width, height, label, key. The
-file's metadata holds the shards' URLs and lengths, the class names and the dataset's fingerprint, which changes
-whenever any byte of any image does and never because the data moved. Shards beside or below the index are stored
-relative to it, so a dataset moves as a folder.
+One row per sample: shard, offset, size, CRC-32, width, height, label, key; the row number is the sample id. The file's
+metadata holds the shards' URLs and lengths, the class names and the dataset's fingerprint, which changes with any byte
+of any image and not when the data moves. Paths of shards beside or below the index are stored relative to it, so a
+dataset moves as a folder.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,19 +26,21 @@ from loader.shards.index_checks import (
     COLUMNS,
     FORMAT_VERSION,
     LARGEST_SHARD,
-    blocks,
     check_places,
     check_schema,
-    checked_metadata,
+    parse_metadata,
+    to_blocks,
 )
-from loader.shards.reader import ShardReader, local_path
+from loader.shards.parallel import Progress
+from loader.shards.reader import ShardReader
 from loader.shards.tar import BLOCK
+from loader.storage.shard_files import local_path
 
 _METADATA_KEY: Final = b"tempera.index"
-_ROWS_A_GROUP: Final = 1 << 15
-"""Rows written together: to look up one key, so many are read."""
-_ROWS_A_READ: Final = 1 << 14
-_BYTES_A_READ: Final = 1 << 16
+_ROWS_PER_GROUP: Final = 1 << 15
+"""Rows of a Parquet row group; looking up one key reads a whole group."""
+_ROWS_PER_READ: Final = 1 << 14
+_BYTES_PER_READ: Final = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,12 +52,12 @@ class IndexRows:
 
 
 class ShardIndex:
-    """A loaded sample index. Numeric columns are in memory (24 bytes a sample); keys are read when asked for."""
+    """A loaded sample index. Numeric columns are in memory (24 bytes per sample); keys are read on demand."""
 
     def __init__(self, path: Path, columns: dict[str, NDArray[Any]], metadata: dict[str, Any]) -> None:
         self.path = path
-        """Where the index lies."""
-        self.shard_urls: list[str] = [_absolute(url, path.parent) for url in metadata["shard_urls"]]
+        """Path of the Parquet file."""
+        self.shard_urls: list[str] = [url if "://" in url else str(path.parent / url) for url in metadata["shard_urls"]]
         """URL or absolute path of each shard."""
         self.shard_bytes: list[int] = metadata["shard_bytes"]
         """Length of each shard in bytes."""
@@ -67,7 +68,7 @@ class ShardIndex:
         self.shard: NDArray[np.int32] = columns["shard"]
         """int32[N], number of the shard."""
         self.block: NDArray[np.uint32] = columns["offset"]
-        """uint32[N], where the image starts in its shard, in blocks of 512 bytes: tars align their members."""
+        """uint32[N], start of the image in its shard, in blocks of 512 bytes: tars align their members."""
         self.size: NDArray[np.int32] = columns["size"]
         """int32[N], encoded bytes."""
         self.crc32: NDArray[np.uint32] = columns["crc32"]
@@ -84,13 +85,13 @@ class ShardIndex:
         """Open an index.
 
         Raises:
-            MissingIndexError: If there is none at `path`, or it is not one of ours.
+            MissingIndexError: If there is no index at `path`.
         """
         path = Path(path).absolute()
         try:
-            # Read ahead, all columns would be here at once; unbuffered, one column would be here twice.
-            with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BYTES_A_READ) as file:
-                metadata = checked_metadata((file.schema_arrow.metadata or {})[_METADATA_KEY])
+            # With pre_buffer all columns would be in memory at once; without a buffer size one column would be twice.
+            with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BYTES_PER_READ) as file:
+                metadata = parse_metadata((file.schema_arrow.metadata or {})[_METADATA_KEY])
                 check_schema(file, file_bytes=path.stat().st_size)
                 columns = {name: _read_column(file, name, kind) for name, kind in COLUMNS.items()}
             check_places(columns, metadata["shard_bytes"])
@@ -106,26 +107,21 @@ class ShardIndex:
         return len(self.shard)
 
     @property
-    def num_samples(self) -> int:
-        """Number of samples."""
-        return len(self.shard)
-
-    @property
     def offset(self) -> NDArray[np.int64]:
-        """int64[N], where each image starts in its shard, in bytes: computed from `block` each time."""
+        """int64[N], start of each image in its shard, in bytes; computed anew each time."""
         return self.block.astype(np.int64) * BLOCK
 
     @cached_property
     def keys(self) -> list[str]:
-        """Name of each sample in its shard. A hundred bytes a sample stay in memory: `key` keeps none."""
+        """Name of each sample in its shard. Stays in memory, about 100 bytes per sample; `key` reads a single one."""
         column = pq.read_table(self.path, columns=["key"])["key"]
         if column.null_count:
-            raise MissingIndexError(f"{self.path} lacks keys. Build it again: `{_command(self.path)}`")
+            raise self._lacks_keys()
         keys: list[str] = column.to_pylist()
         return keys
 
     def key(self, sample_id: int) -> str:
-        """Return the name of one sample in its shard; reads a part of the file."""
+        """Return the name of one sample in its shard, read from the file."""
         with pq.ParquetFile(self.path, pre_buffer=False) as file:
             first = 0
             for group in range(file.num_row_groups):
@@ -136,7 +132,10 @@ class ShardIndex:
                         return name
                     break
                 first = end
-        raise MissingIndexError(f"{self.path} lacks keys. Build it again: `{_command(self.path)}`")
+        raise self._lacks_keys()
+
+    def _lacks_keys(self) -> MissingIndexError:
+        return MissingIndexError(f"{self.path} lacks keys. Build it again: `{_command(self.path)}`")
 
     @property
     def remote(self) -> bool:
@@ -153,7 +152,7 @@ class ShardIndex:
         return reader.read(int(self.shard[row]), self.start(row), int(self.size[row]), int(self.crc32[row]))
 
     def start(self, sample_id: int) -> int:
-        """Return where a sample's image starts in its shard, in bytes."""
+        """Return the start of a sample's image in its shard, in bytes."""
         return int(self.block[sample_id]) * BLOCK
 
     def verify(
@@ -161,17 +160,17 @@ class ShardIndex:
         *,
         full: bool = False,
         allow_hosts: tuple[str, ...] = (),
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """Check that the shards are the ones that were indexed.
 
         Args:
-            full: Check every image's CRC-32, not only the lengths and one image a shard.
+            full: Check every image's CRC-32, not only the lengths and the first image of each shard.
             allow_hosts: Hosts of shards that may have private addresses.
             progress: Called with (samples checked, samples to check).
 
         Raises:
-            StaleIndexError: Names the first shard that differs and the command that indexes it again.
+            StaleIndexError: If a shard differs; names the first one and the command that indexes it again.
             BadSampleError: If an image's bytes have changed in a shard that is otherwise as indexed.
         """
         rows = np.arange(len(self)) if full else np.unique(self.shard, return_index=True)[1]
@@ -189,20 +188,20 @@ class ShardIndex:
 def write_index(
     path: Path, rows: IndexRows, *, shard_urls: list[str], shard_bytes: list[int], class_names: list[str]
 ) -> None:
-    """Write an index under a temporary name, then rename it: a reader sees all of it or none.
+    """Write an index under a temporary name, then rename it, so that a reader never sees a part of it.
 
     Raises:
         ValueError: If a shard is too long.
     """
-    longest = max(range(len(shard_bytes)), key=shard_bytes.__getitem__, default=None)
-    if longest is not None and shard_bytes[longest] > LARGEST_SHARD:
-        raise ValueError(
-            f"a shard must have at most {LARGEST_SHARD} bytes; {shard_urls[longest]} has {shard_bytes[longest]}. "
-            "Write it in several: `tempera shards build`"
-        )
+    for url, length in zip(shard_urls, shard_bytes, strict=True):
+        if length > LARGEST_SHARD:
+            raise ValueError(
+                f"a shard must have at most {LARGEST_SHARD} bytes; {url} has {length}. "
+                "Write it in several: `tempera shards build`"
+            )
     metadata = {
         "format": FORMAT_VERSION,
-        "shard_urls": [_relative(url, path.parent) for url in shard_urls],
+        "shard_urls": [_relative(url, path.parent.absolute()) for url in shard_urls],
         "shard_bytes": shard_bytes,
         "class_names": class_names,
         "fingerprint": fingerprint(rows),
@@ -212,7 +211,7 @@ def write_index(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         pq.write_table(
-            table, temporary, compression="zstd", use_dictionary=["shard", "label"], row_group_size=_ROWS_A_GROUP
+            table, temporary, compression="zstd", use_dictionary=["shard", "label"], row_group_size=_ROWS_PER_GROUP
         )
         temporary.replace(path)
     finally:
@@ -220,13 +219,13 @@ def write_index(
 
 
 def _read_column(file: pq.ParquetFile, name: str, kind: Any) -> NDArray[Any]:
-    """Return a numeric column, offsets in blocks. Arrow's buffers stay small and are given back column by column."""
+    """Return a numeric column, offsets in blocks. Small reads keep Arrow's buffers small."""
     column, start = np.empty(file.metadata.num_rows, np.uint32 if name == "offset" else kind), 0
-    for part in file.iter_batches(_ROWS_A_READ, columns=[name], use_threads=False):
+    for part in file.iter_batches(_ROWS_PER_READ, columns=[name], use_threads=False):
         if part[name].null_count or start + len(part) > len(column):
             raise ValueError(f"column {name!r} has empty or further rows")
         values = part[name].to_numpy()
-        column[start : start + len(part)] = blocks(values, first_row=start) if name == "offset" else values
+        column[start : start + len(part)] = to_blocks(values, first_row=start) if name == "offset" else values
         start += len(part)
     if start != len(column):
         raise ValueError(f"column {name!r} has {start} rows of {len(column)}")
@@ -235,7 +234,7 @@ def _read_column(file: pq.ParquetFile, name: str, kind: Any) -> NDArray[Any]:
 
 
 def fingerprint(rows: IndexRows) -> str:
-    """Return the SHA-256 of what a model could see: each sample's size, CRC-32, sides, label and key, in order."""
+    """Return the SHA-256 of everything that a model could see: size, CRC-32, sides, label and key of each sample."""
     digest = hashlib.sha256(b"tempera.index.1")
     for name in ("size", "crc32", "width", "height", "label"):
         digest.update(np.ascontiguousarray(rows.columns[name], dtype=np.dtype(COLUMNS[name]).newbyteorder("<")).data)
@@ -247,13 +246,9 @@ def _command(path: Path) -> str:
     return f"tempera shards index SHARDS --out {path}"
 
 
-def _absolute(url: str, base: Path) -> str:
-    return url if "://" in url else str(base / url)
-
-
 def _relative(url: str, base: Path) -> str:
     path = local_path(url)
     if path is None:
         return url
     path = path.absolute()
-    return str(path.relative_to(base.absolute())) if path.is_relative_to(base.absolute()) else str(path)
+    return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)

@@ -1,7 +1,7 @@
-"""What must hold of an index file before its rows are believed, or memory is taken for them.
+"""Checks of an index file before its rows are used, or memory is allocated for them.
 
-An index says where to read and how much: its claims are checked against each other and against the file's own length
-when it is opened, so that nothing later has to ask again.
+An index says where to read and how many bytes. Its claims are checked against each other and against the file's own
+length when it is opened, so that later code can rely on them.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ COLUMNS: Final = {
     "label": np.int32,
 }
 """Type of each numeric column in the file. 16-bit sides hold JPEG's limit; width 0 marks an unreadable header."""
-_FREE_ROWS: Final = 1 << 20
-"""Any file may have so many rows (24 MB); one with more takes a byte a row at least: checksums do not compress."""
-_SLACK_BYTES: Final = 16 << 20
-_MOST_PACKED: Final = 32
-"""Most that an index is packed: keys of one form pack twentyfold, checksums not at all."""
-_ROWS_AT_ONCE: Final = 1 << 16
+_ALWAYS_ALLOWED_ROWS: Final = 1 << 20
+"""Rows that any file may claim (24 MB). A file with more has at least a byte per row: checksums do not compress."""
+_ALWAYS_ALLOWED_BYTES: Final = 16 << 20
+_MAX_COMPRESSION: Final = 32
+"""Largest ratio that is believed: keys of one form compress twentyfold, checksums not at all."""
+_ROWS_PER_CHECK: Final = 1 << 16
 LARGEST_SHARD: Final = BLOCK << 32
-"""2 TiB: what 32 bits count in blocks."""
+"""2 TiB: 2^32 blocks, which the index counts in 32 bits."""
 
 
-def checked_metadata(text: bytes) -> dict[str, Any]:
-    """Return what the file says of its shards.
+def parse_metadata(text: bytes) -> dict[str, Any]:
+    """Parse and check the JSON about the shards in the file's metadata.
 
     Raises:
-        ValueError: If a field is missing or of another kind, or the format is another version's.
+        ValueError: If a field is missing or of another type, or the format is of another version.
     """
     try:
         metadata = json.loads(text)
@@ -64,7 +64,7 @@ def checked_metadata(text: bytes) -> dict[str, Any]:
 
 
 def check_schema(file: pq.ParquetFile, *, file_bytes: int) -> None:
-    """Check the columns' types, and that what the file claims to hold can be in a file of its length.
+    """Check the columns' types, and that a file of this length can hold the rows it claims.
 
     Raises:
         ValueError: If it cannot.
@@ -75,23 +75,23 @@ def check_schema(file: pq.ParquetFile, *, file_bytes: int) -> None:
         found = schema.field(name).type
         if found != kind:
             raise ValueError(f"column {name!r} must be {kind}; it is {found}")
-    if claims.num_rows > max(_FREE_ROWS, file_bytes) or claims.num_row_groups > 1 + claims.num_rows:
+    if claims.num_rows > max(_ALWAYS_ALLOWED_ROWS, file_bytes) or claims.num_row_groups > 1 + claims.num_rows:
         raise ValueError(f"it claims {claims.num_rows} rows in {file_bytes} bytes")
-    # Of a row group only its own fields are asked: Arrow ends the process where those of its columns do not fit.
+    # Only the row groups' own fields are read: Arrow aborts the process on inconsistent fields of their columns.
     unpacked = sum(claims.row_group(number).total_byte_size for number in range(claims.num_row_groups))
-    if unpacked > _SLACK_BYTES + _MOST_PACKED * file_bytes:
+    if unpacked > _ALWAYS_ALLOWED_BYTES + _MAX_COMPRESSION * file_bytes:
         raise ValueError(f"it claims to unpack {file_bytes} bytes to {unpacked}")
 
 
-def blocks(offset: NDArray[np.int64], *, first_row: int) -> NDArray[np.uint32]:
-    """Return where images start, in blocks.
+def to_blocks(offset: NDArray[np.int64], *, first_row: int) -> NDArray[np.uint32]:
+    """Convert offsets in bytes to blocks.
 
     Args:
         offset: int64[n], bytes.
         first_row: Number of the first of them, for messages.
 
     Raises:
-        ValueError: Naming the first row that is not behind a header, or that no tar could hold there.
+        ValueError: If a row cannot be a member of a tar; names the first one.
     """
     outside = (offset < BLOCK) | (offset % BLOCK != 0) | (offset >= LARGEST_SHARD)
     if outside.any():
@@ -107,16 +107,16 @@ def check_places(columns: dict[str, NDArray[Any]], shard_bytes: list[int]) -> No
     """Check that every sample lies within its shard.
 
     Args:
-        columns: Of the index, "offset" in blocks.
+        columns: The index's columns, with "offset" in blocks.
         shard_bytes: Length of each shard.
 
     Raises:
-        ValueError: Naming the first row that does not.
+        ValueError: If one does not; names the first one.
     """
     lengths = np.array(shard_bytes, np.int64)
-    for start in range(0, len(columns["shard"]), _ROWS_AT_ONCE):
+    for start in range(0, len(columns["shard"]), _ROWS_PER_CHECK):
         shard, block, size, label = (
-            columns[name][start : start + _ROWS_AT_ONCE] for name in ("shard", "offset", "size", "label")
+            columns[name][start : start + _ROWS_PER_CHECK] for name in ("shard", "offset", "size", "label")
         )
         offset = block.astype(np.int64) * BLOCK
         outside = (shard < 0) | (shard >= len(lengths))

@@ -1,8 +1,8 @@
 """Walks a tar without extracting it: names, offsets and sizes of its regular files.
 
 Reads USTAR, PAX (`x` and `g` records) and GNU (`L` long names, base-256 sizes). Links, devices and directories are
-passed over, sparse files refused; nothing is ever written to disk. Every header's checksum is verified and every size
-is bounded by the file, so a truncated or hostile archive is an error before anything is allocated for it.
+skipped, sparse files refused; nothing is ever written to disk. Every header's checksum is verified and every size is
+bounded by the file, so a truncated or hostile archive is an error before anything is allocated for it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ MAX_NAME: Final = 4096
 _REGULAR: Final = (b"0", b"\0", b"7")
 _METADATA: Final = (b"x", b"X", b"g", b"L", b"K")
 _WITHOUT_DATA: Final = (b"1", b"2", b"3", b"4", b"5", b"6")
-"""Links, devices, directories and pipes: what their size field says does not follow them."""
-_KEPT_FIELDS: Final = ("path", "size")
+"""Links, devices, directories and pipes: no data follows their header, whatever its size field holds."""
+_USED_FIELDS: Final = ("path", "size", "GNU.sparse.name")
 _ZEROS: Final = bytes(BLOCK)
 
 ReadAt = Callable[[int, int], bytes]
@@ -35,7 +35,7 @@ class TarMember:
 
     name: str
     offset: int
-    """Where its bytes start in the tar."""
+    """First of its bytes in the tar."""
     size: int
     """Its length in bytes."""
 
@@ -57,22 +57,24 @@ def walk_tar(read_at: ReadAt, total_bytes: int, *, url: str) -> Iterator[TarMemb
     while True:
         block = read_at(position, BLOCK)
         if len(block) < BLOCK:
-            raise BadShardError(_cut(url, position, "it has no end-of-archive marker"))
+            raise _truncated(url, position, "it has no end-of-archive marker")
         if block == _ZEROS:
             return
         kind = _kind(block)
-        size = _checked_size(block, {} if kind in _METADATA else extra, url=url, position=position)
+        size = _member_size(block, None if kind in _METADATA else extra.get("size"), url=url, position=position)
         size = 0 if kind in _WITHOUT_DATA else size
         data = position + BLOCK
         if data + size > total_bytes:
-            raise BadShardError(_cut(url, position, f"a member of {size} bytes does not fit in {total_bytes}"))
+            raise _truncated(url, position, f"a member of {size} bytes does not fit in {total_bytes}")
         position = data + -(-size // BLOCK) * BLOCK
         if kind in _METADATA:
-            record = _metadata(read_at(data, _bounded(size, url, data)), kind, url=url)
+            if size > _MAX_METADATA:
+                raise BadShardError(f"{url} has a name record of {size} bytes at byte {data}; at most {_MAX_METADATA}")
+            record = _read_metadata(read_at(data, size), kind, url=url)
             if kind == b"g":
                 defaults |= record
             else:
-                extra = record | extra  # of two records for one member the first holds, as for Python's tarfile
+                extra = record | extra  # the first of two records for one member wins, as in Python's tarfile
             continue
         fields = defaults | extra
         extra = {}
@@ -89,25 +91,62 @@ def walk_tar(read_at: ReadAt, total_bytes: int, *, url: str) -> Iterator[TarMemb
 
 
 def is_member_header(block: bytes, size: int) -> bool:
-    """Return whether a block is a valid tar header of a regular file of `size` bytes (PAX sizes excepted)."""
+    """Return whether a block is a valid tar header of a regular file of `size` bytes, or 0 with a PAX size."""
     if len(block) != BLOCK or not _checksum_ok(block) or _kind(block) not in _REGULAR:
         return False
-    stored = _number(block[124:136])
-    return stored in (size, 0)
+    return _number(block[124:136]) in (size, 0)
 
 
-def _checked_size(block: bytes, extra: dict[str, str], *, url: str, position: int) -> int:
+def member_name(block: bytes) -> str:
+    """Return the name in a member's own header; a record before it may hold a longer one."""
+    name = block[:100].rstrip(b"\0").split(b"\0", 1)[0]
+    prefix = block[345:500].split(b"\0", 1)[0] if block[257:263] == b"ustar\0" else b""
+    return (prefix + b"/" + name if prefix else name).decode("utf-8", "surrogateescape")
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return a member's sample key and extension: WebDataset splits at the first dot after the last slash."""
+    dot = name.find(".", name.rfind("/") + 1)
+    return (name, "") if dot < 0 else (name[:dot], name[dot + 1 :])
+
+
+class ReadAhead:
+    """Turns a walk of small, rising reads of a remote tar into few large ones. For one thread."""
+
+    def __init__(self, read_at: ReadAt, *, chunk_bytes: int = 8 << 20) -> None:
+        self._read_at, self._chunk_bytes = read_at, chunk_bytes
+        self._start, self._data = 0, b""
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Return the range; fewer bytes only past the end."""
+        if not self._start <= offset or offset + size > self._start + len(self._data):
+            self._start, self._data = offset, self._read_at(offset, max(size, self._chunk_bytes))
+        at = offset - self._start
+        return self._data[at : at + size]
+
+
+def _kind(block: bytes) -> bytes:
+    """Return a header's type. Before POSIX, a regular file whose name ends in a slash was a directory."""
+    kind = block[156:157]
+    return b"5" if kind == b"\0" and block[:100].split(b"\0", 1)[0].endswith(b"/") else kind
+
+
+def _member_size(block: bytes, pax_size: str | None, *, url: str, position: int) -> int:
+    """Return a member's size from a PAX record, or else from its header, whose checksum is verified first."""
     if not _checksum_ok(block):
         raise BadShardError(f"{url} is not a valid tar: bad header checksum at byte {position}. Rebuild or re-copy it.")
-    text = extra.get("size")
-    size = _number(block[124:136]) if text is None else _decimal(text)
+    size: int | None
+    if pax_size is None:
+        size = _number(block[124:136])
+    else:
+        size = int(pax_size) if pax_size.isascii() and pax_size.isdigit() and len(pax_size) < 20 else None
     if size is None or size < 0:
         raise BadShardError(f"{url} is not a valid tar: unreadable member size at byte {position}. Rebuild it.")
     return size
 
 
 def _checksum_ok(block: bytes) -> bool:
-    """Compare with the sum of the header's bytes, its own field read as blanks: unsigned, or signed as old tars did."""
+    """Compare with the sum of the header's bytes, its own field read as blanks: unsigned, or signed as in old tars."""
     stored = _number(block[148:156])
     total = sum(block) - sum(block[148:156]) + 8 * 32
     if stored == total:
@@ -117,7 +156,7 @@ def _checksum_ok(block: bytes) -> bool:
 
 
 def _number(field: bytes) -> int | None:
-    """Octal digits, or GNU's big-endian base-256 when the first bit is set; None when it is neither."""
+    """Read octal digits, or GNU's big-endian base-256 when the first bit is set; None when it is neither."""
     if field[0] in (0x80, 0xFF):
         return int.from_bytes(field[1:], "big") - (256 ** (len(field) - 1) if field[0] == 0xFF else 0)
     digits = field.split(b"\0", 1)[0].strip(b" ")
@@ -126,45 +165,18 @@ def _number(field: bytes) -> int | None:
     return int(digits, 8) if all(48 <= digit < 56 for digit in digits) else None
 
 
-def _decimal(text: str) -> int | None:
-    """Return the number of a PAX record; None when it is none, or one that no file has."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+def _read_metadata(body: bytes, kind: bytes, *, url: str) -> dict[str, str]:
+    """Return the fields of a GNU or PAX record that decide a member's name, size or kind.
 
-
-def _kind(block: bytes) -> bytes:
-    """Return a header's type; before POSIX, a file whose name ended in a slash was a directory."""
-    kind = block[156:157]
-    return b"5" if kind == b"\0" and block[:100].split(b"\0", 1)[0].endswith(b"/") else kind
-
-
-def member_name(block: bytes) -> str:
-    """Return the name in a member's own header; records before it may hold a longer one."""
-    name = block[:100].rstrip(b"\0").split(b"\0", 1)[0]
-    prefix = block[345:500].split(b"\0", 1)[0] if block[257:263] == b"ustar\0" else b""
-    return (prefix + b"/" + name if prefix else name).decode("utf-8", "surrogateescape")
-
-
-def _bounded(size: int, url: str, position: int) -> int:
-    if size > _MAX_METADATA:
-        raise BadShardError(f"{url} has a name record of {size} bytes at byte {position}; at most {_MAX_METADATA}")
-    return size
-
-
-def _metadata(body: bytes, kind: bytes, *, url: str) -> dict[str, str]:
+    A PAX field is its length, a blank, key=value and a newline, where the length counts itself. Other fields may hold
+    anything and are skipped.
+    """
     if kind == b"L":
         return {"path": body.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")}
-    fields = {} if kind == b"K" else _pax(body, url=url)
-    if kind == b"g" and "size" in fields:
-        raise BadShardError(f"{url} is not a valid tar: one record gives all its members one size. Rebuild it.")
-    return fields
-
-
-def _pax(body: bytes, *, url: str) -> dict[str, str]:
-    """Each record is its length, a blank, key=value and a newline; the length counts itself.
-
-    Only what decides a member's name, size and kind is kept: the rest may be anything, and as much as it likes.
-    """
-    fields, at, end = {}, 0, len(body.rstrip(b"\0"))
+    if kind == b"K":
+        return {}
+    fields: dict[str, str] = {}
+    at, end = 0, len(body.rstrip(b"\0"))
     while at < end:
         digits, _, _ = body[at : at + 16].partition(b" ")
         stop = at + int(digits) if digits.isdigit() else 0
@@ -172,13 +184,17 @@ def _pax(body: bytes, *, url: str) -> dict[str, str]:
         if not found or stop > len(body) or body[stop - 1 : stop] != b"\n":
             raise BadShardError(f"{url} is not a valid tar: malformed PAX record. Rebuild or re-copy it.")
         name = key.decode("utf-8", "replace")
-        if name in _KEPT_FIELDS or name == "GNU.sparse.name":
+        if name in _USED_FIELDS:
             fields[name] = value.decode("utf-8", "surrogateescape").rstrip("/")
         elif name.startswith("GNU.sparse"):
             fields["GNU.sparse"] = ""
         at = stop
+    if kind == b"g" and "size" in fields:
+        raise BadShardError(f"{url} is not a valid tar: one record gives all its members one size. Rebuild it.")
     return fields
 
 
-def _cut(url: str, position: int, why: str) -> str:
-    return f"{url} is truncated: {why} (byte {position}). Copy it again, or rebuild it with `tempera shards build`."
+def _truncated(url: str, position: int, why: str) -> BadShardError:
+    return BadShardError(
+        f"{url} is truncated: {why} (byte {position}). Copy it again, or rebuild it with `tempera shards build`."
+    )

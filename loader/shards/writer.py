@@ -1,27 +1,31 @@
-"""Writes WebDataset shards: images with labels in, tars out, the same bytes every time.
+"""Writes WebDataset shards: images with labels in, tars out, always the same bytes for the same images.
 
-Order and names come from the source, times and owners are fixed, so building twice gives identical files. Shards
-are written under temporary names and renamed when all are whole.
+Order and names come from the source; times and owners are fixed. Shards are written under temporary names and renamed
+when all are complete.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+import tarfile
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from loader.decode.header import read_header
 from loader.errors import BadSampleError
+from loader.shards.index_builder import CLASSES_FILE
+from loader.shards.parallel import Progress
 from loader.shards.sources import ImageSample, ImageSource
 
-Progress = Callable[[int, int], None]
-CLASSES_FILE: Final = "classes.json"
+_OWNER: Final = "bigdata"
+"""Owner of the members: webdataset's default, so that its writer gives the same bytes."""
 
-Members = dict[str, str | bytes]
-"""Extension -> bytes of a sample's files, and its key under `__key__`."""
+Members = list[tuple[str, bytes]]
+"""Names and bytes of one sample's files, in the order of the tar."""
 
 
 def build_shards(
@@ -40,7 +44,7 @@ def build_shards(
         out_dir: Made if missing; must hold no tars yet.
         prefix: Start of the shards' names.
         max_samples: Most samples in a shard.
-        max_bytes: A shard is closed once it holds so many bytes.
+        max_bytes: A shard ends with the sample that reaches this number of bytes.
         progress: Called with (samples written, samples in all, 0 when unknown).
 
     Raises:
@@ -55,79 +59,58 @@ def build_shards(
     if any(out.glob("*.tar")):
         raise ValueError(f"{out} already holds shards; give an empty directory or remove them")
     out.mkdir(parents=True, exist_ok=True)
-    paths = _write_tars(source, out, prefix=prefix, max_samples=max_samples, max_bytes=max_bytes, progress=progress)
-    if source.class_names:
-        (out / CLASSES_FILE).write_text(json.dumps(list(source.class_names), indent=0) + "\n")
-    return paths
 
-
-def _write_tars(
-    source: ImageSource, out: Path, *, prefix: str, max_samples: int, max_bytes: int, progress: Progress | None
-) -> list[str]:
-    import webdataset  # noqa: PLC0415 - loaders import this package in every process and never write
-
-    names: list[str] = []
-    with ExitStack() as open_files:
-
-        def opened(name: str) -> BinaryIO:
-            # We open the file ourselves: given a name, webdataset would run "pipe:" names in a shell.
-            return open_files.enter_context((out / f".{name}.tmp").open("wb"))
-
-        def finished(name: str) -> None:
-            open_files.close()
-            names.append(name)
-
-        writer = webdataset.ShardWriter(
-            f"{prefix}-%06d.tar",
-            max_samples,
-            max_bytes,
-            finished,
-            opener=opened,
-            verbose=0,
-            mtime=0,
-            format="PAX_FORMAT",
-        )
-        try:
-            for number, sample in enumerate(source.samples, start=1):
-                writer.write(members(sample))
-                if progress is not None:
-                    progress(number, source.num_samples or 0)
-            empty = writer.total == 0
-            writer.close()
-        except BaseException:
-            writer.close()
-            _remove(out.glob(f".{prefix}-*.tar.tmp"))
-            raise
-    if empty:
-        _remove(out.glob(f".{prefix}-*.tar.tmp"))
+    samples, total, written = iter(source.samples), source.num_samples or 0, 0
+    pending = list(islice(samples, 1))  # the next sample; empty at the end
+    if not pending:
         raise ValueError(f"no images to write into {out}")
-    for name in names:
-        (out / f".{name}.tmp").rename(out / name)
-    return [str(out / name) for name in names]
 
+    def next_shard() -> Iterator[Members]:
+        nonlocal written
+        count = num_bytes = 0
+        while pending and count < max_samples and num_bytes < max_bytes:
+            members = members_of(pending[0])
+            yield members
+            count, num_bytes = count + 1, num_bytes + sum(len(data) for _, data in members)
+            written += 1
+            if progress is not None:
+                progress(written, total)
+            pending[:] = islice(samples, 1)
 
-def _remove(paths: Iterable[Path]) -> None:
-    for path in paths:
-        path.unlink()
+    temporaries: list[Path] = []
+    try:
+        while pending:
+            temporaries.append(out / f".{prefix}-{len(temporaries):06d}.tar.tmp")
+            write_tar(temporaries[-1], next_shard())
+    except BaseException:
+        for path in temporaries:
+            path.unlink(missing_ok=True)
+        raise
+    write_class_names(out, source.class_names)
+    return [str(path.rename(out / path.name[1:].removesuffix(".tmp"))) for path in temporaries]
 
 
 def write_tar(path: Path, samples: Iterable[Members]) -> None:
-    """Write one shard under a temporary name; it gets its own once it is whole and on disk."""
-    import webdataset  # noqa: PLC0415 - loaders import this package in every process and never write
-
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        writer = webdataset.TarWriter(file, mtime=0, format="PAX_FORMAT")
-        for sample in samples:
-            writer.write(sample)
-        writer.close()
+    """Write one shard to a path; it is on disk when this returns."""
+    with path.open("wb") as file:
+        with tarfile.open(fileobj=file, mode="w|") as tar:
+            for members in samples:
+                for name, data in members:
+                    info = tarfile.TarInfo(name)
+                    info.size, info.mode, info.uname, info.gname = len(data), 0o444, _OWNER, _OWNER
+                    tar.addfile(info, io.BytesIO(data))
         file.flush()
         os.fsync(file.fileno())
-    temporary.rename(path)
 
 
-def members(sample: ImageSample) -> Members:
-    """Return a sample as webdataset writes it.
+def write_class_names(out: Path, names: tuple[str, ...]) -> None:
+    """Write `classes.json` beside the shards, unless the names are unknown."""
+    if names:
+        (out / CLASSES_FILE).write_text(json.dumps(list(names), indent=0) + "\n")
+
+
+def members_of(sample: ImageSample) -> Members:
+    """Return the files of a sample: `.cls` if it has a label, and the image under its format's extension.
 
     Raises:
         ValueError: If its key has a dot, or is empty.
@@ -140,5 +123,5 @@ def members(sample: ImageSample) -> Members:
     except BadSampleError as error:
         error.add_note(f"file={sample.origin or sample.key}")
         raise
-    label = {"cls": str(sample.label).encode()} if sample.label >= 0 else {}
-    return {"__key__": sample.key, {"jpeg": "jpg"}.get(kind, kind): sample.data, **label}
+    label = [(f"{sample.key}.cls", str(sample.label).encode())] if sample.label >= 0 else []
+    return [*label, (f"{sample.key}.{'jpg' if kind == 'jpeg' else kind}", sample.data)]

@@ -1,1 +1,1 @@
-"""Where encoded images lie: members of shards on disks, web servers and buckets, read by range and checked."""
+"""Shard files on disks, web servers and in buckets, read by byte range; and a cache of them on a local disk."""

@@ -1,8 +1,8 @@
 """Which shard URLs may be opened, and which network addresses a connection may go to.
 
 Only known schemes, no shell pipes, no brace patterns, and no private, loopback, link-local or metadata address unless
-its host was allowed by name. Whoever connects gets the very addresses that were checked: a name that resolves to
-something else a moment later changes nothing.
+its host was allowed by name. Connections go to the addresses that were checked, so a name that resolves differently a
+moment later (DNS rebinding) changes nothing.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ from loader.errors import StorageUnavailable
 
 SCHEMES: Final = ("file", "https", "s3", "gs")
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
-"""IPv6 addresses that stand for an IPv4 one (RFC 6052): the last 32 bits."""
+"""IPv6 addresses that hold an IPv4 one in their last 32 bits (RFC 6052)."""
 _COMPATIBLE: Final = ipaddress.ip_network("::/96")
 """The same in their first form (RFC 4291, deprecated)."""
 
 
 def check_form(url: str, *, allow_hosts: tuple[str, ...] = ()) -> SplitResult:
-    """Return the parts of a shard's URL if its scheme and form are accepted; its host is not looked up."""
+    """Return the parts of a shard's URL. Its host is not looked up.
+
+    Raises:
+        ValueError: If its scheme or form is refused.
+    """
     if re.match(r"\s*pipe:", url, re.IGNORECASE) or "\0" in url or re.search(r"\{[^}]*(\.\.|,)[^}]*\}", url):
         raise ValueError(f"pipes and brace patterns are not shards; got {url[:100]!r}. List the shards one by one.")
     parts = urlsplit(url)
@@ -33,8 +37,8 @@ def check_form(url: str, *, allow_hosts: tuple[str, ...] = ()) -> SplitResult:
         raise ValueError(f"shard URLs must name a host; got {url[:100]!r}")
     if "@" in parts.netloc:
         raise ValueError(
-            f"shard URLs must not name a user; got one for {parts.netloc.rpartition('@')[2][:100]!r}. Credentials come "
-            "from the environment."
+            f"shard URLs must not name a user; got one for {parts.netloc.rpartition('@')[2][:100]!r}. Set "
+            "credentials in the environment."
         )
     if parts.scheme not in SCHEMES and not (parts.scheme == "http" and parts.hostname in allow_hosts):
         raise ValueError(f"shard URLs must be {', '.join(SCHEMES)}; got {parts.scheme!r} in {url[:100]!r}")
@@ -45,7 +49,7 @@ def checked_addresses(parts: SplitResult, *, allow_hosts: tuple[str, ...]) -> li
     """Resolve the host of an http or https URL, and return the addresses to connect to, as (IP address, port).
 
     Raises:
-        ValueError: If any of them is not on the public internet and the host was not allowed by name.
+        ValueError: If one of them is not on the public internet and the host was not allowed by name.
         StorageUnavailable: If the name does not resolve.
     """
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
@@ -57,7 +61,7 @@ def checked_addresses(parts: SplitResult, *, allow_hosts: tuple[str, ...]) -> li
     for address, _ in addresses:
         if host not in allow_hosts and not _is_public(address.split("%")[0]):
             raise ValueError(
-                f"{host!r} is {address}, which is not a public address. If it is meant, allow the host by name."
+                f"{host!r} is {address}, which is not a public address. If that is intended, allow the host by name."
             )
     return addresses
 

@@ -1,4 +1,4 @@
-"""Connections to storage servers: to checked addresses only, kept open between reads, shared by the reading threads."""
+"""Connections to storage servers: only to checked addresses, kept open between reads, shared by the reading threads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import socket
 import ssl
 import threading
-from types import TracebackType
 from typing import Final, Self
 from urllib.parse import SplitResult
 
@@ -16,21 +15,21 @@ from loader.storage.addresses import check_form, checked_addresses
 
 TIMEOUT_S: Final = 10.0
 """Longest wait for a connection, or for the next bytes on one."""
-_MOST_IDLE: Final = 64
-"""Connections kept open to one host; more are closed after use."""
+_MAX_IDLE: Final = 64
+"""Idle connections kept open to one host; further ones are closed after use."""
 
 Target = tuple[str, str]
-"""Scheme and host with port: what a connection can be used for."""
+"""Scheme, and host with port: a connection serves URLs with the same two."""
 
 
 class Connection(http.client.HTTPConnection):
-    """A plain connection to one of the addresses that were checked. Its name is not looked up again."""
+    """A plain connection to one of the addresses that were checked; the host is not looked up again."""
 
     def __init__(self, parts: SplitResult, addresses: list[tuple[str, int]]) -> None:
         super().__init__(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
         self.target: Target = (parts.scheme, parts.netloc)
         self.used = False
-        """True once it has answered a request: its server may have closed it since."""
+        """True once it has answered a request. Its server may have closed it since."""
         self._addresses = addresses
 
     def connect(self) -> None:
@@ -48,7 +47,7 @@ class Connection(http.client.HTTPConnection):
 
 
 class TlsConnection(Connection):
-    """The same with TLS; the certificate must be of the host that the URL names."""
+    """A connection with TLS. The certificate must be valid for the host in the URL."""
 
     default_port = 443
 
@@ -72,16 +71,16 @@ class Connections:
         self._lock = threading.Lock()
 
     def trusting(self, host: str) -> Connections:
-        """Return connections that may go to one more host, for the shards that the environment sends there."""
+        """Return connections that may go to one more host: the endpoint that the environment names."""
         with self._lock:
             return self._trusting.setdefault(host, Connections(allow_hosts=(host, *self.allow_hosts)))
 
     def take(self, url: str, *, fresh: bool = False) -> Connection:
-        """Return a connection for a URL, an idle one if there is one; hand it back with `give`, or close it.
+        """Return a connection for a URL, an idle one if possible. The caller returns it with `give`, or closes it.
 
         Args:
             url: An http or https URL.
-            fresh: Close the idle ones to that host, and make a new one.
+            fresh: Make a new one, and close the idle ones to that host.
 
         Raises:
             ValueError: If the URL or an address of its host is refused.
@@ -89,7 +88,7 @@ class Connections:
         """
         parts = check_form(url, allow_hosts=self.allow_hosts)
         if parts.scheme not in ("http", "https"):
-            raise ValueError(f"only https is followed; got {url[:100]!r}")
+            raise ValueError(f"redirects must go to https; got {url[:100]!r}")
         with self._lock:
             idle = self._idle.get((parts.scheme, parts.netloc), [])
             if idle and not fresh:
@@ -101,11 +100,11 @@ class Connections:
         return (TlsConnection if parts.scheme == "https" else Connection)(parts, addresses)
 
     def give(self, connection: Connection) -> None:
-        """Hand back a connection whose answer was read to its end."""
+        """Keep a connection whose answer was read to its end for the next request."""
         connection.used = True
         with self._lock:
             idle = self._idle.setdefault(connection.target, [])
-            if len(idle) < _MOST_IDLE:
+            if len(idle) < _MAX_IDLE:
                 idle.append(connection)
                 return
         connection.close()
@@ -124,13 +123,11 @@ class Connections:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 
 @functools.cache
 def _tls(certificates: str | None) -> ssl.SSLContext:
-    """Return the TLS settings for a file of trusted certificates; None takes the system's."""
+    """Return the TLS settings for a file of trusted authorities; None takes the system's."""
     return ssl.create_default_context(cafile=certificates)

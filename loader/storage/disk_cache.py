@@ -1,9 +1,9 @@
-"""Encoded images from remote storage, kept on a local disk within a byte limit and shared by the loaders of a node.
+"""Encoded images from remote storage, cached on a local disk within a byte limit and shared by the loaders of a node.
 
-One file an image, named after its shard, place and CRC-32, written under a temporary name and renamed. A reader checks
-the CRC-32 like any other read, so neither a crash in the middle of a write nor a damaged disk can give a wrong byte:
-such a file is removed and the image fetched again. Eviction goes by age of last use, under a lock that one process
-holds at a time; the others go on reading and for that moment add nothing.
+One file per image, named after its shard, place and CRC-32, written under a temporary name and renamed. A reader checks
+the CRC-32 as for any other read, so neither a crash during a write nor a damaged disk can give a wrong byte: such a
+file is removed and the image fetched again. Eviction removes the files used longest ago, under a lock that one process
+holds at a time; meanwhile the other processes read, and add nothing.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from typing import Final
 log = logging.getLogger(__name__)
 
 _KEPT_SHARE: Final = 0.9
-"""An eviction goes on until so much of the limit is left: the directory is not listed for every image."""
-_RESERVED_PART: Final = 1024
-_LARGEST_RESERVE: Final = 64 << 20
-"""A process sets aside so much of the limit at a time (a 1024th, but not more than this), and then needs no lock."""
+"""Share of the limit that an eviction leaves filled. A small step would list the directory for every image."""
+_RESERVED_FRACTION: Final = 1024
+_MAX_RESERVED_BYTES: Final = 64 << 20
+"""A process reserves 1/1024 of the limit at a time, at most this much, and needs no lock until it is used up."""
 _ABANDONED_S: Final = 600.0
-"""A temporary file of this age belongs to a process that died."""
+"""A temporary file of this age was left by a process that died."""
 _TEMPORARY: Final = "t-"
 _FOLDERS: Final = 256
 
@@ -40,7 +40,7 @@ class DiskCache:
 
     Args:
         path: The directory; made if missing. Nothing else may be kept in it.
-        max_bytes: Limit for all images in it together, whoever wrote them.
+        max_bytes: Limit for all images in it, from all processes.
 
     Raises:
         ValueError: If the directory cannot be written.
@@ -56,16 +56,16 @@ class DiskCache:
                 (self._root / f"{number:02x}").mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise ValueError(f"the disk cache must be a directory that can be written: {error}") from error
+            raise ValueError(f"the disk cache must be a writable directory; got {path}: {error}") from error
         with self._locked(wait=True):
             self._evict()
 
     def get(self, name: str, crc32: int) -> bytes | None:
-        """Return an image, or None when it is not there or not whole.
+        """Return an image, or None when it is missing or damaged.
 
         Args:
-            name: What `put` was given.
-            crc32: Of its bytes.
+            name: The name that `put` was called with.
+            crc32: CRC-32 of its bytes.
         """
         path = self._path(name)
         try:
@@ -81,7 +81,7 @@ class DiskCache:
         return data
 
     def put(self, name: str, data: bytes) -> None:
-        """Keep an image, unless another process is making room at this moment. A full disk is no error."""
+        """Keep an image, unless another process is evicting at this moment. A full disk costs a warning only."""
         if not self._reserve(len(data)):
             return
         path = self._path(name)
@@ -100,12 +100,12 @@ class DiskCache:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes in the cache and set aside for it, as far as is counted."""
+        """Bytes in the cache and reserved in it. A crash leaves the count too high, until the next eviction."""
         stored = os.pread(self._lock, 8, 0)
         return int(struct.unpack("<q", stored)[0]) if len(stored) == 8 else 0
 
     def _reserve(self, num_bytes: int) -> bool:
-        """Take room for an image, from a part of the limit that this process has set aside for itself."""
+        """Take room for an image out of the bytes that this process has reserved."""
         if num_bytes > self._max_bytes * (1 - _KEPT_SHARE):
             return False
         with self._mutex:
@@ -113,40 +113,35 @@ class DiskCache:
                 with self._locked(wait=False) as held:
                     if not held:
                         return False
-                    more = max(num_bytes, min(self._max_bytes // _RESERVED_PART, _LARGEST_RESERVE))
+                    more = max(num_bytes, min(self._max_bytes // _RESERVED_FRACTION, _MAX_RESERVED_BYTES))
                     if self.num_bytes + more > self._max_bytes:
                         self._evict()
-                    # Counted before it is written: a crash leaves the count too high, never the directory too full.
+                    # Counted before the write: a crash leaves the count too high, never the directory too full.
                     self._count(more)
                     self._reserved += more
             self._reserved -= num_bytes
             return True
 
     def _evict(self) -> None:
-        """Count what is there, and remove what was used longest ago until enough of the limit is free."""
+        """Count the images, and remove those used longest ago until enough of the limit is free."""
         found, now = [], time.time()
-        for path, size, used_s in self._files():
-            if path.name.startswith(_TEMPORARY):
-                if now - used_s > _ABANDONED_S:
-                    path.unlink(missing_ok=True)
-                continue
-            found.append((used_s, size, path))
-        total = sum(size for _, size, _ in found)
-        if total > self._max_bytes * _KEPT_SHARE:
-            for _, size, path in sorted(found):
-                path.unlink(missing_ok=True)
-                total -= size
-                if total <= self._max_bytes * _KEPT_SHARE:
-                    break
-        self._count(total - self.num_bytes)
-
-    def _files(self) -> Iterator[tuple[Path, int, float]]:
         for number in range(_FOLDERS):
             with os.scandir(self._root / f"{number:02x}") as entries:
                 for entry in entries:
                     with suppress(FileNotFoundError):
                         status = entry.stat()
-                        yield Path(entry.path), status.st_size, status.st_mtime
+                        if not entry.name.startswith(_TEMPORARY):
+                            found.append((status.st_mtime, status.st_size, entry.path))
+                        elif now - status.st_mtime > _ABANDONED_S:
+                            Path(entry.path).unlink()
+        total = sum(size for _, size, _ in found)
+        if total > self._max_bytes * _KEPT_SHARE:
+            for _, size, path in sorted(found):
+                Path(path).unlink(missing_ok=True)
+                total -= size
+                if total <= self._max_bytes * _KEPT_SHARE:
+                    break
+        self._count(total - self.num_bytes)
 
     def _count(self, more: int) -> None:
         os.pwrite(self._lock, struct.pack("<q", max(0, self.num_bytes + more)), 0)
@@ -157,8 +152,8 @@ class DiskCache:
 
     @contextmanager
     def _locked(self, *, wait: bool) -> Iterator[bool]:
-        """Hold the lock that all processes share; yields False when it is taken and `wait` is False."""
-        # A lock belongs to an open file: threads that share ours would not exclude each other.
+        """Hold the lock that all processes share. Yield False when another holds it and `wait` is False."""
+        # flock belongs to an open file description: threads that share one would not exclude each other.
         try:
             own = os.open(self._root / "lock", os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:

@@ -27,6 +27,7 @@ from loader import (
     WeightedWindows,
     build_index,
 )
+from loader.decode.cpu import CpuDecoder
 from tests.faults.consuming import CONFIG, Consumed, consume, local_loaders, windows
 from tests.faults.small_run import small
 from tests.faults.test_bytes_faults import SPREAD, TOLERANT, claim_to_be_huge, copied
@@ -230,11 +231,13 @@ def test_an_image_of_another_kind_is_an_image(kind, digits, tmp_path, note):
 
 
 def test_without_decoding_image_by_image_one_that_is_cut_ends_the_run(digits, tmp_path, monkeypatch):
-    class Unheard(Exception):
-        pass
+    def undivided(self, images, transform, out, decode=CpuDecoder.decode):
+        for reason in filter(None, decode(self, images, transform, out)):
+            raise BadSampleError(reason)
+        return [None] * len(images)
 
     index = rewritten(ShardIndex.load(digits.index), tmp_path / "bad", BAD["cut JPEG"])
-    monkeypatch.setattr("loader.decode.cpu.BadSampleError", Unheard)
+    monkeypatch.setattr(CpuDecoder, "decode", undivided)
     with pytest.raises(BadSampleError, match="does not decode"):
         drawn(index)
 

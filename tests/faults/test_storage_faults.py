@@ -14,7 +14,7 @@ import pytest
 
 from deploy.runs.config import DataConfig
 from loader import BatchStream, ShardIndex, StaleIndexError, StorageUnavailable, TooManyBadSamplesError, build_index
-from loader.storage.remote import HttpShard
+from loader.storage.https import HttpShard
 from tests.faults.consuming import CONFIG, consume, local_loaders, windows
 from tests.soak.storage import MISBEHAVIOURS, ShardServer
 
@@ -88,7 +88,9 @@ def test_a_short_outage_changes_nothing(served, expected):
 
 @pytest.mark.faults
 def test_without_retries_an_outage_ends_the_run(served, monkeypatch):
-    monkeypatch.setattr("loader.storage.remote.HttpShard._retry", lambda self, fetch: fetch(1.0))
+    monkeypatch.setattr(
+        "loader.storage.https.HttpShard._retry", lambda self, offset, size: self._fetch(offset, size, 1.0)
+    )
     with pytest.raises(Exception, match="HTTP 503"):
         through_an_outage(served, "error", 0.4)
 
@@ -96,7 +98,7 @@ def test_without_retries_an_outage_ends_the_run(served, monkeypatch):
 @pytest.mark.faults
 @pytest.mark.parametrize("kind", ["wrong_range", "short"])
 def test_without_a_check_of_the_range_a_passing_fault_ends_the_run(kind, served, expected, monkeypatch):
-    def unchecked(self, response, offset, size, patience_s):
+    def unchecked(self, response, offset, size, timeout_s):
         self._etag = response.headers["ETag"]
         try:
             data = response.read()
@@ -104,7 +106,7 @@ def test_without_a_check_of_the_range_a_passing_fault_ends_the_run(kind, served,
             data = error.partial
         return data.ljust(size, b"\0"), int(response.headers["Content-Range"].split("/")[1])
 
-    monkeypatch.setattr("loader.storage.remote.HttpShard._body", unchecked)
+    monkeypatch.setattr("loader.storage.https.HttpShard._checked_body", unchecked)
     with pytest.raises((TooManyBadSamplesError, StaleIndexError), match=r"CRC-32 mismatch|no member of"):
         through_an_outage(served, kind, OUTAGE_S)
 

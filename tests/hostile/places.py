@@ -21,9 +21,9 @@ import torch
 from deploy.remote.manifests.ray_up import load_description
 from deploy.runs.config import load_config
 from loader import BatchSpec, LoaderConfig, LoaderWorker, ShardIndex, Transform, build_index
-from loader.shards.reader import open_shard
 from loader.storage.connections import Connections
-from loader.storage.remote import HttpShard
+from loader.storage.https import HttpShard
+from loader.storage.shard_files import open_shard
 from scoring import Control, Prototypes, RunLog, Selection
 from scoring.features import encoders as scoring_encoders
 from scoring.features.store import FeatureStore

@@ -122,5 +122,5 @@ def test_killed_writers_leave_no_wrong_byte_and_the_limit_holds(tmp_path):
 
 def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="must be a directory that can be written"):
+    with pytest.raises(ValueError, match="must be a writable directory"):
         DiskCache(tmp_path / "file", max_bytes=LIMIT)

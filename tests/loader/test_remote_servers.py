@@ -18,10 +18,10 @@ from loader import (
     StorageUnavailable,
     build_index,
 )
-from loader.shards.reader import open_shard
-from loader.storage import remote as storage
+from loader.storage import buckets
 from loader.storage.connections import Connections
-from loader.storage.remote import HttpShard
+from loader.storage.https import HttpShard
+from loader.storage.shard_files import open_shard
 from tests.loader.servers import free_port, make_certificate, pixels, served
 from tests.programs import needs, program
 
@@ -259,6 +259,6 @@ def test_googles_missing_moved_and_misnamed_shards_are_errors(google, monkeypatc
             open_shard(f"gs://{BUCKET}/none.tar", connections=connections)
         with pytest.raises(ValueError, match="GCS bucket names are lower-case letters"):
             open_shard("gs://Upper/x.tar", connections=connections)
-        monkeypatch.setattr(storage, "_DEADLINE_S", 1.0)
+        monkeypatch.setattr(buckets, "DEADLINE_S", 1.0)
         with pytest.raises(StorageUnavailable, match=r"gs://tempera/moved/x\.tar.*redirect"):
             open_shard(f"gs://{BUCKET}/moved/x.tar", connections=connections)

@@ -185,13 +185,19 @@ def test_too_many_unreadable_images_stop_the_build(tmp_path, photos):
         build_dataset(list_folder(tmp_path / "in"), tmp_path / "out", samples_per_shard=10)
 
 
-def test_shrinking_bounds_the_short_side(folder, tmp_path):
-    index = build_dataset(list_folder(folder), tmp_path / "out", shrink=Shrink(short_side=90, quality=75))
+def test_shrinking_bounds_the_short_side_and_leaves_small_images_alone(folder, photos, tmp_path):
+    index = build_dataset(list_folder(folder), tmp_path / "out", shrink=Shrink(short_side=120, quality=75))
+    originals = {f"{('cat', 'dog')[i % 2]}/{i:02d}": data for i, data in enumerate(photos)}
     with index.reader() as reader:
-        for row in range(len(index)):
-            header = read_header(index.read(row, reader), max_pixels=10**8)
-            assert min(header.width, header.height) <= 90
-    with pytest.raises(ValueError, match="quality in"):
+        for row, key in enumerate(index.keys):
+            before, after = originals[key], index.read(row, reader)
+            old, new = (read_header(data, max_pixels=10**8) for data in (before, after))
+            if min(old.width, old.height) <= 120:
+                assert after == before
+            else:
+                assert min(new.width, new.height) == 120
+                assert new.width / new.height == pytest.approx(old.width / old.height, rel=0.02)
+    with pytest.raises(ValueError, match=r"quality in 1\.\.100"):
         Shrink(short_side=90, quality=101)
 
 

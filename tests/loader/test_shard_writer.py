@@ -12,15 +12,13 @@ import webdataset
 from loader import (
     BadSampleError,
     ImageSample,
-    ImageSource,
+    build_dataset,
     build_index,
     build_shards,
     class_folders,
     digits,
-    parquet_images,
-    shrink,
+    list_parquet,
 )
-from loader.decode.header import read_header
 
 
 def hashes(paths: list[str]) -> list[str]:
@@ -117,40 +115,24 @@ def test_parquet_of_the_hub_gives_images_labels_and_class_names(tmp_path, photos
     images = [{"bytes": data, "path": None} for data in photos[:5]]
     columns = {"image": images, "label": [1, 0, 1, 0, 1]}
     paths = [write_parquet(tmp_path / f"{i}.parquet", columns, names=["cat", "dog"]) for i in range(2)]
-    source = parquet_images(paths)
-    assert (source.num_samples, source.class_names) == (10, ("cat", "dog"))
-    index = build_index(build_shards(source, tmp_path / "out"), tmp_path / "i.parquet")
+    index = build_dataset(list_parquet(paths), tmp_path / "out")
+    assert index.class_names == ["cat", "dog"]
     assert index.label.tolist() == [1, 0, 1, 0, 1] * 2
     with index.reader() as reader:
         assert [index.read(row, reader) for row in range(10)] == photos[:5] * 2
 
 
 def test_parquet_with_plain_bytes_and_no_labels(tmp_path, photos):
-    source = parquet_images([write_parquet(tmp_path / "x.parquet", {"jpg": photos[:3]})], image="jpg")
-    assert [(sample.data, sample.label) for sample in source.samples] == [(data, -1) for data in photos[:3]]
+    listing = list_parquet([write_parquet(tmp_path / "x.parquet", {"jpg": photos[:3]})], image="jpg")
+    assert [(sample.data, sample.label) for sample in listing.read()] == [(data, -1) for data in photos[:3]]
 
 
 def test_parquet_without_images_is_refused(tmp_path):
     path = write_parquet(tmp_path / "x.parquet", {"text": ["a"], "image": [3]})
     with pytest.raises(ValueError, match="must have a column 'image' of image bytes"):
-        parquet_images([path])
+        list_parquet([path])
     with pytest.raises(ValueError, match="no Parquet files"):
-        parquet_images([])
+        list_parquet([])
     empty = write_parquet(tmp_path / "y.parquet", {"image": pa.array([None], pa.binary())})
     with pytest.raises(BadSampleError, match="no image in row 0"):
-        list(parquet_images([empty]).samples)
-
-
-def test_shrinking_bounds_the_short_side_and_leaves_small_images_alone(photos):
-    samples = [ImageSample(f"p{i}", data, i) for i, data in enumerate(photos)]
-    shrunk = list(shrink(ImageSource(samples, ("a",), 24), short_side=120).samples)
-    assert [(s.key, s.label) for s in shrunk] == [(s.key, s.label) for s in samples]
-    for before, after in zip(samples, shrunk, strict=True):
-        old, new = (read_header(s.data, max_pixels=10**8) for s in (before, after))
-        if min(old.width, old.height) <= 120:
-            assert after.data == before.data
-        else:
-            assert min(new.width, new.height) == 120
-            assert new.width / new.height == pytest.approx(old.width / old.height, rel=0.02)
-    with pytest.raises(ValueError, match=r"quality in 1\.\.100"):
-        shrink(ImageSource(samples), short_side=10, quality=0)
+        list(list_parquet([empty]).read())

@@ -27,10 +27,12 @@ from loader import (
     Transform,
     build_index,
 )
-from loader.shards.reader import open_shard
+from loader.shards.tar import ReadAhead
 from loader.storage.addresses import check_form, checked_addresses
+from loader.storage.buckets import BucketShard
 from loader.storage.connections import Connections
-from loader.storage.remote import BucketShard, HttpShard, ReadAhead
+from loader.storage.https import HttpShard
+from loader.storage.shard_files import open_shard
 
 LOCAL = ("127.0.0.1",)
 Fault = Callable[[BaseHTTPRequestHandler], bool]
@@ -181,7 +183,7 @@ def test_a_lasting_fault_is_a_typed_error_within_the_deadline(server):
 
 
 def test_a_trickle_is_not_waited_for(server, monkeypatch):
-    monkeypatch.setattr("loader.storage.remote.TIMEOUT_S", 0.5)
+    monkeypatch.setattr("loader.storage.https.TIMEOUT_S", 0.5)
 
     def trickle(handler: RangeHandler) -> bool:
         handler.send_response(206)
@@ -221,7 +223,7 @@ def test_connections_are_kept_for_many_reads_and_shared_by_shards(server):
 
 
 def test_a_connection_that_the_server_closed_meanwhile_is_replaced_at_once(server, monkeypatch):
-    monkeypatch.setattr("loader.storage.remote._FIRST_PAUSE_S", 100.0)
+    monkeypatch.setattr("loader.storage.https._FIRST_PAUSE_S", 100.0)
     with closing(HttpShard(f"{server.base}/shard-000000.tar", allow_hosts=LOCAL)) as shard:
         expected = shard.read_at(0, 10)
         server.faults = [hang_up]
@@ -274,7 +276,7 @@ def test_redirects_are_followed_and_checked_like_the_first_address(server):
         assert shard.read_at(0, 50) == expected
         for target in ("https://169.254.169.254/latest/meta-data", "file:///etc/passwd", "http://10.0.0.1/x"):
             server.faults = [partial(redirect, target)]
-            with pytest.raises(ValueError, match=r"not a public address|must be file|only https is followed"):
+            with pytest.raises(ValueError, match=r"not a public address|must be file|redirects must go to https"):
                 shard.read_at(0, 50)
         server.faults = [partial(redirect, "/shard-000000.tar")] * 20
         with pytest.raises(StorageUnavailable, match="redirects more than 5 times"):
