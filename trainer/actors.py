@@ -2,8 +2,13 @@
 
 Ray Train gives the process group, restarts after a failed rank and elastic worker counts. Checkpoints are the
 trainer's own in the run directory, which all nodes share, so a restarted group continues from the newest;
-`ray.train.report` is a barrier and is not called. Where Ray itself listens at the loopback only, the ranks do too.
+`ray.train.report` is a barrier and is not called.
+
+The driver and Ray Train's controller import this module and compute nothing: torch is imported by the functions that
+the ranks run. That is also why the process group is not Ray's `TorchConfig`, which imports torch in the controller.
 """
+
+from __future__ import annotations
 
 import itertools
 import logging
@@ -12,28 +17,31 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray.train
-import torch.distributed as dist
-from ray.exceptions import RayError
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.torch.config import _TorchBackend
+from ray.exceptions import GetTimeoutError, RayError
+from ray.train.backend import Backend, BackendConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from trainer.config import TrainConfig
-from trainer.loop import RunHooks, train
 from trainer.progress import TrainResult
-from trainer.ranks.context import Context, Distributed, SingleProcess
-from trainer.ranks.rendezvous import LOOPBACK, join_group, open_store
-from trainer.record.recorder import Stream
-from trainer.windows import ScoreSink
+from trainer.ranks.rendezvous import join_group, leave_group, open_store
+
+if TYPE_CHECKING:
+    from scoring import SelectionPort
+    from trainer.loop import RunHooks
+    from trainer.ranks.context import Context
+    from trainer.record.recorder import Stream
 
 log = logging.getLogger(__name__)
+
+_LEAVE_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainJob:
-    """One run under Ray Train; the functions are called in the workers, so that what they make never travels."""
+    """One run under Ray Train; the functions are called in the workers, so that the objects they make never travel."""
 
     config: TrainConfig
     """The run."""
@@ -41,8 +49,8 @@ class TrainJob:
     """Run directory on storage that every node sees."""
     make_stream: Callable[[Context], Stream]
     """Makes the rank's stream of batches."""
-    make_selection: Callable[[Context], ScoreSink | None] | None = None
-    """Makes what the rank reports scores to."""
+    make_selection: Callable[[Context], SelectionPort] | None = None
+    """Makes the selection that the rank reports scores to."""
     make_hooks: Callable[[Context], RunHooks] | None = None
     """Makes the rank's hooks; every rank must make the same ones."""
 
@@ -73,10 +81,10 @@ def train_on_ray(
         ray.train.TrainingFailedError: a rank or the controller failed more often than max_failures.
     """
     make_trainer = partial(
-        TorchTrainer,
-        _train_rank,  # type: ignore[arg-type]  # ray's annotations leave out the return value
+        DataParallelTrainer,
+        _train_rank,
         train_loop_config={"job": job},
-        torch_config=GuardedTorch(),
+        backend_config=RankGroup("nccl" if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]  # label_selector is v2's
             num_workers=num_workers,  # type: ignore[arg-type]  # a pair is elastic; the type seen here is v1's
             use_gpu=use_gpu,
@@ -89,15 +97,13 @@ def train_on_ray(
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
         ),
     )
-    returned: TrainResult = _fitted(make_trainer, max_failures=max_failures).return_value
+    returned: TrainResult = fit_with_restarts(make_trainer, max_failures=max_failures).return_value
     return returned
 
 
-def _fitted(make_trainer: Callable[[], Any], *, max_failures: int) -> Any:
-    """Train; what fails of Ray Train's controller by a call that Ray lost is started again, as often as a rank is.
-
-    Ray Train has ended its ranks by then. It starts a controller again itself only where its ranks could not start.
-    """
+def fit_with_restarts(make_trainer: Callable[[], Any], *, max_failures: int) -> Any:
+    """Train, and start Ray Train's controller again when a call that Ray lost ends it, as often as a rank may fail."""
+    # Ray Train restarts its controller itself only while the ranks have not started; it has ended them by now.
     for failures in itertools.count(1):
         try:
             return make_trainer().fit()
@@ -105,36 +111,45 @@ def _fitted(make_trainer: Callable[[], Any], *, max_failures: int) -> Any:
             if not isinstance(error.controller_failure, RayError) or 0 <= max_failures < failures:
                 raise
             reason = str(error.controller_failure).partition("\n")[0]
-            log.warning("Ray Train's controller failed; it goes on from the newest checkpoint (%s)", reason)
+            log.warning("Ray Train's controller failed; training continues from the newest checkpoint (%s)", reason)
     raise AssertionError("unreachable")
 
 
-class GuardedBackend(_TorchBackend):
-    """Ray's way to a process group, but for one machine: its ranks meet at the loopback."""
+class RankGroup(BackendConfig):
+    """Configuration of the ranks' process group."""
+
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _RankBackend
+
+
+class _RankBackend(Backend):
+    """Starts and ends the process group; Ray Train calls it in its controller."""
+
+    share_cuda_visible_devices = True  # the GPU of a rank is number LOCAL_RANK
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        """Start the process group of new workers."""
-        if worker_group.execute_single(0, ray.util.get_node_ip_address) != LOOPBACK:
-            super().on_start(worker_group, backend_config)
-            return
-        worker_group.execute(_name_place)
-        port = worker_group.execute_single(0, open_store)
-        group = {"backend": backend_config.backend, "port": port, "world_size": len(worker_group)}
+        # Where Ray itself listens at the loopback only, its nodes' address is the loopback, and the ranks follow.
+        host = worker_group.execute_single(0, ray.util.get_node_ip_address)
+        worker_group.execute(_set_rank_variables)
+        port = worker_group.execute_single(0, open_store, host)
+        # `number`: the worker group keeps the keyword `rank` for itself.
+        group = {"backend": backend_config.backend, "host": host, "port": port, "world_size": len(worker_group)}
         ranks = range(len(worker_group))
         ray.get([worker_group.execute_single_async(rank, join_group, number=rank, **group) for rank in ranks])
 
-
-class GuardedTorch(TorchConfig):
-    """Ray's settings of torch, with our backend."""
-
-    @property
-    def backend_cls(self) -> type[GuardedBackend]:
-        """What starts the process group."""
-        return GuardedBackend
+    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+        try:
+            ray.get(worker_group.execute_async(leave_group), timeout=_LEAVE_TIMEOUT_S)
+        except GetTimeoutError:
+            log.warning("the ranks did not leave their process group within %.0f s", _LEAVE_TIMEOUT_S)
 
 
-def _name_place() -> None:
-    """Set the variables by which libraries know a rank's place, as torchrun does."""
+def _set_rank_variables() -> None:
+    """Set the environment variables from which libraries read a rank's place, as torchrun does."""
     place = ray.train.get_context()
     os.environ["RANK"], os.environ["WORLD_SIZE"] = str(place.get_world_rank()), str(place.get_world_size())
     os.environ["LOCAL_RANK"], os.environ["NODE_RANK"] = str(place.get_local_rank()), str(place.get_node_rank())
@@ -143,40 +158,40 @@ def _name_place() -> None:
 
 def _train_rank(arguments: dict[str, Any]) -> TrainResult:
     """Run one rank."""
+    import torch
+
+    from trainer.loop import RunHooks, train
+    from trainer.ranks.context import current_context
+
     job: TrainJob = arguments["job"]
-    context = _ray_context()
-    selection = job.make_selection(context) if job.make_selection else None
+    context = current_context()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(context.local_rank)  # NCCL's barrier takes the current device
     hooks = job.make_hooks(context) if job.make_hooks else RunHooks()
     return train(
         job.config,
         job.make_stream(context),
         run_dir=job.run_dir,
-        selection=selection,
+        selection=job.make_selection(context) if job.make_selection else None,
         context=context,
         hooks=replace(hooks, should_save=PreemptionNotice()),
     )
 
 
 class PreemptionNotice:
-    """Says once for each notice that nodes of the group will be taken away, so that a checkpoint is written.
+    """Returns True once for each notice that nodes of the group will be removed, so that a checkpoint is written.
 
-    Training goes on until a node is gone; Ray Train then restarts the group, on the nodes that are left when it is
-    elastic, and does not count it as a failure. Every rank must ask equally often.
+    Training goes on until a node is gone; Ray Train then restarts the group, on the remaining nodes when it is
+    elastic, and does not count it as a failure. Every rank must call it equally often.
     """
 
     def __init__(self) -> None:
         self._known: set[str] = set()
 
     def __call__(self) -> bool:
-        """Tell whether there is a notice that was not told before."""
         info = ray.train.get_preemption_info()
-        news = set(info.preempted_node_ids) - self._known if info is not None else set()
-        self._known |= news
-        if news:
-            log.warning("nodes %s will be taken away; writing a checkpoint", ", ".join(sorted(news)))
-        return bool(news)
-
-
-def _ray_context() -> Context:
-    """Return this worker's place: the process group that Ray Train has made, with Ray's number of the GPU."""
-    return Distributed() if dist.is_initialized() else SingleProcess()
+        new = set(info.preempted_node_ids) - self._known if info is not None else set()
+        self._known |= new
+        if new:
+            log.warning("nodes %s will be removed; writing a checkpoint", ", ".join(sorted(new)))
+        return bool(new)

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from scoring import SelectionPort
 from trainer.config import TrainConfig, require
 from trainer.methods import build_method
 from trainer.models.vit import transformer_blocks, use_plain_attention
@@ -34,7 +35,7 @@ from trainer.ranks.stop_pause import Agreement
 from trainer.record.recorder import Batch, OnEvaluate, OnMilestone, OnStep, Recorder, Stream
 from trainer.sharding import share_over_ranks
 from trainer.step import TrainState, train_step
-from trainer.windows import ScoreReporter, ScoreSink
+from trainer.windows import ScoreReporter
 
 _STOP_STEPS = 10  # steps between the ranks' agreements on stopping: seconds, of the half minute that a notice gives
 
@@ -66,7 +67,7 @@ def train(
     stream: Stream,
     *,
     run_dir: str | Path,
-    selection: ScoreSink | None = None,
+    selection: SelectionPort | None = None,
     context: Context | None = None,
     hooks: RunHooks = RunHooks(),
     resume: bool = True,

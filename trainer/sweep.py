@@ -19,14 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scoring import masked_mean_score, patch_weighted_score
+from scoring import SelectionPort, masked_mean_score, patch_weighted_score
 from trainer.methods.base import SelectingMethod
 from trainer.precision import autocast
 from trainer.randomness import SampleRandomness
 from trainer.ranks.context import Context
 from trainer.sharding import unsharded
 from trainer.step import TrainState, normalise
-from trainer.windows import ScoreSink
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ class Sweep:
     def __init__(
         self,
         batches: SweepBatches,
-        selection: ScoreSink,
+        selection: SelectionPort,
         *,
         num_samples: int,
         after: Callable[[SweepResult], None] | None = None,

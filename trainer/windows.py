@@ -1,7 +1,6 @@
 """Between the training loop and the selection: the scheduled effective size goes out, scores come back.
 
-Both are calls on an object with the selection's methods, in this process or behind an actor; nothing here waits for
-it inside a training step.
+Both are calls on a `scoring.SelectionPort`, in this process or behind an actor; no training step waits for a report.
 """
 
 import contextlib
@@ -9,33 +8,18 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from scoring import SelectionPort, Window
 
 log = logging.getLogger(__name__)
 
 _QUEUED_WINDOWS = 4  # windows of scores that may wait for a slow selection before a further one is dropped
 _CLOSE_TIMEOUT_S = 30.0
 _MOST_FORGOTTEN = 66  # windows that a service hands out before it insists on writing them, and those on their way
-
-
-class ScoreSink(Protocol):
-    """What takes scores."""
-
-    def report_scores(
-        self, ids: Any, values: Any, *, kind: str = "bss", step: int, producer: str, sequence: int
-    ) -> Any:
-        """Merge scores of samples; a repeated (producer, sequence) changes nothing."""
-
-
-class SelectionWindows(Protocol):
-    """What hands out windows."""
-
-    def window(self, index: int, *, effective_size: float | None = None) -> Any:
-        """Return a window, materialising it under the effective size."""
 
 
 class ScheduledWindows:
@@ -46,7 +30,7 @@ class ScheduledWindows:
 
     def __init__(
         self,
-        selection: SelectionWindows,
+        selection: SelectionPort,
         schedule: Callable[[float], float] | None,
         window_steps: int,
         total_steps: int,
@@ -54,20 +38,18 @@ class ScheduledWindows:
         self.selection, self.schedule = selection, schedule
         self.window_steps, self.total_steps = window_steps, total_steps
 
-    def window(self, index: int) -> Any:
-        """Return window `index`; the schedule is read at the window's first step.
-
-        A service that died while its disk was full has forgotten the windows that it could not write. Asked for in
-        order, and before anybody changes something, they are drawn again as they were.
-        """
+    def window(self, index: int) -> Window:
+        """Return window `index`; the schedule is read at the window's first step."""
         try:
-            return self._ask(index)
+            return self._request(index)
         except ValueError:
+            # A service that died while its disk was full has lost the windows it could not write. Requested in order,
+            # before anything is changed, they are drawn again as they were.
             for forgotten in range(max(0, index - _MOST_FORGOTTEN), index):
-                self._ask(forgotten)
-            return self._ask(index)
+                self._request(forgotten)
+            return self._request(index)
 
-    def _ask(self, index: int) -> Any:
+    def _request(self, index: int) -> Window:
         if self.schedule is None:
             return self.selection.window(index)
         progress = min(index * self.window_steps / self.total_steps, 1.0)
@@ -75,13 +57,13 @@ class ScheduledWindows:
 
 
 class ScoreReporter:
-    """Collects the scores of a window's steps and sends them from a thread of its own.
+    """Collects the scores of a window's steps and sends them from its own thread.
 
     Use as a context manager. A failed report is logged and counted; training goes on, the next window brings newer
     scores.
     """
 
-    def __init__(self, selection: ScoreSink | None, *, producer: str, kind: str = "bss") -> None:
+    def __init__(self, selection: SelectionPort | None, *, producer: str, kind: str = "bss") -> None:
         self.failed = 0
         self._selection, self._producer, self._kind = selection, producer, kind
         self._ids: list[np.ndarray] = []
@@ -107,7 +89,7 @@ class ScoreReporter:
             self._values.append(per_sample_B)
 
     def flush(self, step: int) -> None:
-        """Hand what was collected to the sending thread; `step`, the steps done so far, numbers the report."""
+        """Give the collected scores to the sending thread; `step`, the steps done so far, numbers the report."""
         if not self._ids:
             return
         report = (step, np.concatenate(self._ids), torch.cat(self._values))
@@ -120,15 +102,12 @@ class ScoreReporter:
     def _send(self) -> None:
         while (report := self._queue.get()) is not None:
             step, ids, values = report
+            assert self._selection is not None
             try:
-                assert self._selection is not None
+                # The copy from the device is here, so that this thread waits for it and not the training step.
+                scores = values.float().cpu().numpy()
                 self._selection.report_scores(
-                    ids,
-                    values.float().cpu().numpy(),
-                    kind=self._kind,
-                    step=step,
-                    producer=self._producer,
-                    sequence=step,
+                    ids, scores, kind=self._kind, step=step, producer=self._producer, sequence=step
                 )
             except Exception as err:  # any failure of a remote service: the thread must outlive it
                 self._fail(f"{type(err).__name__}: {err}")

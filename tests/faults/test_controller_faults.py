@@ -11,7 +11,7 @@ def fitted(*failures: Exception, most: int = MOST) -> tuple[str, int]:
     """What comes of a trainer that fails so, one time after the other, and how often it was started."""
     from ray.train import ControllerError
 
-    from trainer.actors import _fitted
+    from trainer.actors import fit_with_restarts
 
     left, starts = list(failures), []
 
@@ -22,7 +22,7 @@ def fitted(*failures: Exception, most: int = MOST) -> tuple[str, int]:
                 raise ControllerError(left.pop(0))
             return "trained"
 
-    return _fitted(Trainer, max_failures=most), len(starts)
+    return fit_with_restarts(Trainer, max_failures=most), len(starts)
 
 
 def lost_call() -> Exception:

@@ -16,7 +16,7 @@ from tests.integration import doors
 from trainer import Distributed, RunHooks, load_checkpoint, load_method, read_metrics, train
 from trainer.config import ConmimConfig, PassConfig
 from trainer.loop import build_state
-from trainer.ranks.rendezvous import join_group, open_store
+from trainer.ranks.rendezvous import LOOPBACK, join_group, open_store
 from trainer.sweep import Sweep
 
 SELECTING = PassConfig(enabled=True, predictor_depth=1, full_epochs=2, period=2, predictor_epochs=1, keep=1.0)
@@ -45,7 +45,7 @@ def port_of(rank: int, file: Path) -> int:
     """Where the ranks meet: the first opens the store, the others wait to hear of it."""
     if rank == 0:
         whole = file.with_suffix(".part")
-        whole.write_text(str(open_store()))
+        whole.write_text(str(open_store(LOOPBACK)))
         whole.rename(file)
     while not file.exists():
         time.sleep(0.01)
@@ -55,7 +55,8 @@ def port_of(rank: int, file: Path) -> int:
 def rank_main(rank: int, directory: str) -> None:
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)
-    join_group(backend="gloo", port=port_of(rank, Path(directory, "port")), number=rank, world_size=2)
+    port = port_of(rank, Path(directory, "port"))
+    join_group(backend="gloo", host=LOOPBACK, port=port, number=rank, world_size=2)
     context = Distributed()
     Path(directory, f"doors-{rank}.json").write_text(json.dumps(list(doors.listeners([os.getpid()]))))
     for name, config in RUNS.items():
