@@ -7,16 +7,18 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.runs.config import load_config
-from deploy.runs.curriculum import prototype_distances, selection_config
+from deploy.runs.config import load_config, prototype_distances, selection_config
 from deploy.runs.rundir import RunDir, RunError
-from loader import LoaderWorker, ShardIndex
+from loader import ShardIndex
 from scoring import Control, ControlReply, Event, LogEntry, RunLog, Selection, SelectionConfig, read_entries
+
+if TYPE_CHECKING:
+    from loader import LoaderWorker
 
 
 class SelectionPort(Protocol):

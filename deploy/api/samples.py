@@ -10,16 +10,18 @@ import functools
 import io
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from deploy.runs.config import RunConfig
-from loader import BadSampleError, BatchSpec, LoaderConfig, LoaderWorker, ShardIndex
-from loader.sweep import evaluation_transform
+from loader import BadSampleError, LoaderConfig, ShardIndex
 from scoring import Prototypes
 from scoring.temperature import DistanceProfile
+
+if TYPE_CHECKING:
+    from loader import LoaderWorker
 
 PICTURES = 512
 """Encoded pictures that are kept, a few KiB each."""
@@ -54,6 +56,8 @@ class Samples:
 
     @functools.cached_property
     def _worker(self) -> LoaderWorker:
+        from loader import LoaderWorker
+
         return LoaderWorker(self._config.data.index, LoaderConfig(threads=1))
 
     def describe(self, sample: dict[str, Any]) -> dict[str, Any]:
@@ -84,6 +88,9 @@ class Samples:
             BadSampleError: it cannot be decoded; the message says why.
             ValueError: there is no such sample.
         """
+        from loader import BatchSpec
+        from loader.sweep import evaluation_transform
+
         ids = np.array([sample_id])
         with self._lock:
             spec = BatchSpec(sample_ids=ids, draws=ids, seed=0, transform=evaluation_transform(side))

@@ -25,7 +25,6 @@ from deploy.api.record import QUIET_KINDS, Record, finite
 from deploy.api.samples import Samples, first_law
 from deploy.observe.run_log import plain_entry
 from deploy.runs.config import RunConfig
-from deploy.runs.curriculum import effective_size_schedule
 from deploy.runs.rundir import RunDir
 from scoring import POLICIES, Control, Event, VersionConflict
 from scoring.policies import DIRECTION
@@ -101,7 +100,7 @@ class RunService:
     def curve(self) -> dict[str, Any]:
         """Effective size: what was in force, and what the schedule says."""
         total, window_steps = self.config.train.total_steps, self.config.train.window_steps
-        schedule = effective_size_schedule(self.config)
+        schedule = self.config.curriculum.schedule_by_progress()
         stride = window_steps * max(1, -(-total // (window_steps * SCHEDULE_POINTS)))
         scheduled = [[step, schedule(step / total)] for step in (*range(0, total, stride), total)]
         manual = bool(self.state()["selection"]["manual"])

@@ -19,7 +19,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from deploy.observe.periodic import repeated
+from deploy.observe.periodic import periodic
 from deploy.runs.rundir import Endpoint, RunError
 
 NAMESPACE = "tempera"
@@ -150,7 +150,7 @@ def head_watched(endpoint: Endpoint, *, then: str) -> Iterator[None]:
         socket.create_connection((host, int(port)), timeout=HEAD_LOOK_S).close()
 
     trouble = f"Ray's head at {endpoint.address} does not answer; unless it does soon, this process ends. Then {then}"
-    with repeated(look, every_s=HEAD_LOOK_S, name="head", trouble=trouble):
+    with periodic(look, every_s=HEAD_LOOK_S, name="head", trouble=trouble):
         yield
 
 

@@ -13,10 +13,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from loader import Batch
-from trainer.record.recorder import Stream
+if TYPE_CHECKING:
+    from loader import Batch
+    from trainer.record.recorder import Stream
 
 log = logging.getLogger(__name__)
 

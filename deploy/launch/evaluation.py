@@ -1,16 +1,17 @@
-"""Looks at a run's encoder while it trains: nearest-neighbour accuracy, pictures, and the run's report page.
+"""What rank 0 does beside training: nearest-neighbour accuracy, pictures for the report, the metric of a schedule.
 
-`NearestNeighbourProbe` runs every `evaluate_every` steps and needs labels; without held-out images the training images
-classify each other, each one leaving itself out. `ReportPictures` draws at the start, in the middle and at the end of
-every run, and needs no labels.
+`NearestNeighbourProbe` is called every `evaluate_every` steps and needs labels. `ReportPictures` is called at the
+start, in the middle and at the end of every run. `MetricReports` sends an adaptive schedule's metric to the selection.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,26 +22,29 @@ from deploy.runs.config import RunConfig
 from deploy.runs.rundir import RunDir
 from loader import ShardIndex
 from loader.sweep import evaluation_transform, sweep
+from scoring import Event
 from trainer import Method
 from trainer.evaluate.knn import embed_pools, nearest_neighbour_accuracy
 from trainer.record.pictures import Pictures
 
 log = logging.getLogger(__name__)
 
-SHOWN_IMAGES = 6
-"""Rows of a picture."""
 LARGEST_GALLERY, LARGEST_TEST = 5_000, 5_000
-"""Images at most. The accuracy's standard error is 0.7 points at a third right; at 1,000 test images, 1.5, by which
-two curves that RAUC compares had changed places.
+"""Most images of a probe. The accuracy's standard error is then 0.7 points at a third right; with 1,000 test images it
+was 1.5 points, enough to swap two curves that RAUC compares.
 """
 EMBEDDED_AT_ONCE = 256
+SHOWN_IMAGES = 6
+"""Rows of a picture."""
+LOSS = "loss"
+"""Metric of an adaptive schedule that the training loop measures itself; the others come from evaluations."""
 
 
-class Labelled:
-    """Decoded images with their labels, at most so many, evenly taken.
+class LabelledImages:
+    """Decoded evaluation crops with their labels, at most `most`, evenly spaced over the labelled samples.
 
     Raises:
-        ValueError: the index has no labels.
+        ValueError: the index has no labels, or an image cannot be decoded.
     """
 
     def __init__(self, index_path: Path, *, size: int, most: int) -> None:
@@ -62,63 +66,67 @@ class Labelled:
         """int64[n]."""
 
     def batches(self) -> Iterator[torch.Tensor]:
-        """The images as uint8 tensors of a few hundred."""
+        """Yield the images in order as uint8 tensors [m,3,size,size], m at most 256."""
         for start in range(0, len(self.images), EMBEDDED_AT_ONCE):
             yield torch.from_numpy(np.ascontiguousarray(self.images[start : start + EMBEDDED_AT_ONCE]))
 
     def flat(self) -> NDArray[np.float32]:
-        """The pixels as vectors in [0, 1], float32[n, 3 * size * size]."""
+        """Return the pixels as vectors in [0, 1], float32[n, 3 * size * size]."""
         return self.images.reshape(len(self.images), -1).astype(np.float32) / np.float32(255)
 
 
 class NearestNeighbourProbe:
-    """Cosine 1-NN accuracy of an encoder, called by the training loop."""
+    """Cosine 1-NN accuracy of an encoder on a run's own images, called by the training loop.
+
+    The images are decoded at the first call, so that ranks that never evaluate decode nothing, and stay in memory as
+    bytes. Without a held-out index the training images classify each other, each one leaving itself out.
+    """
 
     def __init__(self, index: Path, test_index: Path | None, *, size: int) -> None:
-        """Name the images.
+        """Store the paths.
 
         Args:
             index: labelled training images, the gallery.
             test_index: held-out images, or None for leave-one-out on the gallery.
             size: side of the crop in pixels.
         """
-        self._sources, self._size = (index, test_index), size
+        self._index, self._test_index, self._size = index, test_index, size
 
     @cached_property
-    def gallery(self) -> Labelled:
-        """The images that classify, decoded at the first use: ranks that never evaluate decode nothing."""
-        return Labelled(self._sources[0], size=self._size, most=LARGEST_GALLERY)
+    def gallery(self) -> LabelledImages:
+        """The images that classify."""
+        return LabelledImages(self._index, size=self._size, most=LARGEST_GALLERY)
 
     @cached_property
-    def test(self) -> Labelled:
+    def test(self) -> LabelledImages:
         """The images to classify."""
-        held_out = self._sources[1]
-        return self.gallery if held_out is None else Labelled(held_out, size=self._size, most=LARGEST_TEST)
+        if self._test_index is None:
+            return self.gallery
+        return LabelledImages(self._test_index, size=self._size, most=LARGEST_TEST)
 
     def __call__(self, step: int, model: torch.nn.Module) -> dict[str, float]:
-        """Accuracy with the CLS token and with the mean of the patch tokens."""
+        """Return the accuracies "nn_cls" (CLS token) and "nn_mean" (mean of the patch tokens), in [0, 1]."""
         gallery = embed_pools(model, self.gallery.batches())
         test = gallery if self.test is self.gallery else embed_pools(model, self.test.batches())
-        return {f"nn_{pool}": self._nearest(gallery[pool], test[pool]) for pool in gallery}
+        return {f"nn_{pool}": self._accuracy(gallery[pool], test[pool]) for pool in gallery}
 
     def pixels(self) -> float:
-        """Accuracy of the raw pixels, the floor to beat."""
-        return self._nearest(self.gallery.flat(), self.test.flat())
+        """Return the accuracy of the raw pixels, which an encoder should exceed."""
+        return self._accuracy(self.gallery.flat(), self.test.flat())
 
-    def _nearest(self, gallery: NDArray[np.float32], test: NDArray[np.float32]) -> float:
+    def _accuracy(self, gallery: NDArray[np.float32], test: NDArray[np.float32]) -> float:
         alone = self.test is self.gallery
         return nearest_neighbour_accuracy(gallery, self.gallery.labels, test, self.test.labels, exclude_self=alone)
 
 
 def probe_of(config: RunConfig) -> NearestNeighbourProbe:
     """Return the probe of a run's own images."""
-    data = config.data
-    test_index = None if data.test_index is None else Path(data.test_index)
-    return NearestNeighbourProbe(Path(data.index), test_index, size=config.train.model.image_size)
+    test_index = None if config.data.test_index is None else Path(config.data.test_index)
+    return NearestNeighbourProbe(Path(config.data.index), test_index, size=config.train.model.image_size)
 
 
 class ReportPictures:
-    """Draws what the method does to a few images, and writes the report page anew."""
+    """Draws what the method does to a few images, and writes the run's page anew."""
 
     def __init__(self, config: RunConfig, run: RunDir) -> None:
         self._config, self._run = config, run
@@ -133,9 +141,62 @@ class ReportPictures:
         return np.concatenate([images for _, images, _ in sweep(path, transform, ids=shown)])
 
     def __call__(self, step: int, method: Method) -> None:
-        """Draw and write; training goes on when that fails, and the log says why."""
+        """Draw and write. Log a failure instead of raising it: training does not depend on pictures."""
         try:
             Pictures(self._config.train, self._images, self._run.report)(step, method)
             write_run_report(self._run, self._config)
         except Exception:
             log.warning("the pictures of step %d could not be drawn", step, exc_info=True)
+
+
+class EventLog(Protocol):
+    """A selection, as far as `MetricReports` uses it."""
+
+    def record(self, event: Event) -> None:
+        """Write an event into the run log."""
+
+
+class MetricReports:
+    """Sends the metric that an adaptive schedule follows to the selection, from a thread: training does not wait.
+
+    The metric is the loss, averaged over each window, or an accuracy of the run's evaluations. Each value is logged
+    under an identity of its name and step, so a resumed run that measures it again adds nothing, and every effective
+    size follows from the log. Used on rank 0.
+    """
+
+    def __init__(self, selection: EventLog, *, metric: str, window_steps: int) -> None:
+        self._selection, self._metric, self._window_steps = selection, metric, window_steps
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="metric")
+        self._losses: list[float] = []
+        self._window: int | None = None
+
+    def on_step(self, step: int, values: dict[str, Any]) -> None:
+        """Collect the loss of a logged step; send the mean at the window's last logged step or the next one after."""
+        if self._window is None:
+            self._window = (step - 1) // self._window_steps
+        self._losses.append(float(values[LOSS]))
+        if step // self._window_steps > self._window:
+            mean, self._losses = sum(self._losses) / len(self._losses), []
+            self._window = step // self._window_steps
+            self._report(step, mean)
+
+    def after(self, evaluate: Callable[[int, Any], dict[str, float]]) -> Callable[[int, Any], dict[str, float]]:
+        """Return the evaluation that also sends its value of the metric."""
+
+        def evaluated(step: int, method: Any) -> dict[str, float]:
+            values = evaluate(step, method)
+            self._report(step, values[self._metric])
+            return values
+
+        return evaluated
+
+    def _report(self, step: int, value: float) -> None:
+        request = f"metric {self._metric} {step}"
+        event = Event(kind="metric", author="trainer", message=self._metric, value=value, request=request)
+        self._thread.submit(self._send, event)
+
+    def _send(self, event: Event) -> None:
+        try:
+            self._selection.record(event)
+        except Exception:  # any failure of a remote service: the effective size stays as it is
+            log.warning("%s could not be reported to the selection", event.message, exc_info=True)

@@ -1,22 +1,22 @@
-"""Starts a run and sees it to its end.
+"""Start a run and follow it to its end: `launch` under Ray, `launch_in_process` with the plain classes in this process.
 
-The caller holds the run directory.
-1. check the data, write config.json;
-2. start Ray (or use the one named), the selection service and the loader fleet, and publish how to reach them;
-3. train under Ray Train; the selection recovers from its log and the trainer from its newest checkpoint, so a
-resume is the same call;
-4. stop the actors.
+The caller holds the run directory. Both do the same steps; they differ in where the selection and the loaders live.
+1. Check the data, write config.json, start the trackers.
+2. Start Ray (or join the cluster that RAY_ADDRESS names), the selection service and the loader fleet; publish how to
+   reach them.
+3. Serve the API; clear old requests to stop or pause.
+4. Train. The selection recovers from its log and the trainer from its newest checkpoint: a resume is the same call.
+5. Stop what was started, in reverse order.
 
-`launch_in_process` is the same run without Ray: one process, the plain classes.
+This process computes nothing under Ray, so torch is imported only where training happens.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -26,98 +26,99 @@ from typing import TYPE_CHECKING
 from deploy.api.parts import live_parts, local_parts
 from deploy.api.server import serving
 from deploy.launch.cluster import cluster, head_watched
-from deploy.launch.fleet_events import events_copied
 from deploy.launch.rank import RankParts
 from deploy.observe import exported_to_ray
+from deploy.observe.periodic import periodic
 from deploy.observe.run import observed
-from deploy.runs.config import RunConfig, load_config, save_config
-from deploy.runs.curriculum import prototype_distances, selection_config
+from deploy.runs.config import RunConfig, load_config, prototype_distances, save_config, selection_config
 from deploy.runs.rundir import Endpoint, RunDir, RunError
-from loader import LoaderPool, LoaderWorker, LocalLoaders, ShardIndex
-from scoring import RunLog, Selection, SelectionConfig
-from trainer import SingleProcess, TrainResult, train
+from loader import ShardIndex
+from loader.fleet.client import FleetClient
+from loader.fleet.supervisor import FleetEvent
+from scoring import Event, RunLog, Selection, SelectionConfig, SelectionPort
 
 if TYPE_CHECKING:
-    from loader.fleet.client import FleetClient
-    from scoring.actors import SelectionClient
-
-    Beside = Callable[[SelectionClient, FleetClient], AbstractContextManager[object]]
-
-log = logging.getLogger(__name__)
+    from loader import LoaderPool
+    from trainer import TrainResult
 
 SPARE_CPUS = 4.0
 """Logical CPUs of a local cluster beyond the run's own, so that loaders can be added while it trains."""
+EVENTS_POLL_S = 0.5
+
+Beside = Callable[[SelectionPort, FleetClient], AbstractContextManager[object]]
 
 
 def launch(config: RunConfig, run: RunDir, *, beside: Beside | None = None) -> TrainResult:
-    """Run under Ray; continue when the directory holds the same run already.
+    """Run under Ray; continue when the directory already holds the same run.
 
     Args:
         config: the run.
         run: its directory.
-        beside: called with the clients of the selection and the fleet once the actors answer; the returned context is
-            left when training is over, while the actors still answer.
+        beside: makes a context that is entered when the actors answer, and left when training is over and they still
+            answer.
 
     Raises:
         RunError: the directory holds another run.
     """
-    selection_part = _prepare(config, run)
+    fleet_config, trainers = config.fleet, config.trainers
+    most_loaders = max(fleet_config.loaders, fleet_config.max_loaders)
+    cpus = trainers.workers * trainers.cpus_per_worker + most_loaders * fleet_config.cpus_per_loader + SPARE_CPUS
     with ExitStack() as stack:
-        stack.enter_context(observed(config, run))
-        fleet, trainers = config.fleet, config.trainers
-        most_loaders = max(fleet.loaders, fleet.max_loaders)
-        cpus = trainers.workers * trainers.cpus_per_worker + most_loaders * fleet.cpus_per_loader + SPARE_CPUS
+        selection_config = stack.enter_context(_prepared(config, run))
         endpoint = stack.enter_context(cluster(run.path, num_cpus=round(cpus)))
         resumes = f"`tempera resume {run.path}` goes on from the log and the newest checkpoint."
         stack.enter_context(head_watched(endpoint, then=resumes))
         endpoint = replace(endpoint, selection=f"selection-{config.name}", fleet=f"fleet-{config.name}")
-        selection, loaders = stack.enter_context(_actors(config, run, endpoint, selection_part))
+        selection, fleet = stack.enter_context(_actors(config, run, endpoint, selection_config))
         stack.enter_context(run.published(endpoint))
         stack.enter_context(_requests(run))
-        stack.enter_context(serving(config, run, live_parts(selection, loaders), exporter=exported_to_ray))
+        stack.enter_context(serving(config, run, live_parts(selection, fleet), exporter=exported_to_ray))
         if beside:
-            stack.enter_context(beside(selection, loaders))
+            stack.enter_context(beside(selection, fleet))
         return _train_on_ray(config, run, endpoint)
 
 
 def launch_in_process(config: RunConfig, run: RunDir, *, should_stop: Callable[[], bool] | None = None) -> TrainResult:
-    """Run in this process alone, with the plain classes and without Ray.
+    """Do the same run in this process alone, without Ray.
 
     Args:
         config: the run.
         run: its directory.
-        should_stop: called after each step; True ends the run with a checkpoint, as a stop request does.
+        should_stop: called after each step; True ends the run with a checkpoint.
 
     Raises:
         RunError: the directory holds another run.
     """
-    selection_part = _prepare(config, run)
-    loader = config.fleet.specs(config.loader)[-1].config  # the last spec is the one without a number
-    workers = [LoaderWorker(config.data.index, loader) for _ in range(config.fleet.loaders)]
+    from loader import LoaderWorker, LocalLoaders
+    from trainer import SingleProcess, train
+
     with ExitStack() as stack:
-        stack.enter_context(observed(config, run))
+        selection_config = stack.enter_context(_prepared(config, run))
+        loader = config.fleet.specs(config.loader)[-1].config  # a mixed fleet's last spec is its CPU loaders
+        workers = [LoaderWorker(config.data.index, loader) for _ in range(config.fleet.loaders)]
         runlog = stack.enter_context(closing(RunLog(run.log)))
         loaders = stack.enter_context(closing(LocalLoaders(workers)))
-        selection = Selection(prototype_distances(config), selection_part, runlog=runlog)
+        selection = Selection(prototype_distances(config), selection_config, runlog=runlog)
         stack.enter_context(_requests(run))
         stack.enter_context(serving(config, run, local_parts(selection, workers)))
         context = SingleProcess()
-        parts = RankParts(config=config, run=run, reach_selection=lambda: selection, reach_loaders=lambda: loaders)
-        hooks = parts.hooks(context)
-        if should_stop:
-            hooks = replace(hooks, should_stop=lambda: run.stop_request.exists() or should_stop())
+        rank = RankParts(config=config, run=run, reach_selection=lambda: selection, reach_loaders=lambda: loaders)
+        hooks = rank.hooks(context)
         return train(
             config.train,
-            parts.stream(context),
+            rank.stream(context),
             run_dir=run.path,
             selection=selection,
             context=context,
-            hooks=hooks,
+            hooks=replace(hooks, should_stop=lambda: run.stop_request.exists() or bool(should_stop and should_stop())),
         )
 
 
-def _prepare(config: RunConfig, run: RunDir) -> SelectionConfig:
-    """Check the data against the index and write config.json; nothing is written when something does not fit.
+@contextmanager
+def _prepared(config: RunConfig, run: RunDir) -> Iterator[SelectionConfig]:
+    """Check the data against the index, write config.json, and follow the run with its trackers during the block.
+
+    Nothing is written when a check fails.
 
     Raises:
         RunError: the directory holds another run.
@@ -127,81 +128,25 @@ def _prepare(config: RunConfig, run: RunDir) -> SelectionConfig:
     index.verify(allow_hosts=config.loader.allow_hosts)
     if run.config.is_file():
         held = load_config(run.config)
+        # As JSON: a config that was read back has lists where a new one has tuples.
         if json.dumps(asdict(held)) != json.dumps(asdict(config)):
             raise RunError(f"{run.path} holds another run ({held.name}). Resume that one, or take another --out.")
     else:
         run.path.mkdir(parents=True, exist_ok=True)
         save_config(config, run.config)
-    return selection_config(config, num_samples=len(index), fingerprint=index.fingerprint)
-
-
-@contextmanager
-def _actors(
-    config: RunConfig, run: RunDir, endpoint: Endpoint, selection_part: SelectionConfig
-) -> Iterator[tuple[SelectionClient, FleetClient]]:
-    """Start the run's selection service and loader fleet; the fleet's events are copied into the run log."""
-    from loader.fleet.actors import start_fleet
-    from scoring.actors import start_selection
-
-    selection = start_selection(
-        selection_part,
-        runlog=run.log,
-        prototypes=config.data.prototypes,
-        name=endpoint.selection,
-    )
-    fleet = start_fleet(
-        Path(config.data.index).resolve(),
-        config.fleet.specs(config.loader),
-        size=config.fleet.loaders,
-        name=endpoint.fleet,
-        policy=config.fleet.policy,
-        memory=run.path.resolve() / "fleet.json",
-    )
-    try:
-        with events_copied(fleet.events, selection.record):
-            yield selection, fleet
-    finally:
-        fleet.close()
-        selection.stop()
-
-
-def _train_on_ray(config: RunConfig, run: RunDir, endpoint: Endpoint) -> TrainResult:
-    from trainer.actors import TrainJob, train_on_ray
-
-    run = RunDir(run.path.resolve())  # Ray Train gives ranks a working directory of their own
-    parts = RankParts(
-        config=config,
-        run=run,
-        reach_selection=partial(_reach_selection, endpoint),
-        reach_loaders=partial(_reach_loaders, endpoint),
-    )
-    job = TrainJob(
-        config=config.train,
-        run_dir=str(run.path),
-        make_stream=parts.stream,
-        make_selection=parts.selection,
-        make_hooks=parts.hooks,
-    )
-    return train_on_ray(
-        job,
-        num_workers=config.trainers.range,
-        use_gpu=config.trainers.use_gpu,
-        resources_per_worker={"CPU": config.trainers.cpus_per_worker},
-        node_labels=config.trainers.node_labels,
-        max_failures=config.trainers.max_failures,
-        name=config.name,
-    )
+    with observed(config, run):
+        yield selection_config(config, num_samples=len(index), fingerprint=index.fingerprint)
 
 
 @contextmanager
 def _requests(run: RunDir) -> Iterator[None]:
-    """What is asked of the ranks, which share the run directory, begins and ends with the run.
+    """Begin and end the run without requests to the ranks, which share the run directory.
 
-    SIGTERM to the driver asks them to checkpoint and return.
+    SIGTERM to this process becomes a request to write a checkpoint and stop.
     """
     for path in (run.stop_request, run.pause_request, run.consumed):
         path.unlink(missing_ok=True)
-    in_main = threading.current_thread() is threading.main_thread()
+    in_main = threading.current_thread() is threading.main_thread()  # only the main thread may set a handler
     previous = signal.signal(signal.SIGTERM, lambda number, frame: run.stop_request.touch()) if in_main else None
     try:
         yield
@@ -212,13 +157,93 @@ def _requests(run: RunDir) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _reach_selection(endpoint: Endpoint) -> SelectionClient:
+@contextmanager
+def _actors(
+    config: RunConfig, run: RunDir, endpoint: Endpoint, selection_config: SelectionConfig
+) -> Iterator[tuple[SelectionPort, FleetClient]]:
+    """Start the run's selection service and loader fleet, and copy the fleet's events into the run log."""
+    from loader.fleet.actors import start_fleet
+    from scoring.actors import start_selection
+
+    selection = start_selection(
+        selection_config, runlog=run.log, prototypes=config.data.prototypes, name=endpoint.selection
+    )
+    fleet = start_fleet(
+        Path(config.data.index).resolve(),
+        config.fleet.specs(config.loader),
+        size=config.fleet.loaders,
+        name=endpoint.fleet,
+        policy=config.fleet.policy,
+        memory=run.path.resolve() / "fleet.json",
+    )
+    try:
+        with fleet_events_logged(fleet.events, selection.record):
+            yield selection, fleet
+    finally:
+        fleet.close()
+        selection.stop()
+
+
+@contextmanager
+def fleet_events_logged(
+    events: Callable[[int], Sequence[FleetEvent]], record: Callable[[Event], None], *, every_s: float = EVENTS_POLL_S
+) -> Iterator[None]:
+    """Copy the fleet's events into the run log until the block ends, so that one log has the run's whole history.
+
+    Args:
+        events: returns the fleet's events after a sequence number.
+        record: writes an event into the run log. An event that it refuses is written at the next poll.
+        every_s: seconds between two polls.
+    """
+    seen = 0
+
+    def copy() -> None:
+        nonlocal seen
+        for event in events(seen):
+            record(Event(kind=event.kind, author=event.author, message=event.message, value=event.value))
+            seen = event.sequence
+
+    trouble = "the fleet's events could not be copied into the run log yet"
+    with periodic(copy, every_s=every_s, name="fleet-events", trouble=trouble):
+        yield
+
+
+def _train_on_ray(config: RunConfig, run: RunDir, endpoint: Endpoint) -> TrainResult:
+    """Train on the ranks that Ray Train starts; each connects to the actors by their names."""
+    from trainer.actors import TrainJob, train_on_ray
+
+    run, trainers = RunDir(run.path.resolve()), config.trainers
+    rank = RankParts(
+        config=config,
+        run=run,
+        reach_selection=partial(_selection_client, endpoint),
+        reach_loaders=partial(_ray_loaders, endpoint),
+    )
+    job = TrainJob(
+        config=config.train,
+        run_dir=str(run.path),
+        make_stream=rank.stream,
+        make_selection=rank.selection,
+        make_hooks=rank.hooks,
+    )
+    return train_on_ray(
+        job,
+        num_workers=trainers.range,
+        use_gpu=trainers.use_gpu,
+        resources_per_worker={"CPU": trainers.cpus_per_worker},
+        node_labels=trainers.node_labels,
+        max_failures=trainers.max_failures,
+        name=config.name,
+    )
+
+
+def _selection_client(endpoint: Endpoint) -> SelectionPort:
     from scoring.actors import SelectionClient
 
     return SelectionClient(name=endpoint.selection, namespace=endpoint.namespace)
 
 
-def _reach_loaders(endpoint: Endpoint) -> LoaderPool:
+def _ray_loaders(endpoint: Endpoint) -> LoaderPool:
     from loader.actors import RayLoaders
     from loader.fleet.actors import connect_fleet
 

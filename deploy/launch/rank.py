@@ -1,8 +1,11 @@
-"""The parts of one trainer rank, with Ray or without: schedule -> windows -> batches -> training loop.
+"""The parts of one trainer rank, with Ray or without: its batches, its scores, its hooks into the training loop.
 
-Selection (or its client) -- ScheduledWindows -- BatchStream -- RecordedStream -- train()
-                  ^                                  |                            |
-                  +---- bad samples, scores, metrics +----------------------------+
+Selection (or its client) -- ScheduledWindows -- BatchStream -- train()
+                  ^                                  |             |
+                  +---- bad samples, scores ---------+-------------+
+
+The parts are made in the rank's own process. This module is also imported by processes that compute nothing, so torch
+and what needs it are imported inside the functions.
 """
 
 from __future__ import annotations
@@ -10,23 +13,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.launch.consumed import RecordedStream
-from deploy.launch.evaluation import ReportPictures, probe_of
-from deploy.launch.metric_reports import LOSS, MetricReports
 from deploy.runs.config import RunConfig
-from deploy.runs.curriculum import effective_size_schedule
 from deploy.runs.rundir import RunDir
-from loader import BadSample, BatchStream, LoaderPool, ShardIndex, StreamConfig
-from loader.sweep import each_once, evaluation_transform
+from loader import ShardIndex, StreamConfig
 from scoring import Control, Event, SelectionPort
-from trainer import RunHooks, ScheduledWindows
-from trainer.ranks.context import Context
-from trainer.sweep import Sweep, SweepResult
+
+if TYPE_CHECKING:
+    from loader import BadSample, LoaderPool
+    from trainer import RunHooks
+    from trainer.ranks.context import Context
+    from trainer.record.recorder import OnEvaluate, OnStep, Stream
+    from trainer.sweep import Sweep, SweepResult
 
 log = logging.getLogger(__name__)
 
@@ -36,71 +38,85 @@ SWEEP_AUTHOR = "sweep"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankParts:
-    """Makes a rank's parts in the rank's own process. Picklable."""
+    """Makes the parts of a rank from the run's configuration. Picklable: Ray sends it to the ranks by value."""
 
     config: RunConfig
     """The whole run."""
     run: RunDir
-    """Its directory, an absolute path under Ray: Ray Train gives ranks a working directory of their own."""
+    """Its directory, absolute under Ray: Ray Train gives ranks a working directory of their own."""
     reach_selection: Callable[[], SelectionPort]
-    """Connects to the selection from the rank's process."""
+    """Returns the selection, or a client of it, in the rank's process."""
     reach_loaders: Callable[[], LoaderPool]
-    """Connects to the loaders from there; each stream has a pool of its own."""
+    """Returns a pool of the loaders in the rank's process; each stream has its own."""
 
     def selection(self, context: Context) -> SelectionPort:
-        """Return the selection that the rank reports scores to."""
+        """Return the selection that the rank reports its scores to."""
         return self.reach_selection()
 
-    def stream(self, context: Context) -> BatchStream | RecordedStream:
-        """Return the rank's batches; the first rank also writes down when it takes each."""
-        config, train = self.config, self.config.train
-        config.load_extensions()  # a rank gets the configuration by value: its process has imported nothing yet
-        selection = self.reach_selection()
-        schedule = None if config.curriculum.adaptive else effective_size_schedule(config)
-        stream = BatchStream(
-            ScheduledWindows(selection, schedule, train.window_steps, train.total_steps),
-            self.reach_loaders(),
-            StreamConfig(
-                seed=train.seed,
-                global_batch=train.global_batch,
-                total_steps=train.total_steps,
-                transform=config.data.transform,
-                window_steps=train.window_steps,
-                rank=context.rank,
-                world_size=context.world_size,
-            ),
-            on_bad=_bad_sample_reporter(selection),
+    def stream(self, context: Context) -> Stream:
+        """Return the rank's batches; rank 0 also records what it consumes, for the API."""
+        from deploy.launch.consumed import RecordedStream
+        from loader import BatchStream
+        from trainer import ScheduledWindows
+
+        config, train, selection = self.config, self.config.train, self.reach_selection()
+        config.load_extensions()  # the config arrived as a pickle, which imports none of the user's modules
+        # An adaptive run sends no effective size with its requests: the selection derives it from the metrics.
+        schedule = None if config.curriculum.adaptive else config.curriculum.schedule_by_progress()
+        windows = ScheduledWindows(selection, schedule, train.window_steps, train.total_steps)
+        stream_config = StreamConfig(
+            seed=train.seed,
+            global_batch=train.global_batch,
+            total_steps=train.total_steps,
+            transform=config.data.transform,
+            window_steps=train.window_steps,
+            rank=context.rank,
+            world_size=context.world_size,
         )
-        return stream if context.rank else RecordedStream(stream, self.run.consumed, window_steps=train.window_steps)
+
+        def report_bad(sample: BadSample) -> None:
+            message = f"draw {sample.draw}: {sample.key}: {sample.reason}"
+            try:
+                selection.record(Event(kind="bad_sample", author="loader", message=message, value=sample.sample_id))
+            except Exception:  # training does not depend on the entry
+                log.warning("a bad sample could not be written into the run log: %s", message, exc_info=True)
+
+        stream = BatchStream(windows, self.reach_loaders(), stream_config, on_bad=report_bad)
+        if context.rank:
+            return stream
+        return RecordedStream(stream, self.run.consumed, window_steps=train.window_steps)
 
     def hooks(self, context: Context) -> RunHooks:
-        """Return what the run adds to the training loop: requests of people, evaluations, pictures, PASS's sweep."""
-        config = self.config
-        adaptive = config.curriculum.adaptive
-        on_step: Callable[[int, dict[str, Any]], None] | None = None
-        evaluate: Callable[[int, Any], dict[str, float]] | None = probe_of(config) if config.evaluate_every else None
-        if adaptive and context.rank == 0:
-            reports = MetricReports(
-                self.reach_selection(), metric=adaptive.metric, window_steps=config.train.window_steps
-            )
-            if adaptive.metric == LOSS:
+        """Return the rank's hooks: evaluation, pictures, the sweep, and the requests of the run directory."""
+        from deploy.launch.evaluation import LOSS, MetricReports, ReportPictures, probe_of
+        from trainer import RunHooks
+
+        config, run, evaluate = self.config, self.run, probe_of(self.config)
+        on_step: OnStep | None = None
+        on_evaluate: OnEvaluate = evaluate
+        if growth := config.curriculum.adaptive:
+            selection, window_steps = self.reach_selection(), config.train.window_steps
+            reports = MetricReports(selection, metric=growth.metric, window_steps=window_steps)
+            if growth.metric == LOSS:
                 on_step = reports.on_step
-            elif evaluate:
-                evaluate = reports.after(evaluate)
+            else:
+                on_evaluate = reports.after(evaluate)
         return RunHooks(
             on_step=on_step,
             evaluate_every=config.evaluate_every,
-            on_evaluate=evaluate,
-            on_milestone=ReportPictures(config, self.run) if config.pictures else None,
-            should_stop=self.run.stop_request.exists,
-            should_pause=self.run.pause_request.exists,
+            on_evaluate=on_evaluate if config.evaluate_every else None,
+            on_milestone=ReportPictures(config, run) if config.pictures else None,
+            should_stop=run.stop_request.exists,
+            should_pause=run.pause_request.exists,
             sweep=self._sweep() if config.train.model.pass_.enabled else None,
         )
 
     def _sweep(self) -> Sweep:
-        """Return PASS's sweep: score the whole data set, then close the selection round."""
-        config = self.config
-        selection, loaders = self.reach_selection(), self.reach_loaders()
+        """Return what scores the whole data set for a selection round and then closes the round."""
+        from loader.sweep import each_once, evaluation_transform
+        from trainer.sweep import Sweep
+
+        config, selection, loaders = self.config, self.reach_selection(), self.reach_loaders()
         transform = evaluation_transform(config.train.model.image_size)
 
         def batches(ids: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Any]]:
@@ -108,20 +124,8 @@ class RankParts:
 
         def close_round(result: SweepResult) -> None:
             reason = f"scored {result.scored} of this rank's samples at step {result.step}"
-            kind = config.train.model.pass_.score
-            selection.control(Control(kind="round", value=kind, author=SWEEP_AUTHOR, reason=reason))
+            score = config.train.model.pass_.score
+            selection.control(Control(kind="round", value=score, author=SWEEP_AUTHOR, reason=reason))
 
-        return Sweep(batches, selection, num_samples=len(ShardIndex.load(config.data.index)), after=close_round)
-
-
-def _bad_sample_reporter(selection: SelectionPort) -> Callable[[BadSample], None]:
-    """Return a callback that writes a substituted sample into the run log; training does not depend on it."""
-
-    def report(sample: BadSample) -> None:
-        message = f"draw {sample.draw}: {sample.key}: {sample.reason}"
-        try:
-            selection.record(Event(kind="bad_sample", author="loader", message=message, value=sample.sample_id))
-        except Exception:
-            log.warning("a bad sample could not be written into the run log: %s", message, exc_info=True)
-
-    return report
+        num_samples = len(ShardIndex.load(config.data.index))
+        return Sweep(batches, selection, num_samples=num_samples, after=close_round)

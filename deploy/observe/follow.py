@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from deploy.observe.periodic import repeated
+from deploy.observe.periodic import periodic
 from deploy.observe.trackers import Tracker
 from deploy.runs.rundir import RunDir
 from scoring import read_entries
@@ -35,7 +35,7 @@ def following(run: RunDir, trackers: Sequence[Tracker], *, poll_s: float = POLL_
     follower = Follower(run, trackers)
     trouble = "the trackers could not be told what is new; it stays in metrics.jsonl"
     try:
-        with repeated(follower.poll, every_s=poll_s, name="trackers", trouble=trouble, join_s=JOIN_S):
+        with periodic(follower.poll, every_s=poll_s, name="trackers", trouble=trouble, join_s=JOIN_S):
             yield
     finally:
         for tracker in trackers:

@@ -1,4 +1,4 @@
-"""Doing something every so often beside a run: what watches, exports and reports on threads of its own."""
+"""`periodic`: call a function every few seconds on a thread of its own while a run lasts."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def repeated(
+def periodic(
     act: Callable[[], object], *, every_s: float, name: str, trouble: str, join_s: float = 10.0
 ) -> Iterator[None]:
-    """Act on a thread every so often until the block ends, and once more then.
+    """Call a function periodically until the block ends, and once more then.
 
     Args:
-        act: what to do; when it fails that is logged, once for each reason, and it is done again the next time.
-        every_s: seconds between two times.
-        name: the thread's.
-        trouble: what to say in the log when it fails, one line.
-        join_s: how long the last time may take.
+        act: the function. Its exceptions are logged, each reason once in a row, and the calls continue.
+        every_s: seconds between two calls.
+        name: name of the thread.
+        trouble: one line for the log when a call fails.
+        join_s: seconds that the last call may take.
     """
     over = threading.Event()
 
@@ -32,7 +32,7 @@ def repeated(
             try:
                 act()
                 known = ""
-            except Exception as error:  # whoever watches must not fail what it watches
+            except Exception as error:  # an observer must not fail the run that it observes
                 first_line, *_ = str(error).split("\n")
                 reason = f"{type(error).__name__}: {first_line}"
                 log.log(logging.DEBUG if reason == known else logging.WARNING, "%s (%s)", trouble, reason)

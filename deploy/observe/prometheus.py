@@ -16,7 +16,7 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from deploy.observe.metrics import METRICS, State, readings
-from deploy.observe.periodic import repeated
+from deploy.observe.periodic import periodic
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 EVERY_S = 5.0
@@ -56,7 +56,7 @@ def exported_to_ray(source: Callable[[], State], *, every_s: float = EVERY_S) ->
     """
     exporter = RayExporter(source)
     trouble = "the metrics could not be read; the next reading has them"
-    with repeated(exporter.export, every_s=every_s, name="ray-metrics", trouble=trouble):
+    with periodic(exporter.export, every_s=every_s, name="ray-metrics", trouble=trouble):
         yield
 
 

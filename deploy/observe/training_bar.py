@@ -13,7 +13,7 @@ from rich.progress import Progress, TaskID, TextColumn
 
 from deploy.console import ERR, bars
 from deploy.observe import progress_lines
-from deploy.observe.periodic import repeated
+from deploy.observe.periodic import periodic
 from deploy.runs.rundir import RunDir
 
 POLL_S = 0.5
@@ -80,4 +80,4 @@ def _lines(run: RunDir, total_steps: int) -> Iterator[None]:
 
 
 def _following(act: Callable[[], None], every_s: float) -> AbstractContextManager[None]:
-    return repeated(act, every_s=every_s, name="training-bar", trouble="the run's progress could not be read")
+    return periodic(act, every_s=every_s, name="training-bar", trouble="the run's progress could not be read")

@@ -17,7 +17,6 @@ from deploy.observe.run_log import knob_history, what
 from deploy.report import plots
 from deploy.report.report import Section
 from deploy.runs.config import RunConfig
-from deploy.runs.curriculum import effective_size_schedule
 from deploy.runs.rundir import RunDir
 from scoring import LogEntry, read_entries
 
@@ -90,7 +89,7 @@ def _curve(run: RunDir, config: RunConfig) -> Path | None:
     steered = any(_finite(entry.temperature) is not None for entry in laws)
     if config.curriculum.adaptive or not lines or not steered or laws[0].temperature is None:
         return None
-    schedule, train = effective_size_schedule(config), config.train
+    schedule, train = config.curriculum.schedule_by_progress(), config.train
     knob = knob_history(
         run,
         initial=(laws[0].effective_size or schedule(0.0), laws[0].temperature),

@@ -12,9 +12,12 @@ import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from deploy.runs.rundir import write_json
 from loader import FleetConfig, LoaderConfig, Transform
-from scoring import CurriculumConfig
+from scoring import CurriculumConfig, Prototypes, SelectionConfig
 from trainer import METHODS, TrainConfig
 from trainer.config import choose, from_dict
 
@@ -151,3 +154,23 @@ def load_config(path: Path) -> RunConfig:
         return from_dict(RunConfig, value)
     except TypeError as error:  # a field is missing, or of another kind
         raise ValueError(f"{path} must hold a run's configuration; it does not ({error}).") from error
+
+
+def selection_config(config: RunConfig, *, num_samples: int, fingerprint: str) -> SelectionConfig:
+    """Return the configuration of the run's selection."""
+    train = config.train
+    return SelectionConfig(
+        seed=train.seed,
+        global_batch=train.global_batch,
+        window_steps=train.window_steps,
+        num_samples=num_samples,
+        fingerprint=fingerprint,
+        curriculum=config.curriculum,
+        rho=train.model.pass_.keep,
+        reported_score="loss" if train.model.pass_.enabled else "bss",  # kind of the trainer's score reports
+    )
+
+
+def prototype_distances(config: RunConfig) -> NDArray[np.float32] | None:
+    """Return the run's prototype distances, float32[N] in [0, 1]; None when it has none."""
+    return None if config.data.prototypes is None else Prototypes.load(config.data.prototypes).distance

@@ -22,8 +22,7 @@ from PIL import Image
 from deploy.api.parts import LocalSelection, Parts
 from deploy.api.server import serving
 from deploy.launch.rank import RankParts
-from deploy.runs.config import DataConfig, RunConfig, save_config
-from deploy.runs.curriculum import prototype_distances, selection_config
+from deploy.runs.config import DataConfig, RunConfig, prototype_distances, save_config, selection_config
 from deploy.runs.recipes import debug
 from deploy.runs.rundir import RunDir
 from deploy.studies.prototypes.job import score

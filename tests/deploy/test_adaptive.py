@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from deploy.cli import main
+from deploy.launch.evaluation import MetricReports
 from deploy.launch.launch import launch_in_process
-from deploy.launch.metric_reports import MetricReports
-from deploy.runs.config import DataConfig, RunConfig
-from deploy.runs.curriculum import selection_config
+from deploy.runs.config import DataConfig, RunConfig, selection_config
 from deploy.runs.overrides import override
 from deploy.runs.recipes import debug, tiny_adaptive
 from deploy.runs.rundir import RunDir

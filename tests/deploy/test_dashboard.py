@@ -16,8 +16,7 @@ import pytest
 from deploy.api.options import ApiOptions
 from deploy.api.parts import finished_parts
 from deploy.api.server import serving
-from deploy.runs.config import RunConfig, save_config
-from deploy.runs.curriculum import effective_size_schedule, prototype_distances, selection_config
+from deploy.runs.config import RunConfig, prototype_distances, save_config, selection_config
 from deploy.runs.rundir import RunDir
 from loader import ShardIndex
 from scoring import Control, RunLog, Selection
@@ -382,7 +381,7 @@ def write_history(config: RunConfig, run: RunDir) -> None:
     index, window_steps = ShardIndex.load(config.data.index), config.train.window_steps
     total = config.train.total_steps
     part = selection_config(config, num_samples=len(index), fingerprint=index.fingerprint)
-    schedule = effective_size_schedule(config)
+    schedule = config.curriculum.schedule_by_progress()
     with closing(RunLog(run.log)) as log:
         selection = Selection(prototype_distances(config), part, runlog=log)
         for window in range(total // window_steps):

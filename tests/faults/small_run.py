@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.launch.rank import RankParts
-from deploy.runs.config import DataConfig, RunConfig, save_config
-from deploy.runs.curriculum import prototype_distances, selection_config
+from deploy.runs.config import DataConfig, RunConfig, prototype_distances, save_config, selection_config
 from deploy.runs.overrides import override
 from deploy.runs.recipes import debug
 from deploy.runs.rundir import RunDir

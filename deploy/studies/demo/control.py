@@ -24,7 +24,7 @@ from scoring import Event
 
 if TYPE_CHECKING:
     from loader.fleet.client import FleetClient
-    from scoring.actors import SelectionClient
+    from scoring import SelectionPort
 
 AUTHOR = "demo"
 HELD_EFFECTIVE_SIZE = 0.45
@@ -36,7 +36,7 @@ JOIN_S = 30.0
 class LiveActors:
     """The clients of the live run's actors, for what its API does not offer: process ids, entries of our own."""
 
-    selection: SelectionClient
+    selection: SelectionPort
     fleet: FleetClient
 
 

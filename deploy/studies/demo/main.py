@@ -38,7 +38,7 @@ from trainer import TrainResult
 
 if TYPE_CHECKING:
     from loader.fleet.client import FleetClient
-    from scoring.actors import SelectionClient
+    from scoring import SelectionPort
 
 EPOCHS_BETWEEN_EVALUATIONS = 10
 
@@ -121,7 +121,7 @@ def _train_with_curriculum(config: RunConfig, run: RunDir) -> tuple[Arm, NDArray
     num_windows = math.ceil(config.train.total_steps / config.train.window_steps)
     scripts: list[ControlScript] = []
 
-    def beside(selection: SelectionClient, fleet: FleetClient) -> ControlScript:
+    def beside(selection: SelectionPort, fleet: FleetClient) -> ControlScript:
         actors = LiveActors(selection, fleet)
         scripts.append(ControlScript(RunClient.attach(run), actors, num_windows=num_windows))
         return scripts[0]

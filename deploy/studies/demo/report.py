@@ -17,7 +17,6 @@ from deploy.report import plots
 from deploy.report.report import Section, write_report
 from deploy.report.run import predictions
 from deploy.runs.config import RunConfig
-from deploy.runs.curriculum import effective_size_schedule
 from deploy.runs.rundir import RunDir
 from scoring import Prototypes, solve_temperature
 
@@ -124,7 +123,7 @@ def _pictures(
     folder: Path, arms: Sequence[Arm], *, config: RunConfig, times_drawn: NDArray[np.uint32]
 ) -> dict[Path, str]:
     steps = config.train.total_steps
-    schedule = effective_size_schedule(config)
+    schedule = config.curriculum.schedule_by_progress()
     distance = Prototypes.load(config.data.prototypes or "").distance
     initial = schedule(0.0), solve_temperature(distance, schedule(0.0))
     knob = knob_history(arms[0].run, initial=initial, window_steps=config.train.window_steps, total_steps=steps)

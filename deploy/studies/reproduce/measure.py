@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deploy.launch.evaluation import Labelled
+from deploy.launch.evaluation import LabelledImages
 from deploy.runs.config import DataConfig
 from trainer import Method, TrainConfig, build_method, load_method
 from trainer.evaluate.features import Features
@@ -27,7 +27,7 @@ GALLERY, TEST = 20_000, 10_000
 SMALLEST_VARIANCE = 1e-9
 """Of a direction, relative to the largest, below which it is left small: it holds rounding errors."""
 SHOTS = 5
-"""Labelled images a class of the few-shot probe, the mean of three draws."""
+"""LabelledImages images a class of the few-shot probe, the mean of three draws."""
 DINO_NEIGHBOURS, DINO_TEMPERATURE = 20, 0.07
 """Weighted k-NN as DINO does it (METHODS section 9)."""
 
@@ -73,14 +73,14 @@ class Measure:
         self._data, self._size = data, size
 
     @cached_property
-    def gallery(self) -> Labelled:
+    def gallery(self) -> LabelledImages:
         """The images that classify."""
-        return Labelled(Path(self._data.index), size=self._size, most=GALLERY)
+        return LabelledImages(Path(self._data.index), size=self._size, most=GALLERY)
 
     @cached_property
-    def test(self) -> Labelled:
+    def test(self) -> LabelledImages:
         """The images to classify."""
-        return Labelled(Path(self._data.test_index or ""), size=self._size, most=TEST)
+        return LabelledImages(Path(self._data.test_index or ""), size=self._size, most=TEST)
 
     def __call__(self, run: Path) -> dict[str, float]:
         """Metrics of a finished run's newest checkpoint, in [0, 1]."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from deploy.console import progress_bar, say
 from deploy.launch.launch import launch_in_process
 from deploy.launch.ray_tasks import over_ray
-from deploy.observe.periodic import repeated
+from deploy.observe.periodic import periodic
 from deploy.observe.training_bar import training_bar
 from deploy.runs.config import DataConfig, RunConfig
 from deploy.runs.rundir import RunDir, RunError, write_json
@@ -131,7 +131,7 @@ def _steps_bar(tasks: Sequence[Task]) -> Iterator[None]:
         def show() -> None:
             advance(sum(_steps(RunDir(task.folder)) for task in tasks), total)
 
-        with repeated(show, every_s=POLL_S, name="steps-bar", trouble="the arms' progress could not be read"):
+        with periodic(show, every_s=POLL_S, name="steps-bar", trouble="the arms' progress could not be read"):
             yield
 
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from deploy.observe.periodic import repeated
+from deploy.observe.periodic import periodic
 
 
 def test_trouble_is_told_once_in_a_line_and_again_after_it_went_away(caplog: pytest.LogCaptureFixture) -> None:
@@ -25,7 +25,7 @@ def test_trouble_is_told_once_in_a_line_and_again_after_it_went_away(caplog: pyt
 
     with (
         caplog.at_level(logging.WARNING, logger="deploy.observe.periodic"),
-        repeated(act, every_s=0.001, name="watcher", trouble="it could not be watched"),
+        periodic(act, every_s=0.001, name="watcher", trouble="it could not be watched"),
     ):
         assert enough.wait(120)
     told = [record.getMessage() for record in caplog.records]
@@ -35,6 +35,6 @@ def test_trouble_is_told_once_in_a_line_and_again_after_it_went_away(caplog: pyt
 
 def test_what_is_watched_gets_a_last_look() -> None:
     looks: list[int] = []
-    with repeated(lambda: looks.append(1), every_s=60.0, name="watcher", trouble="none"):
+    with periodic(lambda: looks.append(1), every_s=60.0, name="watcher", trouble="none"):
         pass
     assert looks == [1]

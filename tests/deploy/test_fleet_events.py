@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import time
 
-import pytest
-
-from deploy.launch import fleet_events as scribe
-from deploy.launch.fleet_events import events_copied
+from deploy.launch.launch import fleet_events_logged
 from loader.fleet.supervisor import FleetEvent
 from scoring import Event
 
@@ -18,8 +15,7 @@ def event(sequence: int) -> FleetEvent:
     )
 
 
-def test_every_event_is_copied_once_and_in_order_through_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scribe, "POLL_S", 0.01)
+def test_every_event_is_copied_once_and_in_order_through_an_outage() -> None:
     happened = [event(1), event(2)]
     written: list[Event] = []
     outages = [2]
@@ -32,7 +28,7 @@ def test_every_event_is_copied_once_and_in_order_through_an_outage(monkeypatch: 
             raise ConnectionError("the service restarts")
         written.append(entry)
 
-    with events_copied(lambda after: [one for one in happened if one.sequence > after], record):
+    with fleet_events_logged(lambda after: [one for one in happened if one.sequence > after], record, every_s=0.01):
         deadline = time.monotonic() + 60
         while len(written) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
