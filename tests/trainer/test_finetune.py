@@ -12,8 +12,8 @@ from trainer.config import SwinConfig
 from trainer.evaluate.augment import Augment, erase, smooth
 from trainer.evaluate.data import LabelledShards, ahead
 from trainer.evaluate.encoders import encoder_of_run, encoder_of_timm
-from trainer.evaluate.finetune import accuracy, finetune, finetune_rate, layer_groups, layer_numbers
-from trainer.evaluate.recipes import FINETUNE, FinetuneConfig
+from trainer.evaluate.finetune import accuracy, finetune, layer_groups, layer_numbers
+from trainer.evaluate.recipes import FINETUNE, FinetuneConfig, cosine_rate
 
 CPU = torch.device("cpu")
 SMALL = {"batch": 20, "base_lr": 5e-3, "lr_batch": 0, "warmup_epochs": 1, "epochs": 8, "drop_path": 0.0}
@@ -93,10 +93,10 @@ def test_rates_of_layers_and_steps_are_maes():
     assert scales["blocks.11.attn.qkv.weight"] == pytest.approx((0.65, 0.05))
     assert scales["patch_embed.proj.bias"] == pytest.approx((0.65**13, 0.0))
     assert scales["pos_embed"][1] == 0.0
-    rate = finetune_rate(FINETUNE["mae"], batch=1024, steps=10)
+    rate = cosine_rate(FINETUNE["mae"], batch=1024, steps=10)
     assert (rate(0), rate(50)) == (0.0, pytest.approx(2e-3))
     assert rate(10 * 5 + 475) == pytest.approx(1e-6 + (2e-3 - 1e-6) / 2)
-    simmim = finetune_rate(FINETUNE["mto_simmim"], batch=2048, steps=10)
+    simmim = cosine_rate(FINETUNE["mto_simmim"], batch=2048, steps=10)
     assert simmim(100) == pytest.approx(5e-3)
     assert FINETUNE["mto_simmim"].layer_decay == 0.9
 

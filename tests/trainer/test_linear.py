@@ -17,7 +17,8 @@ from trainer.evaluate.fewshot import (
 )
 from trainer.evaluate.fit import named_groups
 from trainer.evaluate.lars import Lars
-from trainer.evaluate.linear import LINEAR, LinearConfig, linear_probe, probe_features, probe_rate
+from trainer.evaluate.linear import linear_probe, probe_features
+from trainer.evaluate.recipes import LINEAR, LinearConfig, cosine_rate
 
 CPU = torch.device("cpu")
 
@@ -69,11 +70,11 @@ def test_the_probe_is_level_with_sklearn_on_kept_features():
 
 
 def test_rates_warm_up_and_scale_with_the_batch():
-    rate = probe_rate(LINEAR["mae"], batch=16384, steps=78)
+    rate = cosine_rate(LINEAR["mae"], batch=16384, steps=78)
     assert rate(0) == 0.0
     assert rate(78 * 10) == pytest.approx(6.4)
     assert rate(78 * 50) == pytest.approx(3.2)
-    assert probe_rate(LINEAR["clmae"], batch=64, steps=10)(100) == pytest.approx(0.1)
+    assert cosine_rate(LINEAR["clmae"], batch=64, steps=10)(100) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("config", [{"augment": True}, {"augment": False, "pool": "mean", "layer": 1}], ids=str)

@@ -1,7 +1,7 @@
 """The methods written plainly, as the official code does: sort, gather, un-shuffle, predict everything, mask the loss.
 
-Each function takes one of our methods and computes its loss with the method's own weights, so that it is a reference
-for the tests and what the benchmark compares with. Nothing in training calls these.
+Each function takes one of our methods and computes its loss with the method's own weights. It is the reference of the
+tests and the baseline of the benchmark; training does not call it.
 
 Shapes: B batch, N patches, V visible, D width, T tokens, E decoder width.
 """
@@ -30,25 +30,16 @@ def gather(tokens_BND: Tensor, index_BK: Tensor) -> Tensor:
 
 
 def plain_mae(method: Method, images_BCHW: Tensor, order_BN: Tensor) -> Tensor:
-    """MAE: embed all patches, gather the visible, un-shuffle mask tokens, predict and compare every patch."""
+    """MAE and CL-MAE's model step: embed all, gather the visible, un-shuffle mask tokens, predict and compare all."""
     assert isinstance(method, Mae)
-    encoder = method.encoder
+    encoder, num_visible = method.encoder, method.config.num_visible
     tokens_BND = encoder.patch_embed(images_BCHW) + encoder.pos_embed[:, 1:]
-    visible = order_BN[:, : method.config.num_visible]
-    latent_BTD = encoder.encode(gather(tokens_BND, visible))
-    prediction_BNP = _unshuffled_prediction(method, latent_BTD, order_BN)
-    return _masked_mean(_patch_errors(method, images_BCHW, prediction_BNP), order_BN, method.config.num_visible)
-
-
-def plain_clmae(method: Method, images_BCHW: Tensor, order_BN: Tensor) -> Tensor:
-    """CL-MAE, the model's step: the order is by keep-probability, not the one given."""
-    assert isinstance(method, Clmae)
-    encoder = method.encoder
-    tokens_BND = encoder.patch_embed(images_BCHW) + encoder.pos_embed[:, 1:]
-    order_BN = method.masker(tokens_BND).argsort(dim=1, descending=True)
-    latent_BTD = encoder.encode(gather(tokens_BND, order_BN[:, : method.config.num_visible]))
-    prediction_BNP = _unshuffled_prediction(method, latent_BTD, order_BN)
-    return _masked_mean(_patch_errors(method, images_BCHW, prediction_BNP), order_BN, method.config.num_visible)
+    if isinstance(method, Clmae):  # the order is by keep-probability
+        order_BN = method.masker(tokens_BND).argsort(dim=1, descending=True)
+    latent_BTD = encoder.encode(gather(tokens_BND, order_BN[:, :num_visible]))
+    errors_BN = _patch_errors(method, images_BCHW, _unshuffled_prediction(method, latent_BTD, order_BN))
+    mask_BN = _mask(order_BN, num_visible)
+    return (errors_BN * mask_BN).sum() / mask_BN.sum()
 
 
 def plain_masker(method: Method, images_BCHW: Tensor, order_BN: Tensor) -> Tensor:
@@ -159,13 +150,8 @@ def _mask(order_BN: Tensor, num_visible: int) -> Tensor:
     return torch.gather(mask, 1, order_BN.argsort(dim=1))
 
 
-def _masked_mean(loss_BN: Tensor, order_BN: Tensor, num_visible: int) -> Tensor:
-    mask_BN = _mask(order_BN, num_visible)
-    return (loss_BN * mask_BN).sum() / mask_BN.sum()
-
-
 def order_of(mask: Mask) -> Tensor:
-    """Return the order that a mask splits: visible patches, then masked ones."""
+    """Return the order of patches that a mask stands for: visible ones, then masked ones."""
     return torch.cat([mask.visible_BV, mask.masked_BM], dim=1)
 
 
@@ -174,5 +160,5 @@ PLAIN: dict[str, PlainLoss] = {
     "simmim": plain_simmim,
     "bootmae": plain_bootmae,
     "conmim": plain_conmim,
-    "clmae": plain_clmae,
+    "clmae": plain_mae,
 }

@@ -2,7 +2,7 @@
 
 Ours and the plain step take turns in one process, so that a busy machine slows both; figures are medians over the
 turns. The plain step is `trainer.bench.plain` with eager blocks, torch's default AdamW, float images normalised on the
-host and the loss read every step.
+host and the loss read every step. The add-ons (MTO, PASS, CL-MAE's masking network) are measured in passes of MAE.
 """
 
 import statistics
@@ -28,41 +28,33 @@ from trainer.step import TrainState, normalise, train_step
 from trainer.sweep import score_batch
 
 Progress = Callable[[int, int], None]
-Step = Callable[[], None]
+Step = Callable[[], object]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Case:
-    """One row of the table."""
+    """One row of the table: a method, a named size, and the images of a step."""
 
     method: str
-    """Method."""
     size: str
-    """Named size."""
     batch: int
-    """Images a step."""
 
 
-def _cases(*rows: tuple[str, str, int]) -> tuple[Case, ...]:
-    """Cases from rows of method, size and batch."""
-    return tuple(Case(method=method, size=size, batch=batch) for method, size, batch in rows)
-
-
-CPU_CASES = _cases(
-    ("mae", "tiny", 32),
-    ("mae", "cifar", 16),
-    *((method, "tiny", 32) for method in ("simmim", "bootmae", "conmim", "clmae")),
+CPU_CASES = (
+    Case("mae", "tiny", 32),
+    Case("mae", "cifar", 16),
+    *(Case(method, "tiny", 32) for method in ("simmim", "bootmae", "conmim", "clmae")),
 )
-CUDA_CASES = _cases(
-    ("mae", "vit_b", 1024),
-    ("mae", "vit_l", 512),
-    ("mae", "vit_h", 256),
-    ("bootmae", "vit_b", 512),
-    *((method, "vit_b", 256) for method in ("simmim", "conmim", "clmae")),
+CUDA_CASES = (
+    Case("mae", "vit_b", 1024),
+    Case("mae", "vit_l", 512),
+    Case("mae", "vit_h", 256),
+    Case("bootmae", "vit_b", 512),
+    *(Case(method, "vit_b", 256) for method in ("simmim", "conmim", "clmae")),
 )
-PAPER_EPOCHS = 200  # of the runs whose cost PASS reports (METHODS section 7)
+PAPER_EPOCHS = 200  # length of the runs whose cost PASS reports (METHODS section 7)
 _ADD_ON_TURNS = 4  # a turn of the add-ons at ViT-B takes a quarter of a minute on a CPU
-# Targets: (name of the ratio, limit, whether it must be at least the limit or at most).
+# Targets: (name of the ratio, limit, whether the ratio must be at least or at most the limit).
 CPU_TARGETS = (("mae_over_plain", 1.0, "least"), ("masker_step_over_mae_step", 2.6, "most"))
 CUDA_TARGETS = (
     ("mae_vit_b_over_plain", 2.2, "least"),
@@ -94,7 +86,7 @@ def bench_trainer(
     require(turns >= 1, f"turns must be 1 or more; got {turns}.")
     place = pick_device(device, 0)
     cuda = place.type == "cuda"
-    add_ons = cases[0] if cases else Case(method="mae", size="vit_b", batch=256 if cuda else 2)
+    add_ons = cases[0] if cases else Case("mae", "vit_b", 256 if cuda else 2)
     cases = cases or (CUDA_CASES if cuda else CPU_CASES)
     peak = peak_flops(place) or measured_peak(place)
     rows = []
@@ -105,31 +97,34 @@ def bench_trainer(
     ratios = _ratios(add_ons, rows, place, min(turns, _ADD_ON_TURNS))
     if progress:
         progress(len(cases) + 1, len(cases) + 1)
-    return {
-        "device": _name(place),
-        "peak_flops": peak,
-        "methods": _by_method_and_size(rows),
-        "rows": rows,
-        "ratios": ratios,
-        "targets": _targets(ratios, place),
-    }
-
-
-def _by_method_and_size(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return the figures of the rows as methods[method][size][figure]."""
     methods: dict[str, dict[str, dict[str, Any]]] = {}
     for row in rows:
         figures = {name: value for name, value in row.items() if name not in ("method", "size")}
         methods.setdefault(row["method"], {})[row["size"]] = figures
-    return methods
+    targets = {
+        name: {
+            "value": ratios[name],
+            "limit": limit,
+            "met": ratios[name] >= limit if side == "least" else ratios[name] <= limit,
+        }
+        for name, limit, side in (CUDA_TARGETS if cuda else CPU_TARGETS)
+        if name in ratios  # the cases may leave a method or a size out
+    }
+    return {
+        "device": torch.cuda.get_device_name(place) if cuda else f"cpu, {torch.get_num_threads()} threads",
+        "peak_flops": peak,
+        "methods": methods,
+        "rows": rows,
+        "ratios": ratios,
+        "targets": targets,
+    }
 
 
 def _row(case: Case, device: torch.device, peak: float, turns: int) -> dict[str, Any]:
     """Measure one case."""
     state = build_state(_config(case, device))
     images = _images(case, state)
-    steps = [lambda: _ours(state, images), _plain_step(case, device, images)]
-    ours, plain = _alternate(steps, device, turns)
+    ours, plain = _alternate([lambda: _ours(state, images), _plain_step(case, device, images)], device, turns)
     ours_s, plain_s = statistics.median(ours), statistics.median(plain)
     flops = image_flops(case.method, state.config.model)
     return {
@@ -145,7 +140,7 @@ def _row(case: Case, device: torch.device, peak: float, turns: int) -> dict[str,
 
 
 def _ratios(case: Case, rows: list[dict[str, Any]], device: torch.device, turns: int) -> dict[str, float]:
-    """Measure what the add-ons cost in passes of MAE at the same size, which decides their proportions."""
+    """Measure what the add-ons cost in passes of MAE at the same size, on which their share depends."""
     case = replace(case, method="mae")
     plain = _config(case, device)
     selecting = PassConfig(enabled=True)
@@ -158,12 +153,11 @@ def _ratios(case: Case, rows: list[dict[str, Any]], device: torch.device, turns:
     }
     images = _images(case, states["mae"])
     states["pass"].method.eval()
-
     ids = torch.arange(case.batch).numpy()
     steps: list[Step] = [
         lambda: _passes(states["mae"], images),
         lambda: _passes(states["mto"], images),
-        lambda: _score(states["pass"], images, ids),
+        lambda: score_batch(states["pass"], images, ids),
         lambda: _passes(states["predictor"], images),
         lambda: _passes(states["clmae"], images, "masker"),
     ]
@@ -175,22 +169,21 @@ def _ratios(case: Case, rows: list[dict[str, Any]], device: torch.device, turns:
         "pass_run_over_full_run": run_cost(selecting, _paired(scored, mae), _paired(predictor, mae)),
         "masker_step_over_mae_step": _paired(masker, mae),
     }
-    mae_rows = [row for row in rows if row["method"] == "mae"]
-    if mae_rows:
-        found["mae_over_plain"] = min(row["ratio"] for row in mae_rows)
-    found |= {f"mae_{row['size']}_images_per_s": row["images_per_s"] for row in mae_rows}
-    found |= {f"mae_{row['size']}_over_plain": row["ratio"] for row in mae_rows}
+    for row in (row for row in rows if row["method"] == "mae"):
+        found["mae_over_plain"] = min(row["ratio"], found.get("mae_over_plain", row["ratio"]))
+        found[f"mae_{row['size']}_images_per_s"] = row["images_per_s"]
+        found[f"mae_{row['size']}_over_plain"] = row["ratio"]
     return found
 
 
 def run_cost(settings: PassConfig, selection_round: float, predictor_step: float, epochs: int = PAPER_EPOCHS) -> float:
-    """Return what a run with selection costs beside one on all data for as many epochs.
+    """Return the cost of a run with selection over that of a run on all data for as many epochs.
 
     Args:
         settings: how the run selects.
         selection_round: cost of scoring all samples, in epochs of plain training.
         predictor_step: cost of a step that trains the predictor too, in plain steps.
-        epochs: of both runs; the paper's 200 by default, whose steps alone cost .37.
+        epochs: length of both runs; the paper's 200 by default, whose steps alone cost 0.37.
     """
     lengths = [1.0 if epoch < settings.full_epochs else settings.keep for epoch in range(epochs)]
     trained = sum(length for epoch, length in enumerate(lengths) if predictor_trains(epoch, settings))
@@ -200,22 +193,26 @@ def run_cost(settings: PassConfig, selection_round: float, predictor_step: float
 
 
 def _paired(seconds: list[float], base: list[float]) -> float:
-    """Return the median of the ratios turn by turn: neighbours in time share what else the machine did."""
+    """Return the median of the ratios turn by turn: two steps of one turn share the machine's other load."""
     return statistics.median(a / b for a, b in zip(seconds, base, strict=True))
 
 
 def _alternate(steps: list[Step], device: torch.device, turns: int) -> list[list[float]]:
-    """Return the seconds of each step in each turn; one turn before them does not count."""
-    seconds: list[list[float]] = [[] for _ in steps]
-    for turn in range(turns + 1):
-        for step, spent in zip(steps, seconds, strict=True):
-            _wait(device)
-            start = time.perf_counter()
-            step()
-            _wait(device)
-            if turn:
-                spent.append(time.perf_counter() - start)
-    return seconds
+    """Return the seconds of each step in each turn; the first turn, which compiles and allocates, is dropped."""
+    seconds = [[_seconds(step, device) for step in steps] for _ in range(turns + 1)][1:]
+    return [list(column) for column in zip(*seconds, strict=True)]
+
+
+def _seconds(step: Step, device: torch.device) -> float:
+    """Return the seconds of one call, with the device idle before and after."""
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    step()
+    if cuda:
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def _plain_step(case: Case, device: torch.device, images_u8: Tensor) -> Step:
@@ -241,23 +238,18 @@ def _plain_step(case: Case, device: torch.device, images_u8: Tensor) -> Step:
 
 
 def _ours(state: TrainState, images_u8: Tensor) -> None:
-    """Do one of our steps; the run never ends."""
-    state.step = 0
+    """Do one of our steps."""
+    state.step = 0  # so that the schedule never ends
     train_step(state, images_u8)
 
 
 def _passes(state: TrainState, images_u8: Tensor, phase: str = "model") -> None:
-    """Do the forward and backward passes of one phase without the update, whose cost does not depend on the batch."""
+    """Do the forward and backward passes of one phase without the update: its cost does not depend on the batch."""
     images = normalise(images_u8.to(state.device), state.config)
     with autocast(state.device, state.config.precision):
         loss = state.method(images, StepRandomness(seed=0, step=0), phase)
     loss.total.backward()
     state.method.zero_grad(set_to_none=True)
-
-
-def _score(state: TrainState, images_u8: Tensor, ids: Any) -> None:
-    """Score one batch as a selection round does."""
-    score_batch(state, images_u8, ids)
 
 
 def _config(case: Case, device: torch.device) -> TrainConfig:
@@ -269,13 +261,12 @@ def _config(case: Case, device: torch.device) -> TrainConfig:
 
 def _images(case: Case, state: TrainState) -> Tensor:
     size = state.config.model.image_size
-    return torch.randint(
-        0, 256, (case.batch, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (case.batch, 3, size, size), dtype=torch.uint8, generator=generator)
 
 
 def _memory(state: TrainState, images_u8: Tensor) -> int:
-    """Return the peak bytes of a step; on a CPU those of weights, optimizer and what backward keeps."""
+    """Return the peak bytes of a step; on a CPU those of weights, optimizer and tensors kept for backward."""
     if state.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(state.device)
         _ours(state, images_u8)
@@ -289,43 +280,12 @@ def _memory(state: TrainState, images_u8: Tensor) -> int:
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         _ours(state, images_u8)
     trained = sum(p.numel() * p.element_size() for p in state.method.parameters() if p.requires_grad)
-    return sum(kept.values()) + 3 * trained  # the weights are among what is kept; gradients and two moments are not
+    # The kept tensors include the weights; gradients and AdamW's two moments come on top.
+    return sum(kept.values()) + 3 * trained
 
 
 def measured_peak(device: torch.device) -> float:
-    """Return the FLOP/s of a large float32 matrix product, the best of a few."""
+    """Return the FLOP/s of a large float32 matrix product, the best of five."""
     side = 1024
     left, right = torch.rand(side, side, device=device), torch.rand(side, side, device=device)
-    best = float("inf")
-    for _ in range(5):
-        _wait(device)
-        start = time.perf_counter()
-        left @ right
-        _wait(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * side**3 / best
-
-
-def _targets(ratios: dict[str, float], device: torch.device) -> dict[str, dict[str, Any]]:
-    """Compare the ratios with what this kind of device should reach; a target that was not measured is left out."""
-    wanted = CUDA_TARGETS if device.type == "cuda" else CPU_TARGETS
-    return {
-        name: {
-            "value": ratios[name],
-            "limit": limit,
-            "met": ratios[name] >= limit if side == "least" else ratios[name] <= limit,
-        }
-        for name, limit, side in wanted
-        if name in ratios
-    }
-
-
-def _name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} threads"
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return 2 * side**3 / min(_seconds(lambda: left @ right, device) for _ in range(5))

@@ -224,22 +224,22 @@ def step_rate(config: DetectionConfig, total: int) -> Callable[[int], float]:
 
 
 def detector_groups(model: MaskRCNN, config: DetectionConfig) -> list[dict[str, Any]]:
-    """Return AdamW groups: rates fall with depth inside the ViT, whose relative positions belong to their block."""
+    """Return AdamW groups: rates fall with depth inside the ViT; relative positions belong to their block."""
     depth = len(model.backbone.blocks)
-
-    def scale(name: str) -> float:
-        block = re.search(r"blocks\.(\d+)\.", name)
-        if not name.startswith("backbone.") or name.startswith("backbone.pyramid."):
-            return 1.0
-        return config.layer_decay ** (depth - int(block[1]) if block else depth + 1)
-
+    layers = {}
+    for name, _ in model.named_parameters():
+        if name.startswith("backbone.") and not name.startswith("backbone.pyramid."):
+            block = re.search(r"blocks\.(\d+)\.", name)
+            layers[name] = int(block[1]) if block else -1  # embeddings lie below block 0
     return named_groups(
-        [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad],
+        model.named_parameters(),
         weight_decay=config.weight_decay,
-        scale=scale,
         free=lambda name, parameter: (
             parameter.ndim <= 1 or "rel_pos" in name or name.endswith(("pos_embed", "cls_token"))
         ),
+        layers=layers,
+        layer_decay=config.layer_decay,
+        top=depth,
     )
 
 

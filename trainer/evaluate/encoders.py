@@ -42,6 +42,11 @@ class PretrainedEncoder:
     build: Callable[..., nn.Module]
     """Builds timm's model with the encoder's weights: build(num_classes=, image_size=, drop_path=)."""
 
+    def pixel_statistics(self, device: torch.device | None = None, levels: int = 1) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation by channel, float32[3, 1, 1] each, of pixels in 0..levels."""
+        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * levels for values in (self.mean, self.std))
+        return mean, std
+
 
 class TimmEncoder(nn.Module):
     """A timm model as an encoder of tokens; the mean of the tokens stands in where there is no class token."""

@@ -54,8 +54,7 @@ class Extractor:
         )
         self.block: nn.Module | None = blocks[layer - 1] if layer else None
         self.prefix = int(getattr(self.encoder, "prefix", 1))
-        self.scale = torch.tensor(pretrained.std, device=device).view(3, 1, 1) * 255
-        self.shift = torch.tensor(pretrained.mean, device=device).view(3, 1, 1) * 255
+        self.shift, self.scale = pretrained.pixel_statistics(device, 255)
 
     @torch.no_grad()
     def tokens(self, images_u8: Tensor) -> Tensor:

@@ -20,8 +20,9 @@ from torch import Tensor
 from trainer.config import choose, require
 from trainer.evaluate.features import Features
 from trainer.evaluate.fit import Figures, Progress
-from trainer.evaluate.linear import LinearConfig, probe_features
+from trainer.evaluate.linear import probe_features
 from trainer.evaluate.metrics import top_k
+from trainer.evaluate.recipes import LinearConfig
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse regularisations that cross-validation chooses from."""

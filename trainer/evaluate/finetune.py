@@ -4,8 +4,6 @@ Shapes: B batch, C classes.
 """
 
 import copy
-import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,12 @@ from trainer.config import Precision
 from trainer.evaluate.augment import Augment
 from trainer.evaluate.data import LabelledShards, center_crop
 from trainer.evaluate.encoders import PretrainedEncoder
-from trainer.evaluate.fit import Figures, Fit, Progress, fit, named_groups
+from trainer.evaluate.fit import Figures, Fit, Progress, classifier_figures, fit, named_groups
 from trainer.evaluate.metrics import top_k
-from trainer.evaluate.recipes import FinetuneConfig
+from trainer.evaluate.recipes import FinetuneConfig, cosine_rate
 from trainer.precision import autocast
 
-HEAD_STD = 2e-5  # of the classifier's initial weights (MAE)
+HEAD_STD = 2e-5  # standard deviation of the classifier's initial weights (MAE)
 
 
 def finetune(
@@ -61,7 +59,10 @@ def finetune(
     classes = max(train.num_classes, test.num_classes)
     torch.manual_seed(config.seed)
     model = pretrained.build(num_classes=classes, image_size=size, drop_path=config.drop_path).to(device)
-    start_head(model)
+    head: Any = model.get_classifier()  # type: ignore[operator]  # of any timm model
+    if isinstance(head, nn.Linear):
+        nn.init.trunc_normal_(head.weight, std=HEAD_STD)
+        nn.init.zeros_(head.bias)
     average = copy.deepcopy(model).eval().requires_grad_(False) if config.average_decay else None
     augment = Augment(config, classes, mean=pretrained.mean, std=pretrained.std)
     crop = Transform(size=size, scale=config.crop_scale)
@@ -77,17 +78,15 @@ def finetune(
 
     def evaluate(step: int) -> Figures:
         tested = average if average is not None else model
-        return {
-            "epoch": step // steps,
-            **accuracy(tested, test, pretrained, size=size, device=device, precision=precision),
-        }
+        figures = accuracy(tested, test, pretrained, size=size, device=device, precision=precision)
+        return {"epoch": step // steps, **figures}
 
     job = Fit(
         model=model,
         optimizer=torch.optim.AdamW(layer_groups(model, config), lr=0.0, betas=config.betas),
         batch=make,
         loss=loss,
-        rate=finetune_rate(config, batch, steps),
+        rate=cosine_rate(config, batch, steps),
         total_steps=config.epochs * steps,
         clip_norm=config.clip_norm,
         average=average,
@@ -96,9 +95,7 @@ def finetune(
         settings={"config": repr(config), "image_size": size, "samples": len(train), "encoder": pretrained.name},
     )
     curve = fit(job, directory=directory, evaluate=evaluate, evaluate_every=evaluate_epochs * steps, progress=progress)
-    last = curve[-1]
-    best = max(line["acc1"] for line in curve)
-    return {"acc1": last["acc1"], "acc5": last["acc5"], "best_acc1": best, "epochs": config.epochs, "curve": curve}
+    return classifier_figures(curve, config.epochs)
 
 
 def accuracy(
@@ -111,8 +108,7 @@ def accuracy(
     precision: Precision = "auto",
 ) -> dict[str, float]:
     """Return acc1 and acc5 of a classifier on all images, evaluation crop."""
-    pixels = pretrained.mean, pretrained.std
-    shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in pixels)
+    shift, scale = pretrained.pixel_statistics(device, 255)
     scores, wanted = [], []
     with torch.no_grad(), autocast(device, precision):
         for images, labels, _ in shards.in_order(center_crop(size)):
@@ -121,33 +117,17 @@ def accuracy(
     return top_k(torch.cat(scores), torch.cat(wanted))
 
 
-def finetune_rate(config: FinetuneConfig, batch: int, steps: int) -> Callable[[int], float]:
-    """Return the rate of a step: linear warm-up, then a half cosine, by fractional epoch (MAE)."""
-    factor = batch / config.lr_batch if config.lr_batch else 1.0
-    peak, low = config.base_lr * factor, config.warmup_lr
-    warmup = min(config.warmup_epochs, config.epochs - 1)
-
-    def rate(step: int) -> float:
-        epoch = step / steps
-        if epoch < warmup:
-            return low + (peak - low) * epoch / warmup
-        done = (epoch - warmup) / (config.epochs - warmup)
-        return config.min_lr + (peak - config.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
-
-    return rate
-
-
 def layer_groups(model: nn.Module, config: FinetuneConfig) -> list[dict[str, Any]]:
     """Return AdamW groups whose rates fall by `layer_decay` a layer from the head down, by timm's order of layers."""
     layers = layer_numbers(model)
-    top = max(layers.values())
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     spared = set(getattr(model, "no_weight_decay", set)()) | {"pos_embed", "cls_token"}
     return named_groups(
-        named,
+        model.named_parameters(),
         weight_decay=config.weight_decay,
-        scale=lambda name: config.layer_decay ** (top - layers[name]),
         free=lambda name, parameter: parameter.ndim <= 1 or name.endswith(".bias") or name in spared,
+        layers=layers,
+        layer_decay=config.layer_decay,
+        top=max(layers.values()),
     )
 
 
@@ -158,11 +138,3 @@ def layer_numbers(model: nn.Module) -> dict[str, int]:
         return dict.fromkeys((name for name, _ in model.named_parameters()), 0)
     found: dict[str, int] = group_with_matcher(model.named_parameters(), matcher(coarse=False), reverse=True)
     return found
-
-
-def start_head(model: nn.Module) -> None:
-    """Give the classifier its small initial weights."""
-    head: Any = getattr(model, "get_classifier")()  # noqa: B009  # of any timm model
-    if isinstance(head, nn.Linear):
-        nn.init.trunc_normal_(head.weight, std=HEAD_STD)
-        nn.init.zeros_(head.bias)

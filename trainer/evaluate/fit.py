@@ -1,10 +1,10 @@
-"""Training for an evaluation: one loop for linear probes, fine-tuning, detection and segmentation.
+"""The training loop of the evaluations: linear probes, fine-tuning, detection and segmentation.
 
-The caller gives batches, losses and rates as functions of the step; the loop steps, writes checkpoints and continues
-from them. A batch must be a pure function of the step.
+The caller gives batches, losses and rates as functions of the step. The loop makes the next batch in a thread, steps,
+evaluates, writes a checkpoint at each evaluation, and continues from it. A batch must be a pure function of the step.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from trainer.record.checkpoint import Checkpoints, load_optimizer_tensors, optim
 Progress = Callable[[int, int], None]
 Figures = dict[str, Any]
 
-_CHECK_STEPS = 50  # steps between looks at the loss, which wait for the device
+_CHECK_STEPS = 50  # reading the loss waits for the device, so that it is checked once in this many steps
 
 
 @dataclass(kw_only=True, slots=True)
@@ -30,7 +30,7 @@ class Fit:
     """One training for an evaluation."""
 
     model: nn.Module
-    """What is trained, on its device."""
+    """The network, on its device."""
     optimizer: torch.optim.Optimizer
     """Its groups have `params`, `names` and `lr_scale`."""
     batch: Callable[[int], Any]
@@ -40,7 +40,7 @@ class Fit:
     rate: Callable[[int], float]
     """Learning rate of a step."""
     total_steps: int
-    """Steps in all."""
+    """Steps of the whole training."""
     clip_norm: float = 0.0
     """Largest gradient norm; 0 means no clipping."""
     average: nn.Module | None = None
@@ -50,7 +50,7 @@ class Fit:
     precision: Precision = "auto"
     """As in training."""
     settings: Figures = field(default_factory=dict)
-    """What must be the same when a fit is continued."""
+    """Facts that must be the same when a fit is continued."""
 
 
 def fit(
@@ -59,17 +59,15 @@ def fit(
     directory: str | Path | None = None,
     evaluate: Callable[[int], Figures] | None = None,
     evaluate_every: int = 0,
-    save_every: int = 0,
     progress: Progress | None = None,
 ) -> list[Figures]:
     """Train to the end and return the evaluations in order, each with its step.
 
     Args:
         job: what to train.
-        directory: for checkpoints; an earlier one there is continued. None keeps none.
+        directory: for checkpoints, written at evaluations; an earlier one there is continued. None keeps none.
         evaluate: called with the steps done every `evaluate_every` steps and at the end, in eval mode.
         evaluate_every: steps between evaluations; 0 means at the end only.
-        save_every: steps between checkpoints; 0 means at evaluations only.
         progress: called with (steps done, all steps).
 
     Raises:
@@ -78,75 +76,41 @@ def fit(
     require(job.total_steps >= 1, f"total_steps must be 1 or more; got {job.total_steps}.")
     checkpoints = None if directory is None else Checkpoints(directory, keep=1)
     try:
-        return _run(job, checkpoints, evaluate, evaluate_every=evaluate_every, save_every=save_every, progress=progress)
+        start, history = _restore(job, checkpoints)
+        steps = range(start, job.total_steps)
+        job.model.train()
+        for step, batch in zip(steps, ahead(job.batch, steps), strict=True):
+            loss = _train_step(job, step, batch)
+            done = step + 1
+            due = done == job.total_steps or bool(evaluate_every and done % evaluate_every == 0)
+            if due or done % _CHECK_STEPS == 0:
+                require(
+                    bool(loss.isfinite()), f"the loss must stay finite; step {step} gave {loss.item()}. Lower the rate."
+                )
+            if due and evaluate:
+                job.model.eval()
+                with torch.no_grad():
+                    history.append({"step": done, "loss": loss.item(), **evaluate(done)})
+                job.model.train()
+            if due and checkpoints:
+                tensors = {"model": job.model.state_dict(), "optimizer": optimizer_tensors({"fit": job.optimizer})}
+                tensors |= {"average": job.average.state_dict()} if job.average is not None else {}
+                checkpoints.save(done, tensors, {"history": history, "settings": job.settings})
+            if progress:
+                progress(done, job.total_steps)
+        return history
     finally:
         job.model.eval()
         if checkpoints:
             checkpoints.close()
 
 
-def _run(
-    job: Fit,
-    checkpoints: Checkpoints | None,
-    evaluate: Callable[[int], Figures] | None,
-    *,
-    evaluate_every: int,
-    save_every: int,
-    progress: Progress | None,
-) -> list[Figures]:
-    device = next(job.model.parameters()).device
-    start, history = _restore(job, checkpoints)
-    steps = range(start, job.total_steps)
-    job.model.train()
-    for step, batch in zip(steps, ahead(job.batch, steps), strict=True):
-        torch.manual_seed(step)
-        with autocast(device, job.precision):
-            loss = job.loss(batch)
-        torch.autograd.backward(loss)
-        _update(job, step)
-        done = step + 1
-        due = done == job.total_steps or bool(evaluate_every and done % evaluate_every == 0)
-        if due or done % _CHECK_STEPS == 0:
-            require(
-                bool(loss.isfinite()), f"the loss must stay finite; step {step} gave {loss.item()}. Lower the rate."
-            )
-        if due and evaluate:
-            job.model.eval()
-            with torch.no_grad():
-                history.append({"step": done, "loss": loss.item(), **evaluate(done)})
-            job.model.train()
-        if checkpoints and (due or (save_every and done % save_every == 0)):
-            _save(job, checkpoints, done, history)
-        if progress:
-            progress(done, job.total_steps)
-    return history
-
-
-def named_groups(
-    named: Sequence[tuple[str, nn.Parameter]],
-    *,
-    weight_decay: float,
-    scale: Callable[[str], float] = lambda name: 1.0,
-    free: Callable[[str, nn.Parameter], bool] = lambda name, parameter: parameter.ndim <= 1,
-) -> list[dict[str, Any]]:
-    """Return optimizer groups by (rate scale, decay), with names.
-
-    Args:
-        named: (name, parameter) pairs that are trained.
-        weight_decay: of those that are not free of it.
-        scale: factor on the learning rate by name.
-        free: tells what is free of weight decay.
-    """
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
-    for name, parameter in named:
-        key = scale(name), 0.0 if free(name, parameter) else weight_decay
-        group = groups.setdefault(key, {"params": [], "names": [], "lr_scale": key[0], "weight_decay": key[1]})
-        group["params"].append(parameter)
-        group["names"].append(name)
-    return list(groups.values())
-
-
-def _update(job: Fit, step: int) -> None:
+def _train_step(job: Fit, step: int, batch: Any) -> Tensor:
+    """Do one optimizer step and return its loss."""
+    torch.manual_seed(step)  # dropout and stochastic depth are a function of the step, so that a fit can be continued
+    with autocast(next(job.model.parameters()).device, job.precision):
+        loss = job.loss(batch)
+    torch.autograd.backward(loss)
     parameters = [parameter for group in job.optimizer.param_groups for parameter in group["params"]]
     if job.clip_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, job.clip_norm, gradient_norm(parameters))
@@ -155,13 +119,44 @@ def _update(job: Fit, step: int) -> None:
     job.optimizer.zero_grad(set_to_none=True)
     if job.average is not None:
         move_average(job.average, job.model, job.average_decay)
+    return loss
 
 
-def _save(job: Fit, checkpoints: Checkpoints, step: int, history: list[Figures]) -> None:
-    tensors = {"model": job.model.state_dict(), "optimizer": optimizer_tensors({"fit": job.optimizer})}
-    if job.average is not None:
-        tensors["average"] = job.average.state_dict()
-    checkpoints.save(step, tensors, {"history": history, "settings": job.settings})
+def named_groups(
+    named: Iterable[tuple[str, nn.Parameter]],
+    *,
+    weight_decay: float,
+    free: Callable[[str, nn.Parameter], bool] = lambda name, parameter: parameter.ndim <= 1,
+    layers: Mapping[str, int] | None = None,
+    layer_decay: float = 1.0,
+    top: int = 0,
+) -> list[dict[str, Any]]:
+    """Return optimizer groups by (rate scale, decay), with names; the scale is layer_decay ** (top - layer).
+
+    Args:
+        named: (name, parameter) pairs; those that need no gradient are left out.
+        weight_decay: decay of the parameters that are not free of it.
+        free: tells whether a parameter is free of weight decay.
+        layers: layer by name, as BEiT decays rates (arXiv:2106.08254); other parameters have the full rate.
+        layer_decay: factor on the rate for each layer below the top.
+        top: number of the layer with the full rate.
+    """
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in named:
+        if not parameter.requires_grad:
+            continue
+        scale = layer_decay ** (top - (layers or {}).get(name, top))
+        key = scale, 0.0 if free(name, parameter) else weight_decay
+        group = groups.setdefault(key, {"params": [], "names": [], "lr_scale": key[0], "weight_decay": key[1]})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def classifier_figures(curve: list[Figures], epochs: int) -> Figures:
+    """Return acc1 and acc5 of the last evaluation, best_acc1, the epochs and the curve."""
+    last, best = curve[-1], max(line["acc1"] for line in curve)
+    return {"acc1": last["acc1"], "acc5": last["acc5"], "best_acc1": best, "epochs": epochs, "curve": curve}
 
 
 def _restore(job: Fit, checkpoints: Checkpoints | None) -> tuple[int, list[Figures]]:

@@ -6,9 +6,7 @@ crops the encoder runs in every step; without them its features are computed onc
 Shapes: B batch, D width.
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,55 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loader import Transform
-from trainer.config import require
 from trainer.evaluate.data import LabelledShards
 from trainer.evaluate.encoders import PretrainedEncoder
 from trainer.evaluate.features import Extractor, Features
-from trainer.evaluate.fit import Figures, Fit, Progress, fit, named_groups
-from trainer.evaluate.knn import Pool
+from trainer.evaluate.fit import Figures, Fit, Progress, classifier_figures, fit, named_groups
 from trainer.evaluate.lars import Lars
 from trainer.evaluate.metrics import top_k
+from trainer.evaluate.recipes import LinearConfig, cosine_rate
 
 CROP_SCALE = (0.08, 1.0)  # of the probe's random crops
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LinearConfig:
-    """One probe's recipe; the defaults are MAE's."""
-
-    epochs: int = 90
-    """Passes over the training images."""
-    batch: int = 16384
-    """Images of a step; at most the training images are taken."""
-    base_lr: float = 0.1
-    """Learning rate for 256 images."""
-    lr_batch: int = 256
-    """Images that base_lr is stated for; 0 takes it as it is (CL-MAE)."""
-    warmup_epochs: int = 10
-    """Epochs of linear warm-up."""
-    pool: Pool = "cls"
-    """The class token after the last norm, or the mean of the patch tokens."""
-    layer: int = 0
-    """Read tokens after this many blocks; 0 reads the output (BootMAE: 9 of 12)."""
-    augment: bool = True
-    """Random crops and flips; without them features are computed once."""
-    seed: int = 0
-    """Seed of the classifier, the order and the crops."""
-
-    def __post_init__(self) -> None:
-        require(self.epochs >= 1, f"epochs must be 1 or more; got {self.epochs}.")
-        require(self.batch >= 2, f"batch must be 2 or more, for the batch norm; got {self.batch}.")
-        require(self.base_lr > 0, f"base_lr must be above 0; got {self.base_lr}.")
-        require(self.warmup_epochs >= 0, f"warmup_epochs must be 0 or more; got {self.warmup_epochs}.")
-
-
-LINEAR: dict[str, LinearConfig] = {
-    "mae": LinearConfig(),
-    "mae_l": LinearConfig(epochs=50),
-    "bootmae": LinearConfig(pool="mean", layer=9),
-    "clmae": LinearConfig(lr_batch=0),
-    "cached": LinearConfig(augment=False),
-}
 
 
 class Probe(nn.Sequential):
@@ -147,20 +105,6 @@ def probe_features(
     return _probe(make, read, test, config, **sizes, device=device, directory=directory, progress=progress)
 
 
-def probe_rate(config: LinearConfig, batch: int, steps: int) -> Callable[[int], float]:
-    """Return the rate of a step: linear warm-up, then a half cosine to 0, by fractional epoch."""
-    peak = config.base_lr * (batch / config.lr_batch if config.lr_batch else 1.0)
-    warmup = min(config.warmup_epochs, config.epochs - 1)
-
-    def rate(step: int) -> float:
-        epoch = step / steps
-        if epoch < warmup:
-            return peak * epoch / warmup
-        return peak * 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / (config.epochs - warmup)))
-
-    return rate
-
-
 def _probe(
     make: Callable[[int], Any],
     read: Callable[[Any], tuple[Tensor, Tensor]],
@@ -189,14 +133,13 @@ def _probe(
 
     job = Fit(
         model=probe,
-        optimizer=Lars(named_groups(list(probe.named_parameters()), weight_decay=0.0)),
+        optimizer=Lars(named_groups(probe.named_parameters(), weight_decay=0.0)),
         batch=make,
         loss=loss,
-        rate=probe_rate(config, batch, steps),
+        rate=cosine_rate(config, batch, steps),
         total_steps=config.epochs * steps,
         precision="float32",
         settings={"config": repr(config), "samples": samples},
     )
     curve = fit(job, directory=directory, evaluate=evaluate, evaluate_every=steps, progress=progress)
-    last, best = curve[-1], max(line["acc1"] for line in curve)
-    return {"acc1": last["acc1"], "acc5": last["acc5"], "best_acc1": best, "epochs": config.epochs, "curve": curve}
+    return classifier_figures(curve, config.epochs)

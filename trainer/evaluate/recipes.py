@@ -1,8 +1,14 @@
-"""Fine-tuning recipes of the papers by name (METHODS sections 1 to 4, 6 and 8), for ViT-B unless the name says so."""
+"""Recipes of the papers by name (METHODS sections 1 to 4, 6 and 8): fine-tuning and linear probes, and their rates.
 
+They are for ViT-B unless the name says another size.
+"""
+
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from trainer.config import require
+from trainer.evaluate.knn import Pool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,3 +97,64 @@ FINETUNE: dict[str, FinetuneConfig] = {
     "mto_conmim": CONMIM,
 }
 """`mto_*` are those of the MTO paper, where it differs from the repositories (METHODS section 11, line 20)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinearConfig:
+    """One probe's recipe; the defaults are MAE's."""
+
+    epochs: int = 90
+    """Passes over the training images."""
+    batch: int = 16384
+    """Images of a step; at most the training images are taken."""
+    base_lr: float = 0.1
+    """Learning rate for 256 images."""
+    lr_batch: int = 256
+    """Images that base_lr is stated for; 0 takes it as it is (CL-MAE)."""
+    warmup_epochs: int = 10
+    """Epochs of linear warm-up."""
+    pool: Pool = "cls"
+    """The class token after the last norm, or the mean of the patch tokens."""
+    layer: int = 0
+    """Read tokens after this many blocks; 0 reads the output (BootMAE: 9 of 12)."""
+    augment: bool = True
+    """Random crops and flips; without them features are computed once."""
+    seed: int = 0
+    """Seed of the classifier, the order and the crops."""
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, f"epochs must be 1 or more; got {self.epochs}.")
+        require(self.batch >= 2, f"batch must be 2 or more, for the batch norm; got {self.batch}.")
+        require(self.base_lr > 0, f"base_lr must be above 0; got {self.base_lr}.")
+        require(self.warmup_epochs >= 0, f"warmup_epochs must be 0 or more; got {self.warmup_epochs}.")
+
+
+LINEAR: dict[str, LinearConfig] = {
+    "mae": LinearConfig(),
+    "mae_l": LinearConfig(epochs=50),
+    "bootmae": LinearConfig(pool="mean", layer=9),
+    "clmae": LinearConfig(lr_batch=0),
+    "cached": LinearConfig(augment=False),
+}
+
+
+def cosine_rate(config: FinetuneConfig | LinearConfig, batch: int, steps: int) -> Callable[[int], float]:
+    """Return the rate of a step: linear warm-up, then a half cosine, by fractional epoch (MAE's lr_sched).
+
+    Args:
+        config: recipe; a linear probe starts and ends at 0.
+        batch: images of a step, which scale base_lr.
+        steps: steps of an epoch.
+    """
+    peak = config.base_lr * (batch / config.lr_batch if config.lr_batch else 1.0)
+    low, end = (config.warmup_lr, config.min_lr) if isinstance(config, FinetuneConfig) else (0.0, 0.0)
+    warmup = min(config.warmup_epochs, config.epochs - 1)
+
+    def rate(step: int) -> float:
+        epoch = step / steps
+        if epoch < warmup:
+            return low + (peak - low) * epoch / warmup
+        done = (epoch - warmup) / (config.epochs - warmup)
+        return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * done))
+
+    return rate

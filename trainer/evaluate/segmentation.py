@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.config import Precision, require
 from trainer.evaluate.encoders import PretrainedEncoder
@@ -95,7 +95,7 @@ def segmentation(
     backbone = pretrained.build(image_size=config.crop, drop_path=config.drop_path)
     model = UperNet(backbone, classes, width=config.width).to(device)
     augment = SceneAugment(crop=config.crop, base=config.base, seed=config.seed)
-    shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (pretrained.mean, pretrained.std))
+    shift, scale = pretrained.pixel_statistics(device)
 
     def make(step: int) -> tuple[Tensor, Tensor]:
         draws = range(step * config.batch, (step + 1) * config.batch)
@@ -133,7 +133,7 @@ def measure(
     precision: Precision = "auto",
 ) -> dict[str, float]:
     """Return the figures of a model over all images at their own size, by sliding windows."""
-    shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (pretrained.mean, pretrained.std))
+    shift, scale = pretrained.pixel_statistics(device)
     counts = PixelCounts(num_classes)
     for number in range(len(test)):
         image, labels = test.load(number)
@@ -186,20 +186,14 @@ def poly_rate(config: SegmentationConfig) -> Callable[[int], float]:
     return rate
 
 
-def backbone_groups(model: nn.Module, config: Any) -> list[dict[str, Any]]:
-    """Return AdamW groups: rates fall with depth inside `model.backbone`; everything else has the full rate."""
-    backbone: Any = model.backbone
-    layers = layer_numbers(backbone)
-    top = max(layers.values())
-    prefix = "backbone."
-
-    def scale(name: str) -> float:
-        return config.layer_decay ** (top - layers[name.removeprefix(prefix)]) if name.startswith(prefix) else 1.0
-
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+def backbone_groups(model: UperNet, config: SegmentationConfig) -> list[dict[str, Any]]:
+    """Return AdamW groups: rates fall with depth inside the backbone; the head has the full rate."""
+    layers = layer_numbers(model.backbone)
     return named_groups(
-        named,
+        model.named_parameters(),
         weight_decay=config.weight_decay,
-        scale=scale,
         free=lambda name, parameter: parameter.ndim <= 1 or name.endswith(("pos_embed", "cls_token")),
+        layers={f"backbone.{name}": layer for name, layer in layers.items()},
+        layer_decay=config.layer_decay,
+        top=max(layers.values()),
     )

@@ -76,7 +76,8 @@ def linear(
         set: fields of the recipe to change, as in --set epochs=20 batch=512.
     """
     from trainer.config import choose
-    from trainer.evaluate.linear import LINEAR, linear_probe
+    from trainer.evaluate.linear import linear_probe
+    from trainer.evaluate.recipes import LINEAR
 
     config = changed(choose(recipe, LINEAR, "recipe"), set)
     train, test = images.both(encoder)
