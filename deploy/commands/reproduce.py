@@ -1,4 +1,4 @@
-"""`tempera reproduce`: measure a paper's claim on one's own images, at a size that fits the machine."""
+"""`tempera reproduce`: measure a paper's claim on your own images, at a size that fits the machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deploy.console import Answer, table, working
 
 if TYPE_CHECKING:
     from deploy.studies.reproduce import Claim
-    from deploy.studies.reproduce.page import Written
+    from deploy.studies.reproduce.report import WrittenClaim
 
 POINTS_OF_RAUC = 3
 """Fewest points of curves whose areas are compared."""
@@ -39,20 +39,19 @@ def reproduce(
     sweep: bool = False,
     only: tuple[str, ...] = (),
 ) -> Answer:
-    """Train the arms of papers' comparisons, evaluate them, and say which directions hold.
+    """Train the arms of papers' comparisons, evaluate them, and report which directions hold.
 
-    The same command goes on where an interrupted study was, also with more seeds or arms; arms that claims share are
-    trained once.
+    The same command continues an interrupted study, also with more seeds or arms. Arms that claims share train once.
 
     Args:
         claims: one or several of prototypes, temperature, hard, features, clusters, pass, clmae, mto, fewshot; or all.
         data: folder with train/ and test/, each with one folder of images a class.
-        out: folder for everything that is written.
+        out: folder for all results.
         budget: minutes for all arms and seeds; decides the epochs, from a measured step.
         epochs: passes over the data, instead of a budget.
-        seeds: how often each arm is trained, 1 or more.
+        seeds: trainings of each arm, 1 or more.
         samples: training images to take, the same number of each class; all by default.
-        test_samples: test images likewise; at most 10,000 are used.
+        test_samples: test images to take, likewise; at most 10,000 are used.
         evaluations: points of an arm's curve of accuracy while it trains; each takes as long as training on some
             thousand images. 0 for none; mto needs 3.
         batch: images of a step.
@@ -60,16 +59,15 @@ def reproduce(
         lr: peak learning rate for 256 images.
         precision: auto is bf16 on GPUs that have it; bf16 also pays on CPUs with matrix units for it (AMX), and is many
             times slower on others.
-        workers: queue the arms as Ray tasks of one CPU each, so many at a time, on the cluster that RAY_ADDRESS names
-            or on this machine; without it they train in turn, in this process.
+        workers: number of arms that train at a time, as Ray tasks of one CPU each, on the cluster that RAY_ADDRESS
+            names or on this machine; without it they train one after the other, in this process.
         sweep: add the papers' ablations.
-        only: of the ablations, these arms.
+        only: names of the ablations to add, instead of all.
     """
-    from deploy.studies.reproduce import Study, make_plans
-    from deploy.studies.reproduce.arms import Scale
-    from deploy.studies.reproduce.data import prepare_data
-    from deploy.studies.reproduce.page import write_claim
+    from deploy.studies.reproduce.plan import Scale, make_plans
     from deploy.studies.reproduce.queue import in_turn, side_by_side
+    from deploy.studies.reproduce.report import write_claim
+    from deploy.studies.reproduce.study import Study, prepare_data
     from loader import ShardIndex
     from trainer import model_size
     from trainer.config import require
@@ -124,7 +122,7 @@ def reproduce(
 
 
 def chosen_claims(names: tuple[str, ...], *, sweep: bool, only: tuple[str, ...]) -> dict[str, Claim]:
-    """Folder of each claim -> the claim with the arms to train."""
+    """Return folder of each claim -> the claim with the arms to train; an ablated claim has a folder of its own."""
     from deploy.studies.reproduce import CLAIMS
     from trainer.config import choose
 
@@ -140,7 +138,7 @@ def chosen_claims(names: tuple[str, ...], *, sweep: bool, only: tuple[str, ...])
     }
 
 
-def _view(written: Written) -> tuple[Table | str, ...]:
+def _view(written: WrittenClaim) -> tuple[Table | str, ...]:
     return (
         table(written.claim.title, written.columns, written.rows),
         table("does it hold here?", ("direction", "holds"), [(str(one), one.holds) for one in written.judged]),

@@ -19,12 +19,12 @@ from deploy.commands.reproduce import chosen_claims, reproduce
 from deploy.launch.cluster import local_cluster
 from deploy.runs.rundir import RunDir
 from deploy.studies.reproduce import CLAIMS, Arm, Claim, Expectation
-from deploy.studies.reproduce.arms import Scale, run_config
 from deploy.studies.reproduce.claims import START
-from deploy.studies.reproduce.data import prepare_data, with_prototypes
 from deploy.studies.reproduce.measure import whitening
+from deploy.studies.reproduce.plan import Scale, run_config
 from deploy.studies.reproduce.queue import Outcome
-from deploy.studies.reproduce.table import cells, rows, verdicts
+from deploy.studies.reproduce.report import cells, rows, verdicts
+from deploy.studies.reproduce.study import prepare_data, with_prototypes
 from loader import ShardIndex
 from scoring import Prototypes
 from trainer import build_method

@@ -1,7 +1,7 @@
-"""What the papers claim, as data: the arms of each comparison, the papers' figures, and which way each should point.
+"""The papers' claims as data: the arms of each comparison, the papers' figures, and the directions they found.
 
-An arm is one way to train; every arm of a claim has the same model, steps and seeds unless the claim is about just
-that. `sweep` holds the papers' ablations. Adding a claim is one entry of CLAIMS.
+An arm is one way to train; the arms of a claim have the same model, steps and seeds, unless the claim is about one of
+these. `sweep` holds the papers' ablations. A new claim is one entry of CLAIMS.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 SIZE_OF_TEMPERATURE = {0.01: 0.004, 0.05: 0.122, 0.08: 0.236, 0.2: 0.495, 0.4: 0.592, 0.6: 0.614}
-"""The paper's fixed temperatures and the effective sizes they mean on ImageNet-1K (Lin et al., CVPR 2025). The arms
-hold the sizes: the same temperature means another size on other data.
+"""The paper's fixed temperatures -> their effective sizes on ImageNet-1K (Lin et al., CVPR 2025; METHODS section 8).
+The arms hold the sizes: on other data the same temperature has another size.
 """
 
 
@@ -21,9 +21,9 @@ class Arm:
     """One way to train."""
 
     name: str
-    """In the table, and of the run's folder."""
+    """Name in the table and of the run's folder."""
     policy: str = "uniform"
-    """What is drawn: a name in scoring.POLICIES."""
+    """Policy of the draw: a name in scoring.POLICIES."""
     schedule: str = "cosine"
     """Effective size by progress: a name in scoring.SCHEDULES."""
     start: float = 0.20
@@ -35,21 +35,20 @@ class Arm:
     num_clusters: int = 100
     """Prototypes."""
     clusters_from: Literal["kmeans", "labels"] = "kmeans"
-    """labels: the classes are the clusters, which is the paper's oracle."""
+    """labels: the classes are the clusters, the paper's oracle."""
     shuffled: bool = False
-    """A control: the distances are dealt to the images at random, so that as few are seen as often, whichever."""
+    """A control: the distances are dealt to the images at random, so that other images are drawn, equally often."""
     method: str = "mae"
     """A name in trainer.METHODS."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """Fields of ModelConfig that this arm changes."""
     cost: float = 1.0
-    """Time of a step of the tiny model relative to a MAE step, on a CPU, for planning."""
+    """Time of a step of the tiny model relative to a MAE step, on a CPU; for planning."""
     paper: Mapping[str, float] = field(default_factory=dict)
     """Metric -> the paper's figure on ImageNet-1K, in per cent."""
 
     @property
     def draws_by_distance(self) -> bool:
-        """Whether the arm needs prototypes."""
         return any(part in self.policy for part in ("prototypical", "hard"))
 
 
@@ -62,7 +61,7 @@ class Expectation:
     than: str | float
     """The arm that it should beat, or a number that it should exceed."""
     metric: str = "nn_cls"
-    """Where."""
+    """Metric that is compared."""
     or_level: bool = False
     """Being level counts: the difference of the means is above minus one standard error of the difference."""
 
@@ -72,13 +71,13 @@ class Claim:
     """One comparison of a paper."""
 
     title: str
-    """What is claimed, in one sentence."""
+    """The claim in one sentence."""
     source: str
     """Paper and table."""
     arms: tuple[Arm, ...]
-    """What is trained."""
+    """The arms to train."""
     expected: tuple[Expectation, ...]
-    """What should come out."""
+    """The directions that should come out."""
     metrics: tuple[str, ...] = ("nn_cls", "nn_mean", "white_cls", "white_mean")
     """Columns of the table."""
     baseline: str | None = None
@@ -120,7 +119,7 @@ MAE = Arm(name="mae")
 MTO = Arm(name="mto", model={"mto": {"enabled": True}}, cost=1.1, paper={"rauc": 1.32})
 
 START = Arm(name="before-training")
-"""The encoder that all arms of a seed start from: a row of each table, and no arm of a claim."""
+"""The encoder that all arms of a seed start from: a row of every table, but no arm of a claim."""
 
 CLAIMS: dict[str, Claim] = {
     "prototypes": Claim(

@@ -1,6 +1,6 @@
-"""What a trained arm is worth: nearest neighbours on the whole test split, with both kinds of features.
+"""Evaluates a trained arm on the whole test split, with the CLS token and with the mean of the patch tokens.
 
-metrics: `nn_*` is 1-NN by cosine, `white_*` the same on whitened features, `knn20_*` weighted 20-NN, `shot5_*` a linear
+Metrics: `nn_*` is 1-NN by cosine, `white_*` the same on whitened features, `knn20_*` weighted 20-NN, `shot5_*` a linear
 probe on five images a class; `*_cls` takes the CLS token, `*_mean` the mean of the patch tokens.
 """
 
@@ -23,26 +23,20 @@ from trainer.evaluate.fewshot import FewShotConfig, few_shot
 from trainer.evaluate.knn import embed_pools, nearest_neighbour_accuracy
 
 GALLERY, TEST = 20_000, 10_000
-"""Largest numbers of images that classify and that are classified."""
+"""Most images that classify, and most that are classified."""
 SMALLEST_VARIANCE = 1e-9
-"""Of a direction, relative to the largest, below which it is left small: it holds rounding errors."""
+"""Relative to the largest: a direction of less variance holds rounding errors and is not scaled up further."""
 SHOTS = 5
-"""LabelledImages images a class of the few-shot probe, the mean of three draws."""
+"""Labelled images a class in the few-shot probe; the accuracy is the mean of three draws."""
 DINO_NEIGHBOURS, DINO_TEMPERATURE = 20, 0.07
-"""Weighted k-NN as DINO does it (METHODS section 9)."""
+"""DINO's weighted k-NN (METHODS section 9)."""
 
 
 def whitening(gallery_ND: NDArray[np.float32]) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """Features with the gallery's mean removed and its principal directions at variance 1.
+    """Return a function that centres features [n, D] and scales the gallery's principal directions to variance 1.
 
     Plain cosine neighbours compare little but the few directions that vary most, which in a young encoder hold colour
-    and brightness; here every direction counts alike.
-
-    Args:
-        gallery_ND: features whose mean and covariance are taken.
-
-    Returns:
-        A function of features [n, D], float32.
+    and brightness; after whitening every direction has the same weight.
     """
     mean = gallery_ND.mean(axis=0, dtype=np.float64)
     variance, directions = np.linalg.eigh(np.cov(gallery_ND - mean, rowvar=False))
@@ -52,51 +46,43 @@ def whitening(gallery_ND: NDArray[np.float32]) -> Callable[[NDArray[np.float32]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Floor:
-    """What the images give without training."""
+    """Accuracies on the same images without training."""
 
     pixels: float
     """1-NN accuracy of the raw pixels."""
     untrained: tuple[dict[str, float], ...]
-    """By seed, the metrics of the weights that the arms start from: what an arm has above them, it learned."""
+    """By seed, the metrics of the weights that the arms start from: an arm learned what it has above them."""
 
 
 class Measure:
     """Evaluates arms on the same decoded images."""
 
     def __init__(self, data: DataConfig, *, size: int) -> None:
-        """Name the images.
-
-        Args:
-            data: training images classify, test images are classified.
-            size: side of the evaluation crop.
-        """
+        """Take the data, whose training images classify its test images, and the side of the evaluation crop."""
         self._data, self._size = data, size
 
     @cached_property
     def gallery(self) -> LabelledImages:
-        """The images that classify."""
+        """The images that classify, decoded at the first use."""
         return LabelledImages(Path(self._data.index), size=self._size, most=GALLERY)
 
     @cached_property
     def test(self) -> LabelledImages:
-        """The images to classify."""
+        """The images to classify, decoded at the first use."""
         return LabelledImages(Path(self._data.test_index or ""), size=self._size, most=TEST)
 
     def __call__(self, run: Path) -> dict[str, float]:
-        """Metrics of a finished run's newest checkpoint, in [0, 1]."""
+        """Return the metrics of a finished run's newest checkpoint, each in [0, 1]."""
         return self._metrics(load_method(run)[1])
 
     def floor(self, starts: Sequence[TrainConfig]) -> Floor:
-        """What pixels give, and the weights that such runs start from."""
+        """Measure the raw pixels, and the weights that these trainings start from."""
+        untrained = []
+        for train in starts:
+            torch.manual_seed(train.seed)  # as a run does before it builds its method
+            untrained.append(self._metrics(build_method(train.method, train.model).eval()))
         classified = self.gallery.flat(), self.gallery.labels, self.test.flat(), self.test.labels
-        return Floor(
-            pixels=nearest_neighbour_accuracy(*classified),
-            untrained=tuple(self._untrained(train) for train in starts),
-        )
-
-    def _untrained(self, train: TrainConfig) -> dict[str, float]:
-        torch.manual_seed(train.seed)  # as a run does before it builds its method
-        return self._metrics(build_method(train.method, train.model).eval())
+        return Floor(pixels=nearest_neighbour_accuracy(*classified), untrained=tuple(untrained))
 
     def _metrics(self, method: Method) -> dict[str, float]:
         metrics = {}
