@@ -1,8 +1,8 @@
 """RunLog: the durable history of a run, one SQLite file in WAL mode.
 
-What the model saw is fixed by this file and the data: the run's identity, every change with its author and the window
-that it took effect in, every window as it was handed out, every accepted score. A row is committed to disk before the
-answer that depends on it is given. One process writes (a lock file says so); any number may read.
+This file and the data fix what the model saw: the run's identity, every change with its author and the window that it
+took effect in, every window as it was handed out, every accepted score. A row is committed to disk before the answer
+that depends on it is given. One process writes and holds a lock file; any number may read.
 """
 
 from __future__ import annotations
@@ -58,21 +58,30 @@ class RunLog:
         self._lock_file = None if self.path is None else lock(self.path)
         try:
             self._connection = connect(self.path, read_only=False)
-            self._next_sequence = 1 + self._last_sequence()
+            with self._reading():
+                last = max(
+                    self._connection.execute(f"SELECT COALESCE(MAX(sequence), 0) FROM {table}").fetchone()[0]  # noqa: S608
+                    for table in ("log", "scores")
+                )
+            if not 0 <= last < LAST_SEQUENCE:
+                raise CorruptLog(f"run log {self.path} must count its rows from 1; got {last}. Restore it from a copy.")
+            self._next_sequence = 1 + int(last)
             self.unlogged = UnloggedWindows(self.path and self.path.with_name(f"{self.path.name}.promise"))
             """Windows that were handed out and are not in the log."""
         except BaseException:
-            self._release()
+            if self._lock_file is not None:
+                self._lock_file.close()
             raise
 
     def close(self) -> None:
         """Close the file and release the lock."""
         with self._mutex:
             self._connection.close()
-            self._release()
+            if self._lock_file is not None:
+                self._lock_file.close()
 
     def begin(self, identity: Mapping[str, Any]) -> None:
-        """Write the run's identity into a new log, or compare it with an old one's.
+        """Write the run's identity into a new log, or compare it with the one in the log.
 
         Raises:
             RunMismatch: naming the first field that differs.
@@ -92,7 +101,7 @@ class RunLog:
                 )
 
     def identity(self) -> dict[str, Any]:
-        """What `begin` wrote; empty for a log that no run has begun."""
+        """Return the identity that `begin` wrote; empty for a log that no run has begun."""
         with self._reading():
             stored = dict(self._connection.execute("SELECT field, value FROM meta"))
         try:
@@ -101,7 +110,7 @@ class RunLog:
             raise CorruptLog(f"the identity in run log {self.path} must be JSON; it is not ({error}).") from error
 
     def take_sequence(self) -> int:
-        """The next position in the log. A position whose write fails stays empty."""
+        """Return the next position in the log. A position whose write fails stays empty."""
         with self._mutex:
             sequence = self._next_sequence
             self._next_sequence += 1
@@ -127,26 +136,23 @@ class RunLog:
                 _insert(connection, "windows", window_row(facts, window))
 
     def append_reports(self, reports: Sequence[ScoreReport]) -> list[int]:
-        """Write score reports in one transaction; their sequences, 0 for one that is here already."""
+        """Write score reports in one transaction; return their sequences, 0 for one that is here already."""
         with self._transaction() as connection:
-            sequences = []
-            for report in reports:
-                row = report_row(self.take_sequence(), report)
-                cursor = _insert(connection, "scores", row, or_ignore=True)
-                sequences.append(row[0] if cursor.rowcount else 0)
-            return sequences
+            rows = [report_row(self.take_sequence(), report) for report in reports]
+            # (producer, report, kind) is unique in the table: a report that is sent twice is ignored.
+            return [row[0] if _insert(connection, "scores", row, or_ignore=True).rowcount else 0 for row in rows]
 
     def drop_draws(self, *, before: int) -> None:
-        """Forget the draws, not the facts, of windows below an index; they can be drawn again."""
+        """Drop the draws, not the facts, of windows below an index; they can be drawn again."""
         with self._transaction() as connection:
             connection.execute(
                 'UPDATE windows SET ids = NULL, probability = NULL WHERE "index" < ? AND ids IS NOT NULL', (before,)
             )
 
     def trim_reports(self, *, through: int, keep: Callable[[ScoreReport], ScoreReport]) -> None:
-        """Cut score reports with a sequence up to `through` down to what `keep` leaves of them, some at a time.
+        """Reduce the score reports with a sequence up to `through` to the part that `keep` returns, some at a time.
 
-        A crash in between leaves some of them whole, which says the same.
+        A crash in between leaves some reports whole, which merge to the same scores.
         """
         after = 0
         while True:
@@ -171,19 +177,19 @@ class RunLog:
     def entries(
         self, *, limit: int | None = None, after: int = 0, before: int | None = None, without: Sequence[str] = ()
     ) -> list[LogEntry]:
-        """The last `limit` entries (all by default) with a sequence in (after, before), oldest first.
+        """Return the last `limit` entries with a sequence in (after, before), oldest first.
 
         Args:
-            limit: how many.
+            limit: how many; None for all.
             after: sequence of the entry before the first.
             before: sequence of the entry after the last; None for no bound.
             without: kinds that are left out.
         """
         with self._reading():
-            return _entries(self._connection, limit, after=after, before=before, without=without)
+            return _entries(self._connection, limit=limit, after=after, before=before, without=without)
 
     def entry_of(self, request: str) -> LogEntry | None:
-        """The entry that a message with this identity left, if it came before."""
+        """Return the entry of the message with this identity, if it came before."""
         if not request:
             return None
         with self._reading():
@@ -191,29 +197,29 @@ class RunLog:
         return entry_of(row) if row else None
 
     def table_changes(self, *, after: int = 0) -> list[LogEntry]:
-        """Changes of the table (rounds, other distances) with a sequence above `after`, in order."""
+        """Return the changes of the table (rounds, other distances) with a sequence above `after`, in order."""
         with self._reading():
             kinds = ", ".join("?" * len(TABLE_CHANGES))
             query = f"{SELECT_ENTRY} WHERE kind IN ({kinds}) AND sequence > ? ORDER BY sequence"
             return [entry_of(row) for row in self._connection.execute(query, (*TABLE_CHANGES, after))]
 
     def facts(self, *, first: int = 0) -> list[tuple[WindowFacts, str]]:
-        """Facts and digests of all windows from an index on, in order."""
+        """Return facts and digests of all windows from an index on, in order."""
         with self._reading():
             rows = self._connection.execute(f'{SELECT_FACTS} WHERE "index" >= ? ORDER BY "index"', (first,)).fetchall()
         return [facts_of(row) for row in rows]
 
     def last_facts(self) -> tuple[WindowFacts, str] | None:
-        """Facts and digest of the newest window; None at the start."""
+        """Return facts and digest of the newest window; None at the start."""
         with self._reading():
             row = self._connection.execute(f'{SELECT_FACTS} ORDER BY "index" DESC LIMIT 1').fetchone()
         return facts_of(row) if row else None
 
     def window(self, index: int) -> Window | None:
-        """A stored window, checked; None if its draws are not kept any more, or it was not materialised.
+        """Return a stored window, checked; None if its draws are not kept any more, or it was not drawn.
 
         Raises:
-            CorruptLog: if it is not what was written.
+            CorruptLog: if it does not match its checksum or digest.
         """
         with self._reading():
             row = self._connection.execute(f'{SELECT_FACTS} WHERE "index" = ?', (index,)).fetchone()
@@ -221,7 +227,7 @@ class RunLog:
         return window_of(*facts_of(row), *draws) if row and draws[1] is not None else None
 
     def reports(self, *, after: int = 0, through: int | None = None) -> Iterator[tuple[int, ScoreReport]]:
-        """Score reports with a sequence in (after, through], in order of arrival."""
+        """Yield score reports with a sequence in (after, through], in order of arrival."""
         last = 2**63 - 1 if through is None else through
         query = f"{SELECT_REPORT} WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT {REPORTS_AT_ONCE}"
         while True:
@@ -233,28 +239,16 @@ class RunLog:
             after = int(rows[-1][0])
 
     def stored_scores(self) -> int:
-        """Scores in the log, also those that newer ones have taken the place of."""
+        """Return the number of scores in the log, also those that newer ones have replaced."""
         with self._reading():
             return int(self._connection.execute("SELECT COALESCE(SUM(LENGTH(vals)), 0) / 4 FROM scores").fetchone()[0])
 
     def scores_were_read(self) -> bool:
-        """Whether a window or a round depends on what the scores were at some point of the log."""
+        """Return whether a window or a round depends on the scores at some point of the log."""
         with self._reading():
             query = "SELECT EXISTS (SELECT 1 FROM windows WHERE scores_through > 0)"
             rounds = any(entry.kind == "round" for entry in self.table_changes())
             return bool(rounds or self._connection.execute(query).fetchone()[0])
-
-    # -- inside -------------------------------------------------------------------------------------------------------
-
-    def _last_sequence(self) -> int:
-        with self._reading():
-            last = max(
-                self._connection.execute(f"SELECT COALESCE(MAX(sequence), 0) FROM {table}").fetchone()[0]  # noqa: S608
-                for table in ("log", "scores")
-            )
-        if not 0 <= last < LAST_SEQUENCE:
-            raise CorruptLog(f"run log {self.path} must count its rows from 1; got {last}. Restore it from a copy.")
-        return int(last)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -263,7 +257,7 @@ class RunLog:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing, on disk when it ends."""
+        """Commit all or nothing; on disk when it ends."""
         with self._reading():
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
@@ -282,20 +276,9 @@ class RunLog:
                     "acknowledged is not lost."
                 ) from error
 
-    def _release(self) -> None:
-        if self._lock_file is not None:
-            self._lock_file.close()
 
-
-def read_entries(
-    path: str | Path,
-    *,
-    limit: int | None = None,
-    after: int = 0,
-    before: int | None = None,
-    without: Sequence[str] = (),
-) -> list[LogEntry]:
-    """The last entries of a log that another process may be writing, oldest first; see `RunLog.entries`.
+def read_entries(path: str | Path, **bounds: Any) -> list[LogEntry]:
+    """Return the last entries of a log that another process may be writing; bounds as of `RunLog.entries`.
 
     Raises:
         FileNotFoundError: if there is no log.
@@ -304,7 +287,7 @@ def read_entries(
     connection = connect(Path(path), read_only=True)
     try:
         with _whole(Path(path)):
-            return _entries(connection, limit, after=after, before=before, without=without)
+            return _entries(connection, **bounds)
     finally:
         connection.close()
 
@@ -318,7 +301,12 @@ def _insert(
 
 
 def _entries(
-    connection: sqlite3.Connection, limit: int | None, *, after: int, before: int | None, without: Sequence[str]
+    connection: sqlite3.Connection,
+    *,
+    limit: int | None = None,
+    after: int = 0,
+    before: int | None = None,
+    without: Sequence[str] = (),
 ) -> list[LogEntry]:
     left_out = ", ".join("?" * len(without))
     newest_first = (
@@ -332,7 +320,7 @@ def _entries(
 
 @contextmanager
 def _whole(path: Path | None) -> Iterator[None]:
-    """A file whose pages do not fit together is no log."""
+    """Turn SQLite's error for a damaged file into CorruptLog."""
     try:
         yield
     except sqlite3.DatabaseError as error:

@@ -1,37 +1,35 @@
 """Snapshots: the sample table at one position of the log, so that recovery need not fold the whole log.
 
 A file is: magic, schema version, header length, header (JSON: position, facts, arrays with size and CRC-32), CRC-32 of
-the header, the arrays. It is written under another name, synced and renamed; the newest two are kept. A file that is
-torn, truncated or flipped is passed over with a warning, and recovery uses the one before it, or the log alone.
+the header, the arrays. It is written under another name, synced and renamed; the newest two are kept. The header is
+believed only where it is complete and consistent. A file that is torn, truncated or flipped is passed over with a
+warning, and recovery uses the one before it, or the log alone.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import struct
 import sys
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scoring.log.snapshot_header import DTYPES, BadSnapshot, Described, Position, checked_header
-
 log = logging.getLogger(__name__)
-
-__all__ = ["BadSnapshot", "Disk", "Packed", "Position", "SnapshotStore", "read_snapshot"]
 
 Packed = tuple[dict[str, NDArray[Any]], dict[str, Any]]
 """Arrays and facts of a sample table, see `SampleTable.pack`."""
 
 FAILPOINT = "tempera.failpoint"
-"""Audit event of a place that can be made to fail: nothing, unless somebody listens."""
+"""Audit event of a place that tests make fail; without a listener it does nothing."""
 
 MAGIC = b"TEMPERA\n"
 SCHEMA_VERSION = 3
@@ -40,22 +38,57 @@ CHECKSUM = struct.Struct("<I")
 HEADER_LIMIT = 1 << 26
 KEPT = 2
 
+DTYPES = ("<u2", "<u4", "<f4", "<i8", "|u1")
+MAX_SIDE = 1 << 40
+
+
+class BadSnapshot(Exception):
+    """A snapshot file is not whole; the message names the place."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Position:
+    """How far a sample table has followed the log."""
+
+    next_window: int
+    """Draws of windows below it are counted."""
+    scores_through: int
+    """Score reports up to this sequence are merged."""
+    rounds_through: int
+    """Selection rounds up to this sequence are closed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArrayHeader:
+    """One array of a snapshot, before it is read."""
+
+    name: str
+    """Name of the column."""
+    dtype: str
+    """One of DTYPES."""
+    shape: tuple[int, ...]
+    """Its sides."""
+    num_bytes: int
+    """Its size in the file."""
+    crc32: int
+    """CRC-32 of its bytes."""
+
 
 class Disk:
-    """The durable operations of a snapshot, in the order in which a crash can fall between them."""
+    """The durable operations of a snapshot; a crash can fall between any two."""
 
     def write(self, file: IO[bytes], data: bytes | memoryview) -> None:
-        """Write some bytes; they may be lost, or half there, until the sync."""
+        """Write some bytes; until the sync a crash may lose all or half of them."""
         sys.audit(FAILPOINT, "snapshot.write", file, data)
         file.write(data)
 
     def sync(self, file: IO[bytes]) -> None:
-        """Bring what was written to the disk."""
+        """Force the written bytes to the disk."""
         file.flush()
         os.fsync(file.fileno())
 
     def rename(self, source: Path, target: Path) -> None:
-        """Give a file its name, and bring the name to the disk."""
+        """Give a file its name, and force the name to the disk."""
         sys.audit(FAILPOINT, "snapshot.rename")
         os.replace(source, target)
         sys.audit(FAILPOINT, "snapshot.renamed")
@@ -77,7 +110,7 @@ class SnapshotStore:
         self._directory, self._stem, self._disk = runlog.parent, f"{runlog.name}.snapshot-", disk or Disk()
 
     def paths(self) -> list[Path]:
-        """Snapshot files, newest first."""
+        """Return the snapshot files, newest first."""
         found = [path for path in self._directory.glob(f"{self._stem}*") if path.suffix != ".part"]
         return sorted(found, key=lambda path: path.name, reverse=True)
 
@@ -101,7 +134,7 @@ class SnapshotStore:
         return target
 
     def load(self) -> tuple[Position, Packed] | None:
-        """The newest whole snapshot; None without one."""
+        """Return the newest whole snapshot; None without one."""
         for path in self.paths():
             try:
                 return read_snapshot(path)
@@ -125,7 +158,7 @@ def read_snapshot(path: Path) -> tuple[Position, Packed]:
         header, stored = file.read(length), file.read(CHECKSUM.size)
         if len(stored) < CHECKSUM.size or CHECKSUM.unpack(stored)[0] != zlib.crc32(header):
             raise BadSnapshot("its header must match its checksum; it does not")
-        position, described, facts = checked_header(header)
+        position, described, facts = _checked_header(header)
         total = file.tell() + sum(array.num_bytes for array in described)
         if total != size:
             raise BadSnapshot(f"it must have {total} bytes; got {size}")
@@ -138,7 +171,7 @@ def _describe(name: str, array: NDArray[Any]) -> Mapping[str, Any]:
     return {"name": name, "dtype": array.dtype.str, "shape": array.shape, "bytes": array.nbytes, "crc32": checksum}
 
 
-def _read(file: IO[bytes], described: Described) -> NDArray[Any]:
+def _read(file: IO[bytes], described: ArrayHeader) -> NDArray[Any]:
     array = np.empty(described.shape, described.dtype)
     view = _bytes_of(array)
     if file.readinto(view) != described.num_bytes or zlib.crc32(view) != described.crc32:  # type: ignore[attr-defined]
@@ -148,3 +181,48 @@ def _read(file: IO[bytes], described: Described) -> NDArray[Any]:
 
 def _bytes_of(array: NDArray[Any]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
+
+
+def _checked_header(text: bytes) -> tuple[Position, list[ArrayHeader], dict[str, Any]]:
+    """Return position, arrays and facts.
+
+    Raises:
+        BadSnapshot: if a field is missing, of another kind, or does not go with the others.
+    """
+    try:
+        header = json.loads(text)
+        position = Position(**{field.name: _count(header["position"][field.name]) for field in fields(Position)})
+        facts = dict(header["facts"])
+        producers = {str(kind): [_text(name) for name in names] for kind, names in dict(facts["producers"]).items()}
+        checked = {"num_samples": _count(facts["num_samples"]), "producers": producers}
+        return position, [_array(array) for array in header["arrays"]], checked
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BadSnapshot(f"its header must describe a position and arrays; it does not ({error!r})") from error
+
+
+def _array(array: dict[str, Any]) -> ArrayHeader:
+    dtype, shape = _text(array["dtype"]), tuple(_count(side) for side in array["shape"])
+    header = ArrayHeader(
+        name=_text(array["name"]),
+        dtype=dtype,
+        shape=shape,
+        num_bytes=_count(array["bytes"]),
+        crc32=_count(array["crc32"]),
+    )
+    if len(shape) > 2 or max(shape, default=0) > MAX_SIDE:
+        raise ValueError(f"an array of sides {shape}")
+    if dtype not in DTYPES or math.prod(shape) * np.dtype(dtype).itemsize != header.num_bytes:
+        raise ValueError(f"{dtype} of {shape} in {header.num_bytes} bytes")
+    return header
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 62:
+        raise ValueError(f"{str(value)[:40]} is not a count")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{str(value)[:40]} is not a text")
+    return value

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-WATCHED = ("loader", "scoring.log.schema", "scoring.log.runlog", "scoring.log.snapshots", "scoring.log.snapshot_header")
+WATCHED = ("loader", "scoring.log.schema", "scoring.log.runlog", "scoring.log.snapshots")
 WATCHED += (
     "scoring.log.history",
     "scoring.table.samples",

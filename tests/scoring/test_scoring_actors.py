@@ -106,7 +106,7 @@ def test_wrong_run_is_a_typed_error(run, tmp_path):
 
 @pytest.mark.ray
 def test_table_is_exported_by_the_service(run, tmp_path):
-    assert run().export(tmp_path / "table.parquet") == 500
+    assert run().view("export", path=str(tmp_path / "table.parquet")) == {"rows": 500}
     assert (tmp_path / "table.parquet").exists()
 
 
