@@ -1,4 +1,4 @@
-"""The training loop: `train()`, the only one.
+"""The only training loop: `train()`.
 
 1. Build the method, its optimizers and its wrapper over the ranks; continue from the newest checkpoint when the run
    directory has one.
@@ -32,12 +32,13 @@ from trainer.optim import build_optimizers
 from trainer.progress import TrainResult, selects_after
 from trainer.ranks.context import Context, current_context, pick_device, rank_batch
 from trainer.ranks.stop_pause import Agreement
+from trainer.record.profiling import trace
 from trainer.record.recorder import Batch, OnEvaluate, OnMilestone, OnStep, Recorder, Stream
 from trainer.sharding import share_over_ranks
 from trainer.step import TrainState, train_step
 from trainer.windows import ScoreReporter
 
-_STOP_STEPS = 10  # steps between the ranks' agreements on stopping: seconds, of the half minute that a notice gives
+_STOP_STEPS = 10  # steps between the ranks' agreements on stopping: a few seconds of a preemption notice's thirty
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +104,7 @@ def train(
         ScoreReporter(selection, producer=f"trainer-{context.rank}", kind=kind) as scores,
         _sigterm_flag() as terminated,
         run,
-        run.trace() as profiler,
+        trace(config.profile_steps, run.directory / f"trace-rank-{context.rank}.json") as profiler,
     ):
         agreement = Agreement(
             context,
@@ -193,12 +194,12 @@ def build_state(config: TrainConfig, context: Context | None = None) -> TrainSta
 
 
 def _check_batch(batch: Batch, state: TrainState) -> None:
-    """Refuse a batch that is not the one this step needs."""
+    """Raise ValueError when the batch is not the one that this step needs."""
     wanted = state.config.global_batch // state.context.world_size
     size = state.config.model.image_size
     if batch.step != state.step:
         raise ValueError(
-            f"a batch must be for the step that is next ({state.step}); the stream gave step {batch.step}. Restore "
+            f"a batch must be for the next step ({state.step}); the stream gave step {batch.step}. Restore "
             "its state_dict."
         )
     if tuple(batch.images.shape) != (wanted, 3, size, size):
@@ -211,7 +212,7 @@ def _check_batch(batch: Batch, state: TrainState) -> None:
 
 @contextmanager
 def _sigterm_flag() -> Iterator[threading.Event]:
-    """Turn SIGTERM into an event while the loop runs; only the main thread may, others use should_stop."""
+    """Turn SIGTERM into an event while the loop runs; Python allows that in the main thread only."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event

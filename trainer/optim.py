@@ -6,7 +6,7 @@ The rate of a step is computed, never carried: a resumed run needs no scheduler 
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,27 +24,12 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     now, end = (progress.position(at) * progress.epoch_steps for at in (step, config.total_steps))
     if now < config.warmup_steps:
         return config.warmup_lr + (config.peak_lr - config.warmup_lr) * now / config.warmup_steps
-    return SCHEDULES[config.schedule](config, now, end)
-
-
-def _cosine(config: TrainConfig, now: float, end: float) -> float:
-    done = (now - config.warmup_steps) / (end - config.warmup_steps)
-    return config.min_lr + (config.peak_lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _multistep(config: TrainConfig, now: float, end: float) -> float:
-    return config.peak_lr * 0.1 ** sum(now >= share * end for share in config.milestones)
-
-
-def _constant(config: TrainConfig, now: float, end: float) -> float:
+    if config.schedule == "cosine":
+        done = (now - config.warmup_steps) / (end - config.warmup_steps)
+        return config.min_lr + (config.peak_lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
+    if config.schedule == "multistep":
+        return config.peak_lr * 0.1 ** sum(now >= share * end for share in config.milestones)
     return config.peak_lr
-
-
-SCHEDULES: dict[str, Callable[[TrainConfig, float, float], float]] = {
-    "cosine": _cosine,
-    "multistep": _multistep,
-    "constant": _constant,
-}
 
 
 def build_optimizers(method: Method, config: TrainConfig) -> dict[str, torch.optim.AdamW]:
@@ -62,27 +47,24 @@ def build_optimizers(method: Method, config: TrainConfig) -> dict[str, torch.opt
 
 
 def parameter_groups(method: Method, phase: str, config: TrainConfig) -> list[dict[str, Any]]:
-    """Return AdamW groups with `lr_scale`, the factor on the step's rate."""
+    """Return AdamW groups with `lr_scale`, the factor on the step's rate: layer_decay ^ (depth + 1 - layer) as in MAE.
+
+    Layers are 0 for the embeddings, k + 1 for encoder block k, and depth + 1 for the rest.
+    """
     depth = len(getattr(method.encoder, "blocks", ()))
+    embeddings = ("encoder.cls_token", "encoder.pos_embed", "encoder.patch_embed", "encoder.mask_token")
     groups: dict[tuple[bool, float], dict[str, Any]] = {}
     for name, parameter in method.phase_parameters(phase):
+        block = re.match(r"encoder\.blocks\.(\d+)\.", name)
+        layer = int(block[1]) + 1 if block else 0 if name.startswith(embeddings) else depth + 1
         free = method.no_decay(name, parameter)
-        scale = config.layer_decay ** (depth + 1 - layer_of(name, depth))
+        scale = config.layer_decay ** (depth + 1 - layer)
         group = groups.setdefault((free, scale), {"params": [], "names": [], "lr_scale": scale})
         group["params"].append(parameter)
         group["names"].append(name)
         if free:
             group["weight_decay"] = 0.0
     return list(groups.values())
-
-
-def layer_of(name: str, depth: int) -> int:
-    """Return a parameter's layer: 0 for the embeddings, k + 1 for encoder block k, depth + 1 for the rest (MAE)."""
-    block = re.match(r"encoder\.blocks\.(\d+)\.", name)
-    if block:
-        return int(block[1]) + 1
-    embeddings = ("encoder.cls_token", "encoder.pos_embed", "encoder.patch_embed", "encoder.mask_token")
-    return 0 if name.startswith(embeddings) else depth + 1
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -95,4 +77,4 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     """Return the Euclidean norm of all gradients as a scalar on their device."""
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(grads)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm  # over all shards under FSDP

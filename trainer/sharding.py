@@ -1,4 +1,4 @@
-"""How the ranks share a model: a replica each with averaged gradients (DDP), or shards of every weight (FSDP2).
+"""The model over the ranks: a replica each with averaged gradients (DDP), or shards of every weight (FSDP2).
 
 A sharded weight is a DTensor. Checkpoints hold whole tensors, so that a run can be resumed with another number of
 ranks or without sharding.
@@ -26,7 +26,7 @@ def share_over_ranks(method: Method, config: TrainConfig, context: Context, devi
     A method with several phases is not wrapped by DDP: the step averages each phase's gradients itself.
 
     Raises:
-        ValueError: sharding is asked for a method with several phases.
+        ValueError: sharding is "fsdp" and the method has several phases.
     """
     phases = " and ".join(method.phases)
     require(
@@ -79,7 +79,7 @@ def unsharded(method: Method, config: TrainConfig, device: torch.device) -> Meth
     if not any(isinstance(parameter, DTensor) for parameter in method.parameters()):
         return method
     tensors = whole(method.state_dict())
-    with torch.random.fork_rng():
+    with torch.random.fork_rng():  # the initial weights are overwritten, and must cost the run no random number
         copy = build_method(config.method, config.model).to(device)
     copy.load_state_dict(tensors)
     copy.pixel_mean, copy.pixel_std = method.pixel_mean, method.pixel_std

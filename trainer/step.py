@@ -1,13 +1,12 @@
 """One optimizer step: uint8 images in, updated weights out.
 
 For each phase of the method: forward and backward on every micro-batch, gradients averaged over the ranks, one AdamW
-update. The device is never waited for: a non-finite gradient stops the update on the device itself, and the caller
-finds it when it next reads numbers.
+update. No step waits for the device: a non-finite gradient stops the update on the device itself, and the caller finds
+it when it next reads numbers.
 """
 
 import functools
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -26,7 +25,7 @@ from trainer.ranks.context import Context
 
 @dataclass(kw_only=True, slots=True)
 class TrainState:
-    """What a step changes, and what it needs."""
+    """The values that a step changes, and those it needs."""
 
     config: TrainConfig
     context: Context
@@ -44,13 +43,12 @@ class TrainState:
 
     @property
     def progress(self) -> Progress:
-        """Where the run is."""
         return progress_at(self.config, self.step)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
-    """What one step gave, still on the device."""
+    """The numbers of one step, still on the device."""
 
     loss: Tensor
     """Scalar, mean over the micro-batches of this rank."""
@@ -65,12 +63,20 @@ class StepResult:
 def train_step(state: TrainState, images_u8: Tensor) -> StepResult:
     """Do one optimizer step on this rank's uint8[L, 3, H, W] images and advance `state.step`."""
     config, method, progress = state.config, state.method, state.progress
+    # Torch's own generator draws stochastic depth alone; seeded by step and rank, a resumed run repeats it.
     torch.manual_seed(_randomness(state, 0).torch_seed(state.context.rank))
     method.begin_step(progress)
     images = normalise(images_u8.to(state.device, non_blocking=True), config)
     results = [_phase_step(state, phase, images) for phase in method.active_phases(progress)]
     method.end_step(progress)
-    _update_averages(state)
+    if state.averages:
+        weights = dict(method.named_parameters())
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(state.averages.values()),
+                [weights[name].detach() for name in state.averages],
+                1 - config.ema_decay,
+            )
     state.step += 1
     parts = {name: value for result in results for name, value in result.parts.items()}
     for phase, result in zip(method.phases[1:], results[1:], strict=False):
@@ -78,23 +84,27 @@ def train_step(state: TrainState, images_u8: Tensor) -> StepResult:
     return StepResult(
         loss=results[0].loss,
         per_sample_B=results[0].per_sample_B,
-        grad_norm=_worst([r.grad_norm for r in results]),
+        grad_norm=torch.stack([result.grad_norm for result in results]).max(),  # NaN wins: one bad phase is seen
         parts=parts,
     )
 
 
 def _phase_step(state: TrainState, phase: str, images: Tensor) -> StepResult:
-    """Forward, backward and update of one phase."""
+    """Do forward, backward and update of one phase."""
     config, optimizer = state.config, state.optimizers[phase]
+    alternates = len(state.method.phases) > 1
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     pieces = images.chunk(config.accumulation_steps)
     losses: list[Losses] = []
     for number, piece in enumerate(pieces):
-        with _no_sync(state, last=number == len(pieces) - 1), autocast(state.device, config.precision):
-            loss = state.model(piece, _randomness(state, number * len(piece)), phase)
-        torch.autograd.backward(loss.total / len(pieces), inputs=parameters if len(state.method.phases) > 1 else None)
-        losses.append(_detached(loss))
-    if len(state.method.phases) > 1:
+        # DDP exchanges gradients in every backward pass; only the last micro-batch needs it.
+        accumulates = isinstance(state.model, DistributedDataParallel) and number < len(pieces) - 1
+        with state.model.no_sync() if accumulates else nullcontext(), autocast(state.device, config.precision):  # type: ignore[operator]
+            loss: Losses = state.model(piece, _randomness(state, number * len(piece)), phase)
+        # With alternating phases the frozen network must keep no gradient: AdamW would move it by its momentum.
+        torch.autograd.backward(loss.total / len(pieces), inputs=parameters if alternates else None)
+        losses.append(loss._replace(total=loss.total.detach()))  # release the graph before the next micro-batch
+    if alternates:
         state.context.average_gradients(parameters)
     norm = gradient_norm(parameters)
     if config.clip_norm:
@@ -103,10 +113,11 @@ def _phase_step(state: TrainState, phase: str, images: Tensor) -> StepResult:
     optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # fused AdamW leaves the update out on the device
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    mean = {name: torch.stack([loss.parts[name] for loss in losses]).mean() for name in losses[0].parts}
-    total = torch.stack([loss.total for loss in losses]).mean()
     return StepResult(
-        loss=total, per_sample_B=torch.cat([loss.per_sample_B for loss in losses]), grad_norm=norm, parts=mean
+        loss=torch.stack([loss.total for loss in losses]).mean(),
+        per_sample_B=torch.cat([loss.per_sample_B for loss in losses]),
+        grad_norm=norm,
+        parts={name: torch.stack([loss.parts[name] for loss in losses]).mean() for name in losses[0].parts},
     )
 
 
@@ -124,34 +135,6 @@ def normalise(images_u8: Tensor, config: TrainConfig) -> Tensor:
 
 
 def _randomness(state: TrainState, row: int) -> StepRandomness:
-    """Return the randomness of this rank's row `row` in this step."""
+    """Return the randomness of this rank's row `row` in this step, counted in rows of the global batch."""
     first = state.context.rank * (state.config.global_batch // state.context.world_size)
     return StepRandomness(seed=state.config.seed, step=state.step, first_row=first + row)
-
-
-def _no_sync(state: TrainState, *, last: bool) -> AbstractContextManager[None]:
-    """Exchange gradients over the ranks in the last micro-batch only."""
-    if isinstance(state.model, DistributedDataParallel) and not last:
-        return state.model.no_sync()
-    return nullcontext()
-
-
-def _detached(losses: Losses) -> Losses:
-    """Keep the numbers of a micro-batch and let its graph go."""
-    return losses._replace(total=losses.total.detach())
-
-
-def _worst(norms: Sequence[Tensor]) -> Tensor:
-    """Return the largest norm; NaN wins, so that one bad phase is seen."""
-    return torch.stack(list(norms)).max()
-
-
-@torch.no_grad()
-def _update_averages(state: TrainState) -> None:
-    """Move the averages of the weights towards the weights."""
-    if state.averages:
-        weights = dict(state.method.named_parameters())
-        names = list(state.averages)
-        torch._foreach_lerp_(
-            [state.averages[n] for n in names], [weights[n].detach() for n in names], 1 - state.config.ema_decay
-        )

@@ -1,10 +1,10 @@
 """Scoring the whole data set for a selection: every sample once, evaluation crops, all ranks (METHODS section 7).
 
 1. Each rank takes the sample ids r, r + R, r + 2R, ... and reads them through the loader with the evaluation crop.
-2. PASS: the predictor looks at the whole image, the patches it finds hardest are hidden, their losses are weighted by
-   the prediction. No randomness.
+2. PASS: the predictor scores the patches of the whole image, those it predicts to be hardest are hidden, and their
+   losses are weighted by the prediction. No randomness.
    BSS: random patches are hidden, by the sample's own random numbers; the score is their mean loss.
-3. Scores go to the selection before training goes on, so that the next window that is not yet drawn uses them.
+3. Scores go to the selection before training continues, so that the next window not yet drawn uses them.
 
 Shapes: B batch, N patches.
 """
@@ -36,7 +36,7 @@ SweepBatches = Callable[[NDArray[np.int64]], Iterable[tuple[NDArray[np.int64], A
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepResult:
-    """What one sweep did on one rank."""
+    """Counts of one sweep on one rank."""
 
     step: int
     """Steps done when it ran."""
@@ -49,7 +49,7 @@ class SweepResult:
 
 
 class Sweep:
-    """Scores all samples when the training loop asks for it."""
+    """Scores all samples when the training loop calls it."""
 
     def __init__(
         self,
@@ -59,12 +59,12 @@ class Sweep:
         num_samples: int,
         after: Callable[[SweepResult], None] | None = None,
     ) -> None:
-        """Keep what a sweep needs.
+        """Keep the parts of a sweep.
 
         Args:
             batches: gives (sample ids, uint8[B, 3, H, W]) for the ids it is called with, each once, with the
                 evaluation crop.
-            selection: takes the scores.
+            selection: receives the scores.
             num_samples: samples of the data set; their ids are 0 .. num_samples - 1.
             after: called on rank 0 when all ranks have reported, e.g. to set the policy that keeps the top share.
         """
@@ -72,40 +72,44 @@ class Sweep:
         self._num_samples = num_samples
 
     def __call__(self, state: TrainState) -> SweepResult:
-        """Score this rank's samples with the model as it is, and report them."""
-        settings, context = state.config.model.pass_, state.context
+        """Score this rank's samples with the present model, and report them."""
+        context = state.context
         wanted = rank_samples(self._num_samples, context)
         seen = np.zeros(self._num_samples, bool)
-        method = unsharded(state.method, state.config, state.device)  # ranks need not have equally many batches
+        # Whole weights: a sharded forward pass is collective, and ranks need not have equally many batches.
+        method = unsharded(state.method, state.config, state.device)
         state = replace(state, method=method)
         method.eval()
-        ids_parts, score_parts = [], []
-        for ids, images in self._batches(wanted):
-            fresh = _first_time(np.asarray(ids, np.int64), seen)
-            scores = score_batch(state, torch.as_tensor(np.asarray(images))[fresh], np.asarray(ids, np.int64)[fresh])
-            ids_parts.append(np.asarray(ids, np.int64)[fresh])
-            score_parts.append(scores)
+        ids_parts, score_parts = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
+        for batch_ids, images in self._batches(wanted):
+            ids = np.asarray(batch_ids, np.int64)
+            _, first = np.unique(ids, return_index=True)
+            fresh = np.sort(first[~seen[ids[first]]])  # a repeated sample counts once
+            seen[ids] = True
+            ids_parts.append(ids[fresh])
+            score_parts.append(score_batch(state, torch.as_tensor(np.asarray(images))[fresh], ids[fresh]))
         method.train()
-        ids, scores = _joined(ids_parts, score_parts)
-        self._report(ids, scores, kind=settings.score, state=state)
+        ids, scores = np.concatenate(ids_parts), np.concatenate(score_parts)
+        finite = np.isfinite(scores)
+        self._report(ids[finite], scores[finite], state)
         result = SweepResult(
             step=state.step,
             scored=len(ids),
             missing=len(wanted) - len(ids),
-            non_finite=int((~np.isfinite(scores)).sum()),
+            non_finite=int((~finite).sum()),
         )
         context.barrier()
         if self._after and context.rank == 0:
             self._after(result)
-        context.barrier()
+        context.barrier()  # no rank asks for a window before rank 0 has set the policy
         log.info("scored %d samples at step %d; %d missing", result.scored, result.step, result.missing)
         return result
 
-    def _report(self, ids: NDArray[np.int64], scores: NDArray[np.float32], *, kind: str, state: TrainState) -> None:
-        finite = np.isfinite(scores)
-        ids, scores = ids[finite], scores[finite]
+    def _report(self, ids: NDArray[np.int64], scores: NDArray[np.float32], state: TrainState) -> None:
+        kind = state.config.model.pass_.score
         for number, start in enumerate(range(0, len(ids), _REPORT_SAMPLES)):
             part = slice(start, start + _REPORT_SAMPLES)
+            # A sweep repeated after a restart has the same producer and sequence: its reports are merged once.
             producer = f"sweep-{state.context.rank}-{number}"
             self._selection.report_scores(
                 ids[part], scores[part], kind=kind, step=state.step, producer=producer, sequence=state.step
@@ -133,19 +137,3 @@ def score_batch(state: TrainState, images_u8: Tensor, sample_ids: NDArray[np.int
 def rank_samples(num_samples: int, context: Context) -> NDArray[np.int64]:
     """Return the sample ids that a rank scores: together the ranks have each once."""
     return np.arange(context.rank, num_samples, context.world_size)
-
-
-def _first_time(ids: NDArray[np.int64], seen: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the positions of ids that come for the first time, and remember them."""
-    _, first = np.unique(ids, return_index=True)
-    fresh = np.sort(first[~seen[ids[first]]])
-    seen[ids] = True
-    return fresh
-
-
-def _joined(
-    ids: list[NDArray[np.int64]], scores: list[NDArray[np.float32]]
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    if not ids:
-        return np.zeros(0, np.int64), np.zeros(0, np.float32)
-    return np.concatenate(ids), np.concatenate(scores)

@@ -213,7 +213,7 @@ def test_bad_runs_say_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match="device 'cuda' needs an NVIDIA GPU"):
         run(tiny_run(device="cuda"), tmp_path)
     config = tiny_run()
-    with pytest.raises(ValueError, match=r"must be for the step that is next \(0\); the stream gave step 2"):
+    with pytest.raises(ValueError, match=r"must be for the next step \(0\); the stream gave step 2"):
         run(config, tmp_path, FakeStream(config, next_step=2))
     with pytest.raises(ValueError, match=r"uint8\[8, 3, 16, 16\].*got \[8, 3, 32, 32\]"):
         run(config, tmp_path, FakeStream(tiny_run(model=tiny(image_size=32))))

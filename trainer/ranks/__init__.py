@@ -1,1 +1,1 @@
-"""What ranks do together: who they are, what they share, and when they rest."""
+"""The ranks of a run: their group and collectives, and the agreement to stop or pause."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class _GatherRows(torch.autograd.Function):
-    """Rows of all ranks in order of rank; backward adds up what every rank's loss says about this rank's rows."""
+    """Rows of all ranks in order of rank; the backward pass sums the gradients of every rank's loss for these rows."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 def spread_over_ranks() -> bool:
-    """Tell whether this process is one of several ranks."""
+    """Return whether this process is one of several ranks."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
@@ -49,20 +49,18 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         """Return the normalised rows, and move the running statistics as `BatchNorm1d` does."""
         if not (self.training and spread_over_ranks()):
             return super().forward(input)
+        # Mean of squares minus square of mean: one exchange of two rows a rank, whatever the batch.
         sums = gather_rows(torch.stack([input.mean(dim=0), input.square().mean(dim=0)])[None])
         mean, square = sums.mean(dim=0)
         variance = (square - mean.square()).clamp(min=0)
-        self._follow(mean.detach(), variance.detach(), len(input) * dist.get_world_size())
+        with torch.no_grad():
+            count = len(input) * dist.get_world_size()
+            momentum = 0.1 if self.momentum is None else self.momentum
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            self.running_mean.lerp_(mean.detach(), momentum)
+            self.running_var.lerp_(variance.detach() * count / max(count - 1, 1), momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
         normalised: Tensor = (input - mean) * (variance + self.eps).rsqrt()
         return normalised if self.weight is None else normalised * self.weight + self.bias
-
-    @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """Move the running mean and the unbiased running variance."""
-        momentum = 0.1 if self.momentum is None else self.momentum
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(variance * count / max(count - 1, 1), momentum)
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)

@@ -1,4 +1,4 @@
-"""Where this process stands among the ranks of a run, its device, and the few collectives that the loop needs.
+"""This process among the ranks of a run, its device, and the few collectives that the loop needs.
 
 `SingleProcess` is a run without torch.distributed; `Distributed` reads the process group that a launcher (Ray Train,
 torchrun) has made.
@@ -35,7 +35,7 @@ class Context(Protocol):
         """Return the mean of a tensor over the ranks."""
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Tell whether any rank says yes."""
+        """Return whether the flag is True on any rank."""
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace gradients by their mean over the ranks."""
@@ -53,18 +53,16 @@ class SingleProcess:
     world_size: int = 1
 
     def mean(self, values: Tensor) -> Tensor:
-        """Return the values."""
         return values
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Return the flag."""
         return flag
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Leave the gradients as they are."""
+        """Do nothing: one rank's gradients are the mean."""
 
     def barrier(self) -> None:
-        """Return at once."""
+        """Return at once: one rank is all ranks."""
 
 
 class Distributed:
@@ -76,13 +74,12 @@ class Distributed:
         self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
 
     def mean(self, values: Tensor) -> Tensor:
-        """Return the mean over the ranks (gloo has no average of its own)."""
+        """Return the mean over the ranks, as a sum: gloo has no average."""
         values = values.clone()
         dist.all_reduce(values)
         return values / self.world_size
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Tell whether any rank says yes."""
         total = torch.tensor(float(flag), device=device)
         dist.all_reduce(total, op=dist.ReduceOp.MAX)
         return bool(total.item())
@@ -97,7 +94,6 @@ class Distributed:
             grad.copy_(piece.view_as(grad))
 
     def barrier(self) -> None:
-        """Wait for all ranks."""
         dist.barrier()
 
 

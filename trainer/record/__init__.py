@@ -1,1 +1,1 @@
-"""What a run leaves behind: metrics, checkpoints, pictures, encoders."""
+"""The files of a run: metrics, checkpoints, pictures, encoders."""

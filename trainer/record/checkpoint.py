@@ -1,9 +1,9 @@
-"""Checkpoints: safetensors and JSON, whole or absent.
+"""Checkpoints: safetensors and JSON, complete or absent.
 
 A checkpoint is a directory `step-00000100` with `model.safetensors`, `optimizer.safetensors`, optionally
 `ema.safetensors`, and `state.json`, which holds the step, the config, the stream's cursor and each file's size and
-CRC-32. It is written under a temporary name, synced and renamed, by a thread: the training step waits for the copy of
-the tensors only. A damaged checkpoint is refused and the one before it is taken.
+CRC-32. A thread writes it under a temporary name, syncs and renames it: the training step waits only for the copy of
+the tensors. A damaged checkpoint is refused and the one before it is loaded.
 """
 
 import json
@@ -28,7 +28,7 @@ from trainer.errors import CheckpointError
 log = logging.getLogger(__name__)
 
 FAILPOINT = "tempera.failpoint"
-"""Audit event of a place that can be made to fail: nothing, unless somebody listens."""
+"""Audit event of a place where tests inject faults; without an audit hook it does nothing."""
 
 FORMAT = 1
 _PREFIX = "step-"
@@ -92,7 +92,7 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """Return the directories of whole checkpoints, oldest first."""
-        return sorted(path for path in self.directory.glob(f"{_PREFIX}*") if (path / "state.json").is_file())
+        return _checkpoints_in(self.directory)
 
     def latest(self) -> Checkpoint | None:
         """Load the newest checkpoint that is intact, None when there is none at all.
@@ -120,6 +120,7 @@ class Checkpoints:
         state: dict[str, Any],
         copied: torch.cuda.Event | None,
     ) -> Path:
+        """Write one checkpoint, then remove all but the newest `keep` and the best."""
         final = self.directory / f"{_PREFIX}{step:08d}"
         temporary = self.directory / f".writing-{final.name}"
         shutil.rmtree(temporary, ignore_errors=True)
@@ -133,6 +134,7 @@ class Checkpoints:
         sys.audit(FAILPOINT, "checkpoint.state")
         text = json.dumps({"format": FORMAT, "step": step, **state, "files": files}, indent=1)
         (temporary / "state.json").write_text(text, "ascii")
+        # Files and directory first, then the rename, then the parent: a power cut leaves the old state or the new one.
         for path in (*temporary.iterdir(), temporary):
             _sync(path)
         shutil.rmtree(final, ignore_errors=True)
@@ -140,11 +142,6 @@ class Checkpoints:
         temporary.rename(final)
         sys.audit(FAILPOINT, "checkpoint.renamed")
         _sync(self.directory)
-        self._prune()
-        return final
-
-    def _prune(self) -> None:
-        """Remove all but the newest `keep` and the best."""
         paths = self.paths()
         metrics = {path: json.loads((path / "state.json").read_text("ascii")).get("metric") for path in paths}
         scored = [path for path in paths if metrics[path] is not None]
@@ -152,6 +149,7 @@ class Checkpoints:
         for path in paths[: -self.keep]:
             if path != best:
                 shutil.rmtree(path)
+        return final
 
 
 def load_checkpoint(path: str | Path, *, only: str | None = None) -> Checkpoint:
@@ -160,10 +158,20 @@ def load_checkpoint(path: str | Path, *, only: str | None = None) -> Checkpoint:
     Raises:
         CheckpointError: it is missing, damaged, or of an unknown format.
     """
-    directory = _newest(Path(path))
+    directory = Path(path)
+    for place in (directory, directory / "checkpoints"):
+        if inside := _checkpoints_in(place):
+            directory = inside[-1]
+            break
     try:
         state = json.loads((directory / "state.json").read_text("ascii"))
-        found, files = state["format"], _checked_files(state["files"])
+        found, files = state["format"], dict(state["files"])
+        # The names come from a file: they may not lead out of the directory, nor to anything but safetensors.
+        for name, expected in files.items():
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise ValueError(f"{name!r} is not the name of a checkpoint file")
+            if not all(type(expected[field]) is int for field in ("bytes", "crc32")):
+                raise ValueError(f"{name} has no size or CRC-32")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
         raise CheckpointError(
             f"a checkpoint must hold a readable state.json; {directory} does not ({err}). Name a step-* directory."
@@ -175,30 +183,15 @@ def load_checkpoint(path: str | Path, *, only: str | None = None) -> Checkpoint:
     tensors = {}
     for name, expected in files.items():
         if only in (None, name.removesuffix(".safetensors")):
-            tensors[name.removesuffix(".safetensors")] = _load_checked(directory / name, expected)
+            tensors[name.removesuffix(".safetensors")] = _load_verified(directory / name, expected)
     return Checkpoint(directory, state, tensors)
 
 
-def _newest(path: Path) -> Path:
-    """Return the newest checkpoint below a run directory, or the path itself."""
-    for directory in (path, path / "checkpoints"):
-        inside = sorted(found for found in directory.glob(f"{_PREFIX}*") if (found / "state.json").is_file())
-        if inside:
-            return inside[-1]
-    return path
+def _checkpoints_in(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.glob(f"{_PREFIX}*") if (path / "state.json").is_file())
 
 
-def _checked_files(files: Any) -> dict[str, dict[str, int]]:
-    """The files of a checkpoint with their sizes and CRC-32; each lies in its directory, and is safetensors."""
-    for name, expected in dict(files).items():
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(f"{name!r} is no file of a checkpoint")
-        if not all(type(expected[field]) is int for field in ("bytes", "crc32")):
-            raise ValueError(f"{name} has no size or CRC-32")
-    return dict(files)
-
-
-def _load_checked(path: Path, expected: Mapping[str, int]) -> dict[str, Tensor]:
+def _load_verified(path: Path, expected: Mapping[str, int]) -> dict[str, Tensor]:
     try:
         if path.stat().st_size != expected["bytes"] or _crc32(path) != expected["crc32"]:
             raise CheckpointError(
@@ -227,7 +220,7 @@ def load_optimizer_tensors(
     tensors: Mapping[str, Tensor],
     place_like: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
-    """Restore what `optimizer_tensors` returned; `place_like` puts a moment where its parameter is."""
+    """Restore the result of `optimizer_tensors`; `place_like` moves a moment to its parameter's device and shards."""
     by_parameter: dict[tuple[str, str], dict[str, Tensor]] = {}
     for key, value in tensors.items():
         phase, name, moment = key.split("/")
@@ -243,7 +236,7 @@ def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
 
 
 def _to_host(group: dict[str, Tensor], copied: torch.cuda.Event | None) -> dict[str, Tensor]:
-    """Return the tensors on the CPU; a GPU copies on a stream of its own, beside the next steps."""
+    """Return the tensors on the CPU; a GPU copies them on a separate stream, while the next steps run."""
     if copied is None:
         return {name: value.contiguous() for name, value in group.items()}
     with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]

@@ -25,8 +25,10 @@ class MetricsLog:
         os.replace(temporary, self.path)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append one line; a number that JSON cannot say is written as null."""
-        line = {"step": step, "time": round(self._clock(), 3)} | {name: _plain(value) for name, value in values.items()}
+        """Append one line; NaN and infinity, which JSON does not have, are written as null."""
+        line: dict[str, Any] = {"step": step, "time": round(self._clock(), 3)}
+        for name, value in values.items():
+            line[name] = None if isinstance(value, float) and not math.isfinite(value) else value
         with self.path.open("a", encoding="ascii") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -51,21 +53,16 @@ class Meter:
         self._wait_s = 0.0
 
     def add(self, images: int, wait_s: float) -> None:
-        """Count one step."""
         self._images += images
         self._wait_s += wait_s
 
     def skip(self, seconds: float) -> None:
-        """Leave so much time out of account: the run rested."""
+        """Leave out time in which the run paused."""
         self._start += seconds
 
     def read(self) -> dict[str, float]:
-        """Return `images_per_s` (of this rank's count) and `data_wait`, in [0, 1], and start again."""
+        """Return `images_per_s` (of this rank's count) and `data_wait`, in [0, 1], and restart."""
         elapsed_s = max(self._clock() - self._start, 1e-9)
         values = {"images_per_s": self._images / elapsed_s, "data_wait": min(self._wait_s / elapsed_s, 1.0)}
         self._start, self._images, self._wait_s = self._clock(), 0, 0.0
         return values
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""What a step costs: floating-point operations, their share of the device's peak, and a trace of the time."""
+"""The cost of a step: floating-point operations, their share of the device's peak, and a trace of the time."""
 
 import functools
 from collections.abc import Callable
@@ -25,12 +25,12 @@ PEAK_FLOPS: dict[str, float] = {
     "A10": 125e12,
     "V100": 125e12,
 }
-_SKIPPED_STEPS = 10  # steps before a trace: allocation and compilation are over
+_SKIPPED_STEPS = 10  # steps before a trace: allocation and compilation are over by then
 
 
 @functools.cache
 def image_flops(method_name: str, model: ModelConfig) -> float:
-    """Return the operations of one image's forward and backward passes, counted on a device without memory."""
+    """Return the operations of one image's forward and backward passes, counted on the meta device."""
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         method = build_method(method_name, model)
         images = torch.zeros(2, 3, model.image_size, model.image_size)

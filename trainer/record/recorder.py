@@ -1,14 +1,14 @@
-"""What a run leaves behind, metrics, checkpoints, the samples of a failed step, and how it starts again from them.
+"""The files of a run: metrics, checkpoints, the samples of a failed step, and how a run is restored from them.
 
-The loop says when; the recorder reads the numbers off the device, writes on rank 0, and restores. Device values are
-waited for here and nowhere else.
+The loop decides when; the recorder reads the numbers off the device, writes on rank 0, and restores. The loop waits
+for device values here and nowhere else.
 """
 
 import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -23,7 +23,7 @@ from trainer.optim import learning_rate
 from trainer.progress import TrainResult
 from trainer.record.checkpoint import Checkpoints, load_optimizer_tensors, optimizer_tensors
 from trainer.record.metrics import Meter, MetricsLog
-from trainer.record.profiling import trace, utilisation
+from trainer.record.profiling import utilisation
 from trainer.sharding import load_whole, place_like, unsharded, whole
 from trainer.step import StepResult, TrainState
 
@@ -35,7 +35,7 @@ OnMilestone = Callable[[int, Method], None]
 
 
 class Batch(Protocol):
-    """What the loop reads of a batch."""
+    """The fields of a batch that the loop reads."""
 
     images: Tensor
     """uint8[L, 3, H, W], this rank's rows."""
@@ -50,10 +50,10 @@ class Batch(Protocol):
 
 
 class Stream(Protocol):
-    """What the loop iterates."""
+    """Batches of one rank that can be resumed."""
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield one batch a step."""
+        """Yield one batch a step; the loop checks their fields."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the cursor."""
@@ -63,7 +63,7 @@ class Stream(Protocol):
 
 
 class Recorder:
-    """The files of a run in progress: what the loop tells it to write, it writes on rank 0."""
+    """The files of a run in progress; only rank 0 writes."""
 
     def __init__(self, state: TrainState, stream: Stream, directory: Path, on_step: OnStep | None) -> None:
         self.state, self.stream, self.directory, self.on_step = state, stream, directory, on_step
@@ -83,10 +83,6 @@ class Recorder:
 
     def __exit__(self, *error: object) -> None:
         self.checkpoints.close()
-
-    def trace(self) -> AbstractContextManager[Any]:
-        """Return the profiler of the run, or nothing."""
-        return trace(self.state.config.profile_steps, self.directory / f"trace-rank-{self.state.context.rank}.json")
 
     def restore(self, *, resume: bool) -> None:
         """Continue from the newest checkpoint, if there is one."""
@@ -113,13 +109,13 @@ class Recorder:
         state.context.barrier()
 
     def count(self, batch: Batch, result: StepResult) -> None:
-        """Remember a step until its numbers are read."""
+        """Keep a step until its numbers are read."""
         self.meter.add(len(batch.sample_ids) * self.state.context.world_size, batch.wait_s)
         self._unread.append((self.state.step - 1, np.asarray(batch.sample_ids), result))
         self._loss_sum = result.loss if self._loss_sum is None else self._loss_sum + result.loss
         self._loss_steps += 1
-        self._substituted += len(getattr(batch, "substituted", ()))  # a stream of one's own need not know of spares
-        if self.state.device.type == "cpu":
+        self._substituted += len(getattr(batch, "substituted", ()))  # not every stream substitutes samples
+        if self.state.device.type == "cpu":  # reading costs nothing here; on a GPU it would wait for the step
             self.check_finite()
 
     def check_finite(self) -> None:
@@ -159,20 +155,18 @@ class Recorder:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Write that the run pauses, and that it continues; the time between counts for no speed."""
-        started = time.perf_counter()
-        self._write_paused(paused=True)
+        started, writes = time.perf_counter(), self.state.context.rank == 0
+        if writes:
+            self.metrics.write(self.state.step, {"paused": True})
         try:
             yield
         finally:
             self.meter.skip(time.perf_counter() - started)
-            self._write_paused(paused=False)
-
-    def _write_paused(self, *, paused: bool) -> None:
-        if self.state.context.rank == 0:
-            self.metrics.write(self.state.step, {"paused": paused})
+            if writes:
+                self.metrics.write(self.state.step, {"paused": False})
 
     def evaluate(self, on_evaluate: OnEvaluate | OnMilestone) -> None:
-        """Call the caller's evaluation on rank 0 and write what it returns."""
+        """Call the evaluation on rank 0 and write its values. All ranks call this: weights may be sharded."""
         method = unsharded(self.state.method, self.state.config, self.state.device)
         if self.state.context.rank == 0:
             method.eval()
@@ -184,7 +178,7 @@ class Recorder:
         self.state.context.barrier()
 
     def checkpoint(self) -> None:
-        """Start writing a checkpoint; the step goes on once the tensors are copied."""
+        """Start writing a checkpoint; training continues once the tensors are copied. All ranks call this."""
         self.check_finite()
         state = self.state
         if state.step == self._saved_step:
@@ -203,7 +197,7 @@ class Recorder:
             )
 
     def finish(self, reason: Literal["finished", "stopped"]) -> TrainResult:
-        """Write the last checkpoint, wait for it, and say how the run ended."""
+        """Write the last checkpoint, wait for it, and return how the run ended."""
         self.checkpoint()
         self.checkpoints.wait()
         self.state.context.barrier()
@@ -212,6 +206,7 @@ class Recorder:
         return TrainResult(step=self.state.step, reason=reason, checkpoint=str(path), metrics=self.last)
 
 
+# Fields that a resumed run may change: none of them shapes the numbers of a step.
 _FREE_TO_CHANGE = frozenset(
     {
         "device",
@@ -228,8 +223,8 @@ _FREE_TO_CHANGE = frozenset(
 
 
 def _check_same_run(saved: dict[str, Any], config: TrainConfig, path: Path) -> None:
-    """Refuse a checkpoint whose run is another one: its method, its model or anything else that shapes the numbers."""
-    current = json.loads(json.dumps(to_dict(config)))
+    """Raise ValueError when a checkpoint is of another run: another method, model or field that shapes the numbers."""
+    current = json.loads(json.dumps(to_dict(config)))  # tuples become lists, as in the saved one
     if saved.get("method") != current["method"]:
         raise ValueError(
             f"a checkpoint must be of the method that resumes it ({current['method']}); {path} is of "
@@ -243,6 +238,6 @@ def _check_same_run(saved: dict[str, Any], config: TrainConfig, path: Path) -> N
             or "model"
         )
         raise ValueError(
-            f"a resumed run must keep its config; {path} differs in {shown}. Restore it or choose another run "
+            f"a resumed run must keep its config; {path} differs in {shown}. Restore them or choose another run "
             "directory."
         )
