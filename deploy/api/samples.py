@@ -1,7 +1,7 @@
-"""Samples by their id: key, label, cluster, picture; and what a temperature means for this data.
+"""Samples by their id: key, label, cluster, picture.
 
-Index and prototypes are read when they are first asked for. A picture goes through the loader's checked path (CRC,
-header, bounded decode) in a worker of the API's own, so that looking takes nothing from the loaders that train.
+Index and prototypes are read at the first request that needs them. A picture takes the loader's checked path (CRC,
+header, bounded decode) in a worker that the API alone uses, so that looking takes nothing from the loaders that train.
 """
 
 from __future__ import annotations
@@ -18,39 +18,41 @@ from PIL import Image
 from deploy.runs.config import RunConfig
 from loader import BadSampleError, LoaderConfig, ShardIndex
 from scoring import Prototypes
-from scoring.temperature import DistanceProfile
 
 if TYPE_CHECKING:
     from loader import LoaderWorker
 
 PICTURES = 512
-"""Encoded pictures that are kept, a few KiB each."""
+"""Encoded pictures in memory, a few KiB each."""
 JPEG_QUALITY = 82
 
 
+class UnknownSample(LookupError):
+    """There is no sample of that id."""
+
+
 class Samples:
-    """What is known of samples beside the selection's figures. Safe to use from several threads."""
+    """The index, the prototypes and the pictures of a run. Safe to use from several threads."""
 
     def __init__(self, config: RunConfig, *, file: Callable[[], str | None] = lambda: None) -> None:
-        """Name the run.
+        """Read nothing yet.
 
         Args:
             config: the run's.
-            file: the prototypes that were taken into use while it ran; None for those of the configuration.
+            file: returns the prototypes file that a control put in use; None for the one of the configuration.
         """
         self._config, self._file = config, file
         self._lock = threading.Lock()
-        self.picture = functools.lru_cache(PICTURES)(self._picture)
+        self._jpeg = functools.lru_cache(PICTURES)(self._make_jpeg)
         self._loaded = functools.lru_cache(1)(Prototypes.load)
 
     @functools.cached_property
     def index(self) -> ShardIndex:
-        """The run's sample index."""
         return ShardIndex.load(self._config.data.index)
 
     @property
     def prototypes(self) -> Prototypes | None:
-        """Distance and cluster of each sample; None for a run without."""
+        """The distances and clusters in use; None for a run without."""
         path = self._file() or self._config.data.prototypes
         return None if path is None else self._loaded(path)
 
@@ -61,17 +63,15 @@ class Samples:
         return LoaderWorker(self._config.data.index, LoaderConfig(threads=1))
 
     def describe(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """A sample's figures with its key, label and cluster."""
-        number = sample["sample_id"]
-        label = int(self.index.label[number])
-        names = self.index.class_names
-        named = names[label] if 0 <= label < len(names) else None if label < 0 else str(label)
-        prototypes = self.prototypes
-        cluster = None if prototypes is None else int(prototypes.cluster[number])
-        return {**sample, "key": str(self.index.keys[number]), "label": named, "cluster": cluster}
+        """Return a sample's figures with its key, label and cluster."""
+        sample_id = sample["sample_id"]
+        label, names, prototypes = int(self.index.label[sample_id]), self.index.class_names, self.prototypes
+        name = names[label] if 0 <= label < len(names) else None if label < 0 else str(label)
+        cluster = None if prototypes is None else int(prototypes.cluster[sample_id])
+        return {**sample, "key": str(self.index.keys[sample_id]), "label": name, "cluster": cluster}
 
     def prototype_ids(self, k: int) -> list[int]:
-        """The sample nearest to its centroid of each cluster, the largest clusters first."""
+        """Return the sample nearest to its centroid of each cluster, the k largest clusters first."""
         prototypes = self.prototypes
         if prototypes is None:
             return []
@@ -81,13 +81,22 @@ class Samples:
         sizes = np.bincount(cluster)[cluster[nearest]]
         return [int(number) for number in nearest[np.argsort(-sizes, kind="stable")][:k]]
 
-    def _picture(self, sample_id: int, side: int) -> bytes:
-        """A sample as JPEG, cropped to a square.
+    def require(self, sample_id: int) -> None:
+        """Raise UnknownSample unless the index has the sample."""
+        if sample_id >= len(self.index):
+            raise UnknownSample(f"sample ids are 0..{len(self.index) - 1}; got {sample_id}.")
+
+    def picture(self, sample_id: int, side: int) -> bytes:
+        """Return a sample as a square JPEG of that side, in pixels.
 
         Raises:
+            UnknownSample: there is no such sample.
             BadSampleError: it cannot be decoded; the message says why.
-            ValueError: there is no such sample.
         """
+        self.require(sample_id)
+        return self._jpeg(sample_id, side)
+
+    def _make_jpeg(self, sample_id: int, side: int) -> bytes:
         from loader import BatchSpec
         from loader.sweep import evaluation_transform
 
@@ -96,26 +105,12 @@ class Samples:
             spec = BatchSpec(sample_ids=ids, draws=ids, seed=0, transform=evaluation_transform(side))
             pixels = self._worker.load(spec)
         if pixels.bad:
-            raise BadSampleError(pixels.bad[0].reason)
+            raise BadSampleError(f"sample {sample_id} cannot be decoded: {pixels.bad[0].reason}")
         buffer = io.BytesIO()
         Image.fromarray(np.moveaxis(pixels.images[0], 0, -1)).save(buffer, "JPEG", quality=JPEG_QUALITY)
         return buffer.getvalue()
 
     def close(self) -> None:
         """Close the shards, if any were opened."""
-        worker = self.__dict__.get("_worker")
-        if worker is not None:
+        if worker := self.__dict__.get("_worker"):  # a cached property that nobody asked for has opened nothing
             worker.close()
-
-
-def first_law(config: RunConfig) -> tuple[float | None, float | None]:
-    """Effective size and temperature that a run begins with; None for a policy that has none."""
-    data, curriculum = config.data, config.curriculum
-    if data.prototypes is None:
-        return None, None
-    direction = "hard" if "hard" in curriculum.policy else "prototypical"
-    try:
-        temperature = DistanceProfile(Prototypes.load(data.prototypes).distance).solve(curriculum.start, direction)
-    except ValueError:
-        return None, None
-    return curriculum.start, temperature

@@ -1,12 +1,13 @@
 """Serves the API on a thread of this process for as long as a `with` block lasts.
 
-1. bind the port, so that a taken one is a clear error before anything else starts;
-2. write the token, serve, and say in the run directory how to be reached;
-3. at the end: stop reading, let answers finish for a moment, take the address and the token away.
+1. Bind the port, so that a taken one is a clear error before anything else starts.
+2. Write the token, serve, and write the address into the run directory.
+3. At the end stop reading, let answers finish for a moment, remove the address and the token.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -15,14 +16,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from deploy.api.app import build_app
-from deploy.api.connections import WatchedProtocol
-from deploy.api.options import HEADER_BYTES, ApiOptions
-from deploy.api.parts import Parts
+from deploy.api.backend import RunBackend
+from deploy.api.options import CONNECTIONS, HEADER_BYTES, HEADER_TIMEOUT_S, SEND_TIMEOUT_S, ApiOptions
 from deploy.api.service import RunService
 from deploy.api.token import TokenFile, write_token
 from deploy.runs.config import RunConfig
@@ -31,17 +32,17 @@ from deploy.runs.rundir import RunDir, RunError, write_json
 log = logging.getLogger(__name__)
 
 Exporter = Callable[[Callable[[], dict[str, Any]]], AbstractContextManager[object]]
-"""Made from what gives the run's state."""
+"""Called with a function that returns the run's state."""
 START_TIMEOUT_S = 20.0
 FINISH_S = 2
-"""Seconds that answers under way may take when the run ends."""
+"""Seconds that answers in work may take when the run ends."""
 
 
 @contextmanager
 def serving(
     config: RunConfig,
     run: RunDir,
-    parts: Parts,
+    backend: RunBackend,
     *,
     options: ApiOptions | None = None,
     token_path: Path | None = None,
@@ -50,12 +51,12 @@ def serving(
     """Serve a run.
 
     Args:
-        config: the run's.
+        config: its configuration.
         run: its directory.
-        parts: its selection and loaders.
-        options: where to listen; from the environment by default.
-        token_path: where the token is written instead of the run directory; the run is then not announced there.
-        exporter: entered while the run is served, to hand its state to somebody else too.
+        backend: its selection and loaders.
+        options: where to listen; the environment's by default.
+        token_path: where to write the token instead of the run directory, which then gets no address either.
+        exporter: entered while the run is served, to export its state to Ray.
 
     Yields:
         The server's address, as http://127.0.0.1:PORT.
@@ -73,7 +74,7 @@ def serving(
     write_token(path, options.token)
     try:
         with (
-            RunService(config, run, parts) as service,
+            RunService(config, run, backend) as service,
             _thread(service, options, path, listener),
             exporter(service.state) if exporter else nullcontext(),
         ):
@@ -95,11 +96,11 @@ def _thread(service: RunService, options: ApiOptions, token: Path, listener: soc
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            http=WatchedProtocol,
+            http=BoundedProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
-            log_level=logging.CRITICAL,  # what strangers send is not worth a line each; our own log has what matters
+            log_level=logging.CRITICAL,  # strangers must not fill the log; our own has what matters
             access_log=False,
             server_header=False,
             proxy_headers=False,
@@ -135,3 +136,60 @@ def _listen(options: ApiOptions) -> socket.socket:
             "free port, or leave it out."
         ) from error
     return listener
+
+
+class BoundedProtocol(H11Protocol):
+    """One connection of uvicorn, with three rules: it would wait for a silent peer forever.
+
+    A connection without a request in work for HEADER_TIMEOUT_S is closed, and one whose peer reads nothing of an answer
+    for SEND_TIMEOUT_S; of more than CONNECTIONS the one that has been idle longest is closed. So neither silent nor
+    slow peers use up the process's descriptors, which a trainer in it needs too.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait_for_request()
+        if len(self.connections) > CONNECTIONS:
+            others = cast("set[BoundedProtocol]", self.connections) - {self}
+            idle = [other for other in others if not other.is_working]
+            victim = min(idle, key=lambda other: other._idle_since_s) if idle else self
+            victim.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        for timer in (self._deadline, self._unread):
+            if timer is not None:
+                timer.cancel()
+
+    def pause_writing(self) -> None:
+        # The peer does not read as fast as we write.
+        super().pause_writing()
+        self._unread = self.loop.call_later(SEND_TIMEOUT_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._wait_for_request()
+
+    @property
+    def is_working(self) -> bool:
+        """Whether a request has come and is not answered yet."""
+        cycle: Any = self.cycle
+        return cycle is not None and not cycle.response_complete
+
+    def _wait_for_request(self) -> None:
+        self._idle_since_s = self.loop.time()
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self.loop.call_later(HEADER_TIMEOUT_S, self._close_if_idle)
+
+    def _close_if_idle(self) -> None:
+        if not self.is_working and not self.transport.is_closing():
+            self.transport.abort()

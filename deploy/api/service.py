@@ -1,8 +1,8 @@
-"""RunService: everything that the API says and does about one run, without a word of HTTP.
+"""RunService: everything that the API answers and does about one run. Each public method is one route (see `routes`).
 
-Reading: figures are put together from the selection, the loaders and the files that the trainer writes, and kept for a
-moment, so that any number of watchers cost what one does. Changing: into the log first, as everybody's changes are.
-A thread follows what the trainer consumes and measures control latency.
+Reading: figures are put together from the selection, the loaders and the files that the trainer writes, and cached for
+a moment, so that any number of watchers cost what one does. Changing: the selection writes a change into the log before
+it answers. A thread follows what the trainer consumes and measures control latency.
 """
 
 from __future__ import annotations
@@ -14,35 +14,35 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from deploy.api.kept import Kept
+from fastapi import Query
+
+from deploy.api.backend import RunBackend, WrongState
 from deploy.api.latency import Consumption, LatencyMeter, PendingChange, bound_steps
 from deploy.api.line_index import LineIndex
-from deploy.api.models import ControlRequest, RunRequest, ScaleRequest
-from deploy.api.parts import Parts, member
-from deploy.api.record import QUIET_KINDS, Record, finite
-from deploy.api.samples import Samples, first_law
+from deploy.api.log_index import QUIET_KINDS, LogIndex, finite
+from deploy.api.models import ControlRequest, Limit, RunRequest, SampleId, ScaleRequest, Top, TopBy
+from deploy.api.samples import Samples
+from deploy.api.ttl_cache import TtlCache
 from deploy.observe.run_log import plain_entry
 from deploy.runs.config import RunConfig
 from deploy.runs.rundir import RunDir
-from scoring import POLICIES, Control, Event, VersionConflict
+from scoring import POLICIES, Control, Event, Prototypes, VersionConflict
 from scoring.policies import DIRECTION
+from scoring.temperature import DistanceProfile
 
 log = logging.getLogger(__name__)
 
 FOLLOW_S = 0.1
-"""Seconds between two looks at what the trainer consumed."""
+"""Seconds between two readings of what the trainer consumed."""
 STATE_S, VIEW_S = 0.25, 2.0
-"""How old a state, and a view of the whole table, may be."""
+"""Seconds that a state, and a view of the whole table, are cached."""
 AUTHOR = "api"
-"""Author of the measurements in the run log."""
+"""Author of the latency measurements in the run log."""
 LATENCY_KIND = "control_latency"
 SCHEDULE_POINTS = 200
-
-
-class NotNow(Exception):
-    """A run that cannot do what is asked of it in the state that it is in."""
+LOADER_FACTS = ("name", "state", "node", "pid", "images", "images_per_s", "restarts", "reason")
 
 
 class Conflict(Exception):
@@ -56,26 +56,25 @@ class Conflict(Exception):
 class RunService:
     """One run. Safe to use from several threads; enter it for as long as the run is followed."""
 
-    def __init__(self, config: RunConfig, run: RunDir, parts: Parts) -> None:
-        self.config, self.run, self.parts = config, run, parts
-        self.latency = LatencyMeter()
-        self.metrics = LineIndex(run.metrics)
+    def __init__(self, config: RunConfig, run: RunDir, backend: RunBackend) -> None:
+        self.config, self.run, self.backend = config, run, backend
+        self.metric_lines = LineIndex(run.metrics)
+        self._latency = LatencyMeter()
         self._consumption = Consumption(run.consumed)
-        self._kept = Kept()
+        self._cache = TtlCache()
         self._started_s = time.time()
         names = (*POLICIES, *config.curriculum.user_policies, config.curriculum.policy)
         self._policies = {name: any(factor in DIRECTION for factor in name.split("*")) for name in names}
-        first = (0, *finite(first_law(config)))
-        self._record = Record(lambda **bounds: parts.selection.log(None, **bounds), initial=first)
-        self.samples = Samples(config, file=self._record.distances)
-        self.readers = 0
-        """Who follows the stream; counted in the server's one thread."""
+        self._log = LogIndex(lambda **bounds: backend.log(None, **bounds), initial=initial_in_force(config))
+        self.samples = Samples(config, file=self._log.distances)
+        self.num_readers = 0
+        """Readers of the event stream; counted in the server's only thread."""
         self.over = threading.Event()
-        """Set when the run ends, for whoever is watching it."""
-        self._thread = threading.Thread(target=self._follow, name="control-latency", daemon=True)
+        """Set when the run ends."""
+        self._thread = threading.Thread(target=self._measure_latency, name="control-latency", daemon=True)
 
     def __enter__(self) -> Self:
-        if not self.parts.read_only:
+        if not self.backend.read_only:
             self._thread.start()
         return self
 
@@ -90,132 +89,183 @@ class RunService:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """The run at a glance."""
-        return self._kept("state", STATE_S, self._state)
+        """Return the run at a glance: progress, what is in force, loaders, where a change would land and when."""
+        return self._cache.get("state", STATE_S, self._state)
 
-    def loaders(self) -> dict[str, Any]:
-        """The loaders, who wished for so many, and why."""
-        return self._kept("loaders", STATE_S, self._loaders)
+    def metrics(
+        self, since: Annotated[int, Query(ge=0)] = 0, points: Annotated[int, Query(ge=1, le=5000)] = 500
+    ) -> dict[str, Any]:
+        """Return logged steps from step `since` on: at most `points` rows with a loss, and the rows without one."""
+        rows = self.metric_lines.choose(since=since, points=points)
+        return {"rows": rows, "total": self.metric_lines.update()}
 
     def curve(self) -> dict[str, Any]:
-        """Effective size: what was in force, and what the schedule says."""
+        """Return the effective size: what was in force, and what is scheduled."""
         total, window_steps = self.config.train.total_steps, self.config.train.window_steps
         schedule = self.config.curriculum.schedule_by_progress()
         stride = window_steps * max(1, -(-total // (window_steps * SCHEDULE_POINTS)))
         scheduled = [[step, schedule(step / total)] for step in (*range(0, total, stride), total)]
         manual = bool(self.state()["selection"]["manual"])
-        past = self._kept("curve", VIEW_S / 4, self._record.curve)
+        past = self._cache.get("curve", VIEW_S / 4, self._log.curve)
         return {"past": past, "scheduled": scheduled, "manual": manual, "window_steps": window_steps}
 
-    def view(self, name: str, **arguments: Any) -> dict[str, Any]:
-        """A view of the whole table, at most VIEW_S old."""
-        key = (name, *sorted(arguments.items()))
-        return self._kept(key, VIEW_S, lambda: finite(self.parts.selection.view(name, **arguments)))
+    def distribution(self, bins: Annotated[int, Query(ge=1, le=512)] = 64) -> dict[str, Any]:
+        """Return the histogram of the distances, and where the draws fall in it."""
+        return self._view("distribution", bins=bins)
 
-    def top(self, by: str, k: int) -> dict[str, Any]:
-        """The samples with the most of something, or the prototypes."""
+    def solve(
+        self,
+        effective_size: Annotated[float | None, Query(gt=0, le=1, allow_inf_nan=False)] = None,
+        temperature: Annotated[float | None, Query(gt=0, allow_inf_nan=False)] = None,
+        policy: Annotated[str | None, Query(min_length=1, max_length=200)] = None,
+    ) -> dict[str, Any]:
+        """Return what a change of one of the three would put in force."""
+        asked = {"effective_size": effective_size, "temperature": temperature, "policy": policy}
+        given = {kind: value for kind, value in asked.items() if value is not None}
+        if len(given) != 1:
+            raise ValueError(f"give one of {', '.join(asked)}; got {len(given)}.")
+        ((kind, value),) = given.items()
+        return self._view("forecast", kind=kind, value=value)
+
+    def summary(self, top: Limit = 10) -> dict[str, Any]:
+        """Return the sample table at a glance: the most probable samples, effective sample size, entropy."""
+        return self._view("summary", top=top)
+
+    def top(self, by: TopBy = "probability", k: Top = 24) -> dict[str, Any]:
+        """Return the samples with the highest probability, draws or score, or the prototypes."""
         if by == "prototypes":
-            found = self.view("samples", ids=tuple(self.samples.prototype_ids(k)))
+            found = self._view("samples", ids=tuple(self.samples.prototype_ids(k)))
         else:
-            found = self.view("top", by=by, k=k)
+            found = self._view("top", by=by, k=k)
         return {"by": by, "samples": [self.samples.describe(sample) for sample in found["samples"]]}
 
-    def sample(self, sample_id: int) -> dict[str, Any]:
-        """What is known of one sample."""
-        return self.samples.describe(self.view("samples", ids=(sample_id,))["samples"][0])
+    def sample(self, sample_id: SampleId) -> dict[str, Any]:
+        """Return what is known of one sample."""
+        self.samples.require(sample_id)
+        return self.samples.describe(self._view("samples", ids=(sample_id,))["samples"][0])
 
     def scores(self) -> dict[str, Any]:
-        """Score quantiles and selection rounds."""
-        return {**self.view("scores"), "rounds": self._kept("rounds", VIEW_S, self._record.rounds)}
+        """Return score quantiles by kind, and the selection rounds."""
+        return {**self._view("scores"), "rounds": self._cache.get("rounds", VIEW_S, self._log.rounds)}
 
-    def bad_samples(self, limit: int) -> dict[str, Any]:
-        """Samples that could not be decoded."""
-        return self._record.bad_samples(limit)
+    def loaders(self) -> dict[str, Any]:
+        """Return the loader workers, their desired number, who asked for it and why."""
+        return self._cache.get("loaders", STATE_S, self._loaders)
 
-    def entries(self, limit: int, before: int | None, *, changes: bool) -> dict[str, Any]:
-        """The run's log, the newest or those before an entry."""
-        without = QUIET_KINDS if changes else ()
-        found = self.parts.selection.log(limit + 1, before=before, without=without)
+    def bad_samples(self, limit: Limit = 100) -> dict[str, Any]:
+        """Return the samples that could not be decoded, and why."""
+        return self._log.bad_samples(limit)
+
+    def entries(
+        self, limit: Limit = 50, before: Annotated[int | None, Query(ge=1)] = None, changes: bool = False
+    ) -> dict[str, Any]:
+        """Return who changed what, and from which window on: the newest entries, or those before a sequence number.
+
+        With `changes` the schedule's entries and the bad samples are left out.
+        """
+        found = self.backend.log(limit + 1, before=before, without=QUIET_KINDS if changes else ())
         return {"entries": [plain_entry(entry) for entry in found[-limit:]], "more": len(found) > limit}
 
     # -- changing -----------------------------------------------------------------------------------------------------
 
-    def control(self, asked: ControlRequest, arrived_s: float) -> dict[str, Any]:
-        """Change what is drawn; the reply names the first window under it.
+    def control(self, request: ControlRequest, arrived_s: float) -> dict[str, Any]:
+        """Set or release the effective size, the temperature, the policy; the reply names the first window under it.
 
         Raises:
             ValueError: out of range.
             Conflict: another change came first.
-            NotNow: the run is over.
+            WrongState: the run is over.
         """
         self._require_alive()
-        if asked.kind == "distances":
-            asked = asked.model_copy(update={"value": self._distances_file(asked.value)})
-        control = Control(**asked.model_dump())
+        if request.kind == "distances":
+            request = request.model_copy(update={"value": self._distances_file(request.value)})
         try:
-            reply = self.parts.selection.control(control)
+            reply = self.backend.selection.control(Control(**request.model_dump()))
         except VersionConflict as conflict:
-            winner = self._record.last_control()
-            raise Conflict(_told(asked, conflict, winner), conflict.current, winner) from None
-        self._kept.clear()
-        if not self._resting():
-            what = f"{asked.kind} by {asked.author}"
-            self.latency.expect(
-                PendingChange(arrived_s=arrived_s, acknowledged_s=time.time(), step=reply.step, what=what)
+            winner, faster = self._log.last_control(), ""
+            if winner is not None:
+                value = "" if winner["value"] is None else f" {winner['value']}"
+                why = f" ({winner['reason']})" if winner["reason"] else ""
+                change = f"{winner['kind']}{value}{why}, in force from window {winner['window']}"
+                faster = f"{winner['author']} was faster: {change}. "
+            message = (
+                f"expected_version must be the current control version ({conflict.current}); got "
+                f"{request.expected_version}. {faster}Look again and decide whether your change still applies."
             )
+            raise Conflict(message, conflict.current, winner) from None
+        self._cache.clear()
+        # A paused run measures nothing: the latency would be how long a person pauses it.
+        if not (self._requests()["paused"] or self.run.pause_request.exists()):
+            what = f"{request.kind} by {request.author}"
+            change_s = {"arrived_s": arrived_s, "acknowledged_s": time.time()}
+            self._latency.expect(PendingChange(**change_s, step=reply.step, what=what))
         return dict(finite(asdict(reply)))
 
-    def scale(self, asked: ScaleRequest) -> dict[str, Any]:
-        """Wish for another number of loaders.
+    def scale(self, request: ScaleRequest) -> dict[str, Any]:
+        """Set the desired number of loader workers.
 
         Raises:
-            NotNow: the run is over, or its loaders are part of one process.
+            WrongState: the run is over, or its loaders are part of one process.
         """
         self._require_alive()
-        if self.parts.fleet is None or not self.parts.scalable:
-            raise NotNow("this run has its loaders in its own process; start it under Ray (without --no-ray) to scale.")
-        reply = self.parts.fleet.scale(asked.loaders, author=asked.author, reason=asked.reason)
-        self._kept.clear()
+        assert self.backend.fleet is not None, "a run that is alive has loaders"
+        reply = self.backend.fleet.scale(request.loaders, author=request.author, reason=request.reason)
+        self._cache.clear()
         return asdict(reply)
 
-    def pause(self, asked: RunRequest) -> dict[str, Any]:
-        """Let the trainers rest before their next step."""
-        return self._request("pause", asked, self.run.pause_request.touch)
+    def pause(self, request: RunRequest) -> dict[str, Any]:
+        """Pause the trainers before their next step."""
+        return self._request("pause", request, self.run.pause_request.touch)
 
-    def resume(self, asked: RunRequest) -> dict[str, Any]:
-        """Let them go on."""
-        return self._request("resume", asked, lambda: self.run.pause_request.unlink(missing_ok=True))
+    def resume(self, request: RunRequest) -> dict[str, Any]:
+        """Let paused trainers continue."""
+        return self._request("resume", request, lambda: self.run.pause_request.unlink(missing_ok=True))
 
-    def stop(self, asked: RunRequest) -> dict[str, Any]:
-        """Let them write a checkpoint and end."""
-        return self._request("stop", asked, self.run.stop_request.touch)
+    def stop(self, request: RunRequest) -> dict[str, Any]:
+        """Ask the run to write a checkpoint and end."""
+        return self._request("stop", request, self.run.stop_request.touch)
 
-    def export(self, asked: RunRequest) -> dict[str, Any]:
-        """Write the sample table into the run's report folder, and nowhere else."""
+    def export(self, request: RunRequest) -> dict[str, Any]:
+        """Write the sample table as Parquet into the run's report folder."""
         self._require_alive()
         path = self.run.report.resolve() / "samples.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        return {"path": str(path), **self.parts.selection.view("export", path=str(path))}
-
-    def _request(self, kind: str, asked: RunRequest, do: Callable[[], None]) -> dict[str, Any]:
-        self._require_alive()
-        self.parts.selection.record(Event(kind=kind, author=asked.author, message=asked.reason))
-        do()
-        self.latency.forget()
-        self._kept.clear()
-        return self._asked_for()
-
-    def _require_alive(self) -> None:
-        if self.parts.read_only:
-            raise NotNow(f"this run is over and served for reading; `tempera resume {self.run.path}` continues it.")
+        return {"path": str(path), **self.backend.selection.view("export", path=str(path))}
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
+    def _view(self, name: str, **arguments: Any) -> dict[str, Any]:
+        """Return a view of `scoring.views`, at most VIEW_S old: it reads the whole table."""
+        key = (name, *sorted(arguments.items()))
+        return self._cache.get(key, VIEW_S, lambda: finite(self.backend.selection.view(name, **arguments)))
+
+    def _request(self, kind: str, request: RunRequest, act: Callable[[], None]) -> dict[str, bool]:
+        self._require_alive()
+        # Into the log first: an act without an author must not happen.
+        self.backend.selection.record(Event(kind=kind, author=request.author, message=request.reason))
+        act()
+        self._latency.forget()
+        self._cache.clear()
+        return self._requests()
+
+    def _requests(self) -> dict[str, bool]:
+        self.metric_lines.update()
+        alive = not self.backend.read_only
+        return {
+            "paused": alive and self.metric_lines.is_paused,
+            "pausing": alive and self.run.pause_request.exists(),
+            "stopping": alive and self.run.stop_request.exists(),
+        }
+
+    def _require_alive(self) -> None:
+        if self.backend.read_only:
+            raise WrongState(f"this run is over and served for reading; `tempera resume {self.run.path}` continues it.")
+
     def _distances_file(self, value: Any) -> str:
-        """Where the file lies that a person names; only what belongs to the run is read on request.
+        """Return the path of a prototypes file; only a file that belongs to the run is read on request.
 
         Raises:
-            ValueError: it is not there, or lies elsewhere.
+            ValueError: there is no such file, or it is elsewhere.
         """
         homes = (self.run.path.resolve(), Path(self.config.data.index).resolve().parent)
         path = homes[0].joinpath(str(value)).resolve()
@@ -226,110 +276,84 @@ class RunService:
             )
         return str(path)
 
-    def _resting(self) -> bool:
-        self.metrics.update()
-        return self.metrics.is_paused or self.run.pause_request.exists()
-
-    def _asked_for(self) -> dict[str, bool]:
-        self.metrics.update()
-        alive = not self.parts.read_only
-        return {
-            "paused": alive and self.metrics.is_paused,
-            "pausing": alive and self.run.pause_request.exists(),
-            "stopping": alive and self.run.stop_request.exists(),
-        }
-
     def _state(self) -> dict[str, Any]:
-        selection = dict(finite(self.parts.selection.state()))
-        asked = self._asked_for()
-        speed = None if self.parts.read_only else self._consumption.seconds_per_step()
-        progress = self._progress(speed)
-        steps = self._bound_steps(int(selection["next_step"]) - progress["step"])
+        config, over = self.config, self.backend.read_only
+        selection = dict(finite(self.backend.selection.state()))
+        requests = self._requests()
+        step_s = None if over else self._consumption.seconds_per_step()
+        last, total = self.metric_lines.last_with_loss(), config.train.total_steps
+        # Metrics are logged every few steps; what the trainer consumed is newer.
+        step = max(int(last.get("step", 0)), self._consumption.step or 0)
+        # A trainer that went back to a checkpoint takes all windows that are drawn before it reaches a new one.
+        steps = bound_steps(config.train.window_steps, ranks=config.trainers.workers)
+        steps = max(steps, int(selection["next_step"]) - step)
+        running = "stopping" if requests["stopping"] else "paused" if requests["paused"] else "running"
         return {
             "run": {
-                "name": self.config.name,
+                "name": config.name,
                 "run_dir": str(self.run.path.resolve()),
-                "method": self.config.train.method,
+                "method": config.train.method,
                 "started": self._started_s,
-                "status": self._status(asked),
+                "status": "over" if over else running,
             },
-            "progress": progress,
+            "progress": {
+                "step": step,
+                "total_steps": total,
+                "eta_s": None if step_s is None else (total - step) * step_s,
+                **{name: finite(last.get(name)) for name in ("images_per_s", "data_wait", "loss")},
+            },
             "selection": selection,
             "fleet": self.loaders(),
             "control": {
                 "version": selection["control_version"],
                 "next_window": selection["next_window"],
                 "next_step": selection["next_step"],
-                "window_steps": self.config.train.window_steps,
+                "window_steps": config.train.window_steps,
                 "bound_steps": steps,
-                "bound_s": None if speed is None else steps * speed,
+                "bound_s": None if step_s is None else steps * step_s,
                 "policies": self._policies,
             },
-            "latency": self.latency.summary(),
-            "bad_samples": self.bad_samples(0)["total"],
-            "paused": asked["paused"],
-            "pausing": asked["pausing"],
-            "read_only": self.parts.read_only,
+            "latency": self._latency.summary(),
+            "bad_samples": self._log.bad_samples(0)["total"],
+            "paused": requests["paused"],
+            "pausing": requests["pausing"],
+            "read_only": over,
             "time": time.time(),
         }
 
-    def _bound_steps(self, drawn_ahead: int) -> int:
-        """Most steps until a change lands; a trainer that went back to a checkpoint first takes what is drawn."""
-        steps = bound_steps(self.config.train.window_steps, ranks=self.config.trainers.workers)
-        return max(steps, drawn_ahead)
-
-    def _status(self, asked: dict[str, bool]) -> str:
-        if self.parts.read_only:
-            return "over"
-        return "stopping" if asked["stopping"] else "paused" if asked["paused"] else "running"
-
-    def _progress(self, seconds_a_step: float | None) -> dict[str, Any]:
-        last, total = self.metrics.last_with_loss(), self.config.train.total_steps
-        step = max(int(last.get("step", 0)), self._consumption.step or 0)
-        return {
-            "step": step,
-            "total_steps": total,
-            "eta_s": None if seconds_a_step is None else (total - step) * seconds_a_step,
-            **{name: last.get(name) for name in ("images_per_s", "data_wait", "loss")},
-        }
-
     def _loaders(self) -> dict[str, Any]:
-        if self.parts.fleet is None:
+        if self.backend.fleet is None:
             return {"desired": 0, "author": "", "reason": "the run is over", "members": [], "scalable": False}
-        status = self.parts.fleet.status()
-        return {
-            "desired": status["size"],
-            "author": status["author"],
-            "reason": status["reason"],
-            "members": [finite(member(loader)) for loader in status["loaders"]],
-            "scalable": self.parts.scalable,
-        }
+        status = self.backend.fleet.status()
+        members = []
+        for loader in status["loaders"]:
+            hits, misses = loader.get("cache_hits", 0), loader.get("cache_misses", 0)
+            facts = {name: loader.get(name) for name in LOADER_FACTS}
+            members.append(finite({**facts, "hit_rate": hits / (hits + misses) if hits + misses else None}))
+        facts = {"desired": status["size"], "author": status["author"], "reason": status["reason"]}
+        return {**facts, "members": members, "scalable": self.backend.scalable}
 
-    def _follow(self) -> None:
-        """Measure what lands, and write it into the log; the run goes on whatever happens here."""
+    def _measure_latency(self) -> None:
         while not self.over.wait(FOLLOW_S):
             try:
-                for change, latency_s in self.latency.match(self._consumption.follow()):
+                for change, latency_s in self._latency.match(self._consumption.follow()):
                     at_step = self._consumption.step_at(change.acknowledged_s)
-                    self.parts.selection.record(_landed_event(change, latency_s, at_step))
-            except Exception:
+                    steps = "" if at_step is None else f", {change.step - at_step} steps after it was taken"
+                    message = f"{change.what}: first batch at step {change.step}{steps}"
+                    event = Event(kind=LATENCY_KIND, author=AUTHOR, message=message, value=round(latency_s, 4))
+                    self.backend.selection.record(event)
+            except Exception:  # a measurement that fails must not end the run, nor the thread that measures
                 log.warning("control latency was not measured for a moment", exc_info=True)
 
 
-def _landed_event(change: PendingChange, latency_s: float, at_step: int | None) -> Event:
-    steps = "" if at_step is None else f", {change.step - at_step} steps after it was taken"
-    message = f"{change.what}: first batch at step {change.step}{steps}"
-    return Event(kind=LATENCY_KIND, author=AUTHOR, message=message, value=round(latency_s, 4))
-
-
-def _told(asked: ControlRequest, conflict: VersionConflict, winner: dict[str, Any] | None) -> str:
-    """One line for whoever came second."""
-    head = f"expected_version must be the current control version ({conflict.current}); got {asked.expected_version}. "
-    if winner is None:
-        return f"{head}Look again and decide whether your change still applies."
-    value = "" if winner["value"] is None else f" {winner['value']}"
-    why = f" ({winner['reason']})" if winner["reason"] else ""
-    return (
-        f"{head}{winner['author']} was faster: {winner['kind']}{value}{why}, in force from window {winner['window']}. "
-        "Look again and decide whether your change still applies."
-    )
+def initial_in_force(config: RunConfig) -> tuple[float | None, float | None]:
+    """Return the effective size and temperature that a run begins with; None for a policy that has none."""
+    data, curriculum = config.data, config.curriculum
+    if data.prototypes is None:
+        return None, None
+    direction = "hard" if "hard" in curriculum.policy else "prototypical"
+    try:
+        temperature = DistanceProfile(Prototypes.load(data.prototypes).distance).solve(curriculum.start, direction)
+    except ValueError:
+        return None, None
+    return finite(curriculum.start), finite(temperature)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from contextlib import ExitStack
 from pathlib import Path
 
 from tyro.conf import Positional
@@ -71,15 +70,15 @@ def _shown(address: str, token_file: Path, *, at_terminal: bool) -> str:
 def _serve_finished(run: RunDir, *, open_browser: bool) -> None:
     import tempfile
 
-    from deploy.api.parts import finished_parts
+    from deploy.api.backend import finished_backend
     from deploy.api.server import serving
     from deploy.runs.config import load_config
 
-    with tempfile.TemporaryDirectory(prefix="tempera-") as folder, ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix="tempera-") as folder:
         with working(f"{run.path} is over; reading its log"):
-            parts = stack.enter_context(finished_parts(run))
+            backend = finished_backend(run)
         token = Path(folder) / "api-token"
-        with serving(load_config(run.config), run, parts, token_path=token) as address:
+        with serving(load_config(run.config), run, backend, token_path=token) as address:
             say(f"{_shown(address, token, at_terminal=ERR.is_terminal)}\nCtrl-C ends it")
             _open(address, token, wanted=open_browser)
             threading.Event().wait()

@@ -19,11 +19,11 @@ def replay(path: Positional[Path]) -> Answer:
     Args:
         path: the run's directory; the run must not be alive.
     """
-    from deploy.api.parts import opened_log
+    from deploy.api.backend import open_finished_log
     from scoring import replay_run
 
     with (
-        opened_log(RunDir(path).require()) as (log, config, distance),
+        open_finished_log(RunDir(path).require()) as (log, config, distance),
         progress_bar("drawing windows again") as advance,
     ):
         report = replay_run(log, config, distance, progress=advance)
@@ -61,10 +61,10 @@ def _inspect_alive(run: Path | None, top: int, export: Path | None) -> dict[str,
 
 
 def _inspect_finished(run: RunDir, top: int, export: Path | None) -> dict[str, Any]:
-    from deploy.api.parts import opened_log
+    from deploy.api.backend import open_finished_log
     from scoring import Selection
 
-    with working("reading the run's log"), opened_log(run) as (log, config, distance):
+    with working("reading the run's log"), open_finished_log(run) as (log, config, distance):
         selection = Selection(distance, config, runlog=log)
         data = selection.view("summary", top=top)
         return data if export is None else data | {"exported_rows": selection.view("export", path=export)["rows"]}

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploy.api.parts import live_parts, local_parts
+from deploy.api.backend import RunBackend, local_backend
 from deploy.api.server import serving
 from deploy.launch.cluster import cluster, head_watched
 from deploy.launch.rank import RankParts
@@ -72,7 +72,8 @@ def launch(config: RunConfig, run: RunDir, *, beside: Beside | None = None) -> T
         selection, fleet = stack.enter_context(_actors(config, run, endpoint, selection_config))
         stack.enter_context(run.published(endpoint))
         stack.enter_context(_requests(run))
-        stack.enter_context(serving(config, run, live_parts(selection, fleet), exporter=exported_to_ray))
+        backend = RunBackend(selection=selection, fleet=fleet)
+        stack.enter_context(serving(config, run, backend, exporter=exported_to_ray))
         if beside:
             stack.enter_context(beside(selection, fleet))
         return _train_on_ray(config, run, endpoint)
@@ -100,7 +101,7 @@ def launch_in_process(config: RunConfig, run: RunDir, *, should_stop: Callable[[
         loaders = stack.enter_context(closing(LocalLoaders(workers)))
         selection = Selection(prototype_distances(config), selection_config, runlog=runlog)
         stack.enter_context(_requests(run))
-        stack.enter_context(serving(config, run, local_parts(selection, workers)))
+        stack.enter_context(serving(config, run, local_backend(selection, workers)))
         context = SingleProcess()
         rank = RankParts(config=config, run=run, reach_selection=lambda: selection, reach_loaders=lambda: loaders)
         hooks = rank.hooks(context)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deploy.api.parts import LocalSelection, Parts
+from deploy.api.backend import RunBackend
 from deploy.api.server import serving
 from deploy.launch.rank import RankParts
 from deploy.runs.config import DataConfig, RunConfig, prototype_distances, save_config, selection_config
@@ -58,7 +58,7 @@ class LiveRun:
     url: str
     config: RunConfig
     run: RunDir
-    parts: Parts
+    backend: RunBackend
     selection: Selection
     fleet: Fleet
 
@@ -156,9 +156,13 @@ def live_run(folder: Path) -> Iterator[LiveRun]:
     fleet, over = Fleet(lambda _: LocalProcess(config.data.index, loader), size=2, clock=time.time), threading.Event()
     with closing(RunLog(run.log)) as log, closing(fleet):
         selection = Selection(prototype_distances(config), part, runlog=log)
-        parts = Parts(selection=LocalSelection(selection), fleet=fleet)
-        with serving(config, run, parts) as url, _ticking(fleet, over), _training(config, run, selection, fleet, over):
-            yield LiveRun(url, config, run, parts, selection, fleet)
+        backend = RunBackend(selection=selection, fleet=fleet)
+        with (
+            serving(config, run, backend) as url,
+            _ticking(fleet, over),
+            _training(config, run, selection, fleet, over),
+        ):
+            yield LiveRun(url, config, run, backend, selection, fleet)
 
 
 @contextmanager

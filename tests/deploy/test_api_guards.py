@@ -15,7 +15,6 @@ from typing import Any
 import httpx2
 import pytest
 
-from deploy.api.app import build_routes
 from deploy.api.client import RunClient
 from deploy.api.guards import Bucket
 from deploy.api.options import BODY_BYTES, CONNECTIONS, ApiOptions
@@ -148,24 +147,52 @@ def test_the_page_needs_no_token_and_a_person_may_follow_a_link_to_it(
     for outside in ("/assets/%2e%2e/%2e%2e/client.py", "/assets/..%2f..%2fclient.py", "//etc/passwd"):
         assert Raw(client).send(f"GET {outside} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()).status in (401, 404)
     schema = stranger.get(f"{client.url}/openapi.json").json()
-    assert {f"/api/v1/{path.partition('?')[0]}" for path in ("state", "stream", *CHANGES)} <= schema["paths"].keys()
     assert schema["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
 
 
-def test_no_endpoint_is_left_out_of_these_tests(stranger: httpx2.Client, client: RunClient) -> None:
+def test_the_description_has_every_route_and_a_schema_of_every_answer(
+    stranger: httpx2.Client, client: RunClient
+) -> None:
+    """Each GET's answer is described field by field; no change takes an unknown field; nothing is left out here."""
+    schema = stranger.get(f"{client.url}/openapi.json").json()
     asked = {re.sub(r"samples/\d+", "samples/{sample_id}", path.partition("?")[0]) for path in (*READS, *CHANGES)}
-    schema = build_routes(None).openapi()  # type: ignore[arg-type]
     assert schema["paths"].keys() == {f"/api/v1/{path}" for path in (*asked, "stream")} | {"/metrics"}
+    models = schema["components"]["schemas"]
+    for path, methods in schema["paths"].items():
+        assert set(methods) == ({"post"} if path.removeprefix("/api/v1/") in CHANGES else {"get"}), path
+        (operation,) = methods.values()
+        for kind, content in operation["responses"]["200"]["content"].items():
+            if kind == "application/json":
+                fields = models[content["schema"]["$ref"].rpartition("/")[2]]["properties"]
+                assert all(field.get("description") for field in fields.values()), path
+            else:
+                assert content["schema"]["type"] == "string", path
+    requests = [models[name] for name in models if name.endswith("Request")]
+    assert len(requests) == 3
+    assert all(request["additionalProperties"] is False for request in requests)
     refused(stranger.get(f"{client.url}/metrics"), 401)
 
 
-def test_every_change_is_a_post_in_the_description_and_takes_no_unknown_field() -> None:
-    schema = build_routes(None).openapi()  # type: ignore[arg-type]
-    for path, methods in schema["paths"].items():
-        assert set(methods) == ({"post"} if path.removeprefix("/api/v1/") in CHANGES else {"get"}), path
-    asked = [name for name in schema["components"]["schemas"] if name.endswith("Request")]
-    assert len(asked) == 3
-    assert all(schema["components"]["schemas"][name]["additionalProperties"] is False for name in asked)
+@pytest.mark.parametrize("path", [path for path in READS if "image" not in path])
+def test_an_answer_has_the_fields_that_the_description_has(http: httpx2.Client, path: str) -> None:
+    schema = http.get(http.base_url.join("/openapi.json")).json()
+    route = schema["paths"]["/api/v1/" + re.sub(r"samples/\d+", "samples/{sample_id}", path.partition("?")[0])]["get"]
+    described = route["responses"]["200"]["content"]["application/json"]["schema"]
+    assert list(undescribed(ask(http, path).json(), described, schema)) == []
+
+
+def undescribed(value: Any, described: dict[str, Any], schema: dict[str, Any], place: str = "") -> Iterator[str]:
+    """Names of the fields that an object, or one within it, has beyond its description."""
+    if "$ref" in described:
+        described = schema["components"]["schemas"][described["$ref"].rpartition("/")[2]]
+    if isinstance(value, list) and isinstance(described.get("items"), dict):
+        for item in value:
+            yield from undescribed(item, described["items"], schema, f"{place}[]")
+    for name, item in value.items() if isinstance(value, dict) and "properties" in described else ():
+        if name in described["properties"]:
+            yield from undescribed(item, described["properties"][name], schema, f"{place}.{name}")
+        else:
+            yield f"{place}.{name}"
 
 
 @pytest.mark.parametrize(
@@ -284,7 +311,7 @@ def test_hundreds_of_silent_and_slow_peers_do_not_stop_service(
     client: RunClient, run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More connect than may; the idle ones make room, long before they would be hung up on."""
-    monkeypatch.setattr("deploy.api.connections.HEADER_TIMEOUT_S", 3600.0)
+    monkeypatch.setattr("deploy.api.server.HEADER_TIMEOUT_S", 3600.0)
     monkeypatch.setattr("deploy.api.guards.BODY_TIMEOUT_S", 3600.0)
     with ExitStack() as stack:
         for number in range(CONNECTIONS + 60):
@@ -297,7 +324,7 @@ def test_hundreds_of_silent_and_slow_peers_do_not_stop_service(
 
 
 def test_silent_peers_are_hung_up_on(client: RunClient, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.api.connections.HEADER_TIMEOUT_S", 0.4)
+    monkeypatch.setattr("deploy.api.server.HEADER_TIMEOUT_S", 0.4)
     silent, slow = Raw(client).connect(), Raw(client).connect()
     with silent, slow:
         slow.sendall(b"GET / HTTP/1.1\r\nHo")
@@ -311,7 +338,7 @@ def test_silent_peers_are_hung_up_on(client: RunClient, run: RunDir, monkeypatch
 
 
 def test_a_peer_that_reads_nothing_is_cut_off(client: RunClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.api.connections.SEND_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("deploy.api.server.SEND_TIMEOUT_S", 0.5)
     asked, received = 200, b""
     with Raw(client).connect() as peer:
         peer.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * asked)

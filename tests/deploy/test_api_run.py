@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
+from deploy.api.backend import finished_backend
 from deploy.api.client import ChangedSince, Refused, RunClient
-from deploy.api.kept import Kept
 from deploy.api.latency import bound_steps
 from deploy.api.line_index import LineIndex
 from deploy.api.options import ApiOptions
-from deploy.api.parts import finished_parts
 from deploy.api.server import serving
+from deploy.api.ttl_cache import TtlCache
 from deploy.launch.launch import launch_in_process
 from deploy.runs.config import DataConfig, load_config
 from deploy.runs.rundir import RunDir, RunError
@@ -272,7 +272,8 @@ def test_a_run_that_is_over_is_served_for_reading(tmp_path: Path, digits: DataCo
     with pytest.raises(RunError, match="is not running"):
         RunClient.attach(run)
     token = tmp_path / "token"
-    with finished_parts(run) as parts, serving(load_config(run.config), run, parts, token_path=token) as url:
+    backend = finished_backend(run)
+    with serving(load_config(run.config), run, backend, token_path=token) as url:
         RunLog(run.log).close()  # its writer's lock is free: the run can be resumed meanwhile
         with RunClient(url, token.read_text()) as client:
             state = client.state()
@@ -334,13 +335,13 @@ def test_a_file_that_is_torn_or_rewound_is_followed(tmp_path: Path) -> None:
     assert (index.update(), index.is_paused) == (1, False)
 
 
-def test_kept_answers_are_made_once_a_while() -> None:
+def test_a_cached_answer_is_computed_once_in_its_time() -> None:
     now, made = [0.0], []
-    kept = Kept(clock=lambda: now[0])
+    cache = TtlCache(clock=lambda: now[0])
     for time_s in (0.0, 0.5, 1.0, 1.5):
         now[0] = time_s
-        kept("a", 1.0, lambda: made.append(now[0]))
+        cache.get("a", 1.0, lambda: made.append(now[0]))
     assert made == [0.0, 1.0]
-    kept("b", 9.0, lambda: kept.clear() or made.append(9.0))
-    kept("b", 9.0, lambda: made.append(9.5))
+    cache.get("b", 9.0, lambda: cache.clear() or made.append(9.0))
+    cache.get("b", 9.0, lambda: made.append(9.5))
     assert made[2:] == [9.0, 9.5], "what was made before a change is not kept after it"

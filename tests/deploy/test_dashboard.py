@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from deploy.api.backend import finished_backend
 from deploy.api.options import ApiOptions
-from deploy.api.parts import finished_parts
 from deploy.api.server import serving
 from deploy.runs.config import RunConfig, prototype_distances, save_config, selection_config
 from deploy.runs.rundir import RunDir
@@ -293,14 +293,14 @@ def test_a_run_that_falls_silent_is_shown_as_stale_until_it_is_heard_again(
 ) -> None:
     options, token = ApiOptions(token="a token of the test".replace(" ", "-")), tmp_path / "token"
     here = tab()
-    with serving(live.config, live.run, live.parts, options=options, token_path=token) as url:
+    with serving(live.config, live.run, live.backend, options=options, token_path=token) as url:
         page = here.open(f"{url}/#token={options.token}")
     here.wait("stale", r"No answer for \d")
     assert here.text("link-text") == "stale"
     assert page.locator("#more").is_disabled()
     assert page.locator("#steer-number").is_disabled()
     again = replace(options, port=int(url.rpartition(":")[2]))
-    with serving(live.config, live.run, live.parts, options=again, token_path=token):
+    with serving(live.config, live.run, live.backend, options=again, token_path=token):
         here.wait("link-text", "live")
         assert page.locator("#stale").is_hidden()
 
@@ -372,7 +372,7 @@ def served_history(like: RunConfig, folder: Path, steps: int) -> Iterator[str]:
     folder.mkdir()
     save_config(config, run.config)
     write_history(config, run)
-    with finished_parts(run) as parts, serving(config, run, parts, token_path=token) as url:
+    with serving(config, run, finished_backend(run), token_path=token) as url:
         yield f"{url}/#token={token.read_text()}"
 
 

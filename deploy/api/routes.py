@@ -1,0 +1,128 @@
+"""The routes: one table from path to the method of `RunService` that answers it, and the few that do more."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import anyio
+from fastapi import APIRouter, Depends
+from fastapi.responses import Response, StreamingResponse
+from fastapi.security import HTTPBearer
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from deploy.api import models
+from deploy.api.options import STREAMS
+from deploy.api.service import RunService
+from deploy.observe import CONTENT_TYPE, metrics_text
+
+API = "/api/v1"
+STREAM_S = 1.0
+"""Seconds between two states in the stream."""
+END_CHECKS = 5
+"""How often between two states the stream checks whether the run is over."""
+FIRST_ROWS = 1
+"""Rows of metrics that a new reader of the stream gets; GET /metrics has the others."""
+BROWSER_CACHE = {"cache-control": "private, max-age=3600"}
+BEARER = HTTPBearer(auto_error=False, description="The run's token, from the file api-token in its directory.")
+"""For the description only; `guards` compares the token."""
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": models.ErrorResponse} for status in (400, 401, 403, 404, 405, 413, 415, 422, 429, 503)
+}
+CONFLICT: dict[int | str, dict[str, Any]] = {409: {"model": models.ConflictResponse}}
+
+
+def build_router(service: RunService) -> APIRouter:
+    """Return the routes of one run, all below /api/v1 but for /metrics, where Prometheus looks for it."""
+    router = APIRouter(dependencies=[Depends(BEARER)], responses=REFUSALS)
+    for path, read, answer in (
+        ("/state", service.state, models.State),
+        ("/metrics", service.metrics, models.MetricRows),
+        ("/curve", service.curve, models.Curve),
+        ("/distribution", service.distribution, models.Distribution),
+        ("/solve", service.solve, models.InForce),
+        ("/summary", service.summary, models.Summary),
+        ("/scores", service.scores, models.Scores),
+        ("/loaders", service.loaders, models.Loaders),
+        ("/log", service.entries, models.LogPage),
+        ("/bad-samples", service.bad_samples, models.BadSamples),
+        ("/samples/top", service.top, models.TopSamples),
+        ("/samples/{sample_id}", service.sample, models.Sample),
+    ):
+        # Fields that were not set are left out: a selection in this process has no Ray node.
+        router.add_api_route(API + path, read, response_model=answer, response_model_exclude_unset=True, tags=["look"])
+    for path, change, reply in (
+        ("/scale", service.scale, models.ScaleResponse),
+        ("/pause", service.pause, models.RunResponse),
+        ("/resume", service.resume, models.RunResponse),
+        ("/stop", service.stop, models.RunResponse),
+        ("/export", service.export, models.ExportResponse),
+    ):
+        router.add_api_route(
+            API + path, change, methods=["POST"], response_model=reply, tags=["change"], responses=CONFLICT
+        )
+
+    @router.post(API + "/controls", response_model=models.ControlResponse, tags=["change"], responses=CONFLICT)
+    def controls(request: models.ControlRequest, arrived_s: Annotated[float, Depends(_arrival)]) -> dict[str, Any]:
+        """Set or release the effective size, the temperature, the policy; the reply names the first window under it."""
+        return service.control(request, arrived_s)
+
+    @router.get(API + "/samples/{sample_id}/image", tags=["look"], **_media("image/jpeg", "binary"))
+    def image(sample_id: models.SampleId, side: models.Side = 96) -> Response:
+        """Return the sample as a square JPEG, decoded as the loaders decode it."""
+        return Response(service.samples.picture(sample_id, side), media_type="image/jpeg", headers=BROWSER_CACHE)
+
+    @router.get(API + "/stream", tags=["look"], **_media("text/event-stream"))
+    async def stream() -> StreamingResponse:
+        """Send events: "state" (as /state) once a second, "metrics" {"rows"} when there are new rows."""
+        if service.num_readers >= STREAMS:
+            raise HTTPException(429, f"at most {STREAMS} readers may follow the stream; ask for /api/v1/state instead.")
+        return StreamingResponse(_events(service), media_type="text/event-stream")
+
+    @router.get("/metrics", tags=["look"], **_media("text/plain"))
+    def prometheus() -> Response:
+        """Return the run's metrics in Prometheus' text format."""
+        return Response(metrics_text(service.state()), media_type=CONTENT_TYPE)
+
+    return router
+
+
+def _media(kind: str, form: str = "") -> dict[str, Any]:
+    """Return the description of an answer that is not JSON."""
+    schema = {"type": "string"} | ({"format": form} if form else {})
+    return {"response_class": Response, "responses": {200: {"content": {kind: {"schema": schema}}}}}
+
+
+async def _arrival() -> float:
+    """Return the time before the request waits for a thread; control latency counts from here."""
+    return time.time()
+
+
+async def _events(service: RunService) -> AsyncIterator[str]:
+    service.num_readers += 1
+    lines = service.metric_lines
+    try:
+        line = max(0, await run_in_threadpool(lines.update) - FIRST_ROWS)
+        while not service.over.is_set():
+            try:
+                event = _event("state", await run_in_threadpool(service.state))
+            except Exception as error:  # the selection restarts; the reader waits with us
+                event = _event("trouble", {"error": " ".join(str(error).split())})
+            yield event
+            rows = await run_in_threadpool(lines.rows_from, line)
+            if rows:
+                line += len(rows)
+                yield _event("metrics", {"rows": rows})
+            for _ in range(END_CHECKS):
+                if not service.over.is_set():
+                    await anyio.sleep(STREAM_S / END_CHECKS)
+            yield ": beat\n\n"
+    finally:
+        service.num_readers -= 1
+
+
+def _event(name: str, data: dict[str, Any]) -> str:
+    return f"event: {name}\ndata: {json.dumps(data, allow_nan=False)}\n\n"
