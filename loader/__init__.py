@@ -41,7 +41,6 @@ from loader.fleet.spec import FleetConfig, LoaderSpec
 from loader.shards.index import ShardIndex
 from loader.shards.index_builder import build_index
 from loader.shards.parallel import in_processes
-from loader.shards.parquet import list_parquet
 
 if TYPE_CHECKING:
     from loader.batch import BadSample, Batch, BatchSpec, Pixels
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     from loader.pool import LoaderPool, LocalLoaders
     from loader.shards.builder import build_dataset
     from loader.shards.listings import class_folders, list_folder, list_tars
+    from loader.shards.parquet import list_parquet
     from loader.shards.sources import ImageSample, ImageSource, Shrink, digits
     from loader.shards.writer import build_shards
     from loader.stream import BatchStream
@@ -58,9 +58,10 @@ _WITH_TORCH = {
     "loader.batch": ("BadSample", "Batch", "BatchSpec", "Pixels"),
     "loader.batches.windows": ("FixedWindows", "WeightedWindows", "Window", "WindowSource"),
     "loader.pool": ("LoaderPool", "LocalLoaders"),
-    "loader.shards.builder": ("Shrink", "build_dataset"),
-    "loader.shards.listings": ("class_folders", "list_folder", "list_parquet", "list_tars", "parquet_images"),
-    "loader.shards.sources": ("ImageSample", "ImageSource", "digits", "shrink"),
+    "loader.shards.builder": ("build_dataset",),
+    "loader.shards.listings": ("class_folders", "list_folder", "list_tars"),
+    "loader.shards.parquet": ("list_parquet",),
+    "loader.shards.sources": ("ImageSample", "ImageSource", "Shrink", "digits"),
     "loader.shards.writer": ("build_shards",),
     "loader.stream": ("BatchStream",),
     "loader.worker": ("LoaderWorker",),
