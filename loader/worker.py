@@ -152,7 +152,7 @@ class LoaderWorker:
         """Compute boxes and flips, and start the reads from remote storage."""
         # An unreadable header has side 0 in the index; its row fails at the header check, so any box will do.
         width, height = (side[spec.sample_ids].clip(min=1) for side in (self.index.width, self.index.height))
-        fetched = None
+        fetched: Fetched = {}
         if self._fetcher is not None:  # all reads start here, so that the waits for storage overlap
             fetched = self._fetcher.start([i for i in spec.sample_ids.tolist() if i not in self._cache])
         return _Plan(
@@ -204,8 +204,8 @@ class LoaderWorker:
     def _read(self, plan: _Plan, row: int, demand: Demand) -> EncodedImage:
         """Read and check one image, and decide whether the cache is to have it whole."""
         sample_id = int(plan.spec.sample_ids[row])
-        if plan.fetched is not None and sample_id in plan.fetched:
-            data = plan.fetched.take(sample_id)
+        if self._fetcher is not None and sample_id in plan.fetched:
+            data = self._fetcher.take(plan.fetched, sample_id)
         else:
             data = self.index.read(sample_id, self._reader)
         header = read_header(data, max_pixels=self.config.max_pixels)
@@ -227,7 +227,7 @@ class _Plan:
     spec: BatchSpec
     boxes: NDArray[np.int32]
     flips: NDArray[np.bool_]
-    fetched: Fetched | None
+    fetched: Fetched
 
 
 def build_decoder(config: LoaderConfig, *, num_samples: int) -> Decoder:

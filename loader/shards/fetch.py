@@ -30,6 +30,10 @@ _READ_TIMEOUT_S: Final = 60.0
 """Only a safeguard: storage gives up long before."""
 
 
+Fetched = dict[int, Future[dict[int, bytes | BadSampleError]]]
+"""By sample id: the range that has it or will have it, as the checked bytes or the error of each of its samples."""
+
+
 @dataclass(frozen=True, slots=True)
 class Range:
     """Samples of one shard that are read together."""
@@ -93,19 +97,30 @@ class Fetcher:
         self._threads = ThreadPoolExecutor(reads_in_flight, "reads")
 
     def start(self, sample_ids: Sequence[int]) -> Fetched:
-        """Start to read samples; return at once."""
-        found: dict[int, bytes | BadSampleError] = {}
+        """Start to read samples, in any order and repeated or not; return at once."""
+        fetched: Fetched = {}
         if self._disk is not None:
             for sample_id in dict.fromkeys(sample_ids):
                 data = self._disk.get(self._name(sample_id), int(self._index.crc32[sample_id]))
                 if data is not None:
-                    found[sample_id] = data
-        missing = [sample_id for sample_id in sample_ids if sample_id not in found]
-        arriving: dict[int, Future[dict[int, bytes | BadSampleError]]] = {}
-        for part in plan_ranges(self._index, missing):
-            future = self._threads.submit(self._read, part)
-            arriving |= dict.fromkeys(part.sample_ids, future)
-        return Fetched(found, arriving)
+                    fetched[sample_id] = Future()
+                    fetched[sample_id].set_result({sample_id: data})
+        for part in plan_ranges(self._index, [sample_id for sample_id in sample_ids if sample_id not in fetched]):
+            fetched |= dict.fromkeys(part.sample_ids, self._threads.submit(self._read, part))
+        return fetched
+
+    def take(self, fetched: Fetched, sample_id: int) -> bytes:
+        """Wait for the checked bytes of a sample, and return them.
+
+        Raises:
+            BadSampleError: If they are not as indexed.
+            StaleIndexError: If their shard is gone or was replaced.
+            StorageUnavailable: If storage does not deliver.
+        """
+        sample = fetched[sample_id].result(_READ_TIMEOUT_S)[sample_id]
+        if isinstance(sample, BadSampleError):
+            raise sample
+        return sample
 
     def close(self) -> None:
         """Stop the threads."""
@@ -138,34 +153,3 @@ class Fetcher:
         index, shard = self._index, self._index.shard[sample_id]
         place = f"{index.start(sample_id)} {index.size[sample_id]} {index.crc32[sample_id]}"
         return f"{index.shard_urls[shard]} {index.shard_bytes[shard]} {place}"
-
-
-class Fetched:
-    """The samples of one request, arrived or under way."""
-
-    __slots__ = ("_arriving", "_found")
-
-    def __init__(
-        self,
-        found: dict[int, bytes | BadSampleError],
-        arriving: dict[int, Future[dict[int, bytes | BadSampleError]]],
-    ) -> None:
-        self._found, self._arriving = found, arriving
-
-    def __contains__(self, sample_id: int) -> bool:
-        return sample_id in self._found or sample_id in self._arriving
-
-    def take(self, sample_id: int) -> bytes:
-        """Wait for the checked bytes of a sample, and return them.
-
-        Raises:
-            BadSampleError: If they are not as indexed.
-            StaleIndexError: If their shard is gone or was replaced.
-            StorageUnavailable: If storage does not deliver.
-        """
-        sample = self._found.get(sample_id)
-        if sample is None:
-            sample = self._arriving[sample_id].result(_READ_TIMEOUT_S)[sample_id]
-        if isinstance(sample, BadSampleError):
-            raise sample
-        return sample

@@ -76,27 +76,7 @@ def build_index(
     if not urls:
         raise ValueError("no shards to index; give at least one .tar")
     shards = [str(url) for url in urls]
-    total = done = 0
-    if progress is not None:
-        with Connections(allow_hosts=allow_hosts) as connections:
-            for url in shards:
-                with closing(open_shard(url, connections=connections)) as file:
-                    total += file.num_bytes
-
-    def walk(url: str) -> ShardRows:
-        report = None if progress is None else lambda position: progress(done + position, total)
-        return index_shard(url, report, allow_hosts=allow_hosts)
-
-    # A walk in this process reports its progress inside a shard; another process reports only whole shards.
-    function = walk if run is run_serially else partial(index_shard, allow_hosts=allow_hosts)
-    found: dict[int, ShardRows] = {}
-    for number, part in run(function, shards):
-        found[number] = part
-        done += part.num_bytes
-        if progress is not None:
-            progress(done, total)
-    parts = [found[number] for number in range(len(shards))]
-
+    parts = _walk_all(shards, progress, allow_hosts, run)
     keys = [key for part in parts for key in part.keys]
     if not keys:
         raise ValueError(
@@ -116,6 +96,32 @@ def build_index(
         class_names=_class_names(shards[0]),
     )
     return ShardIndex.load(out)
+
+
+def _walk_all(
+    shards: list[str], progress: Progress | None, allow_hosts: tuple[str, ...], run: Runner
+) -> list[ShardRows]:
+    """Index every shard; return their rows in the order of the shards."""
+    total = done = 0
+    if progress is not None:
+        with Connections(allow_hosts=allow_hosts) as connections:
+            for url in shards:
+                with closing(open_shard(url, connections=connections)) as file:
+                    total += file.num_bytes
+
+    def walk(url: str) -> ShardRows:
+        report = None if progress is None else lambda position: progress(done + position, total)
+        return index_shard(url, report, allow_hosts=allow_hosts)
+
+    # A walk in this process reports its progress inside a shard; another process reports only whole shards.
+    function = walk if run is run_serially else partial(index_shard, allow_hosts=allow_hosts)
+    parts: dict[int, ShardRows] = {}
+    for number, part in run(function, shards):
+        parts[number] = part
+        done += part.num_bytes
+        if progress is not None:
+            progress(done, total)
+    return [parts[number] for number in range(len(shards))]
 
 
 def index_shard(

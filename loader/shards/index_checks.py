@@ -44,12 +44,12 @@ def parse_metadata(text: bytes) -> dict[str, Any]:
         ValueError: If a field is missing or of another type, or the format is of another version.
     """
     try:
-        metadata = json.loads(text)
+        parsed = json.loads(text)
     except RecursionError as error:
         raise ValueError("its metadata is nested too deeply") from error
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT_VERSION:
-        found = metadata.get("format") if isinstance(metadata, dict) else None
-        raise ValueError(f"index format {found!r}; this version reads {FORMAT_VERSION}")
+    metadata: dict[str, Any] = parsed if isinstance(parsed, dict) else {}
+    if metadata.get("format") != FORMAT_VERSION:
+        raise ValueError(f"index format {metadata.get('format')!r}; this version reads {FORMAT_VERSION}")
     for name in ("shard_urls", "class_names"):
         if not isinstance(metadata.get(name), list) or not all(isinstance(text, str) for text in metadata[name]):
             raise ValueError(f"{name} must be a list of texts")

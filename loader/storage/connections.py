@@ -23,10 +23,15 @@ Target = tuple[str, str]
 
 
 class Connection(http.client.HTTPConnection):
-    """A plain connection to one of the addresses that were checked; the host is not looked up again."""
+    """A connection to one of the addresses that were checked; the host is not looked up again.
+
+    With https the certificate must be valid for the host in the URL.
+    """
 
     def __init__(self, parts: SplitResult, addresses: list[tuple[str, int]]) -> None:
-        super().__init__(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
+        super().__init__(parts.hostname or "", addresses[0][1], timeout=TIMEOUT_S)
+        # The Host header names the port unless it is this one; signatures cover that header.
+        self.default_port = 443 if parts.scheme == "https" else 80
         self.target: Target = (parts.scheme, parts.netloc)
         self.used = False
         """True once it has answered a request. Its server may have closed it since."""
@@ -34,27 +39,17 @@ class Connection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         """Connect to the first address that answers."""
-        refused: OSError = OSError(f"{self.host} has no address")
-        for address in self._addresses:
+        for number, address in enumerate(self._addresses, start=1):
             try:
                 self.sock = socket.create_connection(address, TIMEOUT_S)
-            except OSError as error:
-                refused = error
-                continue
-            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return
-        raise refused
-
-
-class TlsConnection(Connection):
-    """A connection with TLS. The certificate must be valid for the host in the URL."""
-
-    default_port = 443
-
-    def connect(self) -> None:
-        """Connect and shake hands."""
-        super().connect()
-        self.sock = _tls(os.environ.get("SSL_CERT_FILE")).wrap_socket(self.sock, server_hostname=self.host)
+                break
+            except OSError:
+                if number == len(self._addresses):
+                    raise
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.target[0] == "https":
+            context = _tls_context(os.environ.get("SSL_CERT_FILE"))
+            self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
 
 
 class Connections:
@@ -97,7 +92,7 @@ class Connections:
         for connection in stale:
             connection.close()
         addresses = checked_addresses(parts, allow_hosts=self.allow_hosts)
-        return (TlsConnection if parts.scheme == "https" else Connection)(parts, addresses)
+        return Connection(parts, addresses)
 
     def give(self, connection: Connection) -> None:
         """Keep a connection whose answer was read to its end for the next request."""
@@ -128,6 +123,6 @@ class Connections:
 
 
 @functools.cache
-def _tls(certificates: str | None) -> ssl.SSLContext:
+def _tls_context(certificates: str | None) -> ssl.SSLContext:
     """Return the TLS settings for a file of trusted authorities; None takes the system's."""
     return ssl.create_default_context(cafile=certificates)

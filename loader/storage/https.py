@@ -99,7 +99,13 @@ class HttpShard:
             connection, response = self._request(url, offset, size, timeout_s)
             try:
                 if response.status in (301, 302, 303, 307, 308):
-                    url = urljoin(url, self._redirect_target(response))
+                    _read_body(response, min(response.length or 0, 1 << 16), TIMEOUT_S)
+                    target = response.headers.get("Location")
+                    if target is None:
+                        region = response.headers.get("x-amz-bucket-region")
+                        hint = f" Its bucket is in {region}: set AWS_REGION." if region else ""
+                        raise StorageUnavailable(f"{self._name} redirects without a target.{hint}")
+                    url = urljoin(url, target)
                     continue
                 return self._checked_body(response, offset, size, timeout_s)
             finally:
@@ -132,15 +138,6 @@ class HttpShard:
                 connection.close()
                 raise
         raise AssertionError("a fresh connection is never a used one")
-
-    def _redirect_target(self, response: http.client.HTTPResponse) -> str:
-        _read_body(response, min(response.length or 0, 1 << 16), TIMEOUT_S)
-        target = response.headers.get("Location")
-        if target is None:
-            region = response.headers.get("x-amz-bucket-region")
-            hint = f" Its bucket is in {region}: set AWS_REGION." if region else ""
-            raise StorageUnavailable(f"{self._name} redirects without a target.{hint}")
-        return target
 
     def _checked_body(
         self, response: http.client.HTTPResponse, offset: int, size: int, timeout_s: float

@@ -166,12 +166,12 @@ def test_a_shard_that_is_replaced_in_mid_run_gives_no_wrong_pixel(served, note):
 
 
 def test_without_the_etag_a_replaced_shard_is_not_told_from_a_damaged_one(served, monkeypatch):
-    original = HttpShard._body
+    original = HttpShard._checked_body
 
-    def unmarked(self, response, offset, size, patience_s):
+    def unmarked(self, response, offset, size, timeout_s):
         del response.headers["ETag"]
-        return original(self, response, offset, size, patience_s)
+        return original(self, response, offset, size, timeout_s)
 
-    monkeypatch.setattr(HttpShard, "_body", unmarked)
+    monkeypatch.setattr(HttpShard, "_checked_body", unmarked)
     with pytest.raises((TooManyBadSamplesError, StaleIndexError), match=r"CRC-32 mismatch|no member of"):
         through_a_replacement(served)

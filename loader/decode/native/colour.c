@@ -1,7 +1,7 @@
-/* Rows of samples to RGB: chroma interpolated as libjpeg's "fancy" upsampling does, colours by JFIF's equations.
+/* Rows of samples to RGB: chroma interpolated like libjpeg's "fancy" upsampling, colours by JFIF's equations.
  *
- * All sums have the rounding of libjpeg: it alternates, so that no direction gains. Callers leave room beside rows: one
- * sample before and LANES after them.
+ * The rounding is libjpeg's: it alternates between neighbouring outputs, so that it adds no bias. Rows need memory
+ * beside them: one sample before and LANES after, because whole vectors are read.
  */
 #include "jpeg.h"
 
@@ -10,13 +10,14 @@
 
 enum { LANES = 16 };
 
-/* Fixed-point factors of JFIF's conversion times 2^16, with whole multiples of the sample taken off. */
+/* Factors of JFIF's conversion times 2^16. Whole multiples of the sample are subtracted, so that the rest fits in 16
+ * bits; the callers add them again. */
 enum { R_CR = 91881 - 65536, B_CB = 116130 - 131072, G_CB = -22554, G_CR = 65536 - 46802 };
 
-/* Twice as many samples across, three parts of the nearer and one of the farther. */
+/* Double the samples across: each output is 3/4 of the nearer input and 1/4 of the farther one. */
 static inline void upsample_across(uint16_t *restrict in, int n, const int shift, int even, int odd,
                                    uint8_t *restrict out) {
-    in[-1] = in[0]; /* at the image's edges there is no farther one; elsewhere these two are not used */
+    in[-1] = in[0]; /* at the image's edges the farther one is missing; elsewhere these two outputs are not used */
     in[n] = in[n - 1];
     for (int i = 0; i < n; i++) {
         unsigned nearer = 3u * in[i];
@@ -40,7 +41,7 @@ void upsample_h1v2(const uint8_t *near, const uint8_t *far, int n, bool lower, u
     for (int i = 0; i < n; i++) out[i] = (uint8_t)((3 * near[i] + far[i] + rounding) >> 2);
 }
 
-/* Sixteen pixels, 48 bytes. */
+/* Interleave sixteen pixels into 48 bytes: each output register takes some bytes of red, green and blue. */
 static inline void store_pixels(uint8_t *rgb, __m128i r, __m128i g, __m128i b) {
     const int8_t _ = -1;
     __m128i red0 = _mm_setr_epi8(0, _, _, 1, _, _, 2, _, _, 3, _, _, 4, _, _, 5);
@@ -60,7 +61,8 @@ static inline void store_pixels(uint8_t *rgb, __m128i r, __m128i g, __m128i b) {
 #undef MERGED
 }
 
-/* Halve with rounding what a multiplication of the doubled sample left: (sample * factor + 2^15) >> 16. */
+/* Return (sample * factor + 2^15) >> 16. The multiplication keeps only the high half of a product: the sample is
+ * doubled first, so that the extra bit can round the result. */
 static inline __m256i scale(__m256i sample, int factor) {
     __m256i product = _mm256_mulhi_epi16(_mm256_add_epi16(sample, sample), _mm256_set1_epi16((short)factor));
     return _mm256_srai_epi16(_mm256_add_epi16(product, _mm256_set1_epi16(1)), 1);
@@ -91,7 +93,7 @@ static inline void convert_pixels(const uint8_t *y_at, const uint8_t *cb_at, con
                  to_bytes(_mm256_add_epi16(y, blue)));
 }
 
-/* The last pixels of a row go by way of `rest`: nothing is written behind the row. */
+/* The last pixels of a row are converted into `rest` and copied, so that nothing is written behind the row. */
 void convert_row(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, int width, uint8_t *rgb) {
     int x = 0;
     for (; x + LANES <= width; x += LANES) convert_pixels(y + x, cb + x, cr + x, rgb + 3 * x);

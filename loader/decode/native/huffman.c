@@ -1,27 +1,28 @@
-/* Entropy-coded bits to coefficients (ITU-T T.81, annex F.2), and over the blocks that nobody needs.
+/* Entropy-coded bits to coefficients (ITU-T T.81, annex F.2); blocks outside the box are skipped.
  *
- * Stuffed bytes are taken out a chunk at a time, so that eight bytes can be loaded at once without looking for
- * markers. One look-up gives a code, its run and, when both fit in LOOKUP bits, its value. To pass over a block one
- * look-up takes as many whole codes as fit.
+ * Three things make it fast. Stuffed zero bytes are removed a chunk at a time, so that eight bytes can be loaded at
+ * once without looking for markers. One look-up gives a code, its run and, when both fit in LOOKUP bits, its value.
+ * When a block is skipped, one look-up takes as many whole codes as fit.
  */
 #include "jpeg.h"
 
 #include <string.h>
 
-enum { LOOKUP = 10, IN_A_ROW = 56 / LOOKUP, ENTRIES = 1 << LOOKUP, KEPT_TABLES = 8, LONGEST_CODE = 16, END_OF_BLOCK = 1 << 15 };
+enum { LOOKUP = 10, IN_A_ROW = 56 / LOOKUP, ENTRIES = 1 << LOOKUP };
+enum { KEPT_TABLES = 8, LONGEST_CODE = 16, END_OF_BLOCK = 1 << 15 };
 
 struct DecodingTable {
     HuffmanSpec spec;
     bool dc;
     unsigned long last_use;
-    /* By the next LOOKUP bits. Bits 0-7: how many to take, 0 for a longer code. Bits 8-11: run. Bits 12-15: size, bits
-     * of the value still to be taken. Bits 16-31: the value, where the look-up had all of it. */
+    /* Indexed by the next LOOKUP bits. Bits 0-7: number of bits to take, 0 for a longer code. Bits 8-11: run. Bits
+     * 12-15: size, the bits of the value still to be taken. Bits 16-31: the value, where the look-up has all of it. */
     int32_t entry[ENTRIES];
-    /* Bits 0-7: how many to take for the codes that fit in whole, 0 for none. Bits 8-14: coefficients passed. Bit 15:
-     * the block ends with them. */
+    /* The same index. Bits 0-7: number of bits of the whole codes that fit, 0 for none. Bits 8-14: coefficients that
+     * they skip. Bit 15: they end the block. */
     uint16_t skip[ENTRIES];
-    /* For longer codes: the first code of each length that is too large, left-aligned in 16 bits, and where its
-     * symbols begin relative to its codes. */
+    /* For longer codes, by length: the first value that is too large for it, left-aligned in 16 bits, and the distance
+     * from its codes to their symbols. */
     uint32_t bound[LONGEST_CODE + 2];
     int offset[LONGEST_CODE + 1];
 };
@@ -30,7 +31,7 @@ struct DecodingTable {
 
 static int extend(int bits, int size) { return bits < 1 << (size - 1) ? bits - (1 << size) + 1 : bits; }
 
-/* Fill the entries that begin with a code. In DC tables a symbol is a size, in AC tables run << 4 | size. */
+/* Fill the entries whose index begins with a code. In DC tables a symbol is a size, in AC tables run << 4 | size. */
 static void enter_code(DecodingTable *table, int code, int length, int symbol) {
     int run = table->dc ? 0 : symbol >> 4, size = table->dc ? symbol : symbol & 15;
     int room = LOOKUP - length;
@@ -59,7 +60,7 @@ static bool make_entries(DecodingTable *table) {
     return true;
 }
 
-/* Chain AC entries for as long as whole codes fit. */
+/* Chain AC entries as long as whole codes, with their values, fit in LOOKUP bits. */
 static void make_skips(DecodingTable *table) {
     for (int bits = 0; bits < ENTRIES; bits++) {
         int taken = 0, passed = 0;
@@ -76,7 +77,8 @@ static void make_skips(DecodingTable *table) {
     }
 }
 
-/* Return the table of a DHT segment, made now or kept from an earlier image; NULL if its codes are impossible. */
+/* Return the table of a DHT segment, or NULL if its codes are impossible. Images of a dataset often share their tables,
+ * so each thread keeps its last ones. */
 const DecodingTable *decoding_table(const HuffmanSpec *spec, bool dc) {
     static _Thread_local DecodingTable kept[KEPT_TABLES];
     static _Thread_local unsigned long uses;
@@ -100,7 +102,7 @@ const DecodingTable *decoding_table(const HuffmanSpec *spec, bool dc) {
 
 /* ---- bytes ---- */
 
-/* Move on to the next chunk of unstuffed bytes. At the end zeros follow, enough for any block to run into. */
+/* Move on to the next chunk of unstuffed bytes. The data is followed by zeros, enough for any block that reads on. */
 static void load_chunk(BitReader *reader) {
     size_t left = (size_t)(reader->end - reader->at);
     memmove(reader->bytes, reader->at, left);
@@ -129,7 +131,7 @@ static void load_chunk(BitReader *reader) {
     reader->limit = reader->exhausted ? to - 8 : to - LOOKAHEAD;
 }
 
-/* Called when a block begins near the end of the bytes at hand. Returns false if they were used up and more. */
+/* Load more when a block begins near the end of the chunk. Returns false if the data had ended before. */
 static bool more_bytes(BitReader *reader) {
     if (!reader->exhausted) load_chunk(reader);
     return within_bytes(reader);
@@ -147,10 +149,11 @@ void start_reading(BitReader *reader, const uint8_t *source, const uint8_t *sour
 
 bool within_bytes(const BitReader *reader) { return reader->at - (reader->bits >> 3) <= reader->end; }
 
-/* Go on behind restart marker `number` (0..7). Returns false unless just this marker comes next. */
+/* Continue behind restart marker `number` (0..7). Returns false if another marker comes next. */
 bool next_interval(BitReader *reader, int number) {
     const uint8_t *at = reader->source;
-    if (!reader->exhausted || !within_bytes(reader) || reader->source_end - at < 2 || at[0] != 0xFF || at[1] != 0xD0 + number) return false;
+    if (!reader->exhausted || !within_bytes(reader) || reader->source_end - at < 2) return false;
+    if (at[0] != 0xFF || at[1] != 0xD0 + number) return false;
     start_reading(reader, at + 2, reader->source_end);
     return true;
 }
@@ -168,7 +171,7 @@ bool next_interval(BitReader *reader, int number) {
 #define TAKE(n) (buffer <<= (n), bits -= (n))
 #define PEEK(n) ((int)(buffer >> (64 - (n))))
 
-/* Find a code longer than LOOKUP bits. Returns its length, 0 for none; its entry without a value. */
+/* Find a code longer than LOOKUP bits. Returns its length, or 0, and sets its entry, without a value. */
 static int long_code(const DecodingTable *table, uint64_t buffer, int32_t *entry) {
     uint32_t next = (uint32_t)(buffer >> (64 - LONGEST_CODE));
     for (int length = LOOKUP + 1; length <= LONGEST_CODE; length++)
@@ -180,7 +183,8 @@ static int long_code(const DecodingTable *table, uint64_t buffer, int32_t *entry
     return 0;
 }
 
-/* Read a code with its value: `run` and `value` where it has one, `value` 0 for the end of the block or a run of 16. */
+/* Read a code into `run` and `value`; `value` is 0 for the end of the block and for a run of 16 zeros.
+ * A macro, since it keeps the reader's state in local variables of the calling function: in registers. */
 #define READ_CODE(table, run, value)                                                 \
     do {                                                                             \
         if (bits < 32) REFILL();                                                     \
@@ -222,7 +226,7 @@ int read_block(BitReader *reader, const DecodingTable *dc, const DecodingTable *
     coefficients[0] = (int16_t)*mean;
     int k = 1, last = 0;
     for (;;) {
-        REFILL(); /* enough for IN_A_ROW look-ups, so that they need not ask */
+        REFILL(); /* 56 bits: enough for IN_A_ROW look-ups without a check in between */
 #pragma GCC unroll 5
         for (int i = 0; i < IN_A_ROW; i++) {
             int32_t entry = ac->entry[PEEK(LOOKUP)];
@@ -263,7 +267,7 @@ bool skip_block(BitReader *reader, const DecodingTable *dc, const DecodingTable 
     for (int k = 1; k < BLOCK_SIZE;) {
         if (bits < 32) REFILL();
         int skip = ac->skip[PEEK(LOOKUP)], passed = skip >> 8 & 0x7F, ends = skip >> 15;
-        /* A block that is full has no code for its end: what looks like one belongs to the next block. */
+        /* A full block has no end code: bits that look like one belong to the next block. */
         if (__builtin_expect((skip & 0xFF) && k + passed + ends <= BLOCK_SIZE, 1)) {
             TAKE(skip & 0xFF);
             k += passed;

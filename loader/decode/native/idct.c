@@ -2,9 +2,9 @@
  *
  * The algorithm is Loeffler, Ligtenberg and Moschytz's with 12 multiplications (ICASSP 1989), its constants have 13
  * fractional bits and the first pass keeps 2 more. Rounding, wrapping and saturation are those of libjpeg-turbo's SIMD
- * code: 16-bit products of coefficient and quantizer, 16-bit sums before the multiplications, saturation after each
- * pass, and a first pass without multiplications where a block's columns are flat. One block is in the low half of
- * every register and the other in the high half.
+ * code, also for coefficients that no encoder writes: 16-bit products of coefficient and quantizer, 16-bit sums before
+ * the multiplications, saturation after each pass, and a first pass without multiplications for blocks whose columns
+ * are flat. The low half of every register holds one block, the high half the other.
  */
 #include "jpeg.h"
 
@@ -13,7 +13,7 @@
 
 enum { CONST_BITS = 13, PASS1_BITS = 2, DESCALE_PASS1 = CONST_BITS - PASS1_BITS, DESCALE_PASS2 = CONST_BITS + PASS1_BITS + 3 };
 
-/* Cosines times 2^13, by the names that libjpeg gives them. */
+/* Cosines times 2^13, named by their decimal values as in libjpeg. */
 enum {
     F_0_298 = 2446, F_0_390 = 3196, F_0_541 = 4433, F_0_765 = 6270, F_0_899 = 7373, F_1_175 = 9633,
     F_1_501 = 12299, F_1_847 = 15137, F_1_961 = 16069, F_2_053 = 16819, F_2_562 = 20995, F_3_072 = 25172,
@@ -23,7 +23,7 @@ typedef __m256i Vector;
 
 static inline Vector pair(int a, int b) { return _mm256_set1_epi32((int)((uint32_t)b << 16 | (a & 0xFFFF))); }
 
-/* The two 32-bit halves of eight products a * x + b * y. */
+/* Sixteen 32-bit sums a * x + b * y, in two registers. */
 typedef struct {
     Vector low, high;
 } Wide;
@@ -41,7 +41,7 @@ static inline Wide subtract(Wide a, Wide b) {
     return (Wide){_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)};
 }
 
-/* Sign-extended and times 2^13. */
+/* Sign-extend to 32 bits and multiply by 2^13: unpacked above zeros the sample is times 2^16. */
 static inline Wide scaled(Vector x) {
     Vector zero = _mm256_setzero_si256();
     return (Wide){_mm256_srai_epi32(_mm256_unpacklo_epi16(zero, x), 16 - CONST_BITS),
@@ -54,7 +54,7 @@ static inline __attribute__((always_inline)) Vector descale(Wide x, const int sh
                               _mm256_srai_epi32(_mm256_add_epi32(x.high, half), shift));
 }
 
-/* One-dimensional transforms across the registers, in place. */
+/* Eight one-dimensional transforms per block, across the registers, in place. */
 static inline __attribute__((always_inline)) void transform(Vector v[8], const int shift) {
     Wide even0 = scaled(_mm256_add_epi16(v[0], v[4])), even1 = scaled(_mm256_sub_epi16(v[0], v[4]));
     Wide even2 = rotate(v[2], v[6], pair(F_0_541, F_0_541 - F_1_847));
@@ -97,7 +97,7 @@ static inline __attribute__((always_inline)) void transpose(Vector v[8]) {
     }
 }
 
-/* The first pass; blocks whose rows 1..7 are zero have flat columns, which libjpeg-turbo scales without saturation. */
+/* The first pass. Where rows 1..7 of a block are zero, libjpeg-turbo only scales row 0, without saturation. */
 static inline __attribute__((always_inline)) void transform_columns(Vector v[8]) {
     Vector rest = v[1];
     for (int i = 2; i < 8; i++) rest = _mm256_or_si256(rest, v[i]);
@@ -138,7 +138,7 @@ static void transform_two(int16_t coefficients[2][BLOCK_SIZE], const uint16_t *c
     }
 }
 
-/* Transform the blocks that wait, one or two, and zero their coefficients. */
+/* Transform the pending blocks, one or two, and zero their coefficients for the next ones. */
 void transform_pending(PendingBlocks *pending) {
     if (!pending->count) return;
     uint8_t unused[BLOCK_SIZE];
@@ -151,7 +151,7 @@ void transform_pending(PendingBlocks *pending) {
     pending->count = 0;
 }
 
-/* A block without any coefficient but its mean: what both passes give for it. */
+/* Write a block whose only coefficient is its mean: the result of both passes, without running them. */
 void fill_block(int mean, const uint16_t *quantizer, uint8_t *out, ptrdiff_t stride) {
     int16_t scaled_mean = (int16_t)((uint32_t)(uint16_t)mean * quantizer[0] << PASS1_BITS);
     int rounding = 1 << (DESCALE_PASS2 - CONST_BITS - 1);

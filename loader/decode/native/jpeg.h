@@ -1,16 +1,16 @@
-/* Decodes a box of a baseline JPEG: the pixels that libjpeg-turbo gives, for the work that the box needs.
+/* Decodes a box of a baseline JPEG to libjpeg-turbo's pixels, with little work outside the box.
  *
  * In the order in which an image passes through:
  *   markers.c   what the headers say, into a Frame
- *   huffman.c   entropy-coded bits to coefficients, or over them where a block is not needed
+ *   huffman.c   entropy-coded bits to coefficients; blocks that are not needed are skipped
  *   idct.c      coefficients to samples
  *   colour.c    a row of samples to RGB
  *   region.c    which blocks a box needs, and the loop over them
  *   module.c    the Python functions
  *
- * Only what photographs use is here: 8 bits, sequential Huffman coding, one interleaved scan, gray or YCbCr with
- * chroma at full or half resolution. Everything else, and everything irregular, is "no": the caller has a reference
- * decoder. Arithmetic is that of libjpeg-turbo's SIMD code, to the bit, for any coefficients.
+ * It decodes the JPEGs of photographs: 8 bits, sequential Huffman coding, one interleaved scan, gray or YCbCr with
+ * chroma at full or half resolution. For every other or irregular file it returns false, and the caller uses the
+ * reference decoder. The arithmetic equals libjpeg-turbo's SIMD code bit for bit, for any coefficients.
  */
 #ifndef TEMPERA_JPEG_H
 #define TEMPERA_JPEG_H
@@ -39,7 +39,7 @@ typedef struct {
     uint8_t id;
 } Component;
 
-/* What the headers say. */
+/* The parsed headers. */
 typedef struct {
     int width, height, num_components, restart_interval;
     int h, v; /* largest sampling factors */
@@ -54,14 +54,15 @@ typedef struct {
     int top, left, height, width;
 } Box;
 
-extern const uint8_t natural_order[BLOCK_SIZE + 16]; /* place of the k-th coefficient; past the end: the last */
+/* Place of the k-th coefficient of the zigzag order. The 16 further items stop corrupt runs at the last place. */
+extern const uint8_t natural_order[BLOCK_SIZE + 16];
 
 bool read_frame(const uint8_t *data, size_t size, Frame *frame);
 
-/* Where the entropy-coded bits are being read. */
+/* Position in the entropy-coded bits. */
 typedef struct BitReader BitReader;
 
-/* Tables made for decoding, kept by each thread for its next images. */
+/* A Huffman table in the form for decoding. */
 typedef struct DecodingTable DecodingTable;
 
 const DecodingTable *decoding_table(const HuffmanSpec *spec, bool dc);
@@ -70,26 +71,26 @@ enum { CHUNK = 8192, LOOKAHEAD = 512, PADDING = 1024 };
 
 struct BitReader {
     const uint8_t *at;    /* next byte to load */
-    const uint8_t *limit; /* past it, `more_bytes` is asked before a block is begun */
+    const uint8_t *limit; /* past it, more bytes are loaded before the next block */
     const uint8_t *end;   /* of the unstuffed bytes */
     uint64_t buffer;      /* unread bits, the next one on top */
-    int bits;             /* how many of them count */
+    int bits;             /* number of valid ones */
     const uint8_t *source, *source_end;
     bool exhausted; /* a marker or the end of the file was reached */
     uint8_t bytes[CHUNK + PADDING];
 };
 
 void start_reading(BitReader *reader, const uint8_t *source, const uint8_t *source_end);
-/* Whether no more bytes were read than there are. */
+/* Returns whether reading has stayed within the data. */
 bool within_bytes(const BitReader *reader);
 bool next_interval(BitReader *reader, int number);
-/* Read a block into zeroed coefficients, in natural order. Returns the index of the last one that is not zero by the
- * zigzag order (0: only the mean), or -1 if the data is irregular. */
+/* Read a block into zeroed coefficients, in natural order. Returns the zigzag index of the last one that is not zero
+ * (0: only the mean), or -1 if the data is irregular. */
 int read_block(BitReader *reader, const DecodingTable *dc, const DecodingTable *ac, int *mean, int16_t *coefficients);
-/* Pass over a block; only its mean is kept. Returns false if the data is irregular. */
+/* Skip a block; only its mean is updated, on which the next block builds. Returns false if the data is irregular. */
 bool skip_block(BitReader *reader, const DecodingTable *dc, const DecodingTable *ac, int *mean);
 
-/* Blocks that wait for their inverse transform, which is made of two at a time. */
+/* Blocks that wait for their inverse transform: it runs on two at a time. */
 typedef struct {
     _Alignas(32) int16_t coefficients[2][BLOCK_SIZE];
     const uint16_t *quantizer[2];
@@ -101,7 +102,7 @@ typedef struct {
 void transform_pending(PendingBlocks *pending);
 void fill_block(int mean, const uint16_t *quantizer, uint8_t *out, ptrdiff_t stride);
 
-/* Rows of chroma at half resolution to full resolution: `n` samples across with room on both sides. */
+/* Chroma rows at half resolution to full resolution: `n` samples, with memory on both sides. */
 void upsample_h2v1(const uint8_t *in, int n, uint16_t *scratch, uint8_t *out);
 void upsample_h2v2(const uint8_t *near, const uint8_t *far, int n, uint16_t *scratch, uint8_t *out);
 void upsample_h1v2(const uint8_t *near, const uint8_t *far, int n, bool lower, uint8_t *out);

@@ -14,7 +14,7 @@ const uint8_t natural_order[BLOCK_SIZE + 16] = {
     39, 46, 53, 60, 61, 54, 47, 55, 62, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63,
 };
 
-/* What was met so far beside the frame itself. */
+/* The segments read so far. */
 typedef struct {
     bool frame, jfif, adobe;
     int adobe_transform;
@@ -68,8 +68,9 @@ static bool read_frame_header(const uint8_t *at, const uint8_t *end, Frame *fram
     return true;
 }
 
-/* Gray is one block at a time whatever its factors; chroma must be 1 x 1, brightness 1 or 2 each way. */
-static bool settle_sampling(Frame *frame) {
+/* Check the sampling factors. Gray has one block per MCU whatever its factors say; chroma must be 1 x 1,
+ * luma 1 or 2 each way. */
+static bool check_sampling(Frame *frame) {
     Component *c = frame->components;
     if (frame->num_components == 1) c[0].h = c[0].v = 1;
     for (int i = 1; i < frame->num_components; i++)
@@ -98,7 +99,7 @@ static bool read_scan_header(const uint8_t *at, const uint8_t *end, Frame *frame
         if (!(seen->dc >> c->dc_table & 1) || !(seen->ac >> c->ac_table & 1)) return false;
         if (!(seen->quantizers >> c->quantizer & 1)) return false;
     }
-    return at[0] == 0 && at[1] == BLOCK_SIZE - 1 && at[2] == 0 && settle_sampling(frame) &&
+    return at[0] == 0 && at[1] == BLOCK_SIZE - 1 && at[2] == 0 && check_sampling(frame) &&
            (n == 1 || is_ycbcr(frame, seen));
 }
 
@@ -110,7 +111,7 @@ static void read_application_data(int marker, const uint8_t *at, const uint8_t *
     }
 }
 
-/* Read everything up to the first scan. Returns false for whatever this decoder does not do. */
+/* Read everything up to the first scan. Returns false for files that this decoder does not handle. */
 bool read_frame(const uint8_t *data, size_t size, Frame *frame) {
     const uint8_t *at = data, *end = data + size;
     Seen seen = {0};

@@ -6,7 +6,7 @@
 #include "jpeg.h"
 #include "resize.h"
 
-enum { LARGEST_SIDE = 65535 }; /* of a JPEG, and of anything that is resized here */
+enum { LARGEST_SIDE = 65535 }; /* JPEG's limit; products of sides stay far below 2^63 */
 
 static bool in_frame(const Frame *frame, Box box) {
     return box.top >= 0 && box.left >= 0 && box.height > 0 && box.width > 0 &&
@@ -24,7 +24,7 @@ static bool window_fits(const Resize *to, Py_ssize_t out_bytes) {
 PyDoc_STRVAR(decode_box_doc,
              "decode_box(data, top, left, height, width, out, /)\n--\n\n"
              "Decode a box of a JPEG into out, uint8[height, width, 3] without gaps.\n\n"
-             "Returns False, with out in any state, where this is not a JPEG that it decodes or not its box.");
+             "Returns False, with out in any state, for JPEGs that it does not handle and boxes outside the image.");
 
 static PyObject *decode_box_python(PyObject *module, PyObject *args) {
     (void)module;
@@ -42,7 +42,7 @@ static PyObject *decode_box_python(PyObject *module, PyObject *args) {
     return PyBool_FromLong(done);
 }
 
-/* Rows of RGB with any distance between them. */
+/* Accept rows of RGB pixels with any distance between the rows, as in a crop of a larger image. */
 static bool picture_of(const Py_buffer *view, Picture *picture) {
     if (view->ndim != 3 || view->itemsize != 1 || view->shape[2] != 3 || view->strides[2] != 1 || view->strides[1] != 3)
         return false;
@@ -58,7 +58,7 @@ PyDoc_STRVAR(resize_doc,
              "resize(pixels, out, resized_height, resized_width, window_top, window_left, size, bicubic, flip, /)\n"
              "--\n\n"
              "Resize uint8[height, width, 3] and write a square window of that into out, uint8[size, size, 3].\n\n"
-             "Returns False, with out as it was, for pixels that lie otherwise in memory and sizes that do not fit.");
+             "Returns False, with out unchanged, for other memory layouts and for windows that do not fit.");
 
 static PyObject *resize_python(PyObject *module, PyObject *args) {
     (void)module;

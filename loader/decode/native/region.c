@@ -1,20 +1,20 @@
 /* Which samples a box needs, the loop over the blocks of the scan, and the rows of the box.
  *
- * Blocks left and right of the box and above it are passed over without being transformed, and nothing below it is
- * read. Chroma at half resolution is interpolated, so one more sample on each side is decoded.
+ * Blocks above the box, left and right of it are only entropy-decoded, since the codes after them depend on it; nothing
+ * below the box is read. Chroma at half resolution is interpolated, so one more sample on each side is decoded.
  */
 #include "jpeg.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum { ROOM = 64 }; /* bytes beside rows and planes that vector code may read or write */
+enum { ROOM = 64 }; /* bytes beside rows and planes, for vectors that reach over the end */
 
 /* The samples of a component that a box needs. */
 typedef struct {
     int left, right, top, bottom;             /* in samples */
     int block_left, block_right, block_top, block_bottom;
-    int last_row;                             /* of the component: below it the row is its own neighbour */
+    int last_row;                             /* of the component; interpolation repeats it below */
     ptrdiff_t stride;
     uint8_t *samples;                         /* whole blocks */
 } Plane;
@@ -30,7 +30,7 @@ typedef struct {
 static int least(int a, int b) { return a < b ? a : b; }
 static int most(int a, int b) { return a > b ? a : b; }
 
-/* The range of samples behind pixels first .. last of one axis. */
+/* The range of samples that pixels first .. last of one axis are computed from. */
 static void needed(int first, int last, bool halved, int available, int *begin, int *end) {
     *begin = halved ? most(first / 2 - 1, 0) : first;
     *end = halved ? least(last / 2 + 2, available) : last + 1;
@@ -67,7 +67,7 @@ static bool take_workspace(Workspace *space, const Frame *frame, Box box) {
     return true;
 }
 
-/* Read or pass over the next block of the scan. */
+/* Read the next block of the scan, or skip it if the box does not need it. */
 static bool take_block(BitReader *reader, const Frame *frame, int i, Plane *plane, int x, int y, int *mean,
                        const DecodingTable *dc, const DecodingTable *ac, PendingBlocks *pending) {
     if (x < plane->block_left || x >= plane->block_right || y < plane->block_top || y >= plane->block_bottom)
@@ -89,7 +89,7 @@ static bool take_block(BitReader *reader, const Frame *frame, int i, Plane *plan
     return true;
 }
 
-/* Go over the scan from its beginning to the last row of blocks that a plane needs. */
+/* Read the scan from its beginning to the last row of blocks that a plane needs. */
 static bool read_scan(const Frame *frame, Plane *planes) {
     const DecodingTable *dc[MAX_COMPONENTS], *ac[MAX_COMPONENTS];
     int across = (frame->width + BLOCK * frame->h - 1) / (BLOCK * frame->h), down = 0;
@@ -128,7 +128,7 @@ static const uint8_t *sample_row(const Plane *plane, int row) {
     return plane->samples + (row - plane->block_top * BLOCK) * plane->stride + plane->left - plane->block_left * BLOCK;
 }
 
-/* Return a row of chroma at full resolution, from the box's left on. */
+/* Return a row of chroma at full resolution, starting at the left of the box. */
 static const uint8_t *chroma_row(const Frame *frame, const Plane *plane, Box box, int y, uint16_t *sums, uint8_t *out) {
     int n = plane->right - plane->left, nearest = frame->v == 2 ? y / 2 : y;
     const uint8_t *near = sample_row(plane, nearest);
@@ -146,20 +146,20 @@ static const uint8_t *chroma_row(const Frame *frame, const Plane *plane, Box box
 static void write_rows(const Frame *frame, Workspace *space, Box box, uint8_t *rgb) {
     const Plane *planes = space->planes;
     for (int y = box.top; y < box.top + box.height; y++, rgb += 3 * (size_t)box.width) {
-        const uint8_t *brightness = sample_row(&planes[0], y);
+        const uint8_t *luma = sample_row(&planes[0], y);
         if (frame->num_components == 1) {
-            repeat_gray(brightness, box.width, rgb);
+            repeat_gray(luma, box.width, rgb);
             continue;
         }
         const uint8_t *cb = chroma_row(frame, &planes[1], box, y, space->sums, space->chroma[0]);
         const uint8_t *cr = chroma_row(frame, &planes[2], box, y, space->sums, space->chroma[1]);
-        convert_row(brightness, cb, cr, box.width, rgb);
+        convert_row(luma, cb, cr, box.width, rgb);
     }
 }
 
 /* Decode a box that lies in the frame into RGB rows without gaps. Returns false where a reference decoder is needed. */
 bool decode_box(const Frame *frame, Box box, uint8_t *rgb) {
-    /* libjpeg repeats chroma that is at most two samples wide, and interpolates wider. */
+    /* libjpeg repeats chroma that is at most two samples wide instead of interpolating it. */
     if (frame->h == 2 && frame->width <= 4) return false;
     Workspace space;
     if (!take_workspace(&space, frame, box)) return false;

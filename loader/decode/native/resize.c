@@ -1,9 +1,9 @@
 /* An antialiased resize in two passes, across and then down, with 8 bits between them.
  *
- * torch's arithmetic, which its uint8 kernels took from Pillow: the weights of an output sample are normalised in
- * double precision and rounded to 16 bits with as many fractional bits as the largest of them allows; sums are exact
- * in 32 bits, rounded to nearest and clamped. Integer sums do not depend on their order, so any vector code gives
- * the same bytes.
+ * The arithmetic is torch's, whose uint8 kernels took it from Pillow: the weights of an output sample are normalised in
+ * double precision and rounded to 16 bits, with as many fractional bits as the largest weight allows; sums are exact in
+ * 32 bits, rounded to nearest and clamped. Integer sums do not depend on their order, so vector code gives the same
+ * bytes.
  */
 #include "resize.h"
 
@@ -16,10 +16,10 @@ enum { GROUP = 4, ROWS = 4, MOST_FRACTION_BITS = 22, ROOM = 64 };
 
 /* Weights along one axis, of the outputs first .. first + n. */
 typedef struct {
-    int taps;      /* of every output, a multiple of GROUP; unused ones are zero */
+    int taps;      /* weights per output, a multiple of GROUP; unused ones are zero */
     int bits;      /* fractional bits */
     int *begin;    /* the first input of each output */
-    int *count;    /* inputs that it has */
+    int *count;    /* its number of inputs */
     int16_t *weight;
     void *memory;
 } Axis;
@@ -37,7 +37,7 @@ static double bilinear_filter(double x) {
     return x < 1.0 ? 1.0 - x : 0.0;
 }
 
-/* Normalised weights of output i into weight[most], and where its inputs begin. Returns how many they are. */
+/* Write the normalised weights of output i into weight[most] and its first input into begin. Returns their number. */
 static int weigh(int i, int inputs, double scale, double support, int most, bool bicubic, int *begin, double *weight) {
     double centre = scale * (i + 0.5), inverse = scale >= 1.0 ? 1.0 / scale : 1.0, total = 0.0;
     int64_t from = (int64_t)(centre - support + 0.5), to = (int64_t)(centre + support + 0.5);
@@ -55,7 +55,7 @@ static int weigh(int i, int inputs, double scale, double support, int most, bool
     return count;
 }
 
-/* As many fractional bits as the largest weight allows in 16 bits. */
+/* Return the fractional bits of the weights: as many as let the largest one fit in 16 bits. */
 static int fraction_bits(double largest) {
     int bits = 0;
     while (bits < MOST_FRACTION_BITS && (int)(0.5 + largest * (1 << (bits + 1))) < 1 << 15) bits++;
@@ -67,7 +67,7 @@ static int16_t rounded(double weight, int bits) {
     return (int16_t)(scaled < 0 ? (int)(scaled - 0.5) : (int)(scaled + 0.5));
 }
 
-/* Weights of outputs first .. first + n of an axis from `inputs` to `outputs` samples. */
+/* Compute the weights of outputs first .. first + n of an axis that goes from `inputs` to `outputs` samples. */
 static bool make_axis(Axis *axis, int inputs, int outputs, int first, int n, bool bicubic) {
     double scale = (double)inputs / outputs, half = bicubic ? 2.0 : 1.0, support = scale >= 1.0 ? half * scale : half;
     int most = (int)ceil(support) * 2 + 1;
@@ -78,7 +78,7 @@ static bool make_axis(Axis *axis, int inputs, int outputs, int first, int n, boo
     if (!exact) return false;
     int *begin = (int *)(exact + weights), *count = begin + outputs;
     double largest = 0.0;
-    for (int i = 0; i < outputs; i++) { /* all of them: the largest weight sets the precision of each */
+    for (int i = 0; i < outputs; i++) { /* all outputs: the largest weight of the axis sets the precision */
         double *weight = exact + (size_t)i * (size_t)most;
         count[i] = weigh(i, inputs, scale, support, most, bicubic, &begin[i], weight);
         for (int j = 0; j < count[i]; j++) largest = fmax(largest, weight[j]);
@@ -96,7 +96,7 @@ static bool make_axis(Axis *axis, int inputs, int outputs, int first, int n, boo
 
 /* ---- across ---- */
 
-/* Two taps of each of two pairs of pixels, side by side for a multiplication and sum: r r g g b b - -. */
+/* Order four pixels for multiply-and-add in pairs: r r g g b b - - of pixels 0 and 1, then of 2 and 3. */
 static inline __m256i spread(const uint8_t *pixels) {
     const char _ = -1;
     const __m256i order = _mm256_setr_epi8(0, _, 3, _, 1, _, 4, _, 2, _, 5, _, _, _, _, _, /* pixels 0, 1 */
@@ -104,7 +104,7 @@ static inline __m256i spread(const uint8_t *pixels) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)pixels)), order);
 }
 
-/* The weights of groups of four taps, as `spread` needs them: one register a group. */
+/* Expand the weights of each group of four taps into one register, in the order of `spread`. */
 static bool spread_weights(const Axis *axis, int n, __m256i **spread_out) {
     size_t groups = (size_t)n * (size_t)axis->taps / GROUP;
     __m256i *to = *spread_out = aligned_alloc(sizeof(__m256i), sizeof(__m256i) * groups);
@@ -118,13 +118,14 @@ static bool spread_weights(const Axis *axis, int n, __m256i **spread_out) {
     return true;
 }
 
-/* The sums of two rows, each added up from its halves. */
+/* Add the two halves of each row's sum, and scale the results of two rows. */
 static inline __m256i joined(__m256i a, __m256i b, __m128i bits) {
     __m256i sums = _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
     return _mm256_sra_epi32(sums, bits);
 }
 
-/* ROWS rows at a time. Writes a byte behind each row's last pixel and reads 16 bytes from its last inputs on. */
+/* Resize ROWS rows across: each weight is loaded once for all of them. Writes one byte behind each row's last pixel,
+ * and reads 16 bytes from the last inputs on. */
 static void pass_across(const uint8_t *const in[ROWS], const Axis *axis, const __m256i *weights, int n, bool flip,
                         uint8_t *const out[ROWS]) {
     const __m256i half = _mm256_set_m128i(_mm_setzero_si128(), _mm_set1_epi32(1 << (axis->bits - 1)));
@@ -147,7 +148,7 @@ static void pass_across(const uint8_t *const in[ROWS], const Axis *axis, const _
     }
 }
 
-/* Rows that keep their width: the window, mirrored or not. */
+/* Copy the window of a row that keeps its width, mirrored or not. */
 static void copy_across(const uint8_t *in, int n, bool flip, uint8_t *out) {
     if (!flip) {
         memcpy(out, in, 3 * (size_t)n);
@@ -162,7 +163,7 @@ static inline __m256i weighted(__m128i pairs, __m256i weights) {
     return _mm256_madd_epi16(_mm256_cvtepu8_epi16(pairs), weights);
 }
 
-/* Sixteen bytes of an output row, from rows two at a time. */
+/* Compute sixteen bytes of an output row; the input rows are multiplied in pairs. */
 static inline __m128i sum_down(const uint8_t *in, ptrdiff_t stride, const int16_t *weight, int count, int bits) {
     __m256i low = _mm256_set1_epi32(1 << (bits - 1)), high = low;
     for (int tap = 0; tap < count; tap += 2, in += 2 * stride) {
@@ -197,7 +198,7 @@ static void pass_down(const uint8_t *rows, ptrdiff_t stride, const Axis *axis, i
 
 /* ---- both ---- */
 
-/* Return a row, or its copy where reading `spare` bytes behind it would leave the picture. */
+/* Return a row, or a copy of it where reading `spare` bytes behind it would leave the picture's memory. */
 static const uint8_t *row_with_room(const Picture *picture, int y, size_t spare, uint8_t *copy) {
     const uint8_t *row = picture->pixels + y * picture->stride;
     size_t bytes = 3 * (size_t)picture->width;
@@ -206,7 +207,7 @@ static const uint8_t *row_with_room(const Picture *picture, int y, size_t spare,
     return copy;
 }
 
-/* Rows first .. last of the picture, made as wide as the window. Writes up to ROWS - 1 rows more. */
+/* Resize rows first .. last of the picture across. Writes up to ROWS - 1 rows more, copies of the last one. */
 static void make_rows(const Picture *picture, const Resize *to, const Axis *across, const __m256i *weights, int first,
                       int last, uint8_t *rows, ptrdiff_t stride, uint8_t *copies) {
     size_t spare = weights ? 3 * (size_t)across->taps + 16 : 0, room = 3 * (size_t)picture->width + spare;
@@ -223,7 +224,7 @@ static void make_rows(const Picture *picture, const Resize *to, const Axis *acro
     }
 }
 
-/* What a resize needs: its axes, unless they keep their length, and memory for the rows between the passes. */
+/* The parts of one resize: an axis unless its length stays, and memory for the rows between the passes. */
 typedef struct {
     bool is_across, is_down;
     Axis across, down;

@@ -8,14 +8,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Pixels to read: rows of RGB without gaps inside them. Nothing at or behind `end` is read. */
+/* Pixels to read: rows of RGB, each without gaps. Nothing at or behind `end` is read. */
 typedef struct {
     const uint8_t *pixels, *end;
     ptrdiff_t stride; /* bytes */
     int height, width;
 } Picture;
 
-/* What to make of a picture: its size after the resize, and the window of that which is written, mirrored or not. */
+/* The size of a picture after the resize, and the window of the result that is written, mirrored or not. */
 typedef struct {
     int height, width, top, left, size;
     bool bicubic; /* else bilinear */
