@@ -24,10 +24,10 @@ from deploy.runs.rundir import RunDir
 from deploy.studies.prototypes import features as described
 from deploy.studies.prototypes.features import FeatureSpec, compute_features
 from deploy.studies.prototypes.job import score
-from deploy.studies.prototypes.page import write_prototype_page
-from deploy.studies.prototypes.report import size_by_temperature
+from deploy.studies.prototypes.report import size_by_temperature, write_prototype_page
 from loader import ShardIndex, build_index, build_shards
 from loader.shards.sources import digits as digits_of
+from loader.sweep import evaluation_transform, sweep
 from scoring import Prototypes
 from tests.deploy.api_run import WINDOW_STEPS, alive, tiny, wait_for
 from trainer.evaluate.knn import embed
@@ -99,7 +99,7 @@ def test_a_run_scores_with_its_own_encoder(
     assert (found.num_clusters, found.centroids.shape[1]) == (7, 48)
     assert found.fingerprint == ShardIndex.load(digits.index).fingerprint
     encoder = load_encoder(run.path)
-    images = next(images for images, _ in described.Images(Path(digits.index), 32).batches(np.arange(3)))
+    _, images, _ = next(sweep(Path(digits.index), evaluation_transform(32), ids=np.arange(3)))
     config = debug(digits).train
     expected = embed(encoder, [images], mean=config.mean, std=config.std)
     features = described.FeatureSpec(space="run", run=str(run.path)).build(tmp_path)(images)

@@ -1,8 +1,8 @@
-"""From an index to prototypes: images through a loader, features, k-means, distances.
+"""From an index to prototypes: features, k-means, distances.
 
-1. every image once, evaluation crop, described in a feature space and kept on disk while the job lasts;
-2. k-means with K by the Davies-Bouldin index, or the classes of the labels;
-3. prototypes.parquet. Its pictures are made by `score_report`.
+1. Every image is described once in a feature space; the features stay on disk while the job lasts.
+2. They are clustered by k-means, K chosen by the Davies-Bouldin index, or by the labels.
+3. The distances are written to prototypes.parquet. `deploy.studies.prototypes.report` draws its pictures.
 """
 
 from __future__ import annotations
@@ -11,33 +11,27 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from deploy.console import progress_bar
-from deploy.studies.prototypes.features import FeatureSpec, Images, compute_features
+from deploy.studies.prototypes.features import FeatureSpec, compute_features
 from loader import ShardIndex
 from scoring import Prototypes, prototype_distances
 from scoring.clusters import kmeans_device
 
-SHOWN_CLUSTERS, SHOWN_IMAGES = 12, 14
-"""Rows and columns of the prototypes picture."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scored:
-    """What `score` found."""
+    """Result of `score`."""
 
     prototypes: Prototypes
     """Distance and cluster of each sample."""
     num_clusters: int
     """K that the Davies-Bouldin index chose, or the one asked for."""
     bad: tuple[str, ...]
-    """Samples that could not be decoded; they get the distance 1 (least prototypical) and are listed here."""
+    """One line for each sample that could not be decoded; its distance is 1, the least prototypical."""
     kmeans_device: str
     """Where k-means ran: cpu, or gpu with the number of devices."""
     at_border: bool
-    """Whether the index chose the largest K that was tried, so that a larger one may be better still."""
+    """Whether the index chose the largest K that was tried, so that a larger one may be better."""
 
 
 def score(
@@ -54,19 +48,21 @@ def score(
     workers: int = 0,
     keep_features: bool = False,
 ) -> Scored:
-    """Score an indexed data set and save the result. Stopped, it goes on from the features that are there.
+    """Cluster the images of an index and write each one's distance to its prototype.
+
+    An interrupted job continues from the features on disk.
 
     Args:
         index_path: index.parquet.
         out: prototypes.parquet to write.
         features: a feature space, or the name of one.
-        size: side of the evaluation crop in pixels, where only a name is given.
+        size: side of the evaluation crop in pixels; used where `features` is a name.
         num_clusters: K, or None to choose it by the Davies-Bouldin index.
-        seed: of k-means.
-        labels_as_clusters: take the classes as clusters (the paper's oracle).
+        seed: seed of k-means, and of the space where `features` is a name.
+        labels_as_clusters: cluster by the labels instead (the paper's oracle).
         normalise: preset of `scoring.features.rows`.
-        device: of k-means: auto, cpu or gpu.
-        workers: processes under Ray that compute features; 0 computes here.
+        device: device of k-means: auto, cpu or gpu.
+        workers: processes under Ray that compute features; 0 computes in this one.
         keep_features: leave the features on disk.
     """
     spec = features if isinstance(features, FeatureSpec) else FeatureSpec(space=features, size=size, seed=seed)
@@ -80,7 +76,7 @@ def score(
             store, num_clusters, seed, labels=labels, normalise=normalise, device=place, progress=advance
         )
     bad = store.bad()
-    if bad:
+    if bad:  # a black image may lie near a centroid, and would be drawn often
         distance = prototypes.distance.copy()
         distance[[int(line.split(" ", 1)[0]) for line in bad]] = 1.0
         prototypes = replace(prototypes, distance=distance)
@@ -95,40 +91,3 @@ def score(
         kmeans_device=place,
         at_border=len(tried) > 1 and prototypes.num_clusters == max(tried),
     )
-
-
-def prototype_rows(
-    index_path: Path, prototypes: Prototypes, *, size: int, clusters: int = SHOWN_CLUSTERS, images: int = SHOWN_IMAGES
-) -> list[tuple[str, NDArray[np.uint8]]]:
-    """Images of the largest clusters, each from nearest to farthest, for `plots.prototypes`."""
-    rows = picked_members(prototypes, clusters=clusters, images=images)
-    decoded = Images(index_path, size)
-    return [
-        (f"{row.cluster} ({row.members})", np.concatenate([batch for batch, _ in decoded.batches(row.ids)]))
-        for row in rows
-    ]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PickedMembers:
-    """Some members of one cluster."""
-
-    cluster: int
-    """Its number."""
-    members: int
-    """How many it has in all."""
-    ids: NDArray[np.int64]
-    """The picked ones, from nearest to farthest."""
-
-
-def picked_members(prototypes: Prototypes, *, clusters: int, images: int) -> list[PickedMembers]:
-    """The largest clusters, and members of each evenly from the nearest to the farthest."""
-    sizes = np.bincount(prototypes.cluster, minlength=len(prototypes.centroids))
-    shown = np.argsort(-sizes, kind="stable")[:clusters]
-    rows = []
-    for cluster in shown[sizes[shown] > 0]:
-        members = np.flatnonzero(prototypes.cluster == cluster)
-        members = members[np.argsort(prototypes.distance[members], kind="stable")]
-        picked = members[np.linspace(0, len(members) - 1, min(images, len(members))).round().astype(np.int64)]
-        rows.append(PickedMembers(cluster=int(cluster), members=len(members), ids=picked))
-    return rows
