@@ -1,4 +1,4 @@
-"""The control plane: which samples a run sees, decided live by temperature, policy and scores, and written to a log.
+"""The selection: which samples a run sees, decided live by temperature, policy and scores, and written to a log.
 
 Patch scores are imported when they are first used: they need torch, which the selection service does not, and which
 would make its restart after a crash seconds slower.

@@ -1,4 +1,4 @@
-"""Errors a caller of scoring may want to catch; everything a person can fix by other input is a ValueError."""
+"""Errors that a caller of scoring may want to catch; input that a user can fix raises ValueError."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class VersionConflict(ScoringError):
 
 
 class RunMismatch(ScoringError):
-    """A run log was opened with another seed, data set or configuration than it was written with."""
+    """A run log was opened with another seed, data set or configuration than it was begun with."""
 
 
 class CorruptLog(ScoringError):
-    """A stored row does not match its checksum, or the log is not one of ours."""
+    """A stored row does not match its checksum, or the file is not a run log."""
 
 
 class LogUnavailable(ScoringError):

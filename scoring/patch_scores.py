@@ -1,4 +1,4 @@
-"""Per-sample scores from per-patch losses, as torch code that runs where the losses are.
+"""Scores of samples from the losses of their patches, as torch code that runs on the device of the losses.
 
 Legend: B batch, N patches; a mask is 1 where the patch was hidden from the encoder.
 """
@@ -12,11 +12,11 @@ from torch import Tensor
 def patch_weighted_score(
     patch_loss_BN: Tensor, predicted_BN: Tensor, mask_BN: Tensor, temperature: float = 0.1
 ) -> Tensor:
-    """PASS score: masked patch losses, weighted by a softmax of the predicted losses (PASS, Eq. 7-8).
+    """Return the PASS score: masked patch losses, weighted by a softmax of the predicted losses (PASS, Eq. 7-8).
 
     Args:
         patch_loss_BN: reconstruction loss of each patch, mean over its values.
-        predicted_BN: what the loss predictor expects for each patch.
+        predicted_BN: the loss predictor's value for each patch.
         mask_BN: 1 where masked; a row without a masked patch scores 0.
         temperature: softmax temperature; infinity weights every masked patch alike.
 
@@ -36,7 +36,7 @@ def patch_weighted_score(
 
 
 def masked_mean_score(patch_loss_BN: Tensor, mask_BN: Tensor) -> Tensor:
-    """BSS score: mean loss over the masked patches (PASS, Eq. 3); a row without a masked patch scores 0."""
+    """Return the BSS score: mean loss over the masked patches (PASS, Eq. 3); 0 for a row without a masked patch."""
     _check_shapes(patch_loss_BN, mask_BN)
     masked_BN = mask_BN.bool()
     total_B = _wide(patch_loss_BN).masked_fill(~masked_BN, 0.0).sum(dim=1)
@@ -44,7 +44,7 @@ def masked_mean_score(patch_loss_BN: Tensor, mask_BN: Tensor) -> Tensor:
 
 
 def _wide(values: Tensor) -> Tensor:
-    """Detached and at least float32: half precision would round near-equal scores into ties."""
+    """Return values detached and at least float32: half precision would round near-equal scores into ties."""
     return values.detach() if values.dtype == torch.float64 else values.detach().float()
 
 

@@ -1,9 +1,9 @@
-"""Policies: what is known about samples -> how much each weighs in the draw.
+"""Policies: functions from the columns of the sample table to the weight of each sample in the draw.
 
-A policy is a function of `TableInputs` returning one weight a row, not negative. It treats rows alone: a weight may
-depend on its own row and on table-wide facts, never on its neighbours in the call, for tables are weighed in blocks.
-Names joined by "*" multiply. Adding a policy is a function and a line in `POLICIES`; a user's own is named in the
-configuration as "package.module:function".
+A policy is a function of `TableInputs` that returns one weight a row, not negative. A weight may depend on its own row
+and on table-wide facts, never on the other rows of the call, for tables are weighed in blocks. Names joined by "*"
+multiply. A new policy is a function and a line in `POLICIES`; a user's own is named in the configuration as
+"package.module:function".
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ SCORE_KINDS = ("bss", "pass", "loss")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyOptions:
-    """Constants of the policies that have some."""
+    """Constants of the policies."""
 
     importance_kind: str = ""
     """Kind of score that `importance` reads, one of SCORE_KINDS; empty for the kind that the trainer reports."""
     importance_power: float = 1.0
     """Exponent of `importance`, 0 or more; 0 is uniform."""
     importance_floor: float = 0.1
-    """Least score that `importance` sees, as a share of the mean score, above 0: no sample becomes unreachable."""
+    """Least score that `importance` reads, as a share of the mean score, above 0: no sample becomes unreachable."""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -44,7 +44,7 @@ class PolicyOptions:
 
 
 class TableInputs(Protocol):
-    """Some rows of the sample table, and the facts about the whole of it."""
+    """Some rows of the sample table, and facts about the whole table."""
 
     @property
     def num_rows(self) -> int:
@@ -86,27 +86,27 @@ Policy = Callable[[TableInputs], Float64]
 
 
 def uniform(inputs: TableInputs) -> Float64:
-    """Every sample alike. Drawn as a new permutation each epoch: without replacement, the usual training order."""
+    """Weigh all samples alike. They are drawn as a new permutation each epoch, the usual order of training."""
     return np.ones(inputs.num_rows)
 
 
 def uniform_replacement(inputs: TableInputs) -> Float64:
-    """Every sample alike, drawn with replacement: the limit of an infinite temperature."""
+    """Weigh all samples alike; drawn with replacement, the limit of an infinite temperature."""
     return np.ones(inputs.num_rows)
 
 
 def prototypical(inputs: TableInputs) -> Float64:
-    """Near prototypes first: exp(-d / tau) (Lin et al., CVPR 2025, Eq. 4)."""
+    """Prefer samples near prototypes: exp(-d / tau) (Lin et al., CVPR 2025, Eq. 4)."""
     return _softmax_weights(inputs.distance_range[0], inputs.distances(), inputs.temperature)
 
 
 def hard(inputs: TableInputs) -> Float64:
-    """Far from prototypes first: exp(+d / tau), the adapted baseline of Sorscher et al., 2022."""
+    """Prefer samples far from prototypes: exp(+d / tau), the adapted baseline of Sorscher et al., 2022."""
     return _softmax_weights(inputs.distance_range[1], inputs.distances(), -inputs.temperature)
 
 
 def importance(inputs: TableInputs) -> Float64:
-    """Proportional to a power of the latest score, floored; a sample without a score counts as average."""
+    """Weigh by a power of the latest score, floored; a sample without a score counts as average."""
     options = inputs.options
     relative = inputs.scores(options.importance_kind) / inputs.mean_score(options.importance_kind)
     return np.asarray(
@@ -115,12 +115,12 @@ def importance(inputs: TableInputs) -> Float64:
 
 
 def pass_subset(inputs: TableInputs) -> Float64:
-    """Uniform over the subset that the last round kept by PASS score (PASS, Eq. 8); over all before the first."""
+    """Weigh alike the subset that the last round kept by PASS score (PASS, Eq. 8); all before the first round."""
     return inputs.selected("pass").astype(np.float64)
 
 
 def bss_subset(inputs: TableInputs) -> Float64:
-    """Uniform over the subset that the last round kept by BSS score (PASS, Eq. 3); over all before the first."""
+    """Weigh alike the subset that the last round kept by BSS score (PASS, Eq. 3); all before the first round."""
     return inputs.selected("bss").astype(np.float64)
 
 
@@ -135,15 +135,15 @@ POLICIES: dict[str, Policy] = {
 }
 
 DIRECTION = {"prototypical": "prototypical", "hard": "hard"}
-"""Policies that a temperature steers, and the direction in which it solves."""
+"""Policies that have a temperature, and the direction in which it is solved."""
 
 SUBSET_KINDS = ("pass", "bss")
-"""Policies that keep a subset, each by the score of its own name."""
+"""Policies that draw from a subset, which a round selects by the score of the same name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyPlan:
-    """A policy name taken apart."""
+    """A policy name, parsed."""
 
     name: str
     """As given, without spaces."""
@@ -184,11 +184,11 @@ class PolicyPlan:
 
     @property
     def has_user_code(self) -> bool:
-        """Whether a factor is not one of ours."""
+        """Whether a factor is a user's policy."""
         return any(name not in POLICIES for name in self.factors)
 
     def weigh(self, inputs: TableInputs) -> Float64:
-        """Product of the factors' weights."""
+        """Return the product of the factors' weights."""
         weights = self.functions[0](inputs)
         for function in self.functions[1:]:
             weights = weights * function(inputs)
@@ -196,14 +196,14 @@ class PolicyPlan:
 
 
 def parse_policy(name: str, user_policies: Iterable[str] = ()) -> PolicyPlan:
-    """Take a policy name apart.
+    """Parse a policy name.
 
     Args:
         name: names of POLICIES or of `user_policies`, joined by "*".
         user_policies: import paths that the run's configuration allows.
 
     Raises:
-        ValueError: for an unknown name, two factors that a temperature steers, or a path that leads to no function.
+        ValueError: for an unknown name, two factors that have a temperature, or a path that names no function.
     """
     known = {**dict.fromkeys(user_policies), **POLICIES}
     factors = tuple(part.strip() for part in str(name).split("*"))
@@ -217,7 +217,7 @@ def parse_policy(name: str, user_policies: Iterable[str] = ()) -> PolicyPlan:
 
 
 def load_policy(path: str) -> Policy:
-    """The function at "package.module:function"; ValueError if the path leads to none."""
+    """Import the function at "package.module:function"; ValueError if there is none."""
     module, separator, attribute = path.partition(":")
     try:
         function = getattr(importlib.import_module(module), attribute) if separator else None
@@ -229,7 +229,8 @@ def load_policy(path: str) -> Policy:
 
 
 def _softmax_weights(best: float, distance: Float64, temperature: float) -> Float64:
-    """exp((best - d) / tau), 1 for the best sample of the table; computed in place, for this is the hot loop."""
+    """Return exp((best - d) / tau), which is 1 for the best sample of the table, so that nothing overflows."""
+    # In place: this runs over every sample of the table when it is weighed.
     np.subtract(best, distance, out=distance)
     np.divide(distance, temperature, out=distance)
     return np.exp(distance, out=distance)

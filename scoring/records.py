@@ -1,4 +1,4 @@
-"""The plain values that cross the selection's border: windows out, controls, events and scores in, replies back."""
+"""The plain values that go into and out of a selection: windows, controls, events, score acknowledgements, entries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 CONTROL_KINDS = ("effective_size", "temperature", "policy", "release", "round", "distances")
 TABLE_CHANGES = ("round", "distances")
-"""Controls that change the sample table; a replay makes them again in their order."""
+"""Controls that change the sample table; a replay applies them again in their order."""
 TRAINER = "trainer"
 """Author of the scheduled effective size that travels with a window request."""
 ADAPTIVE = "adaptive"
@@ -18,14 +18,14 @@ ADAPTIVE = "adaptive"
 SCHEDULE = "schedule"
 """Log kind of a scheduled effective size."""
 TAKEN_KINDS = (*CONTROL_KINDS, SCHEDULE)
-"""Log kinds that no event may have."""
+"""Log kinds that an event must not have."""
 METRIC = "metric"
 """Event kind by which trainers report what an adaptive schedule follows; the message names the metric."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WindowFacts:
-    """Everything about a window but its draws: with the data and the log, enough to draw it again."""
+    """Everything about a window but its draws; with the data and the log, enough to draw it again."""
 
     index: int
     """Number of the window; it covers steps [index * window_steps, (index + 1) * window_steps)."""
@@ -44,9 +44,9 @@ class WindowFacts:
     num_spares: int
     """Spare draws."""
     scores_through: int = 0
-    """Log sequence of the last score report that the weights saw; 0 where they see none."""
+    """Log sequence of the last score report that the weights read; 0 where they read none."""
     rounds_through: int = 0
-    """Log sequence of the last change of the table (a round, other distances) that the weights saw; 0 for none."""
+    """Log sequence of the last change of the table (a round, other distances) that the weights read; 0 for none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,12 +74,12 @@ class Window:
     effective_size: float
     """Expected share of distinct samples in N draws from the table; 1 for a permutation."""
     digest: str
-    """Hex digest of which samples are drawn when; probabilities are left out, for they differ by rounding between
+    """Hex digest of the sample ids in order. Probabilities are left out, for their rounding differs between
     processors."""
 
     @staticmethod
     def sealed(facts: WindowFacts, ids: NDArray[np.int64], probability: NDArray[np.float64]) -> Window:
-        """The window of these facts and draws, the spares last, with its digest."""
+        """Return the window of these facts and draws, the spares last, with its digest."""
         ids, probability = np.ascontiguousarray(ids), np.ascontiguousarray(probability)
         ids.setflags(write=False)
         probability.setflags(write=False)
@@ -108,24 +108,23 @@ class Control:
 
     kind: str
     """One of CONTROL_KINDS. "release" gives the effective size back to the schedule; "round" closes a selection round:
-    the policy of that name keeps floor(rho * N) samples by score from then on; "distances" takes others of the same
-    data into use."""
+    the policy of that name keeps floor(rho * N) samples by score from then on; "distances" replaces the distances."""
     value: float | str | None = None
-    """Effective size (share of N), temperature, policy name, score of a round, file of `Prototypes.save` with distances
-    that stays where it is; nothing for a release."""
+    """Effective size (share of N), temperature, policy name, score of a round, or path of a file of `Prototypes.save`,
+    which must stay in place; None for a release."""
     author: str
-    """Who asks; goes to the log."""
+    """Name of the person or program; goes to the log."""
     reason: str = ""
-    """Why; goes to the log."""
+    """Reason, for people; goes to the log."""
     expected_version: int | None = None
     """Control version that the author has seen; the change is refused if another came since. None: do not compare."""
     request: str = ""
-    """Identity of this change: sent twice it is applied once and answered twice alike. Empty: no identity."""
+    """Identity of this change: sent twice it is applied once and answered alike. Empty: no identity."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ControlReply:
-    """What a control did."""
+    """The effect of a control."""
 
     version: int
     """Control version after the change."""
@@ -134,35 +133,35 @@ class ControlReply:
     step: int
     """First optimizer step of that window."""
     effective_size: float | None
-    """Effective size in force then, unless the schedule says another; None where only weights yet to come tell."""
+    """Effective size in force then, unless the schedule changes it; None where only later weights give it."""
     temperature: float | None
     """Temperature in force then; None for infinity, as without one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """Something that happened to the run and belongs in its history: scaling, a loader lost, a bad sample."""
+    """An occurrence that belongs in the run's history: scaling, a lost loader, a bad sample, a metric."""
 
     kind: str
     """One word."""
     author: str
-    """Who or what did it."""
+    """Name of the person or program that caused it."""
     message: str = ""
     """One line for a person."""
     value: float | str | None = None
-    """What it was set to, if it was a setting."""
+    """Value of a setting or a metric."""
     request: str = ""
     """Identity of this event: sent twice it is written once. Empty: no identity."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreAck:
-    """Answer to a score report; what is accepted is on disk."""
+    """Answer to a score report; the accepted scores are on disk."""
 
     accepted: int
-    """Scores taken."""
+    """Number of scores accepted."""
     rejected: dict[str, int] = field(default_factory=dict)
-    """Scores refused, counted by reason."""
+    """Number of scores refused, by reason."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,13 +173,13 @@ class LogEntry:
     time: float
     """Seconds since the epoch."""
     author: str
-    """Who did it; "trainer" for the schedule."""
+    """Name of the person or program; "trainer" for the schedule."""
     kind: str
     """A control kind, or an event's."""
     value: float | str | None
-    """What was asked for."""
+    """Value of the control or event."""
     reason: str
-    """Why, or an event's message."""
+    """Reason of a control, or an event's message."""
     window: int
     """First window under it; for an event the next window at that time."""
     step: int
@@ -196,5 +195,5 @@ class LogEntry:
     request: str = ""
     """Identity of the control, if it had one."""
     detail: str = ""
-    """JSON: of a round its border (threshold, last_id, kept, scores_through), of distances their file (path, digest,
+    """JSON: the cutoff of a round (threshold, last_id, kept, scores_through), the file of distances (path, digest,
     scores_through). Empty for others."""

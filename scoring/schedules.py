@@ -1,4 +1,4 @@
-"""Schedules: what the effective data set size should be.
+"""Schedules: the effective data set size over training, by progress or by a reported metric.
 
 A schedule by progress is built from its parameters and is then a pure function of the share of training done, so every
 rank computes the same value for a window. `AdaptiveGrowth` is a pure function of the reported metrics, which the log
@@ -17,13 +17,13 @@ Schedule = Callable[[float], float]
 
 
 def cosine(*, start: float = 0.2, end: float = 0.61) -> Schedule:
-    """Half a cosine from `start` to `end` (Lin et al., CVPR 2025: temperatures .07 to .6 are sizes .20 to .614)."""
+    """Return half a cosine from `start` to `end` (Lin et al., CVPR 2025: temperatures .07 to .6)."""
     first, last = checked_effective_size(start), checked_effective_size(end)
     return lambda progress: first + (last - first) * 0.5 * (1.0 - math.cos(math.pi * checked_progress(progress)))
 
 
 def linear(*, start: float = 0.15, end: float = LARGEST_EFFECTIVE_SIZE, ramp: float = 1.0) -> Schedule:
-    """Straight line from `start` to `end` over the first `ramp` of training, then `end`."""
+    """Return a straight line from `start` to `end` over the first `ramp` of training, then `end`."""
     first, last = checked_effective_size(start), checked_effective_size(end)
     if not 0.0 < ramp <= 1.0:
         raise ValueError(f"ramp must be the share of training in (0, 1]; got {ramp}.")
@@ -31,7 +31,7 @@ def linear(*, start: float = 0.15, end: float = LARGEST_EFFECTIVE_SIZE, ramp: fl
 
 
 def linear_then_uniform(*, start: float = 0.15, end: float = LARGEST_EFFECTIVE_SIZE, ramp: float = 0.5) -> Schedule:
-    """`linear` to `end` over the first `ramp` of training, then the largest size, at which draws are uniform.
+    """Return `linear` to `end` over the first `ramp` of training, then the largest size, at which draws are uniform.
 
     With the default end it is continuous: the ramp of the authors' library.
     """
@@ -40,7 +40,7 @@ def linear_then_uniform(*, start: float = 0.15, end: float = LARGEST_EFFECTIVE_S
 
 
 def fixed(*, start: float = 0.5, end: float | None = None) -> Schedule:
-    """`start` throughout; `end` is there for the common signature and is not used."""
+    """Return the constant `start`; `end` belongs to the common signature and is not used."""
     value = checked_effective_size(start)
     return lambda progress: value + 0.0 * checked_progress(progress)
 
@@ -89,7 +89,7 @@ class AdaptiveGrowth:
 
 
 def checked_progress(progress: float) -> float:
-    """Progress clipped to 1 from above (the last window may overhang); ValueError when negative or not a number."""
+    """Return progress, at most 1, for the last window may overhang; ValueError when negative or not a number."""
     if not progress >= 0.0:
         raise ValueError(f"progress must be the share of training done, 0 or more; got {progress}.")
     return min(1.0, float(progress))

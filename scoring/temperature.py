@@ -1,8 +1,8 @@
 """Temperature: how sharply the draw prefers near samples, and the effective data set size that follows from it.
 
-The sampling law is P_i = softmax(-d_i / tau) over distances d in [0, 1]; the effective size is the expected share of
-distinct samples among N draws with replacement. Both are float64: float32 misses the effective size by 0.3 points and
-makes samples unreachable. The inverse is a bracketed root on log tau. Above a million samples it works on a histogram
+A draw takes sample i with P_i = softmax(-d_i / tau) over distances d in [0, 1]; the effective size is the expected share
+of distinct samples among N draws with replacement. Both are float64: float32 misses the effective size by 0.3 points
+and makes samples unreachable. The inverse is a bracketed root on log tau. Above a million samples it works on a histogram
 of the distances, each bin standing at the mean of its members, so its error is second order in the bin width.
 """
 
@@ -32,11 +32,11 @@ COLDEST, HOTTEST = 1e-12, 1e12
 
 
 def sampling_probabilities(distance: ArrayLike, temperature: float, direction: str = "prototypical") -> Float64:
-    """Probability of each sample in one draw (Lin et al., CVPR 2025, Eq. 4).
+    """Return the probability of each sample in one draw (Lin et al., CVPR 2025, Eq. 4).
 
     Args:
         distance: [N], finite; min-max normalised distances lie in [0, 1].
-        temperature: positive; infinity gives the uniform law.
+        temperature: positive; infinity gives uniform draws.
         direction: "prototypical" (near first) or "hard" (far first).
 
     Returns:
@@ -50,13 +50,13 @@ def sampling_probabilities(distance: ArrayLike, temperature: float, direction: s
 
 
 def effective_size(distance: ArrayLike, temperature: float, direction: str = "prototypical") -> float:
-    """Expected share of distinct samples among N draws with replacement (Lin et al., CVPR 2025, Eq. 5, over N)."""
+    """Return the expected share of distinct samples in N draws with replacement (Lin et al., CVPR 2025, Eq. 5 / N)."""
     probability = sampling_probabilities(distance, temperature, direction)
     return expected_distinct(probability, np.ones_like(probability), len(probability)) / len(probability)
 
 
 def solve_temperature(distance: ArrayLike, effective_size: float, direction: str = "prototypical") -> float:
-    """Temperature at which the effective size is the one asked for; the inverse of `effective_size`.
+    """Return the temperature that gives an effective size; the inverse of `effective_size`.
 
     Args:
         distance: [N], finite.
@@ -64,16 +64,16 @@ def solve_temperature(distance: ArrayLike, effective_size: float, direction: str
         direction: "prototypical" or "hard".
 
     Returns:
-        A positive temperature; infinity where only the uniform law is broad enough.
+        A positive temperature; infinity where only uniform draws are broad enough.
 
     Raises:
-        ValueError: if the size is out of range, or below what the coldest law of these distances reaches.
+        ValueError: if the size is out of range, or below the least that these distances can give.
     """
     return DistanceProfile(distance).solve(effective_size, direction)
 
 
 def expected_distinct(probability: Float64, counts: Float64, num_draws: int) -> float:
-    """Sum of counts * (1 - (1 - p)^draws), without cancellation: 1 - (1 - p)^n = -expm1(n * log1p(-p))."""
+    """Return the sum of counts * (1 - (1 - p)^draws), without cancellation: 1 - (1 - p)^n = -expm1(n * log1p(-p))."""
     with np.errstate(divide="ignore"):  # p = 1 gives log1p(-1) = -inf, whose expm1 is -1: the sample is certain
         return float(-(counts * np.expm1(num_draws * np.log1p(-np.minimum(probability, 1.0)))).sum())
 
@@ -89,13 +89,13 @@ class DistanceProfile:
         num_draws: int | None = None,
         exact_limit: int = EXACT_LIMIT,
     ) -> None:
-        """Group distances, or take over groups.
+        """Group distances, or take given groups.
 
         Args:
             distance: [N] distances, or the mean of each group.
             counts: members of each group, if they are grouped already.
             num_draws: draws, and the size that shares are of, where these distances are of a part of the data.
-            exact_limit: up to so many samples each is a group of its own.
+            exact_limit: number of samples up to which each is its own group.
         """
         values = checked_distance(distance)
         if counts is None and len(values) > exact_limit and values.min() < values.max():
@@ -109,19 +109,19 @@ class DistanceProfile:
         self._rough = self._coarsened() if len(values) > 4 * COARSE_BINS else None
 
     def effective_size(self, temperature: float, direction: str = "prototypical") -> float:
-        """Effective size of the whole table as a share of N."""
+        """Return the effective size of the whole table as a share of N."""
         return self._share(checked_temperature(temperature), direction)
 
     def solve(self, effective_size: float, direction: str = "prototypical") -> float:
-        """Temperature of an effective size; see `solve_temperature`."""
+        """Return the temperature of an effective size; see `solve_temperature`."""
         wanted = checked_effective_size(effective_size)
         if direction not in self._limits:
             self._limits[direction] = self._share(COLDEST, direction), self._share(HOTTEST, direction)
         coldest, hottest = self._limits[direction]
         if wanted < coldest:
             raise ValueError(
-                f"effective_size must be at least {coldest:.6g}, what the nearest of these {self.num_samples} samples "
-                f"give alone; got {wanted:.6g}. Ask for a larger share."
+                f"effective_size must be at least {coldest:.6g}, the share that the nearest of these "
+                f"{self.num_samples} samples give alone; got {wanted:.6g}. Ask for a larger share."
             )
         if wanted >= hottest:
             return math.inf
@@ -129,14 +129,14 @@ class DistanceProfile:
         return math.exp(_root(lambda log_tau: self._share(math.exp(log_tau), direction) - wanted, start, step))
 
     def _begin(self, wanted: float, direction: str) -> float:
-        """A temperature near the solution: the rough copy's, where it reaches so far."""
+        """Return a temperature near the solution: that of the rough copy, where it has one."""
         if self._rough is None:
             return 0.1
         low, high = self._rough._share(COLDEST, direction), self._rough._share(HOTTEST, direction)
         return self._rough.solve(wanted, direction) if low < wanted < high else 0.1
 
     def _coarsened(self) -> DistanceProfile | None:
-        """A copy in few bins; None where all distances are equal."""
+        """Return a copy in COARSE_BINS bins; None where all distances are equal."""
         low, high = float(self._values.min()), float(self._values.max())
         if low == high:
             return None
@@ -147,7 +147,8 @@ class DistanceProfile:
         return DistanceProfile(sums[used] / counts[used], counts=counts[used], num_draws=self.num_draws)
 
     def _share(self, temperature: float, direction: str) -> float:
-        """`expected_distinct` of the law over N, in one buffer: this is the hot loop of solving."""
+        """Return the effective size at a temperature."""
+        # As `expected_distinct`, but in one buffer: a solution takes some thirty passes over all groups.
         sign, nearest = _sign_and_nearest(self._values, direction)
         buffer = self._values - nearest
         buffer *= sign / temperature
@@ -162,7 +163,7 @@ class DistanceProfile:
 
 
 def checked_distance(distance: ArrayLike) -> NDArray[np.floating]:
-    """The distances as a one-dimensional float array.
+    """Return the distances as a one-dimensional float array.
 
     Raises:
         ValueError: if there are none, or one is not finite.
@@ -179,14 +180,14 @@ def checked_distance(distance: ArrayLike) -> NDArray[np.floating]:
 
 
 def checked_temperature(temperature: float) -> float:
-    """The temperature as a float; ValueError unless it is positive."""
+    """Return the temperature as a float; ValueError unless it is positive."""
     if not float(temperature) > 0.0:
         raise ValueError(f"temperature must be positive; got {temperature}. The paper's range is 0.07 to 0.6.")
     return float(temperature)
 
 
 def checked_effective_size(effective_size: float) -> float:
-    """The effective size as a float; ValueError outside (0, 1 - 1/e]."""
+    """Return the effective size as a float; ValueError outside (0, 1 - 1/e]."""
     if not 0.0 < float(effective_size) <= LARGEST_EFFECTIVE_SIZE:
         raise ValueError(
             f"effective_size must be in (0, {LARGEST_EFFECTIVE_SIZE:.6f}], the share of distinct samples that draws "
@@ -196,13 +197,13 @@ def checked_effective_size(effective_size: float) -> float:
 
 
 def _weights(values: Float64, temperature: float, direction: str) -> Float64:
-    """Unnormalised softmax weights; the largest is 1, so nothing overflows."""
+    """Return unnormalised softmax weights; the largest is 1, so nothing overflows."""
     sign, nearest = _sign_and_nearest(values, direction)
     return np.asarray(np.exp(sign * (values - nearest) / temperature), dtype=np.float64)
 
 
 def _sign_and_nearest(values: Float64, direction: str) -> tuple[float, float]:
-    """Sign of the exponent, and the distance that weighs most."""
+    """Return the sign of the exponent, and the distance that weighs most."""
     if direction not in SIGN:
         raise ValueError(f"direction must be one of {', '.join(SIGN)}; got {direction!r}.")
     sign = SIGN[direction]
@@ -210,7 +211,7 @@ def _sign_and_nearest(values: Float64, direction: str) -> tuple[float, float]:
 
 
 def distance_bins(distance: NDArray[np.floating], low: float, high: float) -> tuple[Float64, Float64]:
-    """Sum and count of the distances in each of HISTOGRAM_BINS bins of [low, high]; bins of parts add up."""
+    """Return sum and count of the distances in each of HISTOGRAM_BINS bins of [low, high]."""
     counts, sums = np.zeros(HISTOGRAM_BINS), np.zeros(HISTOGRAM_BINS)
     scale = HISTOGRAM_BINS / (high - low)
     for start in range(0, len(distance), EXACT_LIMIT):  # in parts, so that no float64 copy of the table is made
@@ -222,7 +223,7 @@ def distance_bins(distance: NDArray[np.floating], low: float, high: float) -> tu
 
 
 def _root(function: Callable[[float], float], start: float, step: float, tolerance: float = 1e-12) -> float:
-    """Root of an increasing function: bracketed from `start` in growing steps, then false position (Illinois)."""
+    """Find the root of an increasing function: a bracket grows from `start`, then false position (Illinois)."""
     left = right = start
     f_left = f_right = function(start)
     while f_left > 0:

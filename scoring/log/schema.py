@@ -1,4 +1,7 @@
-"""The run log's file: its tables, how rows become values, and who may open it."""
+"""The run log's file: its tables, the lock of its writer, and the conversion between rows and values.
+
+SQLite stores any type in any column, and a file may be damaged or made by others: every row is checked when it is read.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from scoring.records import METRIC, SCHEDULE, LogEntry, Window, WindowFacts
 from scoring.table.scores import ScoreReport
 
 SCHEMA_VERSION = 2
-APPLICATION_ID = 0x54454D50  # "TEMP", so that `file` and we know our own
+APPLICATION_ID = 0x54454D50  # "TEMP", by which `file` and `connect` know a run log
 LOCK_WAIT_S = 10.0
 
 SCHEMA = """
@@ -45,7 +48,7 @@ SHAPE = {("table", name, name) for name in TABLES} | {
     ("index", "sqlite_autoindex_meta_1", "meta"),
     ("index", "sqlite_autoindex_scores_1", "scores"),
 }
-"""What a log's schema holds: type, name and table."""
+"""Rows of a log's sqlite_schema: type, name and table."""
 
 ENTRY_FIELDS = tuple(field.name for field in fields(LogEntry))
 FACT_FIELDS = tuple(field.name for field in fields(WindowFacts))
@@ -77,7 +80,7 @@ SELECT_REPORT = "SELECT sequence, producer, report, kind, step, checksum, ids, v
 
 
 def connect(path: Path | None, *, read_only: bool) -> sqlite3.Connection:
-    """Open the file, making it if it is new and we write.
+    """Open the file; a new one is made when it is opened for writing.
 
     Raises:
         FileNotFoundError: if there is none to read.
@@ -114,9 +117,9 @@ def connect(path: Path | None, *, read_only: bool) -> sqlite3.Connection:
 
 
 def lock(path: Path) -> IO[bytes]:
-    """Hold the writer's lock until the handle is closed.
+    """Take the writer's lock, held until the handle is closed; LogInUse if another process keeps it.
 
-    A killed writer loses it at once, so a short wait covers its last moments. LogInUse if another holds it longer.
+    The kernel releases a killed writer's lock, so a short wait covers its last moments.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = open(f"{path}.lock", "ab")  # noqa: SIM115 - the caller's to close
@@ -136,21 +139,21 @@ def lock(path: Path) -> IO[bytes]:
 
 
 def entry_row(entry: LogEntry) -> list[Any]:
-    """A log entry as a row."""
+    """Return a log entry as a row."""
     values = [getattr(entry, name) for name in ENTRY_FIELDS]
     values[ENTRY_FIELDS.index("value")] = json.dumps(entry.value)
-    # Names of files may hold what is no text: that becomes an escape, and costs no entry.
+    # A file name may hold bytes that are not text: they are escaped, so that the entry is not lost.
     return [v.encode("utf-8", "backslashreplace").decode() if isinstance(v, str) else v for v in values]
 
 
 def entry_of(row: tuple[Any, ...]) -> LogEntry:
-    """The inverse of `entry_row`; CorruptLog if a field is not of its kind."""
+    """Return the entry of a row; CorruptLog if a field is of another type."""
     named = dict(zip(ENTRY_FIELDS, row, strict=True))
     _check_kinds(named, ENTRY_KINDS, "log entry", named["sequence"])
     try:
         value = json.loads(named["value"])
         if not (value is None or isinstance(value, str) or (isinstance(value, int | float) and float(value) == value)):
-            raise ValueError("it is no plain value")
+            raise ValueError("it is not a plain value")
         if value is not None and named["kind"] in NUMBER_KINDS:
             float(value)
     except (ValueError, OverflowError, RecursionError) as error:
@@ -159,14 +162,14 @@ def entry_of(row: tuple[Any, ...]) -> LogEntry:
 
 
 def facts_of(row: tuple[Any, ...]) -> tuple[WindowFacts, str]:
-    """Facts of a window and its digest; CorruptLog if a field is not of its kind."""
+    """Return facts of a window and its digest; CorruptLog if a field is of another type."""
     named = dict(zip(FACT_FIELDS, row[:-1], strict=True))
     _check_kinds({**named, "digest": row[-1]}, FACT_KINDS, "window", named["index"])
     return WindowFacts(**named), str(row[-1])
 
 
 def _check_kinds(named: dict[str, Any], kinds: dict[str, tuple[type, ...]], what: str, number: object) -> None:
-    """SQLite keeps whatever is put into a column."""
+    """Raise CorruptLog unless each field is of one of its types, and counts are not negative."""
     for name, wanted in kinds.items():
         value = named[name]
         if type(value) not in wanted or (name in COUNTED and value < 0):
@@ -176,7 +179,7 @@ def _check_kinds(named: dict[str, Any], kinds: dict[str, tuple[type, ...]], what
 
 
 def window_row(facts: WindowFacts, window: Window) -> tuple[Any, ...]:
-    """A window as a row."""
+    """Return a window as a row."""
     ids = pack_ids(np.concatenate([window.sample_ids, window.spare_ids]))
     probability = np.concatenate([window.probability, window.spare_probability]).astype("<f8").tobytes()
     checksum = zlib.crc32(probability, zlib.crc32(ids))
@@ -184,7 +187,7 @@ def window_row(facts: WindowFacts, window: Window) -> tuple[Any, ...]:
 
 
 def window_of(facts: WindowFacts, digest: str, checksum: int, ids: bytes, probability: bytes) -> Window:
-    """The inverse of `window_row`; CorruptLog if the draws are not what was written."""
+    """Return the window of a row; CorruptLog if the draws do not match checksum and digest."""
     drawn_kinds = {"checksum": checksum, "ids": ids, "probability": probability}
     _check_kinds(drawn_kinds, DRAWS_KINDS, "window", facts.index)
     if len(probability) != 8 * (facts.num_draws + facts.num_spares):
@@ -199,14 +202,14 @@ def window_of(facts: WindowFacts, digest: str, checksum: int, ids: bytes, probab
 
 
 def report_row(sequence: int, report: ScoreReport) -> tuple[Any, ...]:
-    """A score report as a row."""
+    """Return a score report as a row."""
     ids, values = pack_ids(report.ids), report.values.astype("<f4", copy=False).tobytes()
     checksum = zlib.crc32(values, zlib.crc32(ids))
     return sequence, report.producer, report.sequence, report.kind, report.step, checksum, ids, values
 
 
 def report_of(row: tuple[Any, ...]) -> tuple[int, ScoreReport]:
-    """The inverse of `report_row`; CorruptLog if the scores are not what was written."""
+    """Return the sequence and the score report of a row; CorruptLog if it does not match its checksum."""
     position, producer, sequence, kind, step, checksum, ids, values = row
     named = {"producer": producer, "step": step, "sequence": sequence, "checksum": checksum, "ids": ids, "vals": values}
     _check_kinds(named, REPORT_KINDS, "score report", position)
@@ -225,13 +228,13 @@ def report_of(row: tuple[Any, ...]) -> tuple[int, ScoreReport]:
 
 
 def pack_ids(ids: NDArray[np.int64]) -> bytes:
-    """Ids as little-endian bytes, 4 each where they fit, else 8."""
+    """Return ids as little-endian bytes, 4 each where they fit, else 8."""
     wide = bool(len(ids)) and int(ids.max()) >= 2**32
     return bytes(ids.astype("<i8" if wide else "<u4").tobytes())
 
 
 def unpack_ids(blob: bytes, count: int) -> NDArray[np.int64]:
-    """The inverse of `pack_ids`; CorruptLog if the length fits neither width."""
+    """Return the ids of `pack_ids`; CorruptLog if the length fits neither width."""
     if len(blob) not in (4 * count, 8 * count):
         raise CorruptLog(f"{count} stored ids must take {4 * count} or {8 * count} bytes; got {len(blob)}.")
     return np.frombuffer(blob, "<u4" if len(blob) == 4 * count else "<i8").astype(np.int64)

@@ -1,6 +1,6 @@
 """DrawCounts: how often each row was drawn, in two bytes a row.
 
-A count is kept modulo 2^16; what is above stands in a dictionary, which has at most one entry for every 65,536 draws.
+A count is kept modulo 2^16; the rest is in a dictionary, which has at most one entry for every 65,536 draws.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Int64 = NDArray[np.int64]
 LOW_BITS = 16
 LOW_MASK = (1 << LOW_BITS) - 1
 HIGH_LIMIT = 1 << 8
-"""A snapshot with a row of 2^24 draws is not believed, for the histogram of draws grows with it; the log is."""
+"""A snapshot with a row of 2^24 draws is refused, for its histogram would take the memory; the log is read instead."""
 
 
 class DrawCounts:
@@ -29,7 +29,7 @@ class DrawCounts:
         """[k] rows drawn k times."""
 
     def add(self, rows: Int64) -> None:
-        """Count these draws, a row as often as it is named; other rows are not touched."""
+        """Count these draws; a row counts as often as it appears."""
         drawn, count = np.unique(rows, return_counts=True)
         before = self._of(drawn)
         after = before + count
@@ -41,7 +41,7 @@ class DrawCounts:
         self.histogram = np.pad(self.histogram, (0, size - len(self.histogram))) + moved
 
     def part(self, first: int, last: int) -> NDArray[np.uint32]:
-        """Draws of the rows [first, last); a copy."""
+        """Return the draws of the rows [first, last); a copy."""
         counts = self._low[first:last].astype(np.uint32)
         for row, high in self._high.items():
             if first <= row < last:
@@ -54,19 +54,19 @@ class DrawCounts:
         return self._low.nbytes
 
     def pack(self) -> dict[str, NDArray[Any]]:
-        """Arrays from which `unpack` restores the counts."""
+        """Return arrays from which `unpack` restores the counts."""
         rows = np.array(sorted(self._high), np.int64)
         high = np.array([self._high[int(row)] for row in rows], np.int64)
         return {"times": self._low, "times_above": np.stack([rows, high])}
 
     def accepts(self, above: Int64) -> bool:
-        """Whether `unpack` can take these rows with more than 65,535 draws."""
+        """Return whether `unpack` can take these rows with more than 65,535 draws."""
         rows, high = above
         known = bool(((rows >= 0) & (rows < len(self._low))).all())
         return known and bool(((high >= 0) & (high < HIGH_LIMIT)).all())
 
     def unpack(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Take over what `pack` gave."""
+        """Take over the arrays of `pack`."""
         self._low[:] = arrays["times"]
         self._high = {int(row): int(high) for row, high in arrays["times_above"].T}
         self.histogram = np.bincount(self._low)
@@ -85,7 +85,7 @@ class DrawCounts:
 
 
 def draw_summary(histogram: NDArray[np.int64]) -> dict[str, Any]:
-    """Quantiles (least, quarters, most), mean and zeros of [k] samples drawn k times."""
+    """Return quantiles (least, quarters, most), mean and zeros of a histogram, [k] samples drawn k times."""
     cumulative, draws = np.cumsum(histogram), np.arange(len(histogram))
     total = int(cumulative[-1])
     return {

@@ -1,8 +1,8 @@
-"""Scores pushed by trainers: a table that many writers may report to, twice and in any order, with one outcome.
+"""Scores reported by trainers: many writers may report, twice and in any order, with one outcome.
 
 Every sample keeps the value of the report with the greatest (step, producer, sequence). That maximum does not depend on
 the order of arrival, so merging is commutative and idempotent. A sample costs 8 bytes: the value, and the number of the
-report that holds it; what a report's order is stands once, in the list of reports.
+report that holds it; (step, producer, sequence) is stored once for each report.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Float32 = NDArray[np.float32]
 REPORT_LIMIT = 1 << 24
 """Most scores of one report: 16 M."""
 NUMBER_LIMIT = 1 << 63
-"""Steps and sequences are below it: what the log's integers hold."""
+"""Steps and sequences are below it: the range of the log's integers."""
 PRODUCER_LIMIT = 200
 """Longest name of a producer."""
 
@@ -38,7 +38,7 @@ class ScoreReport:
     step: int
     """Optimizer step at which they were measured."""
     producer: str
-    """Who measured, one name a rank."""
+    """Name of the rank that measured."""
     sequence: int
     """Number of the report among its producer's."""
 
@@ -56,8 +56,8 @@ class ScoreTable:
         self._producers: list[str] = []
 
     def merge(self, report: ScoreReport) -> None:
-        """Take the values that are newer than what their samples hold."""
-        number = self._enrol(report)
+        """Take the values that are newer than those that their samples hold."""
+        number = self._number(report)
         order = self._comparable()
         new, ids = order[number], report.ids
         holder = self.holder[ids]
@@ -69,11 +69,11 @@ class ScoreTable:
             newer |= (new[0] == held_step) & tie_won
             ids = ids[newer]
         values = report.values if len(ids) == len(newer) else report.values[newer]
-        self.values[ids] = values  # of an id named twice numpy keeps the last, as promised
+        self.values[ids] = values  # where an id comes twice numpy keeps the last
         self.holder[ids] = number
 
     def holds(self, report: ScoreReport) -> NDArray[np.bool_]:
-        """Which of a merged report's samples still have their value from it."""
+        """Return which samples of a merged report still have their value from it."""
         step, producer, sequence = report.step, self._producers.index(report.producer), report.sequence
         numbers = np.flatnonzero((self._order[: self._num_reports] == (step, producer, sequence)).all(axis=1))
         return np.isin(self.holder[report.ids], numbers)
@@ -89,15 +89,16 @@ class ScoreTable:
         return self.values.nbytes + self.holder.nbytes + self._order.nbytes
 
     def pack(self) -> tuple[Int64, list[str]]:
-        """The orders of the reports, and the names of the producers they count by."""
+        """Return (step, producer, sequence) of every report, and the names of the producers."""
         return self._order[: self._num_reports].copy(), list(self._producers)
 
     def unpack(self, values: Float32, holder: NDArray[np.uint32], order: Int64, producers: list[str]) -> None:
-        """Take over what `pack` and the two columns said."""
+        """Take over the two columns and the values of `pack`."""
         self.values[:], self.holder[:] = values, holder
         self._order, self._num_reports, self._producers = order.copy(), len(order), list(producers)
 
-    def _enrol(self, report: ScoreReport) -> int:
+    def _number(self, report: ScoreReport) -> int:
+        """Enter a report into the list and return its number; the list doubles when it is full."""
         if report.producer not in self._producers:
             self._producers.append(report.producer)
         if self._num_reports == len(self._order):
@@ -107,7 +108,7 @@ class ScoreTable:
         return self._num_reports - 1
 
     def _comparable(self) -> Int64:
-        """Report orders with each producer's place among the names, so that ties do not depend on who came first."""
+        """Return the orders with producers numbered by name, so that ties do not depend on which came first."""
         order = self._order[: self._num_reports]
         if self._producers == sorted(self._producers):
             return order
@@ -118,19 +119,19 @@ class ScoreTable:
 
 
 def is_order(order: Int64, producers: list[str]) -> bool:
-    """Whether this is what `ScoreTable.pack` gives: report 0 for none, producers that have a name."""
+    """Return whether this can come from `ScoreTable.pack`: report 0 stands for none, every producer has a name."""
     if order.ndim != 2 or order.shape[1:] != (3,) or not len(order) or (order[0] != -1).any():
         return False
     return bool(((order[1:, 1] >= 0) & (order[1:, 1] < len(producers))).all()) and len(set(producers)) == len(producers)
 
 
 def rows_of(report: ScoreReport, rows: slice | Int64) -> ScoreReport:
-    """The part of a report at these positions."""
+    """Return the part of a report at these positions."""
     return replace(report, ids=report.ids[rows], values=report.values[rows])
 
 
 def checked_report(report: ScoreReport, num_samples: int) -> tuple[ScoreReport, dict[str, int]]:
-    """The part of a report that can be taken, in its final types, and how many scores were refused for which reason.
+    """Return the part of a report that can be taken, in its final types, and the number of refused scores by reason.
 
     Raises:
         ValueError: naming the field that is wrong as a whole.
@@ -150,10 +151,10 @@ def checked_report(report: ScoreReport, num_samples: int) -> tuple[ScoreReport, 
 
 
 def checked_scores(ids: ArrayLike, values: ArrayLike, num_samples: int) -> tuple[Int64, Float32, dict[str, int]]:
-    """The pairs that can be taken, and how many were refused for which reason.
+    """Return the pairs that can be taken, and the number of refused ones by reason.
 
     Raises:
-        ValueError: if ids are not integers, or ids and values are not two equally long lists of a sane length.
+        ValueError: if ids are not integers, or ids and values are not two lists of one length up to REPORT_LIMIT.
     """
     id_array, value_array = np.asarray(ids), np.asarray(values)
     if value_array.size and value_array.dtype.kind not in "fiu":
