@@ -86,7 +86,7 @@ class SelectionConfig:
     rho: float = 0.3
     """Share of the data that a selection round keeps, in (0, 1] (PASS: 0.3)."""
     reported_score: str = "loss"
-    """Kind of the scores that the trainer reports, one of SCORE_KINDS; `importance` reads it unless told otherwise."""
+    """Kind of the scores that the trainer reports, one of SCORE_KINDS; `importance` reads it by default."""
     kept_windows: int = 1024
     """Newest windows whose draws stay in the log, 1 or more; older ones are drawn again when asked for."""
     snapshot_windows: int = 64

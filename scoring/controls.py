@@ -1,9 +1,9 @@
 """Controls: changes of what is drawn, from the request to the log, and from which window on each one holds.
 
 `Controls.apply` is the one way in: it finds the control's kind in CONTROLS, takes the locks, refuses what is repeated,
-outdated or wrong, writes the entry to the log, and only then changes the state. A change lands in the first window that
-is not being drawn and that no trainer has. Until that is the next one it waits in `_ahead` and is folded in then, so
-the window that a reply names holds even if drawing fails and is tried again.
+outdated or wrong, writes the entry to the log, and only then changes the state. A change takes effect in the first
+window that is not being drawn and that no trainer has. Until that is the next one it waits in `_ahead`, so the window
+that a reply names holds even if drawing fails and is tried again.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Controls:
         self.state_lock = threading.RLock()
         """Held for moments."""
         self.drawing = False
-        """Whether the next window is being drawn, so that a change must land after it."""
+        """Whether the next window is being drawn, so that a change takes effect after it."""
         self.state = ControlState.initial(config)
         """Controls in force for the next window, schedule apart."""
         self.known_sizes: dict[str, float] = {}
@@ -86,7 +86,7 @@ class Controls:
                 self._note_size(entry)
 
     def latest(self) -> ControlState:
-        """Return the state after everything that was set, also what lands later."""
+        """Return the state after everything that was set, also what takes effect later."""
         return self.state.after_all(self._ahead)
 
     def latest_key(self) -> WeightKey:
@@ -138,7 +138,7 @@ class Controls:
         return state, key, [self._entry(request, size, state, key=key, window=window, in_force=in_force)]
 
     def advance(self, state: ControlState, key: WeightKey, weights: WeightTable) -> None:
-        """Go on to the window after the one that was drawn under these; fold in what lands in it."""
+        """Go on to the window after the one that was drawn under these; fold in the changes that wait for it."""
         next_window = self._windows.next_window
         due = [entry for entry in self._ahead if entry.window <= next_window]
         self._ahead = self._ahead[len(due) :]
@@ -154,7 +154,7 @@ class Controls:
         # The order of locks: the table lock, for kinds that read or change the table, then the state lock.
         table: AbstractContextManager[Any] = self.table_lock if kind.needs_table else nullcontext()
         with table:
-            study = kind.study(self, control) if kind.study else None  # may take seconds: windows are served meanwhile
+            study = kind.study(self, control) if kind.study else None  # may take seconds, in which windows are served
             with self.state_lock:
                 earlier = self._log.entry_of(control.request)
                 if earlier is not None:

@@ -106,7 +106,7 @@ def _redrawn(
     """Yield each window drawn again, with the temperature that the controls in the log give for it."""
     size, user_policies = config.size_of(distance), config.curriculum.user_policies
     history = History(SampleTable(distance, num_samples=size, options=config.policy_options))
-    # A change that waited for its window stands in the log before others that landed earlier: order by window.
+    # A change that waited for its window comes before others in the log that took effect earlier: order by window.
     entries = sorted(log.entries(), key=lambda entry: entry.window)
     state, folded = ControlState.initial(config), 0
     for facts, _ in stored:

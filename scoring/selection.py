@@ -4,8 +4,8 @@ In order of life:
 1. It opens the run's log, checks that the log is of this run, and recovers: newest snapshot, then what came after it.
 2. `window(i)` turns the controls in force into a weight table, draws, writes the window to the log, hands it out. Asked
    again, it hands out the same window.
-3. `control`, `report_scores` and `record` write to the log first, then change the state; the change lands in the next
-   window that is not being drawn yet, and the reply names it.
+3. `control`, `report_scores` and `record` write to the log first, then change the state; the change takes
+   effect in the next window that is not being drawn yet, and the reply names it.
 
 Two locks, always taken in this order. The table lock is held while a window is made, a round closed or a snapshot
 written, which may take seconds: the table changes only under it. The state lock is held for moments; controls, reports,
@@ -136,7 +136,7 @@ class Selection:
         index, controls = self.next_window, self._controls
         try:
             with self._state_lock:
-                controls.drawing = True  # from here on changes land after this window
+                controls.drawing = True  # from here on changes take effect after this window
                 state, key, entries = controls.schedule(requested)
             controls.settle()
             weights, last = controls.weigh(key), self._windows.last

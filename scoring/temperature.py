@@ -1,9 +1,9 @@
 """Temperature: how sharply the draw prefers near samples, and the effective data set size that follows from it.
 
-A draw takes sample i with P_i = softmax(-d_i / tau) over distances d in [0, 1]; the effective size is the expected share
-of distinct samples among N draws with replacement. Both are float64: float32 misses the effective size by 0.3 points
-and makes samples unreachable. The inverse is a bracketed root on log tau. Above a million samples it works on a histogram
-of the distances, each bin standing at the mean of its members, so its error is second order in the bin width.
+A draw takes sample i with P_i = softmax(-d_i / tau) over distances d in [0, 1]. The effective size is the expected
+share of distinct samples in N draws with replacement. Both are float64: float32 misses the effective size by 0.3 points
+and makes samples unreachable. The inverse is a bracketed root on log tau. Above a million samples it works on a
+histogram of the distances, each bin at the mean of its members, so its error is second order in the bin width.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Views: figures of the table and the weights now in force, as plain JSON values; VIEWS finds each by name.
 
 A view is a function of (table, weights) and its arguments. The selection calls it with its table lock held, so nothing
-changes meanwhile. A table is read a segment at a time, so that a large one is never held twice.
+changes while it reads. A table is read a segment at a time, so that a large one is never held twice.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """UnloggedWindows: how far windows were handed out while the log could not be written, kept where a full disk takes it.
 
 Its few bytes are on the disk from the start of the run and are written over in place. After a crash the log ends before
-those windows, and trainers have them: they must be drawn again as they were. So changes that come before that land
-after them, and scores that come before that wait.
+those windows, and trainers have them: they must be drawn again as they were. So changes that come before that
+take effect after them, and scores that come before that wait.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class UnloggedWindows:
         try:
             self._write(self._path)
         except OSError as error:
-            log.warning("window %d is not noted (%s): should this process die, a change may land in it", window, error)
+            log.warning("window %d is not noted (%s): if this process dies, a change may alter it", window, error)
 
     def clear(self) -> None:
         """Begin with no windows: the log is of a new run."""

@@ -3,7 +3,7 @@ import json
 from tests.bench import selection as bench
 
 
-def test_bench_reports_what_it_promises(monkeypatch):
+def test_bench_reports_every_figure(monkeypatch):
     monkeypatch.setattr(bench, "SERVICE_SIZE", 20_000)
     seen = []
     report = bench.bench_selection(progress=lambda *now: seen.append(now), sizes=(50_000, 10**12), seconds=0.3)

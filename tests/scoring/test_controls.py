@@ -62,7 +62,7 @@ def set_size(value, **changes):
     return Control(**{"kind": "effective_size", "value": value, "author": "ann", **changes})
 
 
-def test_change_during_a_draw_lands_in_the_window_after_it(selection, drawing):
+def test_change_during_a_draw_takes_effect_in_the_window_after_it(selection, drawing):
     reply = selection.control(set_size(0.5))
     assert (reply.window, reply.step, reply.version) == (2, 4, 1)
     GATE.set()
@@ -94,7 +94,7 @@ def test_two_changes_during_a_draw_keep_their_order_and_versions(selection, draw
     assert selection.state()["manual_kind"] == "effective_size"
 
 
-def test_failed_draw_leaves_a_landed_change_where_it_was_promised(selection, drawing):
+def test_failed_draw_leaves_a_change_in_the_window_that_its_reply_named(selection, drawing):
     reply = selection.control(set_size(0.5))
     FAIL.set()
     GATE.set()
@@ -127,7 +127,7 @@ def test_change_that_waits_for_its_window_survives_a_restart(selection, drawing,
     recovered.close()
 
 
-def test_of_many_controllers_at_once_one_wins(selection):
+def test_one_of_many_controllers_at_once_wins(selection):
     barrier = threading.Barrier(8)
 
     def change(rank):

@@ -82,7 +82,7 @@ def test_a_restart_and_a_replay_use_them_where_they_were_in_force(tmp_path):
     log.close()
 
 
-def test_what_does_not_fit_changes_nothing(tmp_path):
+def test_distances_that_do_not_fit_change_nothing(tmp_path):
     selection = Selection(FIRST, config(), runlog=RunLog(tmp_path / "run.sqlite"))
     selection.window(0)
     lone = np.ones(N, np.float32)
@@ -106,10 +106,10 @@ def test_what_does_not_fit_changes_nothing(tmp_path):
     assert selection.window(1).digest == expected.window(1).digest
 
 
-def test_the_same_wish_twice_is_one_change(tmp_path):
+def test_a_control_sent_twice_is_one_change(tmp_path):
     selection = Selection(FIRST, config(), runlog=RunLog(tmp_path / "run.sqlite"))
-    wish = swap(save(tmp_path / "second.parquet", SECOND), request="once", reason="scored anew")
-    assert selection.control(wish) == selection.control(wish)
+    control = swap(save(tmp_path / "second.parquet", SECOND), request="once", reason="scored anew")
+    assert selection.control(control) == selection.control(control)
     (entry,) = selection.log()
     assert (entry.reason, entry.version) == ("scored anew", 1)
     assert set(json.loads(entry.detail)) == {"path", "digest", "scores_through"}

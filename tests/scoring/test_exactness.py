@@ -5,8 +5,8 @@ The statistics, each with a false alarm rate of one in a million:
 - chi-square over 256 bins of equal mass, filled with the samples in random order: a distortion of any kind shows. With
   583,000 draws a distortion of half of the bins by +2 % and of the others by -2 % is caught with a chance above 0.999
   (noncentrality 583,000 * 0.02^2 = 233 on 255 degrees of freedom);
-- the same with the bins filled in order of the ids, which sees what is local in the table, and in order of the weights,
-  which sees what is wrong with the law;
+- the same with the bins filled in order of the ids, which shows local errors in the table, and in order of the weights,
+  which shows wrong weights;
 - the number of distinct samples, against its exact mean and variance under independent draws (z-test);
 - that no sample of weight zero is ever drawn.
 """
@@ -41,7 +41,7 @@ def random_bins(probability, seed=0):
 
 
 def chi_square_p_value(ids, probability, bins):
-    """Probability of so uneven a fill of the bins under the law."""
+    """Probability of a fill of the bins at least this uneven under these probabilities."""
     inside = bins >= 0
     expected = np.bincount(bins[inside], weights=probability[inside], minlength=BINS) * len(ids)
     seen = np.bincount(bins[ids][bins[ids] >= 0], minlength=BINS)
@@ -51,7 +51,7 @@ def chi_square_p_value(ids, probability, bins):
 
 
 def distinct_p_value(ids, probability):
-    """Two-sided probability of so many, or so few, distinct samples under independent draws."""
+    """Two-sided probability of this number of distinct samples under independent draws."""
     n, p = len(ids), probability[probability > 0]
     mean = expected_distinct(p, np.ones_like(p), n)
     missed = np.exp(n * np.log1p(-np.minimum(p, 1 - 1e-16)))
@@ -83,7 +83,7 @@ def drawn(weights, uniforms, **segments):
 
 
 def softmax(num_samples, temperature=0.1, seed=0):
-    """A prototype law in id order of distance, with a tenth of the samples excluded."""
+    """Softmax weights in id order of distance, with a tenth of the samples excluded."""
     rng = np.random.default_rng(seed)
     weights = np.exp(-np.sort(rng.beta(3.4, 2.38, num_samples)) / temperature)
     weights[rng.random(num_samples) < 0.1] = 0.0
@@ -168,18 +168,18 @@ def test_two_percent_distortion_is_caught_with_the_stated_power():
 EXCLUDED = 0.9
 
 
-def law(distance, temperature):
+def weights_of(distance, temperature):
     weights = np.exp(-distance / temperature)
     weights[distance > EXCLUDED] = 0.0
     return weights
 
 
 def right(distance, temperature, uniforms):
-    return drawn(law(distance, temperature), uniforms)
+    return drawn(weights_of(distance, temperature), uniforms)
 
 
 def float32_sums(distance, temperature, uniforms):
-    cumulative = np.cumsum(law(distance, temperature).astype(np.float32), dtype=np.float32)
+    cumulative = np.cumsum(weights_of(distance, temperature).astype(np.float32), dtype=np.float32)
     return np.searchsorted(cumulative, (uniforms * cumulative[-1]).astype(np.float32), side="right").clip(
         max=len(distance) - 1
     )
@@ -191,7 +191,7 @@ def off_by_one_row(distance, temperature, uniforms):
 
 def left_side_search(distance, temperature, uniforms):
     """A uniform of 0, as coarse uniforms often are, lands on the first sample even if that one weighs nothing."""
-    cumulative = np.cumsum(law(distance, temperature))
+    cumulative = np.cumsum(weights_of(distance, temperature))
     return np.searchsorted(cumulative, np.floor(uniforms * 2**16) / 2**16 * cumulative[-1], side="left")
 
 
@@ -204,7 +204,9 @@ def direction_flipped(distance, temperature, uniforms):
 
 
 def without_replacement(distance, temperature, uniforms):
-    keys = -np.log(np.random.default_rng(1).random(len(distance))) / np.maximum(law(distance, temperature), 1e-300)
+    keys = -np.log(np.random.default_rng(1).random(len(distance))) / np.maximum(
+        weights_of(distance, temperature), 1e-300
+    )
     order = np.argsort(keys)
     order = order[distance[order] <= EXCLUDED]
     return np.resize(order[: len(uniforms) // 4], len(uniforms))
@@ -216,8 +218,8 @@ def same_generator_on_two_ranks(distance, temperature, uniforms):
 
 
 def stale_normaliser(distance, temperature, uniforms):
-    """The total is that of an older, broader law: points beyond the end go to the last sample."""
-    cumulative = np.cumsum(law(distance, temperature))
+    """The total is that of an older, broader table: points beyond the end go to the last sample."""
+    cumulative = np.cumsum(weights_of(distance, temperature))
     stale = cumulative[-1] * 1.001
     return np.searchsorted(cumulative, uniforms * stale, side="right").clip(
         max=np.flatnonzero(distance <= EXCLUDED)[-1]
@@ -226,7 +228,7 @@ def stale_normaliser(distance, temperature, uniforms):
 
 def stale_block(distance, temperature, uniforms):
     """One block of 64 keeps the weights of an older temperature."""
-    weights = law(distance, temperature)
+    weights = weights_of(distance, temperature)
     heavy = int(np.argmax(weights)) // 64 * 64
     weights[heavy : heavy + 64] *= 1.5
     return drawn(weights, uniforms)
@@ -234,12 +236,12 @@ def stale_block(distance, temperature, uniforms):
 
 def last_block_lost(distance, temperature, uniforms):
     whole = len(distance) // 64 * 64
-    return drawn(law(distance, temperature)[:whole], uniforms)
+    return drawn(weights_of(distance, temperature)[:whole], uniforms)
 
 
 def segments_of_equal_share(distance, temperature, uniforms):
     """Four segments each draw a quarter, instead of a share by their masses."""
-    weights, quarter = law(distance, temperature), len(distance) // 4
+    weights, quarter = weights_of(distance, temperature), len(distance) // 4
     parts = [slice(k * quarter, len(distance) if k == 3 else (k + 1) * quarter) for k in range(4)]
     return np.concatenate([drawn(weights[part], uniforms[k::4]) + part.start for k, part in enumerate(parts)])
 
@@ -247,7 +249,7 @@ def segments_of_equal_share(distance, temperature, uniforms):
 def modulo_bias(distance, temperature, uniforms):
     """Uniform ids from 16 random bits by remainder, accepted by weight: low ids come more often."""
     rng = np.random.default_rng(2)
-    weights = law(distance, temperature)
+    weights = weights_of(distance, temperature)
     ids = rng.integers(0, 1 << 16, 40 * len(uniforms)) % len(distance)
     accepted = ids[rng.random(len(ids)) < weights[ids] / weights.max()]
     return np.resize(accepted, len(uniforms)) if len(accepted) < len(uniforms) else accepted[: len(uniforms)]
@@ -273,14 +275,14 @@ SORTED = (float32_sums, stale_block, segments_of_equal_share)
 
 
 def case(sampler):
-    """Distances, uniforms and the law that the sampler should follow; where it matters, sorted by distance."""
+    """Distances (sorted where it matters), uniforms and the probabilities that the sampler should follow."""
     distance = np.random.default_rng(9).beta(3.4, 2.38, 1 << 22 if sampler is float32_sums else 40_030)
     distance[0] = 1.0
     if sampler is last_block_lost:
         distance[-30:] = 0.0
     if sampler in SORTED:
         distance.sort()
-    weights = law(distance, 0.1)
+    weights = weights_of(distance, 0.1)
     return distance, random_uniforms(13, 0, DRAWS), weights / weights.sum()
 
 

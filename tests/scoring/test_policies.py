@@ -42,8 +42,8 @@ def selection(policy="prototypical", distance=None, **changes):
     return Selection(distances() if distance is None else distance, config)
 
 
-def law_of(chosen):
-    """Probability of every sample under the law in force."""
+def probabilities(chosen):
+    """Probability of every sample under the weights in force."""
     chosen.settle()
     weights = chosen._controls.weigh(chosen._controls.latest_key())
     return np.concatenate([probability for _, probability in weights.probabilities()])
@@ -58,12 +58,12 @@ def report(chosen, values, kind="loss", **changes):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_gives_a_law_and_draws_by_it(policy):
     chosen = selection(policy)
-    law = law_of(chosen)
-    assert law.sum() == pytest.approx(1.0, abs=1e-12)
+    probability = probabilities(chosen)
+    assert probability.sum() == pytest.approx(1.0, abs=1e-12)
     window = chosen.window(0)
-    np.testing.assert_allclose(window.probability, law[window.sample_ids], rtol=1e-12)
+    np.testing.assert_allclose(window.probability, probability[window.sample_ids], rtol=1e-12)
     if policy != "uniform":
-        expected = -np.expm1(N * np.log1p(-law)).mean()
+        expected = -np.expm1(N * np.log1p(-probability)).mean()
         assert window.effective_size == pytest.approx(expected, rel=1e-9)
 
 
@@ -72,19 +72,19 @@ def test_softmax_policies_follow_the_formula(direction):
     chosen = selection(direction)
     window = chosen.window(0)
     np.testing.assert_allclose(
-        law_of(chosen), sampling_probabilities(distances(), window.temperature, direction), rtol=1e-9
+        probabilities(chosen), sampling_probabilities(distances(), window.temperature, direction), rtol=1e-9
     )
 
 
 def test_importance_is_a_floored_power_and_unscored_samples_are_average():
     chosen = selection("importance", options=PolicyOptions(importance_power=2.0, importance_floor=0.5))
-    np.testing.assert_allclose(law_of(chosen), 1 / N)
+    np.testing.assert_allclose(probabilities(chosen), 1 / N)
     values = np.full(N, np.nan)
     values[:4] = [1.0, 2.0, 3.0, 0.0]
     report(chosen, values)
     weights = np.ones(N)
     weights[:4] = [(1 / 1.5) ** 2, (2 / 1.5) ** 2, 4.0, 0.25]
-    np.testing.assert_allclose(law_of(chosen), weights / weights.sum(), rtol=1e-6)
+    np.testing.assert_allclose(probabilities(chosen), weights / weights.sum(), rtol=1e-6)
 
 
 def test_new_scores_make_a_new_table_version():
@@ -98,28 +98,28 @@ def test_new_scores_make_a_new_table_version():
 @pytest.mark.parametrize("kind", ["bss", "pass"])
 def test_round_keeps_exactly_the_best_share_ties_by_id(kind):
     chosen = selection(kind, rho=0.3)
-    np.testing.assert_allclose(law_of(chosen), 1 / N)
+    np.testing.assert_allclose(probabilities(chosen), 1 / N)
     values = np.round(np.random.default_rng(2).random(N), 2)
     report(chosen, values, kind)
-    np.testing.assert_allclose(law_of(chosen), 1 / N)
+    np.testing.assert_allclose(probabilities(chosen), 1 / N)
     reply = chosen.control(Control(kind="round", value=kind, author="trainer"))
     assert (reply.window, reply.version, reply.temperature) == (0, 1, None)
     assert chosen.control(Control(kind="round", value=kind, author="trainer", request="r")).version == 2
     assert chosen.control(Control(kind="round", value=kind, author="trainer", request="r")).version == 2
     expected = np.sort(np.lexsort((np.arange(N), -values))[:150])
-    np.testing.assert_array_equal(np.flatnonzero(law_of(chosen)), expected)
+    np.testing.assert_array_equal(np.flatnonzero(probabilities(chosen)), expected)
     window = chosen.window(0)
     assert np.isin(window.sample_ids, expected).all()
     assert (window.probability == 1 / 150).all()
     report(chosen, 1 - values, kind, step=1, sequence=1)
-    np.testing.assert_array_equal(np.flatnonzero(law_of(chosen)), expected)
+    np.testing.assert_array_equal(np.flatnonzero(probabilities(chosen)), expected)
 
 
 def test_equal_scores_keep_the_lowest_ids():
     chosen = selection("bss")
     report(chosen, np.zeros(N), "bss")
     chosen.control(Control(kind="round", value="bss", author="trainer"))
-    np.testing.assert_array_equal(np.flatnonzero(law_of(chosen)), np.arange(150))
+    np.testing.assert_array_equal(np.flatnonzero(probabilities(chosen)), np.arange(150))
 
 
 def test_round_without_all_scores_is_refused_and_changes_nothing():
@@ -132,7 +132,7 @@ def test_round_without_all_scores_is_refused_and_changes_nothing():
     with pytest.raises(ValueError, match="round must name a score"):
         chosen.control(Control(kind="round", value="loss", author="trainer"))
     assert chosen.log() == []
-    np.testing.assert_allclose(law_of(chosen), 1 / N)
+    np.testing.assert_allclose(probabilities(chosen), 1 / N)
 
 
 def test_product_of_subset_and_softmax_solves_within_the_subset():
@@ -142,11 +142,11 @@ def test_product_of_subset_and_softmax_solves_within_the_subset():
     chosen.control(Control(kind="round", value="bss", author="trainer"))
     members = np.argsort(-values, kind="stable")[:150]
     window = chosen.window(0)
-    law = law_of(chosen)
-    assert -np.expm1(N * np.log1p(-law)).mean() == pytest.approx(0.15, abs=1e-9)
-    assert set(np.flatnonzero(law)) == set(members)
+    probability = probabilities(chosen)
+    assert -np.expm1(N * np.log1p(-probability)).mean() == pytest.approx(0.15, abs=1e-9)
+    assert set(np.flatnonzero(probability)) == set(members)
     inside = sampling_probabilities(distances()[members], window.temperature)
-    np.testing.assert_allclose(law[members], inside, rtol=1e-6)
+    np.testing.assert_allclose(probability[members], inside, rtol=1e-6)
 
 
 def test_subset_too_small_for_the_size_is_drawn_uniformly():
@@ -199,7 +199,7 @@ def test_unusable_user_policy_is_refused_when_it_is_set(name, message):
     assert chosen.log() == []
 
 
-def test_names_are_taken_apart():
+def test_policy_names_are_parsed():
     plan = parse_policy(" pass * prototypical ")
     assert (plan.name, plan.factors, plan.direction) == ("pass*prototypical", ("pass", "prototypical"), "prototypical")
     assert parse_policy("uniform").permuted

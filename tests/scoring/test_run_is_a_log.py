@@ -74,7 +74,7 @@ def test_threads_leave_a_log_that_replays(tmp_path):
     log = RunLog(tmp_path / "run.sqlite")
     run = config(policy="importance", snapshot_windows=4)
     selection = Selection(distances(), run, runlog=log)
-    promised, done = [], threading.Event()
+    replies, done = [], threading.Event()
 
     def steer(rank):
         rng = np.random.default_rng(rank)
@@ -84,7 +84,7 @@ def test_threads_leave_a_log_that_replays(tmp_path):
             )
             try:
                 reply = selection.control(Control(kind=kind, value=value, author=f"person-{rank}"))
-                promised.append((reply.version, reply.window, kind, value))
+                replies.append((reply.version, reply.window, kind, value))
             except ValueError:
                 continue  # a temperature while the policy has none
 
@@ -109,8 +109,8 @@ def test_threads_leave_a_log_that_replays(tmp_path):
         thread.join()
     windows += [selection.window(index) for index in range(30, 33)]
     assert replay_run(log, run, distances()).different == ()
-    assert sorted(version for version, *_ in promised) == list(range(1, len(promised) + 1))
-    for version, window, kind, value in promised:
-        later = [w for v, w, k, _ in promised if k == kind and v > version]
+    assert sorted(version for version, *_ in replies) == list(range(1, len(replies) + 1))
+    for version, window, kind, value in replies:
+        later = [w for v, w, k, _ in replies if k == kind and v > version]
         if kind == "policy" and window < len(windows) and window not in later:
             assert windows[window].policy == value

@@ -37,19 +37,19 @@ def set_size(value, **changes):
     return Control(**{"kind": "effective_size", "value": value, "author": "ann", **changes})
 
 
-def test_window_holds_draws_spares_and_the_law_they_came_from():
+def test_window_holds_draws_spares_and_their_probabilities():
     distance = distances()
     window = Selection(distance, config()).window(0)
     assert (window.index, window.version, window.first_draw) == (0, 1, 0)
     assert (len(window.sample_ids), len(window.spare_ids)) == (128, 1)
     assert effective_size(distance, window.temperature) == pytest.approx(0.3, abs=1e-9)
-    law = sampling_probabilities(distance, window.temperature)
-    np.testing.assert_allclose(window.probability, law[window.sample_ids], rtol=1e-9)
-    np.testing.assert_allclose(window.spare_probability, law[window.spare_ids], rtol=1e-9)
+    probability = sampling_probabilities(distance, window.temperature)
+    np.testing.assert_allclose(window.probability, probability[window.sample_ids], rtol=1e-9)
+    np.testing.assert_allclose(window.spare_probability, probability[window.spare_ids], rtol=1e-9)
     assert not window.sample_ids.flags.writeable
 
 
-def test_asked_again_a_window_is_the_same_also_from_the_log():
+def test_a_window_is_the_same_each_time_also_from_the_log():
     selection = Selection(distances(), config())
     windows = [selection.window(index) for index in range(10)]
     for window in windows:
@@ -89,7 +89,7 @@ def test_version_grows_only_when_the_table_changes():
     assert [selection.window(i, effective_size=size).version for i, size in enumerate(sizes)] == [1, 1, 2, 2, 3]
 
 
-def test_manual_value_lands_in_the_named_window_and_holds_until_release():
+def test_manual_value_takes_effect_in_the_named_window_and_holds_until_release():
     selection = Selection(distances(), config())
     selection.window(0, effective_size=0.2)
     reply = selection.control(set_size(0.5, reason="look wider"))

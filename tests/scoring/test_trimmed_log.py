@@ -1,4 +1,4 @@
-"""Reports that others overwrite leave the log, and a crash meanwhile loses none that counts."""
+"""Reports that newer ones replace leave the log, and a crash while they do loses no score that holds."""
 
 import numpy as np
 
@@ -28,7 +28,7 @@ def trimmed_run(path, faults, monkeypatch, *, policy="uniform"):
     return acknowledged
 
 
-def test_reports_that_hold_nothing_leave_the_log(tmp_path, monkeypatch):
+def test_replaced_reports_leave_the_log(tmp_path, monkeypatch):
     complete = Faults()
     *_, scores = trimmed_run(tmp_path / "run.sqlite", complete, monkeypatch)
     assert complete.log.stored_scores() <= 2 * N < 6 * N

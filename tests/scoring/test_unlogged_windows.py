@@ -139,7 +139,7 @@ def test_the_note_is_written_in_place_and_a_damaged_one_is_empty(tmp_path, caplo
     assert (UnloggedWindows(path).end, UnloggedWindows(path).scores_through) == (0, 0)
     with caplog.at_level(logging.WARNING):
         UnloggedWindows(tmp_path / "nowhere" / "unlogged").add(1, scores_through=0)
-    assert "a change may land in it" in caplog.text
+    assert "a change may alter it" in caplog.text
 
 
 def test_a_new_run_in_an_old_folder_has_no_unlogged_windows(tmp_path, monkeypatch):

@@ -1,10 +1,12 @@
-"""Views of a live selection: who is drawn, what is known of a sample, how the distances and the next draw lie."""
+"""Views of a live selection: the summary, the most drawn samples, facts of samples, the distribution, the export."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from scoring import Control, Event, RunLog, Selection, read_entries, sampling_probabilities
@@ -41,7 +43,7 @@ def test_only_scored_samples_are_listed_by_score(selection: Selection) -> None:
     assert selection.view("scores")["kinds"]["pass"]["scored"] == 3
 
 
-def test_the_facts_of_a_sample_are_those_of_the_law_in_force(selection: Selection) -> None:
+def test_the_facts_of_a_sample_are_those_of_the_weights_in_force(selection: Selection) -> None:
     temperature = selection.state()["temperature"]
     (facts,) = selection.view("samples", ids=[4321])["samples"]
     assert facts["probability"] == pytest.approx(sampling_probabilities(DISTANCE, temperature)[4321], rel=1e-9)
@@ -85,3 +87,54 @@ def test_the_log_is_read_by_bounds_and_kinds(tmp_path: Path) -> None:
     assert [entry.reason for entry in selection.log(after=sequences[1], without=("bad_sample",))] == ["2", "4"]
     assert [entry.reason for entry in read_entries(log.path or "", limit=1, before=sequences[1])] == ["0"]
     selection.close()
+
+
+@pytest.fixture
+def scored() -> Selection:
+    """A selection with one window drawn, of which 100 samples have a score."""
+    made = Selection(DISTANCE, selection_config(seed=1, global_batch=250, window_steps=4, start=0.3))
+    made.window(0)
+    made.report_scores(np.arange(100), np.arange(100), kind="loss", step=0, producer="a", sequence=0)
+    return made
+
+
+def test_the_summary_agrees_with_the_probabilities(scored: Selection) -> None:
+    probability = sampling_probabilities(DISTANCE, scored.window(0).temperature)
+    summary = scored.view("summary", top=5)
+    assert summary["effective_sample_size"] == pytest.approx(1 / (probability**2).sum())
+    assert summary["entropy"] == pytest.approx(-(probability * np.log(probability)).sum())
+    expected = np.argsort(-probability, kind="stable")[:5]
+    assert [row["sample_id"] for row in summary["top"]] == expected.tolist()
+    assert summary["top"][0]["probability"] == pytest.approx(probability.max())
+    assert summary["top"][0]["distance"] == pytest.approx(float(DISTANCE.min()))
+    histogram = np.bincount(scored.times_drawn())
+    assert summary["times_drawn"]["histogram"] == histogram.tolist()
+    assert summary["times_drawn"]["never"] == histogram[0]
+    assert summary["times_drawn"]["mean"] == pytest.approx(0.2)
+    assert summary["scores"]["loss"]["scored"] == 100
+    assert summary["scores"]["loss"]["quantiles"]["0.5"] == 49.5
+    json.dumps(summary, allow_nan=False)
+    with pytest.raises(ValueError, match="top must be 1"):
+        scored.view("summary", top=0)
+
+
+def test_under_uniform_draws_all_samples_are_effective() -> None:
+    chosen = Selection(None, selection_config(seed=1, global_batch=5, policy="uniform_replacement", num_samples=70))
+    summary = chosen.view("summary", top=3)
+    assert summary["effective_sample_size"] == pytest.approx(70)
+    assert summary["entropy"] == pytest.approx(np.log(70))
+    assert [row["sample_id"] for row in summary["top"]] == [0, 1, 2]
+    assert summary["law"]["temperature"] is None
+
+
+def test_the_export_holds_every_sample(scored: Selection, tmp_path: Path) -> None:
+    assert scored.view("export", path=tmp_path / "table.parquet") == {"rows": len(DISTANCE)}
+    table = pq.read_table(tmp_path / "table.parquet")
+    assert table.column_names == ["sample_id", "probability", "distance", "times_drawn", "score_loss"]
+    np.testing.assert_array_equal(table["sample_id"], np.arange(len(DISTANCE)))
+    probability = sampling_probabilities(DISTANCE, scored.window(0).temperature)
+    np.testing.assert_allclose(table["probability"], probability, rtol=1e-9)
+    np.testing.assert_array_equal(table["distance"], DISTANCE)
+    np.testing.assert_array_equal(table["times_drawn"], scored.times_drawn())
+    assert table["score_loss"].null_count == len(DISTANCE) - 100
+    assert [file.name for file in tmp_path.iterdir()] == ["table.parquet"]

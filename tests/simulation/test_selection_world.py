@@ -74,7 +74,7 @@ class Message:
 
 @dataclass
 class Known:
-    """What senders were told."""
+    """The answers that senders have."""
 
     windows: dict[int, str] = field(default_factory=dict)
     controls: dict[str, Any] = field(default_factory=dict)
@@ -118,11 +118,11 @@ class SelectionWorld(RuleBasedStateMachine):
                 raise
 
     def trainer(self):
-        """Asks again for what was handed out while the disk was full, once it needs a window that the log has not."""
+        """A trainer that asks again for windows handed out while the disk was full, once it needs a later one."""
         return ScheduledWindows(self.selection, lambda progress: schedule(round(progress * 10**4)), 1, 10**4)
 
     def die(self, kind):
-        """The process is gone; what it had not brought to the disk is lost."""
+        """End the process; everything that is not on the disk is lost."""
         FAULTS[kind] += 1
         self.path = died(self.path, self.folder / f"life-{next(self.lives)}")
         self.faults.log.close()
@@ -142,9 +142,9 @@ class SelectionWorld(RuleBasedStateMachine):
     )
     def change(self, kind, value, versioned):
         expected = len(self.known.controls) if versioned else None
-        wish = None if kind == "release" else round(value, 3)
-        request = f"wish-{next(self.numbers)}"
-        self.send("control", Control(kind=kind, value=wish, author="ann", expected_version=expected, request=request))
+        chosen = None if kind == "release" else round(value, 3)
+        request = f"control-{next(self.numbers)}"
+        self.send("control", Control(kind=kind, value=chosen, author="ann", expected_version=expected, request=request))
 
     @rule(count=st.integers(1, 5))
     def ask_for_windows(self, count):
@@ -218,7 +218,7 @@ class SelectionWorld(RuleBasedStateMachine):
                 assert not applied
                 return "refused"
             assert applied or control.expected_version in (None, before), "compare and set"
-            assert applied or reply.window > max(self.known.windows, default=-1), "nobody has the window it lands in"
+            assert applied or reply.window > max(self.known.windows, default=-1), "no trainer has this window"
             return reply
         producer, sequence, step, ids, values = message.content
         return self.selection.report_scores(ids, values, kind="loss", step=step, producer=producer, sequence=sequence)
@@ -272,7 +272,7 @@ class SelectionWorld(RuleBasedStateMachine):
             return
         entries = self.selection.log()
         by_request = {entry.request: entry for entry in entries if entry.request}
-        assert len(by_request) == sum(bool(entry.request) for entry in entries), "a wish is applied once"
+        assert len(by_request) == sum(bool(entry.request) for entry in entries), "a control is applied once"
         for control, reply in self.known.controls.values():
             entry = by_request[control.request]
             assert (entry.version, entry.window, entry.kind, entry.value) == (
@@ -281,7 +281,7 @@ class SelectionWorld(RuleBasedStateMachine):
         assert max(self.selection.next_window, self.faults.log.unlogged.end) >= len(self.known.windows)
 
     def check_everything(self):
-        """Windows, scores, and that the log alone gives them again; dear, so once a life."""
+        """Check windows and scores, and that the log alone gives them again; expensive, so once for each process."""
         newest = max(self.faults.log.unlogged.end - 1, *self.known.windows, -1)
         if newest >= 0:
             self.trainer().window(newest)
