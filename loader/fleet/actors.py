@@ -14,15 +14,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import ray
-import torch
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
-from loader.batch import BatchSpec, Pixels
-from loader.batches.ring import RingAddress, RingUser, Slot
 from loader.config import LoaderConfig
 from loader.decode.memory import keep_freed_memory
 from loader.errors import LoaderLost
@@ -31,7 +28,10 @@ from loader.fleet.desired_size import TemporaryWishFile, WishFile
 from loader.fleet.scaling import ScalePolicy
 from loader.fleet.spec import LoaderSpec, spec_of
 from loader.fleet.supervisor import Fleet, State, wait_until_ready
-from loader.worker import LoaderWorker
+
+if TYPE_CHECKING:
+    from loader.batch import BatchSpec, Pixels
+    from loader.batches.ring import RingAddress, Slot
 
 FLEET_NAME: Final = "loader-fleet"
 _TICK_S, _START_TIMEOUT_S = 0.25, 120.0
@@ -47,6 +47,12 @@ class LoaderActor:
     """A LoaderWorker in its own process. Two requests at a time: one is sent while the next is decoded."""
 
     def __init__(self, index: str | Path, config: LoaderConfig) -> None:
+        # Imported here: the fleet's actor and the driver import this module too, and decode nothing.
+        import torch  # noqa: PLC0415
+
+        from loader.batches.ring import RingUser  # noqa: PLC0415
+        from loader.worker import LoaderWorker  # noqa: PLC0415
+
         torch.set_num_threads(1)
         keep_freed_memory()
         self._worker = LoaderWorker(index, config)

@@ -18,6 +18,7 @@ FORBIDDEN = {
     "deploy.runs.overrides": (*COMPUTE, *FRAMES, *SERVERS, "ray"),
     "deploy.observe.run": (*COMPUTE, *FRAMES, *SERVERS, "ray"),
     "deploy.launch.launch": (*COMPUTE, *FRAMES, "ray"),
+    "loader.fleet.actors": (*COMPUTE, *SERVERS),
     "scoring.actors": (*COMPUTE, *SERVERS),
     "trainer.actors": (*COMPUTE, *SERVERS),
 }
