@@ -30,7 +30,7 @@ from loader.shards.sources import digits as digits_of
 from loader.sweep import evaluation_transform, sweep
 from scoring import Prototypes
 from tests.deploy.api_run import WINDOW_STEPS, alive, tiny, wait_for
-from trainer.evaluate.knn import embed
+from trainer.evaluate.knn import embed_pools
 from trainer.record.export import load_encoder
 
 
@@ -101,7 +101,7 @@ def test_a_run_scores_with_its_own_encoder(
     encoder = load_encoder(run.path)
     _, images, _ = next(sweep(Path(digits.index), evaluation_transform(32), ids=np.arange(3)))
     config = debug(digits).train
-    expected = embed(encoder, [images], mean=config.mean, std=config.std)
+    expected = embed_pools(encoder, [images], mean=config.mean, std=config.std)["cls"]
     features = described.FeatureSpec(space="run", run=str(run.path)).build(tmp_path)(images)
     np.testing.assert_allclose(features, expected, atol=1e-5)
 

@@ -9,7 +9,7 @@ from trainer_fakes import tiny
 
 from trainer import build_method
 from trainer.evaluate import knn
-from trainer.evaluate.knn import PROTOCOLS, embed, memory_bytes, nearest_neighbour_accuracy, neighbour_figures
+from trainer.evaluate.knn import PROTOCOLS, embed_pools, memory_bytes, nearest_neighbour_accuracy, neighbour_figures
 
 
 def clouds(seed, count, spread=1.0):
@@ -60,14 +60,14 @@ def test_labels_are_needed():
 def test_embedding_takes_uint8_batches_and_leaves_the_mode_alone():
     method = build_method("mae", tiny())
     images = np.random.default_rng(0).integers(256, size=(5, 3, 16, 16), dtype=np.uint8)
-    features = embed(method, [images[:3], torch.from_numpy(images[3:])])
+    features = embed_pools(method, [images[:3], torch.from_numpy(images[3:])])["cls"]
     assert features.shape == (5, 32)
     assert features.dtype == np.float32
-    assert np.allclose(features, embed(method.encoder, [images]), atol=1e-5)
-    assert not np.allclose(features, embed(method, [images], pool="mean"))
+    assert np.allclose(features, embed_pools(method.encoder, [images])["cls"], atol=1e-5)
+    assert not np.allclose(features, embed_pools(method, [images])["mean"])
     assert method.training
     with pytest.raises(ValueError, match="at least one batch"):
-        embed(method, [])
+        embed_pools(method, [])
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)

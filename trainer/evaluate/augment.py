@@ -1,7 +1,7 @@
-"""What fine-tuning does to a batch of crops: RandAugment, random erasing, mixup and cutmix, by timm where it has them.
+"""Augmentation of fine-tuning, in order: RandAugment, random erasing, mixup or cutmix; by timm where it has them.
 
-Everything random comes from (seed, step). timm's parts draw from the global generators of Python and numpy, so those
-are seeded here and the whole is done in one thread; torch's generator is left to the model.
+Everything random is a function of (seed, step). timm's parts draw from the global generators of Python and numpy, so
+those are seeded here and one thread does all of it; torch's generator belongs to the model.
 
 Shapes: B batch, C classes.
 """
@@ -48,9 +48,13 @@ class Augment:
 
     def __call__(self, images_u8: Tensor, labels_B: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Return (float32[B, 3, H, W], targets float32[B, C]) of a step."""
-        self._seed(step)
+        source = np.random.SeedSequence([self.config.seed, step]).generate_state(2)
+        random.seed(int(source[0]))
+        np.random.seed(int(source[1]))  # noqa: NPY002  # timm draws from it
         if self.policy is not None:
-            images_u8 = torch.stack([self._recolour(image) for image in images_u8])
+            pictures = [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in images_u8]
+            changed = [torch.from_numpy(np.array(self.policy(picture))) for picture in pictures]
+            images_u8 = torch.stack(changed).permute(0, 3, 1, 2)
         images = (images_u8.float() / 255 - self.shift) / self.scale
         generator = np.random.default_rng([self.config.seed, step])
         for image in images:
@@ -60,16 +64,6 @@ class Augment:
             return images, smooth(labels_B, self.num_classes, self.config.smoothing)
         mixed, targets = self.mixer(images, labels_B)
         return mixed, targets.float()
-
-    def _seed(self, step: int) -> None:
-        source = np.random.SeedSequence([self.config.seed, step]).generate_state(2)
-        random.seed(int(source[0]))
-        np.random.seed(int(source[1]))  # noqa: NPY002  # what timm draws from
-
-    def _recolour(self, image_u8: Tensor) -> Tensor:
-        assert self.policy is not None
-        changed = self.policy(Image.fromarray(image_u8.permute(1, 2, 0).contiguous().numpy()))
-        return torch.from_numpy(np.array(changed)).permute(2, 0, 1)
 
 
 def erase(image: Tensor, generator: np.random.Generator) -> None:

@@ -1,7 +1,7 @@
 """Labelled images out of shards, through the loader: each once in order, or shuffled and augmented epochs.
 
 A batch of an epoch is a pure function of (seed, step): which samples, which crop of each. So a training evaluation can
-stop anywhere and go on with the same batches.
+stop anywhere and continue with the same batches.
 """
 
 import os
@@ -20,9 +20,9 @@ from trainer.config import require
 
 T = TypeVar("T")
 MAX_CLASSES = 1 << 17
-"""Six times those of ImageNet-21k; a label beyond is a mistake, or meant to exhaust the memory."""
+"""Six times the classes of ImageNet-21k; a larger label is a mistake, or meant to exhaust the memory."""
 EVALUATION_SHARE = 256 / 224
-"""Short side over the crop's side before a central crop of 64 pixels or more; smaller images are not cut."""
+"""Short side over the crop's side, for central crops of 64 pixels or more; smaller images are not cut."""
 
 
 def center_crop(size: int) -> Transform:
@@ -37,7 +37,7 @@ class LabelledShards:
 
     Args:
         index: sample index (Parquet).
-        most: at most so many samples, evenly taken; 0 takes all.
+        most: take at most this many samples, evenly spread; 0 takes all.
 
     Raises:
         ValueError: no sample has a label.
@@ -68,7 +68,7 @@ class LabelledShards:
         """One above the largest label.
 
         Raises:
-            ValueError: a label is no class: as many classes as that would not fit into memory.
+            ValueError: a label is too large for a class number.
         """
         largest = int(self.labels.max())
         require(largest < MAX_CLASSES, f"labels must be below {MAX_CLASSES}; got {largest}. Number the classes from 0.")
@@ -79,7 +79,7 @@ class LabelledShards:
     ) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
         """Return (images uint8[n,3,H,W], labels int64[n], rows) of samples by row.
 
-        Those that cannot be decoded are left out and listed in `bad`.
+        Samples that cannot be decoded are left out and listed in `bad`.
         """
         rows = np.asarray(rows, np.int64)
         draws = rows if draws is None else np.asarray(draws, np.int64)
@@ -87,7 +87,7 @@ class LabelledShards:
         self.bad += [f"{sample.key}: {sample.reason}" for sample in pixels.bad]
         good = np.setdiff1d(np.arange(len(rows)), [sample.row for sample in pixels.bad])
         images = torch.as_tensor(pixels.images)
-        images = images if len(good) == len(rows) else images[good]
+        images = images if len(good) == len(rows) else images[good]  # indexing copies: only where it must
         return images, torch.from_numpy(self.labels[rows[good]]), rows[good]
 
     def in_order(self, transform: Transform, *, batch: int = 256) -> Iterator[tuple[Tensor, Tensor, NDArray[np.int64]]]:
@@ -125,9 +125,10 @@ class LabelledShards:
 def ahead(make: Callable[[int], T], steps: range) -> Iterator[T]:
     """Yield make(step) for each step; the next is made in a thread while the caller uses this one."""
     with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
-        waiting = None
+        waiting = pool.submit(make, steps.start) if steps else None
         for step in steps:
-            now = pool.submit(make, step) if waiting is None else waiting
-            result = now.result()
+            assert waiting is not None
+            result = waiting.result()
+            # Submitted before the yield, so that the thread works while the caller does.
             waiting = pool.submit(make, step + 1) if step + 1 < steps.stop else None
             yield result

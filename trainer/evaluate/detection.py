@@ -1,5 +1,7 @@
 """Object detection and instance segmentation: Mask R-CNN on a ViT backbone, COCO data, AP by pycocotools.
 
+`detection` builds the model, trains it with `fit`, and tests it; `detect` and `average_precision` are the test.
+
 The detector is torchvision's with ViTDet's heads: two convolutions in the proposal head, four convolutions and one
 linear layer with norms in the box head, norms in the mask head.
 """
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pycocotools import mask as rle
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
@@ -25,7 +28,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
 from trainer.config import Precision, require
-from trainer.evaluate.detection_data import CocoFolder, batch_of, jitter, letterbox
+from trainer.evaluate.detection_data import CocoFolder, jitter, letterbox
 from trainer.evaluate.encoders import PretrainedEncoder
 from trainer.evaluate.fit import Figures, Fit, Progress, fit, named_groups
 from trainer.evaluate.segmentation import epoch_order
@@ -69,7 +72,7 @@ class DetectionConfig:
     box_width: int = 1024
     """Width of the box head's linear layer."""
     regions: int = 512
-    """Regions of an image that the heads are trained on."""
+    """Regions of an image on which the heads are trained."""
     proposals: int = 1000
     """Proposals of an image that are classified in a test."""
     test_epochs: int = 10
@@ -105,9 +108,9 @@ def detection(
     """Train Mask R-CNN and return COCO's APs of boxes and masks, in [0, 1].
 
     Args:
-        pretrained: where the backbone's weights come from; a plain ViT.
+        pretrained: encoder whose weights the backbone takes; a plain ViT.
         train: images to learn from.
-        test: images to find objects in; its categories must be those of `train`.
+        test: images to test on; its categories must be those of `train`.
         config: recipe.
         device: where to compute.
         directory: for checkpoints; an interrupted training there is continued.
@@ -132,7 +135,9 @@ def detection(
         return pairs
 
     def loss(pairs: Any) -> Tensor:
-        losses: dict[str, Tensor] = model(*batch_of(pairs, device))
+        images = [image.to(device) for image, _ in pairs]
+        targets = [{name: value.to(device) for name, value in target.items()} for _, target in pairs]
+        losses: dict[str, Tensor] = model(images, targets)
         return torch.stack([value.float() for value in losses.values()]).sum()
 
     def evaluate(step: int) -> Figures:
@@ -149,9 +154,8 @@ def detection(
         precision=precision,
         settings={"config": repr(config), "samples": len(train), "encoder": pretrained.name},
     )
-    curve = fit(
-        job, directory=directory, evaluate=evaluate, evaluate_every=config.test_epochs * steps, progress=progress
-    )
+    every = config.test_epochs * steps
+    curve = fit(job, directory=directory, evaluate=evaluate, evaluate_every=every, progress=progress)
     last = {name: value for name, value in curve[-1].items() if name.startswith("ap")}
     return {**last, "epochs": config.epochs, "curve": curve}
 
@@ -162,7 +166,6 @@ def build_detector(pretrained: PretrainedEncoder, config: DetectionConfig, *, nu
     patch = int(trunk.patch_embed.patch_size[0]) if hasattr(trunk, "patch_embed") else 16  # type: ignore[index,union-attr]
     grid = config.image_size // patch
     width = config.width
-    box_head = FastRCNNConvFCHead((width, 7, 7), [width] * 4, [config.box_width], norm_layer=ChannelNorm)
     return MaskRCNN(
         PlainBackbone(trunk, grid=grid, window=config.window, width=width),
         min_size=config.image_size,
@@ -174,12 +177,12 @@ def build_detector(pretrained: PretrainedEncoder, config: DetectionConfig, *, nu
         rpn_post_nms_top_n_test=config.proposals,
         box_batch_size_per_image=config.regions,
         box_roi_pool=MultiScaleRoIAlign(LEVELS, 7, 2),
-        box_head=box_head,
+        box_head=FastRCNNConvFCHead((width, 7, 7), [width] * 4, [config.box_width], norm_layer=ChannelNorm),
         mask_roi_pool=MultiScaleRoIAlign(LEVELS, 14, 2),
         mask_predictor=MaskRCNNPredictor(width, width, num_classes),
         box_predictor=FastRCNNPredictor(config.box_width, num_classes),
         mask_head=MaskRCNNHeads(width, [width] * 4, 1, norm_layer=ChannelNorm),
-        _skip_resize=True,
+        _skip_resize=True,  # `letterbox` and `jitter` already give squares of image_size
     )
 
 
@@ -193,12 +196,27 @@ def detect(
         boxed, scale = letterbox(image, side)
         with torch.no_grad(), autocast(device, precision):
             output = {name: value.cpu() for name, value in model([boxed.to(device)])[0].items()}
-        found += _results(test, number, output, image.shape[1:], scale)
+        height, width = image.shape[1:]
+        inside = slice(max(round(height * scale), 1)), slice(max(round(width * scale), 1))  # the rest is padding
+        boxes = output["boxes"] / scale
+        for box, label, score, mask in zip(boxes, output["labels"], output["scores"], output["masks"], strict=True):
+            whole = F.interpolate(mask[None, :, *inside], size=(height, width), mode="bilinear", align_corners=False)
+            encoded = rle.encode(np.asfortranarray((whole[0, 0] > MASK_THRESHOLD).numpy().astype(np.uint8)))
+            left, top, right, bottom = box.tolist()
+            found.append(
+                {
+                    "image_id": test.ids[number],
+                    "category_id": test.categories[int(label) - 1],
+                    "bbox": [left, top, right - left, bottom - top],
+                    "score": float(score),
+                    "segmentation": {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")},
+                }
+            )
     return found
 
 
 def average_precision(test: CocoFolder, found: list[dict[str, Any]]) -> dict[str, float]:
-    """Return COCO's ap, ap50 and ap75 of boxes and of masks, in [0, 1]; 0 when nothing was found."""
+    """Return COCO's ap, ap50 and ap75 of boxes and of masks, in [0, 1]; 0 without detections."""
     figures: dict[str, float] = {}
     for kind, name in (("bbox", "box"), ("segm", "mask")):
         values = [0.0, 0.0, 0.0]
@@ -241,25 +259,3 @@ def detector_groups(model: MaskRCNN, config: DetectionConfig) -> list[dict[str, 
         layer_decay=config.layer_decay,
         top=depth,
     )
-
-
-def _results(test: CocoFolder, number: int, output: dict[str, Tensor], size: Any, scale: float) -> list[dict[str, Any]]:
-    """Return one image's detections at the image's own size."""
-    height, width = size
-    results = []
-    boxes = output["boxes"] / scale
-    for box, label, score, mask in zip(boxes, output["labels"], output["scores"], output["masks"], strict=True):
-        own = mask[:, : max(round(height * scale), 1), : max(round(width * scale), 1)]
-        whole = torch.nn.functional.interpolate(own[None], size=(height, width), mode="bilinear", align_corners=False)
-        encoded = rle.encode(np.asfortranarray((whole[0, 0] > MASK_THRESHOLD).numpy().astype(np.uint8)))
-        left, top, right, bottom = box.tolist()
-        results.append(
-            {
-                "image_id": test.ids[number],
-                "category_id": test.categories[int(label) - 1],
-                "bbox": [left, top, right - left, bottom - top],
-                "score": float(score),
-                "segmentation": {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")},
-            }
-        )
-    return results

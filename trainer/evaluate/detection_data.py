@@ -3,7 +3,6 @@
 import contextlib
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +15,14 @@ from trainer.config import require
 
 Target = dict[str, Tensor]
 SMALLEST_BOX = 1.0
-"""Pixels; what a crop leaves of a box is dropped below it."""
+"""Pixels; a box of which a crop leaves less is dropped."""
 
 
 class CocoFolder:
     """The images of one annotation file; category k of the file, in order of id, is label 1 + k.
 
     Raises:
-        ValueError: the file is no COCO annotation file, or images are missing.
+        ValueError: the file is not in COCO's format, or images are missing.
     """
 
     def __init__(self, annotations: str | Path, images: str | Path) -> None:
@@ -49,7 +48,6 @@ class CocoFolder:
         return len(self.ids)
 
     def file(self, image_id: int) -> str:
-        """Return an image's file name."""
         return str(self.coco.loadImgs([image_id])[0]["file_name"])
 
     def load(self, number: int) -> tuple[Tensor, Target]:
@@ -83,14 +81,16 @@ def letterbox(image: Tensor, side: int) -> tuple[Tensor, float]:
 def jitter(
     image: Tensor, target: Target, *, side: int, scale: tuple[float, float], generator: np.random.Generator
 ) -> tuple[Tensor, Target]:
-    """Return the pair at a random scale, cropped or padded to a square, mirrored with probability 1/2 (LSJ).
+    """Return the pair at a random scale, cropped or padded to a square, mirrored with probability 1/2.
+
+    It is large-scale jitter (Ghiasi et al., arXiv:2012.07177).
 
     Args:
         image: uint8[3, H, W].
         target: its objects.
-        side: of the square.
-        scale: range of the random scale, 1 fits the image into the square.
-        generator: of everything random.
+        side: side of the square.
+        scale: range of the random scale; 1 fits the image into the square.
+        generator: source of everything random.
     """
     height, width = image.shape[1:]
     factor = float(generator.uniform(*scale)) * side / max(height, width)
@@ -110,10 +110,3 @@ def jitter(
     padding = (0, side - pixels.shape[2], 0, side - pixels.shape[1])
     changed = {"boxes": boxes[kept], "labels": target["labels"][kept], "masks": F.pad(masks[kept], padding)}
     return F.pad(pixels, padding), changed
-
-
-def batch_of(pairs: list[tuple[Tensor, Target]], device: Any) -> tuple[list[Tensor], list[Target]]:
-    """Return images and targets on a device, as torchvision's detectors take them."""
-    images = [image.to(device) for image, _ in pairs]
-    targets = [{name: value.to(device) for name, value in target.items()} for _, target in pairs]
-    return images, targets

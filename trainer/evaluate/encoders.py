@@ -203,7 +203,7 @@ RESIZERS: dict[type[nn.Module], Callable[..., Any]] = {
     beit.Beit: beit.checkpoint_filter_fn,
     swin_transformer.SwinTransformer: swin_transformer.checkpoint_filter_fn,
 }
-"""timm's own functions that bring positions to another image size, by class."""
+"""timm's functions that resize positions to another image size, by class."""
 
 
 def load_into(model: nn.Module, state: State) -> nn.Module:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trainer.config import Precision, require
 from trainer.evaluate.data import LabelledShards, center_crop
 from trainer.evaluate.encoders import PretrainedEncoder
-from trainer.evaluate.knn import Pool
+from trainer.evaluate.knn import Pool, pooled
 from trainer.precision import autocast
 
 Progress = Callable[[int, int], None]
@@ -30,16 +30,16 @@ class Features(NamedTuple):
 
 
 class Extractor:
-    """A encoder's encoder on a device, from bytes to vectors.
+    """A pretrained encoder on a device, from bytes to vectors.
 
     Args:
-        pretrained: whose encoder.
-        device: where it runs.
+        pretrained: the encoder.
+        device: where to compute.
         layer: tokens after this many blocks, before any norm, as BootMAE's linear probe reads them; 0 takes the output.
         precision: as in training.
 
     Raises:
-        ValueError: the encoder has no so many blocks.
+        ValueError: the encoder has fewer blocks.
     """
 
     def __init__(
@@ -61,12 +61,15 @@ class Extractor:
         """Return tokens of uint8[B, 3, H, W] images, float32[B, 1 + N, D], the class token first."""
         images = (images_u8.to(self.device, non_blocking=True).float() - self.shift) / self.scale
         with autocast(self.device, self.precision):
-            found: Tensor = self.encoder.features(images) if self.block is None else self._at_block(images)
+            if self.block is None:
+                found: Tensor = self.encoder.features(images)
+            else:
+                taken: list[Tensor] = []
+                with self.block.register_forward_hook(lambda module, inputs, output: taken.append(output)):
+                    self.encoder.features(images)
+                # The output after the norm has one leading token; a block has all of the model's prefix tokens.
+                found = torch.cat([taken[0][:, :1], taken[0][:, self.prefix :]], dim=1)
         return found.float()
-
-    def pooled(self, images_u8: Tensor, pool: Pool) -> Tensor:
-        """Return one vector an image, float32[B, D]."""
-        return pooled(self.tokens(images_u8), pool)
 
     def extract(
         self, shards: LabelledShards, pools: tuple[Pool, ...], *, batch: int = 256, progress: Progress | None = None
@@ -88,19 +91,3 @@ class Extractor:
         rows = np.concatenate(kept)
         require(len(rows) > 0, f"an evaluation needs images that can be decoded; {shards.path} has none.")
         return {pool: Features(store[: len(rows)], shards.labels[rows]) for pool, store in values.items()}
-
-    def _at_block(self, images: Tensor) -> Tensor:
-        seen: list[Tensor] = []
-        assert self.block is not None
-        handle = self.block.register_forward_hook(lambda module, inputs, output: seen.append(output))
-        try:
-            self.encoder.features(images)
-        finally:
-            handle.remove()
-        tokens = seen[0]
-        return torch.cat([tokens[:, :1], tokens[:, self.prefix :]], dim=1)
-
-
-def pooled(tokens_BTD: Tensor, pool: Pool) -> Tensor:
-    """Return the class token, or the mean of the patch tokens."""
-    return tokens_BTD[:, 0] if pool == "cls" else tokens_BTD[:, 1:].mean(dim=1)

@@ -1,7 +1,7 @@
 """Few-shot classification on frozen features: 1 to 16 labelled images a class, several draws (METHODS section 9).
 
-Each draw picks its images by a generator of its own, trains a classifier on them and classifies the whole test set.
-The classifier is logistic regression whose strength is chosen by cross-validation inside the draw, or CL-MAE's: the
+Each draw picks its images by a generator seeded for it, trains a classifier on them and classifies the whole test set.
+The classifier is logistic regression, with its strength chosen by cross-validation inside the draw, or CL-MAE's: the
 linear probe with LARS and an unscaled rate.
 
 Shapes: B images, D width, C classes.
@@ -34,7 +34,7 @@ _CLOSE, _ROUGH = 1e-7, 1e-4  # largest gradient of the mean loss, for the result
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FewShotConfig:
-    """Which draws, and what classifies."""
+    """The draws and the classifier."""
 
     shots: tuple[int, ...] = (1, 2, 4, 5, 8, 16)
     """Labelled images a class."""
@@ -85,7 +85,7 @@ def few_shot(
 
 
 def draw_shots(labels: NDArray[np.int64], shots: int, *, seed: Sequence[int]) -> NDArray[np.int64]:
-    """Return the rows of so many images of every class that occurs, int64[classes * shots], class by class."""
+    """Return the rows of `shots` images of every class that occurs, int64[classes * shots], class by class."""
     generator = np.random.default_rng(seed)
     classes = np.unique(labels)
     return np.concatenate([generator.choice(np.flatnonzero(labels == c), shots, replace=False) for c in classes])
@@ -132,8 +132,8 @@ def logistic_regression(
 ) -> tuple[Tensor, Tensor]:
     """Return (weights [C, D], biases [C]) that minimise strength * sum of cross-entropies + |weights|^2 / 2.
 
-    Both are divided by strength * B, so that one tolerance does for all. C is one above the largest label; labels that
-    do not occur get weights of no use. Solved by L-BFGS.
+    The objective is divided by strength * B, so that one tolerance serves all, and solved by L-BFGS. C is one above the
+    largest label; the weights of labels that do not occur mean nothing.
     """
     classes = int(labels_B.max()) + 1
     weight = torch.zeros(classes, values_BD.shape[1], dtype=values_BD.dtype, requires_grad=True)

@@ -1,7 +1,7 @@
 """Nearest-neighbour accuracy of frozen features (METHODS section 9).
 
-The similarity matrix is made one block of test rows by one block of training rows at a time, and the best k are
-merged, so that 50,000 x 1.28 million fits in memory: `memory_bytes` says in how much. Search is exact, with torch or
+The similarity matrix is computed one block of test rows by one block of training rows at a time, and the best k are
+merged, so that 50,000 x 1.28 million fits in memory; `memory_bytes` predicts how much. Search is exact, with torch or
 with faiss.
 
 Shapes: B batch, D width, Q queries, S stored rows, K neighbours.
@@ -50,21 +50,9 @@ PROTOCOLS: dict[str, Protocol] = {
     "weighted": Protocol(k=20, temperature=0.07),  # DINO, arXiv:2104.14294
     "clmae": Protocol(pool="mean", k=5, metric="euclidean", normalise=True),
 }
-"""1-NN cosine on the class token is the prototype paper's; clmae also counts a hit when any of the 5 is right."""
+"""1-NN by cosine on the class token is the prototype paper's; CL-MAE also counts a hit when any of the 5 is right."""
 POOLS_NEEDED: tuple[Pool, ...] = ("cls", "mean")
-"""What features the protocols read."""
-
-
-def embed(
-    model: nn.Module,
-    batches: Iterable[Any],
-    *,
-    pool: Pool = "cls",
-    mean: tuple[float, ...] = IMAGENET_MEAN,
-    std: tuple[float, ...] = IMAGENET_STD,
-) -> NDArray[np.float32]:
-    """Return features of images, float32[N, D], in the order of the batches; as `embed_pools`, for one pool."""
-    return embed_pools(model, batches, pools=(pool,), mean=mean, std=std)[pool]
+"""Pools of the features that the protocols read."""
 
 
 def embed_pools(
@@ -78,7 +66,7 @@ def embed_pools(
     """Return features of images by pool, float32[N, D] each, from one pass over the batches, in their order.
 
     Args:
-        model: an encoder with `features(images)`, or a method, whose encoder is taken. It is put in eval mode and back.
+        model: an encoder with `features(images)`, or a method with such an encoder; its mode is restored.
         batches: uint8[B, 3, H, W] arrays or tensors.
         pools: the class token, the mean of the patch tokens, or both.
         mean: pixel mean by channel in [0, 1], as in training.
@@ -101,11 +89,15 @@ def embed_pools(
             images = torch.as_tensor(np.asarray(batch)).to(reference.device).to(reference.dtype)
             tokens_BTD: Tensor = encoder.features((images - shift) / scale)
             for pool in pools:
-                pooled = tokens_BTD[:, 0] if pool == "cls" else tokens_BTD[:, 1:].mean(dim=1)
-                parts[pool].append(pooled.float().cpu().numpy())
+                parts[pool].append(pooled(tokens_BTD, pool).float().cpu().numpy())
     encoder.train(was_training)
     require(all(parts.values()), "embed needs at least one batch of images; got none. Check the index and the split.")
     return {pool: np.concatenate(pieces) for pool, pieces in parts.items()}
+
+
+def pooled(tokens_BTD: Tensor, pool: Pool) -> Tensor:
+    """Return the class token, or the mean of the patch tokens, [B, D]."""
+    return tokens_BTD[:, 0] if pool == "cls" else tokens_BTD[:, 1:].mean(dim=1)
 
 
 def neighbour_figures(
@@ -129,13 +121,24 @@ def neighbour_figures(
         backend: `torch`, or `faiss` with a flat index, on a GPU where the GPU build is installed.
         progress: called with (queries done, all queries).
 
-    Returns: acc1, the share whose neighbours vote for the right label, and any_k, that with the right label among them.
+    Returns: acc1, the share of queries whose neighbours vote for the right label, and any_k, the share with the right
+    label among the neighbours.
 
     Raises:
         ValueError: labels are missing (negative), sizes do not fit, or k is out of range.
     """
     rule = choose(protocol, PROTOCOLS, "protocol") if isinstance(protocol, str) else protocol
-    _check(train, test, rule.k, exclude_self=exclude_self)
+    for name, (features, labels) in (("train", train), ("test", test)):
+        require(
+            len(features) == len(labels) > 0,
+            f"{name} features and labels must be of one length above 0; got {len(features)} and {len(labels)}.",
+        )
+        require(
+            int(np.min(labels)) >= 0,
+            f"nearest neighbours need a label for every {name} sample; some are -1. Use a labelled data set.",
+        )
+    most = len(train[1]) - exclude_self
+    require(1 <= rule.k <= most, f"k must be in 1..{most}; got {rule.k}.")
     stored_labels = torch.as_tensor(np.asarray(train[1], np.int64), device=device)
     wanted = torch.as_tensor(np.asarray(test[1], np.int64), device=device)
     right = among = done = 0
@@ -144,7 +147,13 @@ def neighbour_figures(
     ):
         found_QK = stored_labels[index_QK]
         votes = torch.zeros(len(index_QK), int(stored_labels.max()) + 1, dtype=torch.float64, device=device)
-        votes.scatter_add_(1, found_QK, _vote(similarity_QK.double(), rule))
+        if rule.temperature is not None:
+            vote_QK = ((similarity_QK.double() - 1) / rule.temperature).exp()
+        elif rule.metric == "euclidean":
+            vote_QK = torch.ones_like(similarity_QK, dtype=torch.float64)  # a tie goes to the smallest label (mode)
+        else:  # the addition stays below one vote in sum, so that it breaks ties only
+            vote_QK = 1.0 + (similarity_QK.double() + 1.0) / (4.0 * rule.k)
+        votes.scatter_add_(1, found_QK, vote_QK)
         here = wanted[done : done + len(index_QK)]
         right += int((votes.argmax(dim=1) == here).sum())
         among += int((found_QK == here[:, None]).any(dim=1).sum())
@@ -187,29 +196,15 @@ def nearest_neighbour_accuracy(
 
 
 def memory_bytes(queries: int, stored: int, width: int, k: int = 20) -> int:
-    """Return the most memory that the search takes with its features, in bytes, with torch; faiss keeps them twice.
+    """Return the peak memory of the search and its features, in bytes, with torch; faiss keeps the features twice.
 
-    Both sets of float32 features, one block of each, normalised, their product, and what is merged.
+    It is the sum of both sets of float32 features, one normalised block of each, and their product with its merge.
     """
     rows, columns = min(_QUERY_ROWS, queries), min(_BLOCK_ROWS, stored)
     features = (queries + stored) * width * 4
     blocks = (rows + 2 * columns) * width * 4
     merged = 2 * rows * (columns + 2 * k) * (4 + 8)
     return features + blocks + merged
-
-
-def _check(train: Any, test: Any, k: int, *, exclude_self: bool) -> None:
-    for name, (features, labels) in (("train", train), ("test", test)):
-        require(
-            len(features) == len(labels) > 0,
-            f"{name} features and labels must be of one length above 0; got {len(features)} and {len(labels)}.",
-        )
-        require(
-            int(np.min(labels)) >= 0,
-            f"nearest neighbours need a label for every {name} sample; some are -1. Use a labelled data set.",
-        )
-    most = len(train[1]) - exclude_self
-    require(1 <= k <= most, f"k must be in 1..{most}; got {k}.")
 
 
 def _neighbours(
@@ -229,19 +224,14 @@ def _neighbours(
         if search is None:
             yield _nearest(block_QD, stored, rule, device, own=own)
             continue
-        scores, rows = search.search(block_QD.cpu().numpy(), rule.k + (own is not None))
-        found = torch.from_numpy(scores if rule.metric == "cosine" else -scores), torch.from_numpy(rows)
-        similarity, index = found if own is None else _without_own(*found, own, rule.k)
-        yield similarity.to(device), index.to(device)
-
-
-def _vote(similarity_QK: Tensor, rule: Protocol) -> Tensor:
-    """Return the weight of each neighbour's vote."""
-    if rule.temperature is not None:
-        return ((similarity_QK - 1) / rule.temperature).exp()
-    if rule.metric == "euclidean":
-        return torch.ones_like(similarity_QK)  # a tie goes to the smallest label, as the mode does
-    return 1.0 + (similarity_QK + 1.0) / (4.0 * rule.k)  # the addition stays below one vote in sum: it breaks ties
+        scores, found = search.search(block_QD.cpu().numpy(), rule.k + exclude_self)
+        similarity, rows = torch.from_numpy(scores if rule.metric == "cosine" else -scores), torch.from_numpy(found)
+        if exclude_self:
+            # faiss cannot leave a row out: of k + 1 neighbours drop the own row, or the last if it is not among them.
+            mine = rows == torch.arange(start, start + len(rows))[:, None]
+            order = mine.int().argsort(dim=1, stable=True)[:, : rule.k]
+            similarity, rows = similarity.gather(1, order), rows.gather(1, order)
+        yield similarity.to(device), rows.to(device)
 
 
 def _nearest(
@@ -277,7 +267,7 @@ def _prepared(features: NDArray[np.float32], rule: Protocol, device: str) -> Ten
 
 def _flat_index(rule: Protocol, stored: NDArray[np.float32]) -> Any:
     """Return faiss's exact index of all stored rows, on the GPUs that its GPU build sees."""
-    import faiss  # noqa: PLC0415  # only where it is asked for
+    import faiss  # noqa: PLC0415  # optional, and slow to import
 
     width = stored.shape[1]
     index: Any = faiss.IndexFlatIP(width) if rule.metric == "cosine" else faiss.IndexFlatL2(width)
@@ -286,10 +276,3 @@ def _flat_index(rule: Protocol, stored: NDArray[np.float32]) -> Any:
     for start in range(0, len(stored), _BLOCK_ROWS):
         index.add(_prepared(stored[start : start + _BLOCK_ROWS], rule, "cpu").numpy())
     return index
-
-
-def _without_own(similarity: Tensor, rows: Tensor, own: int, k: int) -> tuple[Tensor, Tensor]:
-    """Drop each query's own row from k + 1 neighbours, or the last where it is not among them."""
-    mine = rows == torch.arange(own, own + len(rows))[:, None]
-    order = mine.int().argsort(dim=1, stable=True)[:, :k]  # what is not mine comes first, in its order
-    return similarity.gather(1, order), rows.gather(1, order)

@@ -12,9 +12,9 @@ class Lars(torch.optim.Optimizer):
     Args:
         groups: parameter groups.
         lr: learning rate.
-        momentum: of the scaled gradient.
+        momentum: momentum of the scaled gradient.
         trust: trust coefficient.
-        weight_decay: of matrices.
+        weight_decay: weight decay of matrices.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Lars(torch.optim.Optimizer):
                 if parameter.grad is None:
                     continue
                 step = parameter.grad
-                if parameter.ndim > 1:
+                if parameter.ndim > 1:  # MAE leaves biases and norms unscaled and undecayed
                     step = step + group["weight_decay"] * parameter
                     size, length = parameter.norm(), step.norm()
                     known = (size > 0) & (length > 0)

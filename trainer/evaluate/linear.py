@@ -20,6 +20,7 @@ from trainer.evaluate.data import LabelledShards
 from trainer.evaluate.encoders import PretrainedEncoder
 from trainer.evaluate.features import Extractor, Features
 from trainer.evaluate.fit import Figures, Fit, Progress, classifier_figures, fit, named_groups
+from trainer.evaluate.knn import pooled
 from trainer.evaluate.lars import Lars
 from trainer.evaluate.metrics import top_k
 from trainer.evaluate.recipes import LinearConfig, cosine_rate
@@ -50,7 +51,7 @@ def linear_probe(
     """Train a probe and return accuracies.
 
     Args:
-        pretrained: whose frozen encoder.
+        pretrained: the encoder; it stays frozen.
         train: images to learn from.
         test: images to classify.
         config: recipe.
@@ -70,7 +71,7 @@ def linear_probe(
             return train.train_batch(step, crop, batch=batch, seed=config.seed)
 
         def read(pair: Any) -> tuple[Tensor, Tensor]:
-            return extractor.pooled(pair[0], config.pool), pair[1].to(device)
+            return pooled(extractor.tokens(pair[0]), config.pool), pair[1].to(device)
 
         sizes = {"samples": len(train), "num_classes": train.num_classes}
         return _probe(make, read, held_out, config, **sizes, device=device, directory=directory, progress=progress)

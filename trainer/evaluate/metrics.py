@@ -1,4 +1,4 @@
-"""Accuracy of class scores, and of label maps: what the evaluations report.
+"""Figures of the evaluations: accuracy of class scores and of label maps.
 
 Shapes: B samples, C classes.
 """
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 IGNORED = 255
-"""Label of pixels that count nowhere."""
+"""Label of pixels that are left out of every figure."""
 
 
 def top_k(scores_BC: Tensor, labels_B: Tensor) -> dict[str, float]:
@@ -19,7 +19,7 @@ def top_k(scores_BC: Tensor, labels_B: Tensor) -> dict[str, float]:
 
 
 class PixelCounts:
-    """Counts of (true class, predicted class) pairs of pixels, and what follows from them."""
+    """Counts of (true class, predicted class) pairs of pixels, and the figures that follow from them."""
 
     def __init__(self, num_classes: int) -> None:
         self.pairs: NDArray[np.int64] = np.zeros((num_classes, num_classes), np.int64)

@@ -1,7 +1,7 @@
 """RAUC: how much faster one method's accuracy grows over training than another's (MTO Eq. 6; METHODS section 6).
 
-With S1 and S2 the accuracies of the baseline and of the method, RAUC(E1, E2) is the area of S2 over S1's value at E1
-divided by that of S1 over the same value, by trapezoids over the measured epochs. 1 means equally fast.
+With S1 and S2 the accuracies of the baseline and of the method, RAUC(E1, E2) is the area of S2 above S1(E1)
+divided by the area of S1 above S1(E1), by trapezoids over the measured epochs. 1 means equally fast.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def rauc(
 
     Raises:
         ValueError: lengths differ, epochs are not increasing or do not hold the range, a score is not finite, or the
-            baseline does not rise above its start, so that there is nothing to compare with.
+            baseline does not rise above its start.
     """
     grid, ours, theirs = (np.asarray(values, np.float64) for values in (epochs, method, baseline))
     require(

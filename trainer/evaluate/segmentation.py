@@ -80,7 +80,7 @@ def segmentation(
     """Train UperNet and return miou, aacc and macc in [0, 1].
 
     Args:
-        pretrained: where the backbone's weights come from.
+        pretrained: encoder whose weights the backbone takes.
         root: data in ADE20K's layout.
         config: recipe.
         device: where to compute.
@@ -157,6 +157,7 @@ def slide(score: Callable[[Tensor], Tensor], image: Tensor, *, crop: int, stride
     padded = pad(image, max(height, width, crop), 0.0)[:, : max(height, crop), : max(width, crop)]
     total = padded.new_zeros(num_classes, *padded.shape[1:])
     seen = padded.new_zeros(padded.shape[1:])
+    # Windows overlap; every pixel's scores are averaged over the windows that saw it.
     for top in starts(padded.shape[1], crop, stride):
         for left in starts(padded.shape[2], crop, stride):
             part = slice(top, top + crop), slice(left, left + crop)
@@ -166,7 +167,7 @@ def slide(score: Callable[[Tensor], Tensor], image: Tensor, *, crop: int, stride
 
 
 def starts(length: int, crop: int, stride: int) -> list[int]:
-    """Return where windows begin along a side."""
+    """Return the first pixels of the windows along a side; the last window ends at the border."""
     return [*range(0, length - crop, stride), length - crop]
 
 

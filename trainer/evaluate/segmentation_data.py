@@ -1,4 +1,4 @@
-"""Images and label maps in ADE20K's layout, and what segmentation training does to them (METHODS section 9).
+"""Images and label maps in ADE20K's layout, and their augmentation in training (METHODS section 9).
 
     images/training/NAME.jpg       annotations/training/NAME.png
     images/validation/NAME.jpg     annotations/validation/NAME.png
@@ -74,33 +74,24 @@ class SceneAugment:
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the random scale."""
     seed: int = 0
-    """Seed of everything random."""
+    """Seed of the augmentation."""
 
     def __call__(self, image: Tensor, labels: Tensor, draw: int) -> tuple[Tensor, Tensor]:
         """Return (float32[3, crop, crop] in [0, 1], int64[crop, crop]) of a draw."""
         generator = np.random.default_rng([self.seed, draw])
         pixels = image.float() / 255
         pixels, labels = fit_within(pixels, labels, self.base, float(generator.uniform(*self.scale)))
-        top, left = self._place(labels, generator)
+        # mmseg draws corners until the crop is not nearly of one class; the last draw is taken as it is.
+        for _ in range(CROP_ATTEMPTS):
+            top, left = (int(generator.integers(max(side - self.crop, 0) + 1)) for side in labels.shape)
+            part = labels[top : top + self.crop, left : left + self.crop]
+            counts = part[part != IGNORED].bincount()
+            if (counts > 0).sum() > 1 and counts.max() / counts.sum() < LARGEST_SHARE:
+                break
         pixels, labels = (part[..., top : top + self.crop, left : left + self.crop] for part in (pixels, labels))
         if generator.random() < 0.5:
             pixels, labels = pixels.flip(-1), labels.flip(-1)
         return pad(distort(pixels, generator), self.crop, 0.0), pad(labels, self.crop, IGNORED)
-
-    def _place(self, labels: Tensor, generator: np.random.Generator) -> tuple[int, int]:
-        """Return a corner whose crop is not nearly of one class, if one is found."""
-        height, width = labels.shape
-        corner = 0, 0
-        for _ in range(CROP_ATTEMPTS):
-            corner = (
-                int(generator.integers(max(height - self.crop, 0) + 1)),
-                int(generator.integers(max(width - self.crop, 0) + 1)),
-            )
-            part = labels[corner[0] : corner[0] + self.crop, corner[1] : corner[1] + self.crop]
-            counts = part[part != IGNORED].bincount()
-            if (counts > 0).sum() > 1 and counts.max() / counts.sum() < LARGEST_SHARE:
-                break
-        return corner
 
 
 def fit_within(image: Tensor, labels: Tensor, base: tuple[int, int], scale: float) -> tuple[Tensor, Tensor]:

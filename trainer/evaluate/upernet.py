@@ -92,13 +92,12 @@ class UperNet(nn.Module):
     def loss(self, images_BCHW: Tensor, labels_BHW: Tensor) -> Tensor:
         """Return the cross-entropy of both heads; pixels labelled 255 count nowhere."""
         scores, helper = self(images_BCHW)
-        main, auxiliary = (pixel_loss(found.float(), labels_BHW) for found in (scores, helper))
+        # Summed over known pixels and divided by all pixels, as mmseg averages.
+        main, auxiliary = (
+            F.cross_entropy(found.float(), labels_BHW, ignore_index=255, reduction="sum") / labels_BHW.numel()
+            for found in (scores, helper)
+        )
         return main + AUXILIARY_WEIGHT * auxiliary
-
-
-def pixel_loss(scores_BCHW: Tensor, labels_BHW: Tensor) -> Tensor:
-    """Return the mean cross-entropy over all pixels, 0 for ignored ones (as mmseg averages)."""
-    return F.cross_entropy(scores_BCHW, labels_BHW, ignore_index=255, reduction="sum") / labels_BHW.numel()
 
 
 def default_taps(blocks: int) -> tuple[int, int, int, int]:

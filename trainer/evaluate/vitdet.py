@@ -26,12 +26,12 @@ class WindowBlock(nn.Module):
     """A timm block on a map of tokens, with attention inside windows (or everywhere) and relative positions."""
 
     def __init__(self, block: nn.Module, *, window: int, grid: int) -> None:
-        """Take a block over.
+        """Wrap a block.
 
         Args:
-            block: timm's, whose weights are used.
+            block: timm's block; its weights are used.
             window: side of a window in tokens; 0 attends everywhere.
-            grid: side of the map that the positions of global attention are made for.
+            grid: side of the map, for the relative positions of global attention.
         """
         super().__init__()
         taken: Any = block
@@ -43,7 +43,6 @@ class WindowBlock(nn.Module):
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * side - 1, width))
 
     def forward(self, map_BHWD: Tensor) -> Tensor:
-        """Return the map after the block."""
         block = self.block
         attended = self.windowed(block.norm1(map_BHWD))
         map_BHWD = map_BHWD + block.drop_path1(block.ls1(attended))
@@ -75,7 +74,7 @@ class WindowBlock(nn.Module):
 
 
 def relative_bias(query_BNHWd: Tensor, table_h: Tensor, table_w: Tensor) -> Tensor:
-    """Return what relative positions add to the logits, [B, N, H W, H W]: q . (R_h[row distance] + R_w[column's])."""
+    """Return the bias of relative positions, [B, N, H W, H W]: q . (R_h[row distance] + R_w[column distance])."""
     height, width = query_BNHWd.shape[2:4]
     rows, columns = distances(table_h, height), distances(table_w, width)
     by_row = torch.einsum("bnhwd,hkd->bnhwk", query_BNHWd, rows.to(query_BNHWd.dtype))
@@ -85,7 +84,7 @@ def relative_bias(query_BNHWd: Tensor, table_h: Tensor, table_w: Tensor) -> Tens
 
 
 def distances(table: Tensor, side: int) -> Tensor:
-    """Return the vectors of all pairs of places along a side, [side, side, d]; the table is resized when it must be."""
+    """Return the vectors of all pairs of places along a side, [side, side, d]; a table of another size is resized."""
     if len(table) != 2 * side - 1:
         table = F.interpolate(table.T[None], size=2 * side - 1, mode="linear", align_corners=False)[0].T
     place = torch.arange(side, device=table.device)
@@ -96,13 +95,13 @@ class PlainBackbone(nn.Module):
     """timm's VisionTransformer as maps of several strides, for torchvision's detectors.
 
     Args:
-        trunk: timm model with the weights; its positions are made for `grid` x `grid` tokens.
+        trunk: timm model with the weights; its positions are of `grid` x `grid` tokens.
         grid: tokens along a side of the training image.
         window: side of the attention windows, in tokens.
         width: channels of the maps.
 
     Raises:
-        ValueError: the encoder is no plain ViT.
+        ValueError: the encoder is not a plain ViT.
     """
 
     def __init__(self, trunk: nn.Module, *, grid: int, window: int = WINDOW, width: int = PYRAMID_WIDTH) -> None:
@@ -121,7 +120,7 @@ class PlainBackbone(nn.Module):
                 for number, block in enumerate(model.blocks)
             ]
         )
-        self.trunk.blocks = nn.ModuleList()  # they have moved; one name each
+        self.trunk.blocks = nn.ModuleList()  # the blocks moved: each parameter must have one name
         self.pyramid = Pyramid(int(model.embed_dim), width)
         self.out_channels = width
 
@@ -172,7 +171,6 @@ class Pyramid(nn.Module):
         )
 
     def forward(self, map_BDHW: Tensor) -> "OrderedDict[str, Tensor]":
-        """Return the levels by name, finest first."""
         maps = OrderedDict((str(number), level(map_BDHW)) for number, level in enumerate(self.levels))
         maps["pool"] = F.max_pool2d(maps["3"], 1, 2)
         return maps
@@ -196,5 +194,4 @@ class ChannelNorm(nn.LayerNorm):
         super().__init__(width, eps=1e-6)
 
     def forward(self, maps_BCHW: Tensor) -> Tensor:
-        """Return normalised maps."""
         return super().forward(maps_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

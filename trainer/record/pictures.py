@@ -1,8 +1,8 @@
-"""Pictures of what a method does: reconstructions, learned masks, the predictor's map, affinities of masked tokens.
+"""Pictures of a method at work: reconstructions, learned masks, the predictor's map, affinities of masked tokens.
 
-`Pictures` is an `on_evaluate` callback that writes those that a method has, so that the same images are seen at the
-start, in the middle and at the end of a run. Everything is drawn from one fixed random mask, so that pictures differ
-by the weights alone.
+`Pictures` is an `on_evaluate` hook that writes the pictures that a method has, so that the same images are seen at the
+start, in the middle and at the end of a run. All use one fixed random mask, so that pictures differ by the weights
+alone.
 
 Shapes: B batch, N patches, V visible, M masked, H W image, P values of a patch.
 """
@@ -40,7 +40,7 @@ class Pictures:
     """Writes the pictures of a run's method on some images whenever it is called."""
 
     def __init__(self, config: TrainConfig, images_u8: NDArray[np.uint8], out_dir: str | Path) -> None:
-        """Keep the images, uint8[B, 3, H, W], a row of a picture each, and the directory, usually `report/`."""
+        """Keep the images, uint8[B, 3, H, W], one row of a picture each, and the directory, usually `report/`."""
         self.config, self.out_dir = config, Path(out_dir)
         self.images_u8 = torch.as_tensor(np.asarray(images_u8))
 
@@ -56,7 +56,7 @@ class Pictures:
 
 
 def save_whole(figure: Figure, path: Path, *, dpi: int) -> None:
-    """Write a figure as PNG beside its place and rename it there: who looks meanwhile sees a whole picture or none."""
+    """Write a figure as PNG beside its place and rename it there: a reader finds a whole picture or none."""
     aside = path.with_name(f".{path.name}.tmp")
     figure.savefig(aside, dpi=dpi, format="png")
     aside.replace(path)
@@ -75,14 +75,16 @@ def draw(method: Method, config: TrainConfig, images_u8: Tensor) -> dict[str, Co
         if method.config.mto.enabled:
             pictures["affinity"] = affinities(method, images, _mask(method, images))
     if isinstance(method, Clmae):
-        pictures["masks"] = learned_masks(method, images)
+        keep_BN = method.keep_probability(images)
+        pictures["masks"] = _masked_by(method, images, "keep probability", keep_BN, method.learned_mask(keep_BN))
     if isinstance(method, SelectingMethod) and method.predictor is not None:
-        pictures["predictor"] = predictor_map(method, images)
+        loss_BN = method.difficulty(images)
+        pictures["predictor"] = _masked_by(method, images, "predicted loss", loss_BN, method.difficulty_mask(loss_BN))
     return pictures
 
 
 def reconstructions(method: PixelMethod, images: Tensor, mask: Mask) -> Columns:
-    """Return the image, what the encoder sees of it, and the image with the hidden patches as predicted."""
+    """Return the image, its visible patches, and the image with the hidden patches as predicted."""
     patches_BNP = patchify(images, method.stride if isinstance(method, Simmim) else method.config.patch_size)
     predicted_BNP = method.to_pixels(method.predict(images, mask), patches_BNP)
     hidden = mask.mask_BN[:, :, None].to(patches_BNP.dtype)
@@ -95,28 +97,13 @@ def reconstructions(method: PixelMethod, images: Tensor, mask: Mask) -> Columns:
     }
 
 
-def learned_masks(method: Clmae, images: Tensor) -> Columns:
-    """Return the image, the masking network's keep-probabilities, and what is left visible."""
-    keep_BN = method.keep_probability(images)
-    return {
-        "image": _visible(method, images),
-        "keep probability": _map(keep_BN),
-        "seen": _grey(method, images, method.learned_mask(keep_BN)),
-    }
-
-
-def predictor_map(method: SelectingMethod, images: Tensor) -> Columns:
-    """Return the image, the predicted loss of each patch, and the image without the patches predicted to be hard."""
-    predicted_BN = method.difficulty(images)
-    return {
-        "image": _visible(method, images),
-        "predicted loss": _map(predicted_BN),
-        "seen": _grey(method, images, method.difficulty_mask(predicted_BN)),
-    }
+def _masked_by(method: Method, images: Tensor, title: str, values_BN: Tensor, mask: Mask) -> Columns:
+    """Return the image, a value for each patch, and the image under the mask that the values give."""
+    return {"image": _visible(method, images), title: _map(values_BN), "seen": _grey(method, images, mask)}
 
 
 def affinities(method: PixelMethod, images: Tensor, mask: Mask) -> Columns:
-    """Return the image and how masked tokens spread their similarity over visible ones in three layers."""
+    """Return the image and, in three layers, the share of masked tokens' similarity that each visible one has."""
     with watching(method) as taps:
         method.reconstruct(images, mask)
     layers = taps[0].layers
@@ -139,20 +126,20 @@ class TokenTap(MtoObserver):
         self.layers: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, tokens_BTD: Tensor) -> None:
-        """Keep the tokens of the next layer, and see them as the losses do."""
         super().__call__(tokens_BTD)
         self.layers.append(self.split(tokens_BTD))
 
 
 @contextmanager
 def watching(method: Method) -> Iterator[list[TokenTap]]:
-    """Give the list of taps that a forward pass in the context fills: one, or one for each decoder."""
+    """Yield the list of taps that a forward pass in the context fills: one, or one for each decoder."""
     taps: list[TokenTap] = []
 
     def tap(split: Split) -> MtoObserver:
         taps.append(TokenTap(method.config.mto, split))
         return taps[-1]
 
+    # nn.Module would register it; the instance attribute shadows the method's own and is deleted after.
     object.__setattr__(method, "observer", tap)
     try:
         yield taps
@@ -161,7 +148,7 @@ def watching(method: Method) -> Iterator[list[TokenTap]]:
 
 
 def heterogeneity_plot(metrics_path: str | Path, *, lines: int = 3) -> Figure | None:
-    """Return a plot of the heterogeneity by layer at some steps of a run, None when the run logged none."""
+    """Return a plot of the heterogeneity by layer at some steps of a run, or None if the run logged none."""
     logged = [line for line in read_metrics(metrics_path) if "heterogeneity_00" in line]
     if not logged:
         return None

@@ -186,13 +186,13 @@ def _under_ray(
 
 def _run_encoder(run: Path, device: str) -> FeatureSpace:
     """Return the space of the class token of a run's newest encoder."""
-    from trainer.evaluate.knn import embed
+    from trainer.evaluate.knn import embed_pools
     from trainer.record.export import load_method
 
     config, method = load_method(run)
     encoder = method.encoder.to(device)
 
     def features(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.asarray(embed(encoder, [images], mean=config.mean, std=config.std), dtype=np.float32)
+        return embed_pools(encoder, [images], pools=("cls",), mean=config.mean, std=config.std)["cls"]
 
     return features
