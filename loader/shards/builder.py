@@ -99,22 +99,7 @@ def build_dataset(
         for start, path in zip(starts, paths, strict=True)
         if not path.exists()
     ]
-    done = len(listing) - sum(len(task.images) for task in tasks)
-    num_bad = 0
-    for number, bad in run(write_shard, tasks):
-        done += len(tasks[number].images)
-        num_bad += len(bad)
-        for image in bad:
-            log.warning("left out: %s: %s", image.origin, image.reason)
-            with (out / LEFT_OUT_FILE).open("a") as file:
-                file.write(json.dumps(asdict(image)) + "\n")
-        if bad and num_bad > max(_ALWAYS_ALLOWED_BAD, _MAX_BAD_SHARE * len(listing)):
-            raise TooManyBadSamplesError(
-                f"at most {_MAX_BAD_SHARE:.0%} of the images may be unreadable; {num_bad} of the first {done} are. The "
-                f"last one is {bad[-1].origin}: {bad[-1].reason}. {out / LEFT_OUT_FILE} lists them."
-            )
-        if progress is not None:
-            progress(done, len(listing))
+    _write_shards(tasks, out, len(listing), run, progress)
     write_class_names(out, listing.class_names)
     index = build_index(paths, out / "index.parquet", run=run, progress=index_progress)
     (out / PLAN_FILE).unlink()
@@ -138,6 +123,26 @@ def write_shard(task: ShardTask) -> list[LeftOut]:
     write_tar(temporary, readable())
     temporary.rename(path)
     return left_out
+
+
+def _write_shards(tasks: list[ShardTask], out: Path, total: int, run: Runner, progress: Progress | None) -> None:
+    """Run the tasks, record the images that they left out, and stop when these are too many."""
+    done = total - sum(len(task.images) for task in tasks)
+    num_bad = 0
+    for number, bad in run(write_shard, tasks):
+        done += len(tasks[number].images)
+        num_bad += len(bad)
+        for image in bad:
+            log.warning("left out: %s: %s", image.origin, image.reason)
+            with (out / LEFT_OUT_FILE).open("a") as file:
+                file.write(json.dumps(asdict(image)) + "\n")
+        if bad and num_bad > max(_ALWAYS_ALLOWED_BAD, _MAX_BAD_SHARE * total):
+            raise TooManyBadSamplesError(
+                f"at most {_MAX_BAD_SHARE:.0%} of the images may be unreadable; {num_bad} of the first {done} are. The "
+                f"last one is {bad[-1].origin}: {bad[-1].reason}. {out / LEFT_OUT_FILE} lists them."
+            )
+        if progress is not None:
+            progress(done, total)
 
 
 def _begin(out: Path, plan: dict[str, Any]) -> None:

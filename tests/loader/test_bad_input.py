@@ -48,7 +48,7 @@ def boundary(tar: bytes) -> int:
         (lambda tar: with_size(tar, b"\xff" * 12), "unreadable member size"),
         (lambda tar: with_size(tar, b"\x80" + (2**70).to_bytes(11, "big")), "does not fit"),
         (lambda tar: with_size(tar, b"77777777777\0"), "does not fit"),
-        (lambda tar: tar[: boundary(tar)] + tar, "twice"),
+        (lambda tar: tar[: boundary(tar)] + tar, r"holds 'photo000\.cls' twice"),
         (lambda tar: b"", "truncated"),
     ],
     ids=["truncated", "member boundary", "garbage", "negative", "huge", "large", "duplicate keys", "empty"],
@@ -80,11 +80,12 @@ def test_a_shard_that_changed_since_it_was_indexed_gives_no_pixel(photo_index, t
     index = ShardIndex.load(tmp_path / "copy" / photo_index.path.name)
     change(Path(index.shard_urls[1]))
     spec = BatchSpec(sample_ids=np.arange(10, 20), draws=np.arange(10), seed=0, transform=Transform(size=8))
-    with (
-        LoaderWorker(index.path, LoaderConfig()) as worker,
-        pytest.raises(StaleIndexError, match=rf"shard-000001\.tar.*{message}.*tempera shards index"),
-    ):
+    message = rf"shard-000001\.tar.*{message}.*tempera shards index"
+    with LoaderWorker(index.path, LoaderConfig()) as worker, pytest.raises(StaleIndexError, match=message):
         worker.load(spec)
+    with pytest.raises(StaleIndexError, match=message) as caught:
+        index.verify()
+    assert "sample_id=10" in caught.value.__notes__[0]
 
 
 def dimension_bomb() -> bytes:
