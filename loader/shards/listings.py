@@ -79,7 +79,6 @@ class TarListing:
     keys: tuple[str, ...]
     labels: tuple[int, ...]
     fingerprint: str
-    allow_hosts: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -92,7 +91,7 @@ class TarListing:
         )
 
     def read(self) -> Iterator[ImageSample]:
-        with Connections(allow_hosts=self.allow_hosts) as connections:
+        with Connections() as connections:
             opened, file = -1, None
             for shard, (offset, size), key, label in zip(self.shard, self.places, self.keys, self.labels, strict=True):
                 if shard != opened or file is None:
@@ -125,7 +124,7 @@ def list_folder(root: str | Path) -> FolderListing:
     )
 
 
-def list_tars(index: ShardIndex, *, allow_hosts: tuple[str, ...] = ()) -> TarListing:
+def list_tars(index: ShardIndex) -> TarListing:
     """List the images of indexed tars. If any key occurs twice, all keys get their tar's name in front."""
     keys = index.keys
     if max(Counter(keys).values()) > 1:
@@ -138,7 +137,6 @@ def list_tars(index: ShardIndex, *, allow_hosts: tuple[str, ...] = ()) -> TarLis
         keys=_unique(keys, [""] * len(keys)),
         labels=tuple(index.label.tolist()),
         fingerprint=index.fingerprint,
-        allow_hosts=allow_hosts,
         class_names=tuple(index.class_names),
     )
 

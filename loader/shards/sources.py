@@ -76,18 +76,18 @@ class Shrink:
         return encoded
 
 
-def digits(*, side: int = 32, quality: int = 95) -> ImageSource:
-    """Return scikit-learn's 1,797 handwritten digits (8 x 8, real scans) as gray JPEGs enlarged to `side` pixels."""
+def digits() -> ImageSource:
+    """Return scikit-learn's 1,797 handwritten digits (8 x 8, real scans) as gray JPEGs of 32 x 32 pixels."""
     from sklearn.datasets import load_digits  # noqa: PLC0415 - takes seconds to import; loaders never need it
 
     data = load_digits()
 
     def samples() -> Iterator[ImageSample]:
         gray = torch.from_numpy(data.images).float()[:, None] * (255 / 16)  # scikit-learn stores 0..16
-        enlarged = interpolate(gray, size=(side, side), mode="bicubic", align_corners=False)
+        enlarged = interpolate(gray, size=(32, 32), mode="bicubic", align_corners=False)
         pixels = enlarged.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
         for number, (image, label) in enumerate(zip(pixels, data.target, strict=True)):
-            encoded = simplejpeg.encode_jpeg(image, quality=quality, colorspace="GRAY", colorsubsampling="Gray")
+            encoded = simplejpeg.encode_jpeg(image, quality=95, colorspace="GRAY", colorsubsampling="Gray")
             yield ImageSample(f"{number:06d}", encoded, int(label))
 
     return ImageSource(samples(), tuple("0123456789"), len(data.images))

@@ -32,17 +32,15 @@ def build_shards(
     source: ImageSource | Iterable[ImageSample],
     out_dir: str | Path,
     *,
-    prefix: str = "shard",
     max_samples: int = 10_000,
     max_bytes: int = 1 << 30,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Write shards `<prefix>-000000.tar`, ... and `classes.json`, and return the shards' paths.
+    """Write shards `shard-000000.tar`, ... and `classes.json`, and return the shards' paths.
 
     Args:
         source: Images in order.
         out_dir: Made if missing; must hold no tars yet.
-        prefix: Start of the shards' names.
         max_samples: Most samples in a shard.
         max_bytes: A shard ends with the sample that reaches this number of bytes.
         progress: Called with (samples written, samples in all, 0 when unknown).
@@ -54,8 +52,6 @@ def build_shards(
     if not isinstance(source, ImageSource):
         source = ImageSource(source)
     out = Path(out_dir)
-    if not prefix or set(prefix) & set("%/:"):
-        raise ValueError(f"prefix must be a plain file name; got {prefix!r}")
     if any(out.glob("*.tar")):
         raise ValueError(f"{out} already holds shards; give an empty directory or remove them")
     out.mkdir(parents=True, exist_ok=True)
@@ -80,7 +76,7 @@ def build_shards(
     temporaries: list[Path] = []
     try:
         while pending:
-            temporaries.append(out / f".{prefix}-{len(temporaries):06d}.tar.tmp")
+            temporaries.append(out / f".shard-{len(temporaries):06d}.tar.tmp")
             write_tar(temporaries[-1], next_shard())
     except BaseException:
         for path in temporaries:

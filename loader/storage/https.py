@@ -41,9 +41,8 @@ class HttpShard:
 
     Args:
         name: Names the shard in messages; its URL may hold a signature.
+        connections: Shared with other shards; `close` leaves them open.
         locate: Returns its URL; None takes the name.
-        connections: Shared with other shards. None makes connections of its own, which `close` closes.
-        allow_hosts: Hosts that may be private, for connections of its own.
         deadline_s: Retries end this long after the first try.
     """
 
@@ -51,15 +50,12 @@ class HttpShard:
         self,
         name: str,
         *,
+        connections: Connections,
         locate: Locate | None = None,
-        connections: Connections | None = None,
-        allow_hosts: tuple[str, ...] = (),
         deadline_s: float = DEADLINE_S,
     ) -> None:
-        self._name, self._deadline_s = name, deadline_s
+        self._name, self._connections, self._deadline_s = name, connections, deadline_s
         self._locate = locate or (lambda: name)
-        self._connections = connections or Connections(allow_hosts=allow_hosts)
-        self._owns_connections = connections is None
         self._etag: str | None = None
         self.num_bytes = 0
         self.num_bytes = self._retry(0, 1)[1]
@@ -70,9 +66,7 @@ class HttpShard:
         return self._retry(offset, size)[0] if size > 0 else b""
 
     def close(self) -> None:
-        """Close its own connections; shared ones stay."""
-        if self._owns_connections:
-            self._connections.close()
+        """Do nothing: connections are shared."""
 
     def _retry(self, offset: int, size: int) -> tuple[bytes, int]:
         """Fetch a range until it succeeds or the deadline is over. Return its bytes and the length of the shard."""

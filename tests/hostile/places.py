@@ -246,7 +246,7 @@ def url(work: Workplace, given: Any) -> Verdict:
 def redirect(work: Workplace, given: Any) -> Verdict:
     work.redirect_to = json.loads(_bytes(given))
     address = f"http://127.0.0.1:{work.server.server_address[1]}/x.tar"
-    with closing(HttpShard(address, allow_hosts=("127.0.0.1",), deadline_s=1.0)) as opened:
+    with closing(HttpShard(address, connections=Connections(allow_hosts=("127.0.0.1",)), deadline_s=1.0)) as opened:
         return "accepted", str(opened.num_bytes)
 
 

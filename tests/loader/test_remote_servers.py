@@ -211,7 +211,7 @@ def test_neighbours_of_a_shard_are_read_in_one_range(trusted, photo_index, tmp_p
 def test_an_untrusted_certificate_is_refused(nginx, monkeypatch):
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     with pytest.raises(StorageUnavailable, match="certificate verify failed"):
-        HttpShard(f"{nginx.base}/shard-000000.tar", allow_hosts=LOCAL)
+        HttpShard(f"{nginx.base}/shard-000000.tar", connections=Connections(allow_hosts=LOCAL))
 
 
 @needs_nginx

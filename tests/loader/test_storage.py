@@ -167,14 +167,16 @@ def test_many_reads_are_in_flight(server, photo_index, tmp_path):
 def test_passing_faults_are_retried_and_give_the_same_bytes(server, photo_index, fault):
     url = f"{server.base}/shard-000000.tar"
     expected = Path(photo_index.shard_urls[0]).read_bytes()[100:200]
-    with closing(HttpShard(url, allow_hosts=LOCAL, deadline_s=10)) as shard:
+    with closing(HttpShard(url, connections=Connections(allow_hosts=LOCAL), deadline_s=10)) as shard:
         server.faults = [fault, fault]
         assert shard.read_at(100, 100) == expected
         assert server.faults == []
 
 
 def test_a_lasting_fault_is_a_typed_error_within_the_deadline(server):
-    with closing(HttpShard(f"{server.base}/shard-000000.tar", allow_hosts=LOCAL, deadline_s=1)) as shard:
+    with closing(
+        HttpShard(f"{server.base}/shard-000000.tar", connections=Connections(allow_hosts=LOCAL), deadline_s=1)
+    ) as shard:
         server.faults = [partial(answer, 503)] * 1000
         started = time.monotonic()
         with pytest.raises(StorageUnavailable, match=r"did not deliver within 1 s.*503"):
@@ -200,7 +202,7 @@ def test_a_trickle_is_not_waited_for(server, monkeypatch):
         return True
 
     hung_up = threading.Event()
-    with closing(HttpShard(f"{server.base}/shard-000000.tar", allow_hosts=LOCAL)) as shard:
+    with closing(HttpShard(f"{server.base}/shard-000000.tar", connections=Connections(allow_hosts=LOCAL))) as shard:
         size = shard.num_bytes
         server.faults = [trickle]
         assert len(shard.read_at(0, 10_000)) == 10_000, "the second try; the first would take 1,000 s"
@@ -208,7 +210,7 @@ def test_a_trickle_is_not_waited_for(server, monkeypatch):
 
 
 def test_a_changed_etag_is_a_stale_index(server):
-    with closing(HttpShard(f"{server.base}/shard-000000.tar", allow_hosts=LOCAL)) as shard:
+    with closing(HttpShard(f"{server.base}/shard-000000.tar", connections=Connections(allow_hosts=LOCAL))) as shard:
         server.etag = '"2"'
         with pytest.raises(StaleIndexError, match="was replaced while it was read"):
             shard.read_at(0, 10)
@@ -224,7 +226,7 @@ def test_connections_are_kept_for_many_reads_and_shared_by_shards(server):
 
 def test_a_connection_that_the_server_closed_meanwhile_is_replaced_at_once(server, monkeypatch):
     monkeypatch.setattr("loader.storage.https._FIRST_PAUSE_S", 100.0)
-    with closing(HttpShard(f"{server.base}/shard-000000.tar", allow_hosts=LOCAL)) as shard:
+    with closing(HttpShard(f"{server.base}/shard-000000.tar", connections=Connections(allow_hosts=LOCAL))) as shard:
         expected = shard.read_at(0, 10)
         server.faults = [hang_up]
         assert shard.read_at(0, 10) == expected
@@ -249,7 +251,7 @@ def test_a_name_that_resolves_to_a_private_address_later_is_not_connected_to(ser
     monkeypatch.setattr("loader.storage.addresses.socket.getaddrinfo", rebinding)
     monkeypatch.setattr("loader.storage.connections.socket.create_connection", dial)
     with pytest.raises(ValueError, match="not a public address"):
-        HttpShard(f"https://rebound.example:{port}/shard-000000.tar", deadline_s=5)
+        HttpShard(f"https://rebound.example:{port}/shard-000000.tar", connections=Connections(), deadline_s=5)
     assert dialled == [("93.184.216.34", port)]
     assert server.requests == 0
 
@@ -269,7 +271,7 @@ def redirect(target: str, handler: RangeHandler) -> bool:
 
 def test_redirects_are_followed_and_checked_like_the_first_address(server):
     url = f"{server.base}/shard-000000.tar"
-    with closing(HttpShard(url, allow_hosts=LOCAL)) as shard:
+    with closing(HttpShard(url, connections=Connections(allow_hosts=LOCAL))) as shard:
         expected = shard.read_at(0, 50)
         server.faults = [partial(redirect, "/shard-000000.tar?signed=1")]
         server.faults.append(lambda h: setattr(h, "path", h.path.split("?")[0]) or False)
