@@ -1,4 +1,4 @@
-"""The loaders that streams use, on Ray: the pool in front of a fleet of actors. Every wait has a timeout."""
+"""The pool of a stream on Ray: requests to the actors of a fleet. Every wait has a timeout."""
 
 # mypy: disable-error-code="no-any-return"
 
@@ -16,16 +16,14 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from loader.batch import BatchSpec, Pixels
-from loader.batches.ring import RingAddress, Slot
-from loader.batches.slots import SlotKeeper, is_alive
+from loader.batches.ring import Slot, is_running, open_ring
 from loader.errors import LoaderLost
-from loader.fleet.actors import ActorPort, is_done
-from loader.fleet.client import CALL_TIMEOUT_S, FleetClient, first_line
+from loader.fleet.actors import CALL_TIMEOUT_S, FleetClient, first_line, is_done
 from loader.pool import Handle
 
 log = logging.getLogger(__name__)
 
-_JOIN_TIMEOUT_S: Final = 60.0  # of a new stream's first question: the fleet may start loaders on a crowded processor
+_JOIN_TIMEOUT_S: Final = 60.0  # when a stream begins, the fleet may be starting loaders on a crowded processor
 _REFRESH_S, _EXPLAIN_S = 0.5, 2.0
 
 
@@ -44,7 +42,7 @@ class RayLoaders:
     """A LoaderPool over a fleet, for one stream at a time.
 
     Loaders on this node write pixels into a ring of shared memory; from others, or when the ring is full, pixels come
-    through the object store. Membership is asked in the background, so no call here waits for the fleet.
+    through the object store. Membership is updated in the background, so no call here waits for the fleet.
 
     Args:
         fleet: The loaders.
@@ -52,18 +50,18 @@ class RayLoaders:
     """
 
     def __init__(self, fleet: FleetClient, *, ring_bytes: int = 320 << 20) -> None:
-        assert isinstance(fleet.port, ActorPort)
-        self._fleet, self._actor = fleet, fleet.port.actor
+        self._fleet = fleet
         self._members: dict[str, ActorHandle[Any]] = fleet.members(timeout_s=_JOIN_TIMEOUT_S)
         self._gone: set[ActorHandle[Any]] = set()
-        self._question: ray.ObjectRef[Any] | None = None
-        self._asked_s = time.monotonic()
-        self._slots = SlotKeeper(ring_bytes)
+        self._refreshing: ray.ObjectRef[Any] | None = None
+        self._refreshed_s = time.monotonic()
+        self._ring = open_ring(ring_bytes)
         self._pids: dict[ActorHandle[Any], int] = {}
+        """Process ids of the loaders that have mapped the ring; 0 for those that cannot reach it."""
         self._attaching: dict[ActorHandle[Any], ray.ObjectRef[Any]] = {}
 
     def members(self) -> tuple[str, ...]:
-        """Return the loaders that are thought to be alive."""
+        """Return the loaders that are believed to be alive."""
         return tuple(self._members)
 
     def submit(self, member: str, spec: BatchSpec) -> Handle:
@@ -71,7 +69,9 @@ class RayLoaders:
         actor = self._members.get(member)
         if actor is None:
             raise LoaderLost(f"{member} has left the fleet")
-        slot = self._slot(actor, spec)
+        slot = None
+        if self._ring is not None and self._reaches_ring(actor):
+            slot = self._ring.allocate(3 * spec.transform.size**2 * len(spec))
         return _Request(actor.load.remote(spec, slot), member, actor, spec, slot)
 
     def wait(self, handles: Sequence[Any], timeout_s: float) -> list[Handle]:
@@ -95,79 +95,70 @@ class RayLoaders:
             request.lost = True
             self.release(request)
             if not isinstance(error, ActorUnavailableError):
-                self._drop(request)
+                # Pass the dead loader over until the fleet names its replacement, which is another actor.
+                self._gone.add(request.actor)
+                if self._members.get(request.member) == request.actor:
+                    del self._members[request.member]
             raise LoaderLost(f"{request.member} was lost: {first_line(error)}") from error
         request.answered = True
-        if request.slot is None or len(pixels.images):
+        if request.slot is None or self._ring is None or len(pixels.images):
             return pixels
         size = request.spec.transform.size
-        return replace(pixels, images=self._slots.images(request.slot, len(request.spec), size))
+        return replace(pixels, images=self._ring.images(request.slot, len(request.spec), size))
 
     def release(self, handle: Any) -> None:
-        """Free the slot of a request that is not looked at any more; if unanswered, once its loader cannot write."""
+        """Free the slot of a request whose pixels are not needed; if unanswered, once its loader cannot write."""
         request: _Request = handle
         slot, request.slot = request.slot, None
-        if slot is None:
+        if slot is None or self._ring is None:
             return
         if request.answered:
-            self._slots.free(slot)
+            self._ring.free(slot)
         elif request.lost:
             pid = self._pids[request.actor]
-            self._slots.free_once(slot, lambda: not is_alive(pid))
+            self._ring.free_once(slot, lambda: not is_running(pid))
         else:
-            self._slots.free_once(slot, lambda: is_done(request.reference))
+            self._ring.free_once(slot, lambda: is_done(request.reference))
 
     def refresh(self) -> None:
-        """Learn who is alive, without waiting: send a question, or take in its answer."""
-        if self._question is None:
-            if time.monotonic() - self._asked_s >= _REFRESH_S:
-                self._question, self._asked_s = self._actor.call.remote("members"), time.monotonic()
+        """Update the members, without waiting: start a call to the fleet, or use the answer of the one under way."""
+        if self._refreshing is None:
+            if time.monotonic() - self._refreshed_s >= _REFRESH_S:
+                self._refreshing, self._refreshed_s = self._fleet.actor.call.remote("members"), time.monotonic()
             return
-        if not is_done(self._question):
+        if not is_done(self._refreshing):
             return
-        question, self._question = self._question, None
+        refreshing, self._refreshing = self._refreshing, None
         try:
-            answer: dict[str, ActorHandle[Any]] = ray.get(question, timeout=CALL_TIMEOUT_S)
+            answer: dict[str, ActorHandle[Any]] = ray.get(refreshing, timeout=CALL_TIMEOUT_S)
         except RayError as error:
             log.warning("the loader fleet did not name its members: %s", first_line(error))
             return
         self._members = {name: actor for name, actor in answer.items() if actor not in self._gone}
 
     def observe(self, wait_share: float) -> None:
-        """Tell the fleet how long the trainer waits, without waiting for it."""
+        """Report the share of its time that the trainer waited to the fleet, without waiting."""
         self._fleet.observe(wait_share)
 
     def explain(self, members: Sequence[str]) -> dict[str, str]:
-        """Return what each member waits for; all are asked at once, and have a moment."""
-        told = dict.fromkeys(members, "an answer from its process")
-        asked: dict[Any, str] = {self._members[m].check.remote(): m for m in members if m in self._members}
-        for reference in ray.wait(list(asked), num_returns=len(asked), timeout=_EXPLAIN_S)[0] if asked else ():
+        """Return what each member waits for; all are asked at once and have two seconds."""
+        reasons = dict.fromkeys(members, "an answer from its process")
+        checks: dict[Any, str] = {self._members[m].check.remote(): m for m in members if m in self._members}
+        for reference in ray.wait(list(checks), num_returns=len(checks), timeout=_EXPLAIN_S)[0] if checks else ():
             with suppress(RayError):
-                told[asked[reference]] = ray.get(reference, timeout=CALL_TIMEOUT_S)["waits_for"]
-        return told
+                reasons[checks[reference]] = ray.get(reference, timeout=CALL_TIMEOUT_S)["waits_for"]
+        return reasons
 
-    def _slot(self, actor: ActorHandle[Any], spec: BatchSpec) -> Slot | None:
-        """Return a slot if the loader has mapped the ring and there is room."""
-        address = self._slots.address
-        if address is None or not self._reaches_ring(actor, address):
-            return None
-        return self._slots.allocate(3 * spec.transform.size**2 * len(spec))
-
-    def _reaches_ring(self, actor: ActorHandle[Any], address: RingAddress) -> bool:
-        """Return whether a loader is known to have mapped the ring; ask it once, in the background."""
+    def _reaches_ring(self, actor: ActorHandle[Any]) -> bool:
+        """Return whether a loader is known to have mapped the ring; it is asked once, in the background."""
+        assert self._ring is not None
         if actor not in self._pids and actor not in self._attaching:
-            self._attaching[actor] = actor.attach.remote(address)
-        question = self._attaching.get(actor)
-        if question is not None and is_done(question):
+            self._attaching[actor] = actor.attach.remote(self._ring.address)
+        attaching = self._attaching.get(actor)
+        if attaching is not None and is_done(attaching):
             del self._attaching[actor]
             try:
-                self._pids[actor] = ray.get(question, timeout=CALL_TIMEOUT_S)
+                self._pids[actor] = ray.get(attaching, timeout=CALL_TIMEOUT_S)
             except RayError:
                 self._pids[actor] = 0
         return self._pids.get(actor, 0) > 0
-
-    def _drop(self, request: _Request) -> None:
-        """Pass the dead loader over until the fleet names its replacement, which is another actor."""
-        self._gone.add(request.actor)
-        if self._members.get(request.member) == request.actor:
-            del self._members[request.member]

@@ -1,31 +1,31 @@
-"""The loaders that a stream may ask: in this process here, or Ray actors behind the same interface in `actors`."""
+"""The loaders that a stream uses: in this process here, or Ray actors behind the same interface in `loader.actors`."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_futures
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from loader.batch import BatchSpec, Pixels
 from loader.errors import LoaderLost
 from loader.worker import LoaderWorker
 
 Handle = Hashable
-"""A request under way; only its pool knows what it is."""
+"""A request under way, opaque to all but its pool."""
 
 
 class LoaderPool(Protocol):
     """Sends specs to loaders and collects pixels. Any member can serve any spec."""
 
     def members(self) -> tuple[str, ...]:
-        """Return the names of the loaders that are thought to be alive."""
+        """Return the names of the loaders that are believed to be alive."""
 
     def submit(self, member: str, spec: BatchSpec) -> Handle:
         """Send a spec to a loader.
 
         Raises:
-            LoaderLost: If it is known to be gone.
+            LoaderLost: It is known to be gone.
         """
 
     def wait(self, handles: Sequence[Handle], timeout_s: float) -> list[Handle]:
@@ -35,30 +35,20 @@ class LoaderPool(Protocol):
         """Return the pixels of a request that is done.
 
         Raises:
-            LoaderLost: If its loader died, or its answer was lost.
+            LoaderLost: Its loader died, or its answer was lost.
         """
 
     def release(self, handle: Handle) -> None:
-        """Say that the pixels of a request are not looked at any more: their memory may be used again."""
+        """Give back the pixels of a request: their memory may be used again."""
 
     def refresh(self) -> None:
-        """Learn who is alive, without waiting."""
-
-
-@runtime_checkable
-class ElasticPool(Protocol):
-    """A pool that grows and shrinks by what its streams tell."""
+        """Update the members, without waiting."""
 
     def observe(self, wait_share: float) -> None:
-        """Take in the share of its time that the trainer waited since it was told last, without waiting."""
-
-
-@runtime_checkable
-class TellingPool(Protocol):
-    """A pool that can say what its loaders are doing."""
+        """Report the share of its time that the trainer waited since the last report, without waiting."""
 
     def explain(self, members: Sequence[str]) -> dict[str, str]:
-        """Return what each member waits for, as far as it answers within a moment."""
+        """Return what each member waits for, as far as it answers within a few seconds."""
 
 
 class LocalLoaders:
@@ -90,10 +80,13 @@ class LocalLoaders:
         return future.result(0)
 
     def release(self, handle: Handle) -> None:
-        """Nothing to do: every request has its own memory."""
+        """Do nothing: every request has its own memory."""
 
     def refresh(self) -> None:
-        """Nothing to learn: these loaders live as long as the process."""
+        """Do nothing: these loaders live as long as the process."""
+
+    def observe(self, wait_share: float) -> None:
+        """Do nothing: the number of these loaders is fixed."""
 
     def explain(self, members: Sequence[str]) -> dict[str, str]:
         """Return what each member waits for."""

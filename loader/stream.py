@@ -1,9 +1,8 @@
 """BatchStream: what a trainer iterates. Windows of draws go in, batches of pixels come out, in step order.
 
-1. A window of draws is asked for ahead of need (`windows.WindowSource`).
+1. A window of draws is fetched ahead of need (`windows.WindowFetcher`).
 2. A few steps' rows for this rank form a group (`groups.Group`), routed to loaders by rendezvous hashing.
-3. Replies are copied into the group's buffer; another loader is asked for lost or late ones, bad samples become
-   spares.
+3. Replies are copied into the group's buffer. Lost and late requests go to another loader; bad samples become spares.
 4. Finished batches wait in a short queue for the trainer.
 
 Steps 1 to 3 run in one thread, so faults are handled while the trainer computes. Nothing waits without a deadline.
@@ -16,33 +15,33 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 from loader.batch import BadSample, Batch
 from loader.batches.assembly import Assembler, StreamStats
 from loader.batches.windows import WindowFetcher, WindowSource
 from loader.config import StreamConfig
 from loader.errors import StreamStalled
-from loader.pool import ElasticPool, LoaderPool
+from loader.pool import LoaderPool
 
 _READY_STEPS = 2
 """Finished batches that wait for the trainer, on top of those in flight."""
 
 _STOP_TIMEOUT_S = 5.0
 _OBSERVE_S = 2.0
-"""How often a pool is told of the trainer's waits."""
+"""Seconds between two reports of the trainer's waits to the pool."""
 
 
 class BatchStream:
     """Iterates the batches of one rank, from the step in its state to `total_steps`.
 
-    One iteration at a time; leaving the loop early stops the work, and iterating again goes on where it stopped.
+    One iteration at a time; leaving the loop early stops the work, and iterating again continues where it stopped.
 
     Args:
-        windows: Where draws come from.
-        loaders: Who makes pixels.
+        windows: Source of draws.
+        loaders: Makes the pixels.
         config: Sizes, seed and transform.
-        on_bad: Told of every bad sample when it is met, from the stream's thread.
+        on_bad: Called with every bad sample when it is met, from the stream's thread.
     """
 
     def __init__(
@@ -56,7 +55,6 @@ class BatchStream:
         self._windows, self._loaders, self._config = windows, loaders, config
         self._on_bad = on_bad or (lambda _: None)
         self._stats = StreamStats()
-        self._waits = _WaitShare(loaders) if isinstance(loaders, ElasticPool) else None
         self._step = 0
         self._running = False
 
@@ -72,34 +70,41 @@ class BatchStream:
             on_bad=self._on_bad,
             delivered=lambda: self._step,
         )
-        pump = _Pump(assembler.batches())
+        prefetcher = _Prefetcher(assembler.batches())
+        observed_s, waited_since_s = float("inf"), 0.0
         self._running = True
         try:
             while self._step < self._config.total_steps:
                 started = time.monotonic()
                 # The assembler raises after stall_timeout_s by itself; at twice that its thread hangs in a pool.
-                batch = pump.get(2 * self._config.stall_timeout_s)
-                waited = time.monotonic() - started
+                batch = prefetcher.get(2 * self._config.stall_timeout_s)
+                now = time.monotonic()
+                waited = now - started
                 self._step = batch.step + 1
                 self._stats.images += len(batch.sample_ids)
                 self._stats.wait_s += waited
-                if self._waits is not None:
-                    self._waits.add(waited)
+                if observed_s > now:  # the first batch is waited for while loaders start: that says nothing
+                    observed_s = now
+                else:
+                    waited_since_s += waited
+                    if now - observed_s >= _OBSERVE_S:
+                        self._loaders.observe(min(1.0, waited_since_s / (now - observed_s)))
+                        observed_s, waited_since_s = now, 0.0
                 yield replace(batch, wait_s=waited)
         finally:
-            pump.stop()
+            prefetcher.stop()
             fetcher.close()
             self._running = False
 
     def state_dict(self) -> dict[str, int]:
-        """Return what is needed to go on: the next step."""
+        """Return what is needed to continue: the next step."""
         return {"step": self._step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go to a step, before iterating.
 
         Raises:
-            ValueError: If the stream is being iterated, or the step is outside the run.
+            ValueError: The stream is being iterated, or the step is outside the run.
         """
         step = state["step"]
         if self._running:
@@ -113,38 +118,12 @@ class BatchStream:
         return asdict(self._stats)
 
 
-class _WaitShare:
-    """Tells a pool every few seconds which share of its time the trainer waited."""
-
-    def __init__(self, pool: ElasticPool) -> None:
-        self._pool = pool
-        self._since_s = float("inf")
-        self._waited_s = 0.0
-
-    def add(self, waited_s: float) -> None:
-        """Count one wait, which ends now."""
-        now = time.monotonic()
-        elapsed_s = now - self._since_s
-        if elapsed_s < 0:  # the first batch is waited for while loaders start: that says nothing
-            self._since_s = now
-            return
-        self._waited_s += waited_s
-        if elapsed_s >= _OBSERVE_S:
-            self._pool.observe(min(1.0, self._waited_s / elapsed_s))
-            self._since_s, self._waited_s = now, 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Failed:
-    error: BaseException
-
-
-class _Pump:
+class _Prefetcher:
     """Runs an iterator of batches in a thread, a bounded number of batches ahead."""
 
     def __init__(self, batches: Generator[Batch | None, None, None]) -> None:
         self._batches = batches
-        self._ready: queue.Queue[Batch | _Failed] = queue.Queue(maxsize=_READY_STEPS)
+        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=_READY_STEPS)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="batch-stream", daemon=True)
         self._thread.start()
@@ -157,12 +136,12 @@ class _Pump:
             raise StreamStalled(
                 f"the stream's thread did nothing for {timeout_s:g} s; is the machine frozen?"
             ) from error
-        if isinstance(item, _Failed):
-            raise item.error
+        if isinstance(item, BaseException):
+            raise item
         return item
 
     def stop(self) -> None:
-        """Ask the thread to end, and wait for it: it looks up several times a second."""
+        """Stop the thread and wait for it; it looks at the flag several times a second."""
         self._stop.set()
         self._thread.join(_STOP_TIMEOUT_S)
 
@@ -174,11 +153,11 @@ class _Pump:
                 if self._stop.is_set():
                     return
         except BaseException as error:
-            self._put(_Failed(error))
+            self._put(error)
         finally:
             self._batches.close()
 
-    def _put(self, item: Batch | _Failed) -> None:
+    def _put(self, item: Batch | BaseException) -> None:
         while not self._stop.is_set():
             try:
                 return self._ready.put(item, timeout=0.1)

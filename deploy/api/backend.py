@@ -32,7 +32,7 @@ class WrongState(Exception):
 
 
 class FleetPort(Protocol):
-    """The part of `loader.fleet.client.FleetClient` that the API uses."""
+    """The part of `loader.fleet.actors.FleetClient` that the API uses."""
 
     def status(self) -> dict[str, Any]:
         """Return size, author, reason, and the loaders."""

@@ -33,7 +33,7 @@ from deploy.observe.run import observed
 from deploy.runs.config import RunConfig, load_config, prototype_distances, save_config, selection_config
 from deploy.runs.rundir import Endpoint, RunDir, RunError
 from loader import ShardIndex
-from loader.fleet.client import FleetClient
+from loader.fleet.actors import FleetClient
 from loader.fleet.supervisor import FleetEvent
 from scoring import Event, RunLog, Selection, SelectionConfig, SelectionPort
 

@@ -1,10 +1,12 @@
-"""A group of consecutive steps of one window, for one rank: the rows that are asked for together and their buffer.
+"""A group of consecutive steps of one window, for one rank: rows that are requested together, and their buffer.
 
-Several steps form a group so that each loader gets a request worth sending. The buffer is allocated once (pinned
-when there is a GPU) and replies are written into their rows; the group is done when every row is.
+Several steps form a group so that each loader gets a request worth sending. The buffer is allocated once (pinned when
+there is a GPU) and replies are copied into their rows; the group is done when every row has its pixels.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from loader.decode.buffers import ImageBuffers
 
 
 class Group:
-    """The rows of some steps: what was asked, what has come, what was substituted."""
+    """The rows of some steps: what to request, which pixels have come, which draws were substituted."""
 
     def __init__(
         self,
@@ -31,6 +33,7 @@ class Group:
     ) -> None:
         self.steps = steps
         self._window, self._config = window, config
+        # Rank r takes rows [r*L, (r+1)*L) of each step's global batch.
         first_in_window = (steps.start - window.index * config.window_steps) * config.global_batch
         step_starts = first_in_window + config.rank * config.local_batch + np.arange(len(steps)) * config.global_batch
         self._position = (step_starts[:, None] + np.arange(config.local_batch)).ravel()
@@ -41,7 +44,10 @@ class Group:
         self._attempt = np.zeros(len(self._position), np.int64)
         self._missing = np.ones(len(self._position), np.bool_)
         self._bad: list[BadSample] = []
-        self._images = _take_images(buffers, len(self._position), config.transform.size)
+        size = config.transform.size
+        # Pinned memory is torch's to reuse: it does so by itself.
+        pinned = torch.cuda.is_available()
+        self._images = empty_images(len(self), size, pinned=True) if pinned else buffers.take(len(self), size)
         self._rows_of_rgb: NDArray[np.uint8] = self._images.permute(0, 2, 3, 1).numpy()
 
     def __len__(self) -> int:
@@ -69,11 +75,11 @@ class Group:
     def fill(self, rows: NDArray[np.int64], spec: BatchSpec, pixels: Pixels) -> list[BadSample]:
         """Copy a reply into its rows and give bad rows their substitutes.
 
-        Rows that came before, or that ask for another sample by now, are left alone: a reply may be late or come twice.
+        Rows that came before, or that need another sample by now, are left alone: a reply may be late or come twice.
 
         Args:
-            rows: The rows that were asked for.
-            spec: What was asked.
+            rows: The rows that were requested.
+            spec: The spec that was sent.
             pixels: The reply.
 
         Returns:
@@ -82,55 +88,47 @@ class Group:
         wanted = self._missing[rows] & (self._sample_ids[rows] == spec.sample_ids)
         bad = [sample for sample in pixels.bad if wanted[sample.row]]
         wanted[[sample.row for sample in bad]] = False
-        came = pixels.images.transpose(0, 2, 3, 1)
+        received = pixels.images.transpose(0, 2, 3, 1)
         for row, place in zip(rows[wanted], np.flatnonzero(wanted), strict=True):
-            self._rows_of_rgb[row] = came[place]  # one by one: all at once would copy them twice
+            self._rows_of_rgb[row] = received[place]  # one by one: all at once would copy them twice
         self._missing[rows[wanted]] = False
         return [self._substitute(int(rows[sample.row]), sample) for sample in bad]
 
     def batches(self) -> list[Batch]:
         """Return the batches of a group that is done, in step order."""
-        return [self._batch(number, step) for number, step in enumerate(self.steps)]
+        local, batches = self._config.local_batch, []
+        for number, step in enumerate(self.steps):
+            rows = slice(number * local, (number + 1) * local)
+            draws = self._draws[rows]
+            batches.append(
+                Batch(
+                    images=self._images[rows],
+                    sample_ids=self._sample_ids[rows],
+                    draws=draws,
+                    probability=self._probability[rows],
+                    version=self._window.version,
+                    step=step,
+                    substituted=tuple(bad for bad in self._bad if draws[0] <= bad.draw <= draws[-1]),
+                    wait_s=0.0,
+                )
+            )
+        return batches
 
     def _substitute(self, row: int, sample: BadSample) -> BadSample:
         """Give a row its next spare; with none left it stays black."""
-        local = self._config.local_batch
-        found = BadSample(
-            row=row % local, sample_id=sample.sample_id, draw=sample.draw, key=sample.key, reason=sample.reason
-        )
+        found = replace(sample, row=row % self._config.local_batch)
         self._bad.append(found)
-        decision = substitute(
+        spare = substitute(
             int(self._position[row]),
             int(self._attempt[row]),
             num_draws=len(self._window.sample_ids),
             num_spares=len(self._window.spare_ids),
         )
-        if decision is None:
+        if spare is None:
             self._rows_of_rgb[row] = 0
             self._missing[row] = False
             return found
         self._attempt[row] += 1
-        self._sample_ids[row] = self._window.spare_ids[decision.spare]
-        self._probability[row] = self._hints[row] = self._window.spare_probability[decision.spare]
+        self._sample_ids[row] = self._window.spare_ids[spare]
+        self._probability[row] = self._hints[row] = self._window.spare_probability[spare]
         return found
-
-    def _batch(self, number: int, step: int) -> Batch:
-        rows = slice(number * self._config.local_batch, (number + 1) * self._config.local_batch)
-        draws = self._draws[rows]
-        return Batch(
-            images=self._images[rows],
-            sample_ids=self._sample_ids[rows],
-            draws=draws,
-            probability=self._probability[rows],
-            version=self._window.version,
-            step=step,
-            substituted=tuple(bad for bad in self._bad if draws[0] <= bad.draw <= draws[-1]),
-            wait_s=0.0,
-        )
-
-
-def _take_images(buffers: ImageBuffers, num_images: int, size: int) -> torch.Tensor:
-    """Return memory for a group; torch keeps pinned memory for reuse by itself."""
-    if torch.cuda.is_available():
-        return empty_images(num_images, size, pinned=True)
-    return buffers.take(num_images, size)

@@ -1,8 +1,8 @@
-"""What the draws that are known already say about which samples are wanted again soon: a hint for caches.
+"""When each sample is drawn next: a hint for the loaders' caches.
 
-A window is drawn as a whole before its first batch is made. A sample that comes up again in it after d draws is
-certain to save one decoding for d draws of room, a rate of 1/d; that says more than its probability, which is the
-rate at which it is drawn in the long run. The hint is the larger of the two. It decides no pixel.
+A window is drawn as a whole before its first batch is made, so the near future is known (Belady, 1966: evict what is
+used last). A sample that comes again after d draws saves one decoding for d draws of cache room, a rate of 1/d. Where
+that is more than its probability, the rate at which it is drawn in the long run, the hint is 1/d. It changes no pixel.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from loader.batches.windows import Window
 
 
 def draws_until_next(sample_ids: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return for each draw after how many draws its sample is drawn again, as float64[n]; infinity if it is not."""
+    """Return float64[n], the number of draws until each draw's sample is drawn again; infinity if it is not."""
     order = np.argsort(sample_ids, kind="stable")
     same = sample_ids[order[1:]] == sample_ids[order[:-1]]
     distance = np.full(len(sample_ids), np.inf)
@@ -22,19 +22,19 @@ def draws_until_next(sample_ids: NDArray[np.int64]) -> NDArray[np.float64]:
     return distance
 
 
-class Foresight:
-    """Hints for the windows of one stream, each computed once."""
+class NextUse:
+    """Cache hints for the windows of one stream, each computed once."""
 
     def __init__(self) -> None:
         self._key: tuple[int, bool] | None = None
         self._hints: NDArray[np.float64] = np.zeros(0)
 
     def hints(self, window: Window, following: Window | None) -> NDArray[np.float64]:
-        """Return for each draw of a window the rate per draw at which its sample is used from then on, in (0, 1].
+        """Return float64[S*G] in (0, 1], the rate per draw at which each draw's sample is used from then on.
 
         Args:
-            window: The window whose draws are asked for next.
-            following: The one after it, if it is known already.
+            window: The window whose draws are requested next.
+            following: The window after it, if it is known already.
         """
         key = (window.index, following is not None)
         if key != self._key:

@@ -1,20 +1,22 @@
 """Shared memory between a trainer and the loaders on its node: loaders write pixels where the trainer reads them.
 
-The trainer owns a ring of anonymous memory (memfd). Loaders map it through the owner's /proc entry, so it has no
-name in the file system and nothing can be left behind: the kernel frees it when the last process that maps it is
-gone, kill -9 or not. Loaders let go of a ring as soon as its owner has died or closed it.
+The trainer owns a ring of anonymous memory (memfd). Loaders map it through the owner's /proc entry, so it has no name
+in the file system and leaves nothing behind: the kernel frees it when the last process that maps it is gone, kill -9 or
+not. Loaders unmap a ring as soon as its owner has died or closed it.
 
-A slot belongs to one request until its loader has answered or is dead. Late writes therefore never reach a slot in
-new use.
+A slot belongs to one request. A loader writes into it until it answers or dies, so the slot of a request that was given
+up waits until one of the two is certain: a late write must never land in another request's images.
 """
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import secrets
 import select
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,13 +24,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+log = logging.getLogger(__name__)
+
 _PAGE: Final = 4096
 _NONCE_BYTES: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
 class RingAddress:
-    """How a loader on the same node finds a ring."""
+    """Where a loader on the same node finds a ring."""
 
     pid: int
     """Process that owns it."""
@@ -51,16 +55,17 @@ class Slot:
 
 
 class Ring:
-    """The owner's side: memory, and who may write where. For one thread."""
+    """The owner's side: memory, and which parts of it are free. For one thread.
+
+    Memory is taken page by page when it is first used.
+
+    Raises:
+        OSError: The system has no anonymous shared memory.
+    """
 
     def __init__(self, num_bytes: int) -> None:
-        """Make a ring; memory is taken page by page when it is first used.
-
-        Raises:
-            OSError: If the system has no anonymous shared memory.
-        """
         size = _PAGE + -(-num_bytes // _PAGE) * _PAGE
-        self._fd = -1
+        self._fd = -1  # `__del__` needs it even if the next line fails
         self._fd = os.memfd_create("tempera-ring", os.MFD_CLOEXEC)
         os.ftruncate(self._fd, size)
         self._memory = mmap.mmap(self._fd, size)
@@ -68,9 +73,11 @@ class Ring:
         self._memory[:_NONCE_BYTES] = nonce
         self.address = RingAddress(os.getpid(), self._fd, nonce)
         self._free = [(_PAGE, size - _PAGE)]
+        self._given_up: list[tuple[Slot, Callable[[], bool]]] = []
 
     def allocate(self, num_bytes: int) -> Slot | None:
         """Return a slot, or None when there is no room."""
+        self._reclaim()
         wanted = -(-num_bytes // _PAGE) * _PAGE
         for number, (offset, size) in enumerate(self._free):
             if size >= wanted:
@@ -84,7 +91,7 @@ class Ring:
         return _images(self._memory, slot, num_images, size).numpy()
 
     def free(self, slot: Slot) -> None:
-        """Give a slot back. Its request must have been answered, or its loader be dead."""
+        """Free a slot whose request was answered, or whose loader is dead."""
         joined: list[tuple[int, int]] = []
         for offset, size in sorted([*self._free, (slot.offset, slot.num_bytes)]):
             if joined and joined[-1][0] + joined[-1][1] == offset:
@@ -93,13 +100,18 @@ class Ring:
                 joined.append((offset, size))
         self._free = joined
 
+    def free_once(self, slot: Slot, is_safe: Callable[[], bool]) -> None:
+        """Free a slot as soon as `is_safe` says that no loader can write to it any more."""
+        self._given_up.append((slot, is_safe))
+
     @property
     def free_bytes(self) -> int:
         """Bytes that are in no slot."""
+        self._reclaim()
         return sum(size for _, size in self._free)
 
     def close(self) -> None:
-        """Let go of the memory; it is freed when the loaders have let go, too."""
+        """Give up the memory; the kernel frees it when the loaders have unmapped it, too."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -108,16 +120,44 @@ class Ring:
         # Loaders watch the descriptor: while it is open they keep the memory mapped.
         self.close()
 
+    def _reclaim(self) -> None:
+        given_up, self._given_up = self._given_up, []
+        for slot, is_safe in given_up:
+            if is_safe():
+                self.free(slot)
+            else:
+                self._given_up.append((slot, is_safe))
+
+
+def open_ring(num_bytes: int) -> Ring | None:
+    """Return a ring, or None for a size of 0 and on systems without anonymous shared memory."""
+    if not num_bytes:
+        return None
+    try:
+        return Ring(num_bytes)
+    except (OSError, AttributeError) as error:
+        log.warning("no shared memory (%s): all pixels go through the object store, which is slower", error)
+        return None
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process of this machine exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
 
 @dataclass(frozen=True, slots=True)
 class _Mapping:
-    """A mapped ring, and how to see that its owner has let go of it."""
+    """A mapped ring, and what shows that its owner has given it up."""
 
     memory: mmap.mmap
     path: str
     """The owner's descriptor, below /proc."""
     inode: int
-    """Of the ring's memory."""
+    """Inode of the ring's memory."""
     process: int
     """Descriptor of the owner's process."""
 
@@ -140,7 +180,7 @@ class RingUser:
         self._lock = threading.Lock()
 
     def attach(self, address: RingAddress) -> bool:
-        """Map a ring. Returns False when it cannot be reached from here: another node, another container, or gone."""
+        """Map a ring. Return False when it is out of reach: on another node, in another container, or gone."""
         self.drop_orphans()
         with self._lock:
             if address.nonce in self._rings:
@@ -155,14 +195,14 @@ class RingUser:
         """Return uint8[n, 3, size, size] in a slot, in channels-last memory; None when its ring is not mapped any more.
 
         Raises:
-            ValueError: If the slot lies outside its ring, or is too small.
+            ValueError: The slot lies outside its ring, or is too small.
         """
         with self._lock:
             mapping = self._rings.get(slot.nonce)
         return None if mapping is None else _images(mapping.memory, slot, num_images, size)
 
     def drop_orphans(self) -> None:
-        """Let go of rings whose owners have died or let go of them."""
+        """Unmap rings whose owners have died or closed them."""
         with self._lock:
             for nonce, mapping in list(self._rings.items()):
                 if not mapping.is_owned():

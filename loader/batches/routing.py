@@ -1,9 +1,8 @@
-"""Which loader makes which sample, and when to ask a second one.
+"""Which loader makes which sample, and when a request is late.
 
-Routing is rendezvous hashing (Thaler and Ravishankar, 1998):
-every member gets a hash per sample, the highest wins. A member that joins takes 1/(W+1) of the samples and no other
-sample moves; a member that leaves gives its samples to each one's second choice. So caches stay warm and nobody
-coordinates.
+Routing is rendezvous hashing (Thaler and Ravishankar, 1998): every member gets a hash for each sample, and the highest
+wins. A member that joins takes 1/(W+1) of the samples and no other sample moves; the samples of a member that leaves go
+to their second choices. So caches stay warm and nobody coordinates.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from loader.errors import LoaderLost
 
-_MOST_MEMBERS = 256
+_MAX_MEMBERS = 256
 """Members whose times are remembered."""
 
 
@@ -28,10 +27,10 @@ def route(sample_ids: NDArray[np.int64], members: Sequence[str], *, avoid: Colle
         sample_ids: int64[n].
         members: Names of the live loaders.
         avoid: Members to pass over, such as one that just failed: their samples go to the next choice. Ignored when it
-            leaves nobody.
+            names all members.
 
     Raises:
-        LoaderLost: If there are no members.
+        LoaderLost: There are no members.
     """
     if not members:
         raise LoaderLost("no loader is alive; see `tempera status` for why they died")
@@ -53,25 +52,22 @@ def _scores(sample_ids: NDArray[np.int64], name: str) -> NDArray[np.uint64]:
 
 
 class Deadline:
-    """When a request counts as late: three times the 95th percentile of a usual member, and never below a floor.
+    """The age at which a request is late: three times the 95th percentile of a typical member, at least a floor.
 
-    The usual member is the median one, the faster of two: a straggler must not make its own lateness usual.
+    The typical member is the median one, the faster of two: a straggler must not make its own lateness typical.
     """
 
     def __init__(self, *, least_s: float, history: int = 64) -> None:
-        self._least_s = self._seconds = least_s
+        self._least_s = least_s
         self._history = history
         self._recent: dict[str, deque[float]] = {}
-
-    @property
-    def seconds(self) -> float:
+        self.seconds = least_s
         """Age at which a request is late."""
-        return self._seconds
 
     def add(self, seconds: float, *, member: str) -> None:
-        """Learn how long a member took for a request."""
+        """Record how long a member took for a request."""
         self._recent.setdefault(member, deque(maxlen=self._history)).append(seconds)
-        while len(self._recent) > _MOST_MEMBERS:
+        while len(self._recent) > _MAX_MEMBERS:
             del self._recent[next(iter(self._recent))]
         each = sorted(float(np.percentile(recent, 95)) for recent in self._recent.values())
-        self._seconds = max(self._least_s, 3 * each[(len(each) - 1) // 2])
+        self.seconds = max(self._least_s, 3 * each[(len(each) - 1) // 2])

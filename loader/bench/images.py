@@ -38,7 +38,7 @@ from loader.stream import BatchStream
 from loader.worker import LoaderWorker
 
 if TYPE_CHECKING:
-    from loader.fleet.client import FleetClient
+    from loader.fleet.actors import FleetClient
 
 THREADS: Final = 2
 EFFECTIVE_SIZES: Final = (0.61, 0.25, 0.12)

@@ -1,6 +1,7 @@
-"""Loaders on Ray: one actor a loader, and one named actor that keeps them alive.
+"""The fleet on Ray: one actor for each loader, one named actor that keeps them alive, and the client that reaches it.
 
-Only wraps `LoaderWorker` and `Fleet`, which know nothing of Ray. Every wait has a timeout.
+`LoaderWorker` and `Fleet` do the work and know nothing of Ray. Every wait has a timeout. The fleet's own process never
+imports torch: it only decides, and 300 MB would be lost, so `LoaderActor` imports what decodes in its constructor.
 """
 
 # mypy: disable-error-code="no-any-return"
@@ -14,43 +15,46 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from loader.config import LoaderConfig
-from loader.decode.memory import keep_freed_memory
 from loader.errors import LoaderLost
-from loader.fleet.client import CALL_TIMEOUT_S, FleetClient, FleetMethod, first_line
-from loader.fleet.desired_size import TemporaryWishFile, WishFile
+from loader.fleet.desired_size import DesiredSizeFile
 from loader.fleet.scaling import ScalePolicy
 from loader.fleet.spec import LoaderSpec, spec_of
-from loader.fleet.supervisor import Fleet, State, wait_until_ready
+from loader.fleet.supervisor import Fleet, FleetEvent, ScaleReply, State, wait_until_ready
 
 if TYPE_CHECKING:
     from loader.batch import BatchSpec, Pixels
     from loader.batches.ring import RingAddress, Slot
 
 FLEET_NAME: Final = "loader-fleet"
+CALL_TIMEOUT_S: Final = 10.0
 _TICK_S, _START_TIMEOUT_S = 0.25, 120.0
-_WATCH_S: Final = 1.0  # A question that is always open: its answer comes so late, but a death ends it at once.
-_SILENCE_S: Final = 10.0  # A loader that is silent for so long is replaced: it hangs, or its node froze.
+_WATCH_S: Final = 1.0
+"""A check is always under way, and answers after this time; a death ends it at once."""
+_SILENCE_S: Final = 10.0
+"""A loader silent for this long is replaced: it hangs, or its node froze."""
 _IN_SLOT: Final = np.zeros((0, 3, 0, 0), np.uint8)
 _LOADER_GROUPS: Final = {"load": 2, "control": 1, "watch": 1}
-"""Requests a loader works on at a time, by kind: checks must be answered while it decodes."""
+"""Calls that a loader works on at a time, by group: it must answer checks while it decodes."""
+FleetMethod = Literal["scale", "observe", "members", "status", "events"]
 _remote: Any = ray.remote  # Applied late, and untyped: its annotations do not know all options.
 
 
 class LoaderActor:
     """A LoaderWorker in its own process. Two requests at a time: one is sent while the next is decoded."""
 
-    def __init__(self, index: str | Path, config: LoaderConfig) -> None:
-        # Imported here: the fleet's actor and the driver import this module too, and decode nothing.
+    def __init__(self, index: str, config: LoaderConfig) -> None:
+        # Here, not at the top: the fleet's process imports this module to launch loaders, and needs none of it.
         import torch  # noqa: PLC0415
 
         from loader.batches.ring import RingUser  # noqa: PLC0415
+        from loader.decode.memory import keep_freed_memory  # noqa: PLC0415
         from loader.worker import LoaderWorker  # noqa: PLC0415
 
         torch.set_num_threads(1)
@@ -68,12 +72,12 @@ class LoaderActor:
 
     @ray.method(concurrency_group="control")
     def attach(self, address: RingAddress) -> int:
-        """Map a stream's ring. Returns this process's id, or 0 when the ring cannot be reached from here."""
+        """Map a stream's ring. Return this process's id, or 0 when the ring cannot be reached from here."""
         return os.getpid() if self._rings.attach(address) else 0
 
     @ray.method(concurrency_group="control")
     def check(self, after_s: float = 0.0) -> dict[str, Any]:
-        """Return pid, node and stats after some seconds: that it answers says that it lives."""
+        """Return pid, node and stats after some seconds. The answer itself proves that the loader lives."""
         time.sleep(after_s)
         self._rings.drop_orphans()
         node = ray.get_runtime_context().get_node_id()
@@ -85,21 +89,31 @@ class RayProcess:
 
     def __init__(self, actor: Any) -> None:
         self.handle = actor
-        self._answer: ray.ObjectRef[Any] = actor.check.remote()
-        self._heard_s: float = time.monotonic()
+        self._check: ray.ObjectRef[Any] = actor.check.remote()
+        self._last_answer_s: float = time.monotonic()
         self._info: dict[str, Any] = {}
         self._why: str = ""
 
     def poll(self) -> State:
-        """Return how it is, without waiting."""
+        """Return its state, without waiting: take the answer of the check under way, and start the next one."""
         if self._why:
             return "lost"
-        if is_done(self._answer):
-            return self._answered()
-        limit_s = _SILENCE_S if self._info else _START_TIMEOUT_S
-        if time.monotonic() - self._heard_s > limit_s:
-            self._why = f"no answer for {limit_s:.0f} s"
-            return "lost"
+        silent_s = time.monotonic() - self._last_answer_s
+        if is_done(self._check):
+            try:
+                self._info = ray.get(self._check, timeout=CALL_TIMEOUT_S)
+                self._last_answer_s = time.monotonic()
+            except RayError as error:
+                # An actor that is only unavailable may be behind a broken network: it is checked again.
+                if silent_s > _SILENCE_S or not isinstance(error, ActorUnavailableError):
+                    self._why = first_line(error)
+                    return "lost"
+            self._check = self.handle.check.options(concurrency_group="watch").remote(after_s=_WATCH_S)
+        else:
+            limit_s = _SILENCE_S if self._info else _START_TIMEOUT_S
+            if silent_s > limit_s:
+                self._why = f"no answer for {limit_s:.0f} s"
+                return "lost"
         return "ready" if self._info else "starting"
 
     def info(self) -> dict[str, Any]:
@@ -118,24 +132,12 @@ class RayProcess:
         """End it now."""
         ray.kill(self.handle)
 
-    def _answered(self) -> State:
-        try:
-            self._info = ray.get(self._answer, timeout=CALL_TIMEOUT_S)
-            self._heard_s = time.monotonic()
-        except RayError as error:
-            silent_s = time.monotonic() - self._heard_s
-            if silent_s > _SILENCE_S or not isinstance(error, ActorUnavailableError):  # that is the network's fault
-                self._why = first_line(error)
-                return "lost"
-        self._answer = self.handle.check.options(concurrency_group="watch").remote(after_s=_WATCH_S)
-        return "ready" if self._info else "starting"
-
 
 class LoaderFleet:
-    """The named actor that owns the loaders. Restarted by Ray if it dies; then it starts as many as it had."""
+    """The named actor that owns the loaders. Ray restarts it if it dies; it then starts as many as it had."""
 
     def __init__(
-        self, index: str, specs: Sequence[LoaderSpec], size: int, policy: ScalePolicy | None, wishes: WishFile
+        self, index: str, specs: Sequence[LoaderSpec], size: int, policy: ScalePolicy | None, memory: str | None
     ) -> None:
         actors = [_remote(max_restarts=0, concurrency_groups=_LOADER_GROUPS, **s.options)(LoaderActor) for s in specs]
 
@@ -143,7 +145,8 @@ class LoaderFleet:
             position = spec_of(name, specs)
             return RayProcess(actors[position].remote(index, specs[position].config))
 
-        self._fleet = Fleet(launch, size=size, clock=time.time, policy=policy, wishes=wishes)
+        file = None if memory is None else DesiredSizeFile(memory)
+        self._fleet = Fleet(launch, size=size, clock=time.time, policy=policy, memory=file)
         self._stopped = threading.Event()
         threading.Thread(target=self._supervise, name="fleet", daemon=True).start()
 
@@ -159,6 +162,58 @@ class LoaderFleet:
     def _supervise(self) -> None:
         while not self._stopped.wait(_TICK_S):
             self._fleet.tick()
+
+
+class FleetClient:
+    """Calls to a running fleet. Can be sent to other Ray processes.
+
+    Each method that returns an answer raises LoaderLost when the fleet does not give it in time.
+    """
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    def scale(self, size: int, *, author: str, reason: str = "") -> ScaleReply:
+        """Set the desired number of loaders; returns at once."""
+        reply: ScaleReply = self._call("scale", size, author=author, reason=reason)
+        return reply
+
+    def observe(self, wait_share: float) -> None:
+        """Report the share of its time that a trainer waited since its last report. Does not wait for an answer."""
+        self.actor.call.remote("observe", wait_share)
+
+    def members(self, *, timeout_s: float = CALL_TIMEOUT_S) -> dict[str, Any]:
+        """Return the actors of the loaders that are ready, by name."""
+        members: dict[str, Any] = self._call("members", timeout_s=timeout_s)
+        return members
+
+    def status(self) -> dict[str, Any]:
+        """Return what `Fleet.status` describes."""
+        status: dict[str, Any] = self._call("status")
+        return status
+
+    def events(self, after: int = 0) -> list[FleetEvent]:
+        """Return the events with a sequence number above `after`."""
+        events: list[FleetEvent] = self._call("events", after)
+        return events
+
+    def close(self) -> None:
+        """End every loader, then the fleet."""
+        with suppress(RayError):
+            ray.get(self.actor.close.remote(), timeout=CALL_TIMEOUT_S)
+        ray.kill(self.actor)
+
+    def _call(self, method: FleetMethod, *args: object, timeout_s: float = CALL_TIMEOUT_S, **options: object) -> Any:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return ray.get(self.actor.call.remote(method, *args, **options), timeout=deadline - time.monotonic())
+            except RayTaskError as error:
+                raise error.cause from error
+            except RayError as error:
+                if not isinstance(error, ActorUnavailableError) or time.monotonic() + _TICK_S > deadline:
+                    raise LoaderLost(f"the loader fleet did not answer {method}: {first_line(error)}") from error
+            time.sleep(_TICK_S)  # the network failed: every method may be called twice
 
 
 def start_fleet(
@@ -180,21 +235,22 @@ def start_fleet(
         size: Loaders to start with.
         name: Name of the fleet's actor in the current namespace.
         num_cpus: CPUs that Ray reserves for each loader when `specs` is a config; 0 reserves none.
-        policy: Lets the fleet scale by itself on what `FleetClient.observe` tells it; None leaves the size to people.
-        memory: File on this node that keeps the size, should the fleet's process die; None takes a temporary one.
-        ready_timeout_s: How long to wait.
+        policy: Lets the fleet scale by what `FleetClient.observe` reports; None leaves the size to people.
+        memory: File on this node that keeps the desired size should the fleet's process die; removed at the start.
+            Without one a restarted fleet has `size` loaders again.
+        ready_timeout_s: Longest wait, in seconds.
 
     Raises:
-        LoaderLost: If they are not ready in time; the message says why the last one died.
+        LoaderLost: They are not ready in time; the message says why the last one died.
     """
     if isinstance(specs, LoaderConfig):
         specs = [LoaderSpec(config=specs, num_cpus=num_cpus)]
-    wishes = WishFile(memory) if memory else TemporaryWishFile()
-    wishes.forget()
-    # It stays with this process's node: those of loaders come and go. A name alone would not keep it alive.
+    if memory is not None:
+        DesiredSizeFile(memory).forget()
+    # The actor stays on this process's node: nodes of loaders come and go, and the file of its size is here.
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     actor = _remote(name=name, max_restarts=-1, max_concurrency=8, num_cpus=0, label_selector=here)(LoaderFleet)
-    fleet = FleetClient(ActorPort(actor.remote(str(index), specs, size, policy, wishes), wishes))
+    fleet = FleetClient(actor.remote(str(index), specs, size, policy, None if memory is None else str(memory)))
     try:
         fleet.members(timeout_s=ready_timeout_s)  # its process is up
         wait_until_ready(fleet.status, size=size, timeout_s=ready_timeout_s)
@@ -206,58 +262,36 @@ def start_fleet(
 
 @contextmanager
 def local_fleet(index: str | Path, config: LoaderConfig, *, size: int) -> Iterator[FleetClient]:
-    """Run a fleet on this machine, in the Ray that is running here or else in one of its own, and end it afterwards."""
+    """Run a fleet on this machine, in the Ray that runs here or else in a new one, and end it afterwards."""
     with ExitStack() as stack:
         if not ray.is_initialized():
             ray.init(address="local", include_dashboard=False, log_to_driver=False)
             stack.callback(ray.shutdown)
-        fleet = start_fleet(
-            index, config, size=size, name=f"{FLEET_NAME}-{os.getpid()}-{time.monotonic_ns()}", num_cpus=0
-        )
+        name = f"{FLEET_NAME}-{os.getpid()}-{time.monotonic_ns()}"
+        fleet = start_fleet(index, config, size=size, name=name, num_cpus=0)
         stack.callback(fleet.close)
         yield fleet
 
 
 def connect_fleet(name: str = FLEET_NAME) -> FleetClient:
-    """Return the running fleet of that name; LoaderLost if there is none."""
+    """Return the running fleet of that name.
+
+    Raises:
+        LoaderLost: There is none in this namespace.
+    """
     try:
-        return FleetClient(ActorPort(ray.get_actor(name)))
+        return FleetClient(ray.get_actor(name))
     except ValueError as error:
         raise LoaderLost(f"no loader fleet named {name!r} is running in this namespace") from error
 
 
-class ActorPort:
-    """The way to a fleet that is an actor. Can be sent to other Ray processes."""
-
-    def __init__(self, actor: Any, wishes: WishFile | None = None) -> None:
-        self.actor, self._wishes = actor, wishes
-
-    def ask(self, method: FleetMethod, *args: object, timeout_s: float, **options: object) -> Any:
-        """Call a method of the fleet and return its answer."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                return ray.get(self.actor.call.remote(method, *args, **options), timeout=deadline - time.monotonic())
-            except RayTaskError as error:
-                raise error.cause from error
-            except RayError as error:
-                if not isinstance(error, ActorUnavailableError) or time.monotonic() + _TICK_S > deadline:
-                    raise LoaderLost(f"the loader fleet did not answer {method}: {first_line(error)}") from error
-            time.sleep(_TICK_S)  # the network failed: asking twice does no harm
-
-    def tell(self, method: FleetMethod, *args: object) -> None:
-        """Call a method of the fleet without waiting."""
-        self.actor.call.remote(method, *args)
-
-    def close(self) -> None:
-        """End every loader, then the fleet."""
-        with suppress(RayError):
-            ray.get(self.actor.close.remote(), timeout=CALL_TIMEOUT_S)
-        ray.kill(self.actor)
-        if self._wishes is not None:
-            self._wishes.close()
-
-
 def is_done(reference: ray.ObjectRef[Any]) -> bool:
-    """Return whether an answer is there, or known never to come."""
+    """Return whether an answer has arrived, or is known never to arrive."""
     return bool(ray.wait([reference], timeout=0)[0])
+
+
+def first_line(error: Exception) -> str:
+    """Return the line of an error that says what happened: the last one when it quotes a traceback."""
+    lines = str(error).strip().splitlines() or ["no details"]
+    quoted = "Traceback" in str(error) or ".__init__()" in lines[0]
+    return f"{type(error).__name__}: {lines[-1 if quoted else 0].strip()}"

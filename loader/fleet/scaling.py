@@ -1,7 +1,7 @@
-"""When the fleet should grow or shrink: a policy, and a decision with its reason. Nothing here acts.
+"""When the fleet should grow or shrink: a policy, and decisions with their reason. `supervisor` carries them out.
 
-Trainers that wait need more loaders; loaders that idle while nobody waits are too many. Both have to last for several
-observations, changes keep a distance in time, and the two thresholds are apart, so the size does not swing.
+Loaders are added while trainers wait and removed while loaders idle and trainers do not wait. Both must last for
+several observations, changes are a cooldown apart, and the two thresholds differ, so that the size does not swing.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ class ScalePolicy:
     max_size: int = 16
     """Most loaders."""
     wait_share: float = 0.05
-    """Grow when trainers wait for more than this share of their time."""
+    """Grow when trainers wait for more than this share of their time, in (0, 1)."""
     busy_share: float = 0.5
-    """Shrink when loaders work for less than this share of theirs and trainers hardly wait."""
+    """Shrink when loaders work for less than this share of their time and trainers hardly wait, in (0, 1)."""
     patience: int = 3
     """Observations in a row that must agree."""
     period_s: float = 5.0
-    """Length of an observation, in seconds; what all trainers tell within it counts once."""
+    """Length of an observation, in seconds; reports of all trainers within it count once."""
     cooldown_s: float = 30.0
-    """Least time between two changes, in seconds: a new loader has to start and show its effect first."""
+    """Least time between two changes, in seconds: a new loader must start and show its effect first."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_size <= self.max_size:
@@ -39,7 +39,7 @@ class ScalePolicy:
 
 @dataclass(frozen=True, slots=True)
 class ScaleTo:
-    """Decision: wish for this many loaders."""
+    """Decision: change the desired size."""
 
     size: int
     """Loaders."""
@@ -48,7 +48,7 @@ class ScaleTo:
 
 
 class Autoscaler:
-    """Remembers recent observations and says when to change the size."""
+    """Counts observations that agree, and decides when to change the size."""
 
     def __init__(self, policy: ScalePolicy) -> None:
         self.policy = policy
@@ -56,16 +56,13 @@ class Autoscaler:
         self._changed_s = float("-inf")
 
     def observe(self, *, size: int, wait_share: float, busy_share: float, now_s: float) -> ScaleTo | None:
-        """Take in one observation.
+        """Add one observation, and return a decision, or None to leave the size as it is.
 
         Args:
-            size: Loaders wished for at the moment.
+            size: Desired loaders at the moment.
             wait_share: Share of their time that trainers waited since the last observation, in [0, 1].
             busy_share: Share of their time that loaders worked, in [0, 1].
             now_s: The time in seconds, on any clock that does not run back.
-
-        Returns:
-            A decision, or None to leave the size alone.
         """
         policy = self.policy
         hungry = wait_share > policy.wait_share
@@ -76,18 +73,18 @@ class Autoscaler:
         if now_s - self._changed_s < policy.cooldown_s:
             return None
         if self._hungry >= policy.patience and size < policy.max_size:
-            reason = f"trainers wait for {wait_share:.0%} of their time, over {policy.wait_share:.0%}"
-            return self._change(min(policy.max_size, size + max(1, size // 2)), reason, now_s)
-        if self._idle >= policy.patience and size > policy.min_size:
+            # Half as many again: a fleet far too small catches up in a few steps.
+            grown = min(policy.max_size, size + max(1, size // 2))
+            decision = ScaleTo(grown, f"trainers wait for {wait_share:.0%} of their time, over {policy.wait_share:.0%}")
+        elif self._idle >= policy.patience and size > policy.min_size:
             reason = f"loaders work for {busy_share:.0%} of their time, under {policy.busy_share:.0%}, and nobody waits"
-            return self._change(size - 1, reason, now_s)
-        return None
+            decision = ScaleTo(size - 1, reason)
+        else:
+            return None
+        self.restart_cooldown(now_s)
+        return decision
 
-    def changed(self, now_s: float) -> None:
-        """Start the distance in time anew: a person has set the size, and gets to see its effect."""
+    def restart_cooldown(self, now_s: float) -> None:
+        """Wait for the cooldown from now on. Called as well when a person sets the size, to see its effect first."""
         self._hungry = self._idle = 0
         self._changed_s = now_s
-
-    def _change(self, size: int, reason: str, now_s: float) -> ScaleTo:
-        self.changed(now_s)
-        return ScaleTo(size, reason)

@@ -1,8 +1,8 @@
-"""Keeps the wished number of loaders alive: decisions and bookkeeping, no Ray.
+"""Keeps the desired number of loaders alive: decisions and bookkeeping, no Ray.
 
-Every `tick` looks at each loader once: a loader that is lost is replaced under its own name (so routing does not
-change), one that is too many is drained, one that is missing is launched. Loaders that die young are relaunched
-with growing pauses. Everything that happens is an event that the driver can poll and write to the run's log.
+Every `tick` looks at each loader once. A lost loader is replaced under its own name, so that routing does not change;
+loaders beyond the desired size are drained; missing ones are launched. Loaders that die young are relaunched with
+growing pauses. Whatever happens is an event, which the driver polls and copies into the run's log.
 """
 
 from __future__ import annotations
@@ -16,40 +16,40 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
 from loader.errors import LoaderLost
-from loader.fleet.desired_size import Wish, WishFile
+from loader.fleet.desired_size import DesiredSize, DesiredSizeFile
 from loader.fleet.scaling import Autoscaler, ScalePolicy
 
 State = Literal["starting", "ready", "lost"]
 EventKind = Literal["scale", "loader_started", "loader_lost", "loader_removed", "fleet_restarted"]
 
 MAX_LOADERS: Final = 1024
-_FIRST_PAUSE_S: Final = 0.25
-_LONGEST_PAUSE_S: Final = 15.0
-_LEAST_STARTING: Final = 8
-"""So many loaders may start at a time, or as many as are ready if they are more: a crowd that starts together on few
-processors is not ready in time, is replaced, and never comes to work."""
-_GROWN_UP_S: Final = 30.0
-"""A loader that lived so long did not die of its start: the next one starts without a pause."""
+_MIN_PAUSE_S: Final = 0.25
+_MAX_PAUSE_S: Final = 15.0
+_MIN_STARTING: Final = 8
+"""Loaders that may start at the same time, or as many as are ready if those are more. A crowd that starts together on
+few processors is not ready in time, is replaced, and never gets to work."""
+_MATURE_S: Final = 30.0
+"""A loader that lived this long did not die of its start: its replacement starts without a pause."""
 
 
 class Process(Protocol):
-    """A launched loader."""
+    """A launched loader: an actor under Ray, or a loader in this process."""
 
     @property
     def handle(self) -> Any:
-        """What requests are sent to."""
+        """Where requests are sent."""
 
     def poll(self) -> State:
-        """Return how it is, without waiting."""
+        """Return its state, without waiting."""
 
     def info(self) -> dict[str, Any]:
-        """Return what is known of it: pid, node, stats."""
+        """Return pid, node and stats as far as they are known."""
 
     def why(self) -> str:
         """Return why it was lost."""
 
     def drain(self) -> None:
-        """Let it finish what it has and end."""
+        """Let it finish its requests and end."""
 
     def kill(self) -> None:
         """End it now."""
@@ -57,10 +57,10 @@ class Process(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FleetEvent:
-    """Something that happened to the fleet."""
+    """A change of the fleet."""
 
     sequence: int
-    """Counts from 1; ask for the events after the last one seen."""
+    """Number of the event, from 1; ask for the events after the last one seen."""
     time: float
     """Seconds since the epoch."""
     kind: EventKind
@@ -70,7 +70,7 @@ class FleetEvent:
     message: str
     """For people."""
     value: float
-    """The size wished for after it."""
+    """The desired size after it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,37 +78,39 @@ class ScaleReply:
     """Answer to a change of size."""
 
     previous: int
-    """Loaders wished for before."""
+    """Desired loaders before."""
     size: int
-    """Loaders wished for now."""
+    """Desired loaders now."""
     author: str
-    """Who asked."""
+    """Who changed it."""
     reason: str
     """Why."""
 
 
 @dataclass(slots=True)
 class _Slot:
-    """A name, and the loader that bears it at the moment."""
+    """A loader's name over its life: the process that bears it now, and when the next one may start."""
 
     process: Process | None = None
     launched_s: float = 0.0
     not_before_s: float = 0.0
-    pause_s: float = _FIRST_PAUSE_S
+    pause_s: float = _MIN_PAUSE_S
     restarts: int = 0
     announced: bool = False
+    """Its process was ready at least once: it is a member."""
     why: str = ""
+    """Why the last process was lost."""
 
 
 class Fleet:
-    """A wished size and the loaders that fulfil it. Thread-safe.
+    """A desired size, and the loaders that are kept alive to meet it. Thread-safe.
 
     Args:
         launch: Starts a loader of the given name and returns at once.
-        size: Loaders wished for, from 1.
-        clock: Seconds since the epoch.
-        policy: Scales by itself when told how long trainers wait; None leaves the size to `scale`.
-        wishes: Remembers the size over a restart of this process; None starts with `size` always.
+        size: Desired loaders, from 1.
+        clock: Returns seconds since the epoch.
+        policy: Scales by the trainers' waits; None leaves the size to `scale`.
+        memory: Keeps the size over a restart of this process; None always starts with `size`.
     """
 
     def __init__(
@@ -118,9 +120,9 @@ class Fleet:
         size: int,
         clock: Callable[[], float],
         policy: ScalePolicy | None = None,
-        wishes: WishFile | None = None,
+        memory: DesiredSizeFile | None = None,
     ) -> None:
-        self._launch, self._clock, self._wishes = launch, clock, wishes
+        self._launch, self._clock, self._memory = launch, clock, memory
         self._scaler = Autoscaler(policy) if policy is not None else None
         self._worked: dict[str, tuple[float, float]] = {}
         self._waits: list[float] = []
@@ -130,34 +132,34 @@ class Fleet:
         self._sequence = 0
         self._lock = threading.RLock()
         self._size, self._author, self._reason = _checked(size), "fleet", "initial size"
-        last = wishes.load() if wishes is not None else None
+        last = memory.load() if memory is not None else None
         if last is not None:
             self._size, self._author, self._reason = _checked(last.size), last.author, last.reason
             self._sequence = last.sequence
-            self._event("fleet_restarted", "fleet", f"the fleet was restarted and wants {last.size} loaders as before")
+            self._event("fleet_restarted", "fleet", f"the fleet was restarted with {last.size} loaders as before")
 
     def scale(self, size: int, *, author: str, reason: str = "") -> ScaleReply:
-        """Wish for another number of loaders. Returns at once; `tick` fulfils it.
+        """Set the desired number of loaders. Returns at once; `tick` starts and ends loaders.
 
         Raises:
-            ValueError: If the size is out of range.
+            ValueError: The size is out of range.
         """
         with self._lock:
             previous, self._size = self._size, _checked(size)
             self._author, self._reason = author, reason
             if self._scaler is not None:
-                self._scaler.changed(self._clock())
+                self._scaler.restart_cooldown(self._clock())
             self._event("scale", author, f"{previous} -> {size} loaders" + (f": {reason}" if reason else ""))
             return ScaleReply(previous=previous, size=size, author=author, reason=reason)
 
     def observe(self, wait_share: float) -> ScaleReply | None:
-        """Take in the share of its time that a trainer waited since it last told, and scale if the policy says so."""
+        """Record the share of its time that a trainer waited since its last report, and scale if the policy says so."""
         if self._scaler is None:
             return None
         with self._lock:
-            now, period_s = self._clock(), self._scaler.policy.period_s
+            now = self._clock()
             self._waits.append(wait_share)
-            if now - self._observed_s < period_s:
+            if now - self._observed_s < self._scaler.policy.period_s:
                 return None
             # Ranks compute in step: the one that waits longest holds up the others.
             longest, self._waits, self._observed_s = max(self._waits), [], now
@@ -167,16 +169,19 @@ class Fleet:
             return None if decision is None else self.scale(decision.size, author="fleet", reason=decision.reason)
 
     def tick(self) -> None:
-        """Look at every loader once and do what its state asks for."""
+        """Look at every loader once: launch the missing, replace the lost, drain those beyond the desired size."""
         with self._lock:
-            wished = [f"loader-{number}" for number in range(self._size)]
-            for name in wished:
-                self._attend(name, self._slots.setdefault(name, _Slot()))
-            # Loaders at work leave once those that stay can take over: the fleet never shrinks to nobody.
-            settled = all(self._slots[name].announced for name in wished)
-            for name in [name for name in self._slots if name not in wished]:
+            desired = [f"loader-{number}" for number in range(self._size)]
+            for name in desired:
+                self._supervise(name, self._slots.setdefault(name, _Slot()))
+            # Working loaders leave only when those that stay can take over: shrinking never leaves a fleet of none.
+            settled = all(self._slots[name].announced for name in desired)
+            for name in [name for name in self._slots if name not in desired]:
                 if settled or not self._slots[name].announced:
-                    self._remove(name)
+                    process = self._slots.pop(name).process
+                    if process is not None:
+                        process.drain()
+                    self._event("loader_removed", self._author, f"{name} ends after its last request")
 
     def members(self) -> dict[str, Any]:
         """Return the handle of every loader that is ready, by name."""
@@ -184,19 +189,29 @@ class Fleet:
             return {name: slot.process.handle for name, slot in self._slots.items() if slot.process and slot.announced}
 
     def events(self, after: int = 0) -> list[FleetEvent]:
-        """Return what happened since the event of that sequence number."""
+        """Return the events with a sequence number above `after`."""
         with self._lock:
             return [event for event in self._events if event.sequence > after]
 
     def status(self) -> dict[str, Any]:
-        """Return size, author and reason of the last change, and for each loader its name, state, restarts and info."""
+        """Return desired size, author and reason of the last change, this process's pid, and a dict for each loader.
+
+        A loader has name, state (waiting, starting or ready), restarts, reason (of the last loss), and its info: pid,
+        node and the worker's stats.
+        """
         with self._lock:
+            loaders = []
+            for name in sorted(self._slots, key=lambda name: int(name.rpartition("-")[2])):
+                slot = self._slots[name]
+                state = "waiting" if slot.process is None else "ready" if slot.announced else "starting"
+                info = slot.process.info() if slot.process is not None else {}
+                loaders.append({"name": name, "state": state, "restarts": slot.restarts, "reason": slot.why, **info})
             return {
                 "size": self._size,
                 "author": self._author,
                 "reason": self._reason,
                 "pid": os.getpid(),
-                "loaders": [self._loader_status(name, slot) for name, slot in sorted(self._slots.items(), key=_number)],
+                "loaders": loaders,
             }
 
     def close(self) -> None:
@@ -209,7 +224,7 @@ class Fleet:
             self._size = 0
 
     def _busy_share(self) -> float:
-        """Return the share of their time that loaders worked since this was last asked; 1 when unknown."""
+        """Return the share of their time that loaders worked since the last call; 1 when unknown."""
         shares = []
         before, self._worked = self._worked, {}
         for name, slot in self._slots.items():
@@ -222,10 +237,13 @@ class Fleet:
                 shares.append((worked_s - worked_before_s) / (uptime_s - uptime_before_s))
         return min(1.0, sum(shares) / len(shares)) if shares else 1.0
 
-    def _attend(self, name: str, slot: _Slot) -> None:
+    def _supervise(self, name: str, slot: _Slot) -> None:
+        """Launch, announce or replace one loader, as its state demands."""
         now = self._clock()
         if slot.process is None:
-            if now >= slot.not_before_s and self._may_start():
+            launched = [other.announced for other in self._slots.values() if other.process is not None]
+            may_start = launched.count(False) < max(_MIN_STARTING, launched.count(True))
+            if may_start and now >= slot.not_before_s:
                 slot.process, slot.launched_s, slot.announced = self._launch(name), now, False
             return
         state = slot.process.poll()
@@ -233,36 +251,17 @@ class Fleet:
             slot.announced = True
             self._event("loader_started", "fleet", f"{name} is ready after {now - slot.launched_s:.1f} s")
         elif state == "lost":
-            self._lose(name, slot, now)
-
-    def _may_start(self) -> bool:
-        launched = [slot.announced for slot in self._slots.values() if slot.process is not None]
-        num_ready = sum(launched)
-        return len(launched) - num_ready < max(_LEAST_STARTING, num_ready)
-
-    def _lose(self, name: str, slot: _Slot, now: float) -> None:
-        assert slot.process is not None
-        slot.why = slot.process.why()
-        slot.process.kill()
-        young = now - slot.launched_s < _GROWN_UP_S
-        slot.pause_s = min(2 * slot.pause_s, _LONGEST_PAUSE_S) if young else _FIRST_PAUSE_S
-        slot.not_before_s = now + slot.pause_s / 2
-        slot.process, slot.announced = None, False
-        slot.restarts += 1
-        self._event("loader_lost", "fleet", f"{name} was lost ({slot.why}); it is replaced")
-
-    def _remove(self, name: str) -> None:
-        slot = self._slots.pop(name)
-        if slot.process is not None:
-            slot.process.drain()
-        self._event("loader_removed", self._author, f"{name} ends after its last request")
-
-    def _loader_status(self, name: str, slot: _Slot) -> dict[str, Any]:
-        state = "waiting" if slot.process is None else "ready" if slot.announced else "starting"
-        info = slot.process.info() if slot.process is not None else {}
-        return {"name": name, "state": state, "restarts": slot.restarts, "reason": slot.why, **info}
+            slot.why = slot.process.why()
+            slot.process.kill()
+            young = now - slot.launched_s < _MATURE_S
+            slot.pause_s = min(2 * slot.pause_s, _MAX_PAUSE_S) if young else _MIN_PAUSE_S
+            slot.not_before_s = now + slot.pause_s / 2
+            slot.process, slot.announced = None, False
+            slot.restarts += 1
+            self._event("loader_lost", "fleet", f"{name} was lost ({slot.why}); it is replaced")
 
     def _event(self, kind: EventKind, author: str, message: str) -> None:
+        """Number an event and keep it, with the size in force saved beside its number."""
         self._sequence += 1
         self._events.append(
             FleetEvent(
@@ -274,16 +273,22 @@ class Fleet:
                 value=float(self._size),
             )
         )
-        if self._wishes is not None:
-            wish = Wish(size=self._size, author=self._author, reason=self._reason, sequence=self._sequence)
-            self._wishes.save(wish)
+        if self._memory is not None:
+            self._memory.save(
+                DesiredSize(size=self._size, author=self._author, reason=self._reason, sequence=self._sequence)
+            )
 
 
 def wait_until_ready(status: Callable[[], dict[str, Any]], *, size: int, timeout_s: float) -> None:
-    """Wait until a fleet has that many loaders ready. On a crowded machine it may not answer every question.
+    """Wait until a fleet has `size` loaders ready.
+
+    Args:
+        status: Returns `Fleet.status()`; a LoaderLost is tried again, since a crowded machine may miss an answer.
+        size: Loaders to wait for.
+        timeout_s: Longest wait, in seconds.
 
     Raises:
-        LoaderLost: If that takes too long, or every loader has died before one was ready; the message says why.
+        LoaderLost: The time is over, or every loader has died before one was ready; the message says why.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -308,7 +313,3 @@ def _checked(size: int) -> int:
     if not 1 <= size <= MAX_LOADERS:
         raise ValueError(f"the number of loaders must be in 1..{MAX_LOADERS}; got {size}")
     return size
-
-
-def _number(item: tuple[str, _Slot]) -> int:
-    return int(item[0].rpartition("-")[2])

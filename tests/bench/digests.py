@@ -30,7 +30,7 @@ from loader.worker import LoaderWorker
 from tests.bench.command import run, say
 
 if TYPE_CHECKING:
-    from loader.fleet.client import FleetClient
+    from loader.fleet.actors import FleetClient
 
 SIZES: Final = (1, 2, 4, 8)
 """Loaders of the fleets that keep their size."""

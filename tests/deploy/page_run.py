@@ -120,6 +120,11 @@ class FleetPool:
 
     def refresh(self) -> None: ...
 
+    def observe(self, wait_share: float) -> None: ...
+
+    def explain(self, members: Sequence[str]) -> dict[str, str]:
+        return {}
+
 
 def hostile_data(folder: Path) -> DataConfig:
     """Images whose keys are markup; the bytes of one are changed after indexing, so that its checksum is wrong."""

@@ -253,12 +253,12 @@ def test_without_a_fleet_that_replaces_them_lost_loaders_end_the_run(kept_alive,
     config = replace(STREAM, total_steps=120, stall_timeout_s=60.0 if kept_alive else 10.0)
     fleet = start_fleet(digits.index, LoaderConfig(), size=2, num_cpus=0)
     loaders = [one["pid"] for one in fleet.status()["loaders"]]
-    keeper = ray.get(fleet.port.actor.__ray_call__.remote(lambda self: os.getpid()))
+    supervisor = ray.get(fleet.actor.__ray_call__.remote(lambda self: os.getpid()))
 
     def kill(step: int) -> None:
         if step == 10:
             if not kept_alive:
-                os.kill(keeper, signal.SIGSTOP)
+                os.kill(supervisor, signal.SIGSTOP)
             for pid in loaders:
                 os.kill(pid, signal.SIGKILL)
 
@@ -268,7 +268,7 @@ def test_without_a_fleet_that_replaces_them_lost_loaders_end_the_run(kept_alive,
         with outcome:
             assert len(consume(stream, kill, step_s=0.02).lines) == config.total_steps
     finally:
-        os.kill(keeper, signal.SIGCONT)
+        os.kill(supervisor, signal.SIGCONT)
         fleet.close()
 
 

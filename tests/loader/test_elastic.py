@@ -26,16 +26,16 @@ CONFIG = StreamConfig(seed=9, global_batch=48, total_steps=48, window_steps=8, t
 
 
 class ElasticLoaders(LocalLoaders):
-    """Sixteen loaders in this process, of which as many are members as somebody wishes."""
+    """Sixteen loaders in this process, of which the first `desired` are members."""
 
     def __init__(self, workers: list[LoaderWorker]) -> None:
         super().__init__(workers)
-        self.wished = 1
+        self.desired = 1
         self.sent: list[int] = []
         self.asked: set[str] = set()
 
     def members(self) -> tuple[str, ...]:
-        return super().members()[: self.wished]
+        return super().members()[: self.desired]
 
     def submit(self, member: str, spec: object) -> object:
         self.sent.append(len(spec))
@@ -52,7 +52,7 @@ def pool(photo_index):
 
 def test_one_to_sixteen_and_back_under_load_loses_and_repeats_nothing(pool, random_windows):
     config = replace(CONFIG, total_steps=120)
-    pool.wished = 1
+    pool.desired = 1
     draws: list[int] = []
     expected = digest(BatchStream(random_windows(24, config), pool, config))
     sizes = [1, 2, 4, 8, 16, 11, 16, 5, 2, 1]
@@ -61,7 +61,7 @@ def test_one_to_sixteen_and_back_under_load_loses_and_repeats_nothing(pool, rand
 
     def scaled() -> Iterator[Batch]:
         for batch in stream:
-            pool.wished = sizes[batch.step * len(sizes) // config.total_steps]
+            pool.desired = sizes[batch.step * len(sizes) // config.total_steps]
             draws.extend(batch.draws.tolist())
             yield batch
 
@@ -92,7 +92,7 @@ def test_a_mixed_fleet_gives_the_same_draws_and_pixels_that_are_equal_but_for_ro
 @pytest.mark.parametrize("size", [1, 4, 8, 16])
 def test_requests_carry_what_they_should_however_many_loaders_there_are(pool, random_windows, size):
     config = replace(CONFIG, window_steps=48, total_steps=48, min_request_images=32)
-    pool.wished, pool.sent = size, []
+    pool.desired, pool.sent = size, []
     digest(BatchStream(random_windows(24, config), pool, config))
     # 24 samples do not divide evenly among many loaders: what counts is the number of calls.
     assert len(pool.sent) <= 48 * 48 / 32
@@ -122,6 +122,8 @@ class BlackLoaders:
 
     def refresh(self) -> None: ...
 
+    def observe(self, wait_share: float) -> None: ...
+
 
 @pytest.mark.parametrize("batch", [64, 256])
 @pytest.mark.parametrize("size", [2, 4, 8, 16])
@@ -137,7 +139,7 @@ def test_by_default_a_call_carries_about_64_images_at_least(size, batch):
 def test_memory_bounds_how_far_requests_grow(pool, random_windows):
     step_bytes = 3 * 16 * 16 * 48
     config = replace(CONFIG, window_steps=48, total_steps=48, min_request_images=64, prefetch_bytes=2 * step_bytes)
-    pool.wished, pool.sent = 16, []
+    pool.desired, pool.sent = 16, []
     digest(BatchStream(random_windows(24, config), pool, config))
     assert max(pool.sent) <= config.prefetch_steps // 2 * 48
 

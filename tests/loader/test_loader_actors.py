@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
+import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -40,10 +40,11 @@ def local_ray():
 
 
 @pytest.fixture(scope="module")
-def fleet(local_ray, digit_index):
+def fleet(local_ray, digit_index, tmp_path_factory):
     from loader.fleet.actors import start_fleet
 
-    client = start_fleet(digit_index.path, LoaderConfig(), size=2, num_cpus=0)
+    memory = tmp_path_factory.mktemp("fleet") / "fleet.json"
+    client = start_fleet(digit_index.path, LoaderConfig(), size=2, num_cpus=0, memory=memory)
     yield client
     client.close()
 
@@ -93,16 +94,16 @@ def test_a_ring_is_used_and_all_its_memory_comes_back(fleet, random_windows):
     from loader.actors import RayLoaders
 
     pool = RayLoaders(fleet)
-    capacity = pool._slots.free_bytes
+    capacity = pool._ring.free_bytes
     used = []
     for _ in range(3):
         for batch in BatchStream(random_windows(1797, CONFIG), pool, CONFIG):
-            used.append(capacity - pool._slots.free_bytes)
+            used.append(capacity - pool._ring.free_bytes)
             if batch.step == 10:
                 break
     assert max(used) > 0
 
-    wait_until(lambda: pool._slots.free_bytes == capacity)
+    wait_until(lambda: pool._ring.free_bytes == capacity)
 
 
 def test_status_names_the_processes(fleet):
@@ -203,6 +204,13 @@ def test_shards_built_over_ray_are_the_same(local_ray, photos, tmp_path):
     assert all((tmp_path / "ray" / name).read_bytes() == (tmp_path / "here" / name).read_bytes() for name in names)
 
 
+def test_the_process_of_the_fleet_never_imports_torch(fleet):
+    import ray
+
+    heavy = fleet.actor.__ray_call__.remote(lambda self: sorted({"torch", "timm", "matplotlib"} & {*sys.modules}))
+    assert ray.get(heavy, timeout=60) == []
+
+
 def test_the_fleet_is_found_by_name(fleet, local_ray):
     from loader.fleet.actors import connect_fleet
 
@@ -211,13 +219,11 @@ def test_the_fleet_is_found_by_name(fleet, local_ray):
         connect_fleet("nobody")
 
 
-def test_loaders_that_cannot_start_are_an_error_that_says_why(local_ray, tmp_path, monkeypatch):
+def test_loaders_that_cannot_start_are_an_error_that_says_why(local_ray, tmp_path):
     from loader.fleet.actors import start_fleet
 
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(LoaderLost, match=r"cannot start.*no sample index at"):
         start_fleet(tmp_path / "none.parquet", LoaderConfig(), size=1, name="broken", num_cpus=0)
-    assert list(tmp_path.iterdir()) == [], "nothing of it is left over"
 
 
 def test_draws_have_one_digest_through_fleets_of_any_size_and_through_one_that_is_scaled(local_ray, photo_index):

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loader.batches.ring import Ring, RingAddress, RingUser, Slot
-from loader.batches.slots import SlotKeeper
+from loader.batches.ring import Ring, RingAddress, RingUser, Slot, open_ring
 
 SIZE = 16
 IMAGE_BYTES = 3 * SIZE * SIZE
@@ -120,17 +119,15 @@ def test_nothing_is_left_of_a_ring_whose_owner_was_killed():
     assert not [name for name in os.listdir("/dev/shm") if "tempera-ring" in name]
 
 
-def test_a_slot_given_up_is_kept_aside_until_it_is_safe():
-    keeper, safe = SlotKeeper(1 << 16), []
-    capacity = keeper.free_bytes
-    slot = keeper.allocate(capacity)
-    keeper.free_once(slot, lambda: bool(safe))
-    assert keeper.free_bytes == 0
-    assert keeper.allocate(1) is None
+def test_a_slot_given_up_is_free_only_when_it_is_safe():
+    ring, safe = Ring(1 << 16), []
+    capacity = ring.free_bytes
+    ring.free_once(ring.allocate(capacity), lambda: bool(safe))
+    assert ring.free_bytes == 0
+    assert ring.allocate(1) is None
     safe.append(True)
-    assert keeper.free_bytes == capacity
+    assert ring.free_bytes == capacity
 
 
-def test_without_a_ring_there_are_no_slots():
-    keeper = SlotKeeper(0)
-    assert (keeper.address, keeper.allocate(1), keeper.free_bytes) == (None, None, 0)
+def test_a_size_of_0_opens_no_ring():
+    assert open_ring(0) is None

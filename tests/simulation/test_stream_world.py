@@ -19,7 +19,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from loader import BadSample, BatchSpec, FixedWindows, LoaderLost, Pixels, StreamConfig, Transform
 from loader.batches.assembly import Assembler, StreamStats
-from loader.batches.substitution import Substitute
 from loader.batches.windows import FixedWindow
 from loader.errors import StreamStalled
 from tests.simulation.worlds import examples, too_rare, world_settings
@@ -173,6 +172,9 @@ class World:
 
     def release(self, request):
         self.open.pop(request, None)
+
+    def explain(self, members):
+        return {}
 
 
 def expected(step: int):
@@ -354,7 +356,7 @@ def believe_every_reply(self, rows, spec, pixels):
 def next_spare(position, attempt, *, num_draws, num_spares):
     """Spares in order of arrival, not of position."""
     taken.append(position)
-    return Substitute(len(taken) % num_spares) if attempt < num_spares else None
+    return len(taken) % num_spares if attempt < num_spares else None
 
 
 taken: list[int] = []

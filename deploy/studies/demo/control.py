@@ -23,7 +23,7 @@ from deploy.console import say
 from scoring import Event
 
 if TYPE_CHECKING:
-    from loader.fleet.client import FleetClient
+    from loader.fleet.actors import FleetClient
     from scoring import SelectionPort
 
 AUTHOR = "demo"

@@ -37,7 +37,7 @@ from loader import ShardIndex
 from trainer import TrainResult
 
 if TYPE_CHECKING:
-    from loader.fleet.client import FleetClient
+    from loader.fleet.actors import FleetClient
     from scoring import SelectionPort
 
 EPOCHS_BETWEEN_EVALUATIONS = 10
