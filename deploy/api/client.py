@@ -1,11 +1,11 @@
-"""RunClient: the Python client of a live run's HTTP API, and all that the command line uses of it.
+"""RunClient: the Python client of a live run's HTTP API; the command line uses nothing else.
 
     with RunClient.attach(RunDir(Path("runs/mine"))) as run:
         reply = run.control("effective_size", 0.35, author="ann", reason="overfits the prototypes")
         print(reply["window"], run.state()["latency"])
 
-A run directory says where the API is and has its token. For a run on another machine, forward its port and set
-TEMPERA_API_URL and TEMPERA_API_TOKEN. Nothing heavier than an HTTP library is imported here.
+The run directory holds the address and the token. For a run on another machine, forward its port and set
+TEMPERA_API_URL and TEMPERA_API_TOKEN. This module imports nothing heavier than an HTTP library: commands start at once.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ TRIES = 2
 LOG_PAGE = 500
 
 
-def reaches_elsewhere() -> bool:
-    """Whether the environment names a run's API."""
+def has_url_in_environment() -> bool:
+    """Return whether TEMPERA_API_URL names the API of a run, which may be on another machine."""
     return bool(os.environ.get(URL))
 
 
 def author_name() -> str:
-    """Who works here, for the log."""
+    """Return the user's name, for the log."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name
@@ -46,7 +46,7 @@ def author_name() -> str:
 
 
 class Refused(RunError):
-    """The API did not do it; the message says why and `status` in which of HTTP's numbers."""
+    """The API refused a request, or did not answer (status 0); the message says why."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
@@ -54,7 +54,7 @@ class Refused(RunError):
 
 
 class ChangedSince(Refused):
-    """Another change came first: `version` is the control version now, `winner` the log's entry of that change."""
+    """Another change came first: `version` is the control version now, `winner` the log entry of that change."""
 
     def __init__(self, message: str, version: int | None, winner: dict[str, Any] | None) -> None:
         super().__init__(message, 409)
@@ -62,28 +62,28 @@ class ChangedSince(Refused):
 
 
 class RunClient:
-    """A live run, seen from outside. Use as a context manager, or close it."""
+    """A live run. Use as a context manager, or close it."""
 
     def __init__(self, url: str, token: str, *, timeout_s: float = TIMEOUT_S) -> None:
-        """Name the API; nothing is sent yet.
+        """Send nothing yet.
 
         Args:
-            url: as http://127.0.0.1:PORT.
+            url: address of the API, as http://127.0.0.1:PORT.
             token: the run's.
-            timeout_s: how long an answer may take.
+            timeout_s: most seconds for an answer.
         """
         self.url = url.rstrip("/")
         self._http = httpx2.Client(
             base_url=f"{self.url}/api/v1/",
             headers={"Authorization": f"Bearer {token}"},
             timeout=httpx2.Timeout(timeout_s, connect=CONNECT_S),
-            trust_env=False,  # the token goes to the run and to no proxy
+            trust_env=False,  # a proxy must not see the token
             verify=self.url.startswith("https:"),  # reading the certificates takes longer than the request
         )
 
     @classmethod
     def attach(cls, run: RunDir) -> RunClient:
-        """The client of the run in a directory.
+        """Return the client of the run in a directory.
 
         Raises:
             RunError: the run is not alive, or its token is another person's.
@@ -93,16 +93,23 @@ class RunClient:
             raise RunError(
                 f"{run.path} is not running. `tempera resume {run.path}` continues it; `tempera log` reads its history."
             )
-        return cls(url, os.environ.get(TOKEN) or _token(run))
+        if token := os.environ.get(TOKEN):
+            return cls(url, token)
+        try:
+            return cls(url, run.api_token.read_text().strip())
+        except OSError as error:
+            raise RunError(
+                f"{run.api_token} must be readable; it is not ({error.strerror}). Ask its owner, or set {TOKEN}."
+            ) from error
 
     @classmethod
     def find(cls, path: Path | None) -> RunClient:
-        """The client of the run that was named, or of TEMPERA_API_URL, or of the only one alive under runs/.
+        """Return the client of the named run, or of TEMPERA_API_URL, or of the only run alive under runs/.
 
         Raises:
             RunError: there is none.
         """
-        if path is None and reaches_elsewhere():
+        if path is None and has_url_in_environment():
             token = os.environ.get(TOKEN, "").strip()
             if not token:
                 raise RunError(f"{TOKEN} must hold the run's token where {URL} is set: the text of its api-token file.")
@@ -116,7 +123,6 @@ class RunClient:
         return parts.hostname or "", parts.port or 80
 
     def close(self) -> None:
-        """Close the connections."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -127,7 +133,7 @@ class RunClient:
     ) -> None:
         self.close()
 
-    # -- looking ------------------------------------------------------------------------------------------------------
+    # -- reading ------------------------------------------------------------------------------------------------------
 
     def get(self, path: str, **query: Any) -> dict[str, Any]:
         """GET a path below /api/v1/, as "state" or "samples/17".
@@ -140,21 +146,19 @@ class RunClient:
         )
 
     def state(self) -> dict[str, Any]:
-        """The run at a glance."""
         return self.get("state")
 
     def loaders(self) -> list[dict[str, Any]]:
-        """The loader workers."""
         members: list[dict[str, Any]] = self.get("loaders")["members"]
         return members
 
     def metrics(self, *, points: int, since: int = 0) -> list[dict[str, Any]]:
-        """Logged steps, evenly chosen."""
+        """Return rows of metrics.jsonl from step `since` on, at most `points` with a loss, evenly chosen."""
         rows: list[dict[str, Any]] = self.get("metrics", points=points, since=since)["rows"]
         return rows
 
     def log(self, *, limit: int, changes_only: bool = False) -> list[dict[str, Any]]:
-        """The last entries of the run's log, oldest first."""
+        """Return the last entries of the run's log, oldest first, page by page."""
         entries: list[dict[str, Any]] = []
         before = None
         while len(entries) < limit:
@@ -166,7 +170,7 @@ class RunClient:
         return entries
 
     def events(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The event stream: ("state" | "metrics" | "trouble", data), until the run ends."""
+        """Yield ("state" | "metrics" | "trouble", data) of the event stream until the run ends."""
         with self._http.stream("GET", "stream", timeout=httpx2.Timeout(TIMEOUT_S, connect=CONNECT_S)) as response:
             if response.status_code != httpx2.codes.OK:
                 response.read()
@@ -194,7 +198,7 @@ class RunClient:
 
         Args:
             kind: effective_size, temperature, policy, distances or release.
-            value: a number, a policy's name, a file of `tempera score` on the run's machine, or None for a release.
+            value: a number, a policy's name, a prototypes file on the run's machine, or None for a release.
             author: for the log.
             reason: for the log.
             expected_version: refuse unless the control version is still this one.
@@ -207,23 +211,23 @@ class RunClient:
         return self._post("controls", author, reason, asked)
 
     def scale(self, loaders: int, *, author: str, reason: str = "") -> dict[str, Any]:
-        """Wish for another number of loader workers; the fleet fulfils it, the run log tells."""
+        """Set the desired number of loader workers; the fleet starts or stops them, and the run log says so."""
         return self._post("scale", author, reason, {"loaders": loaders})
 
     def pause(self, *, author: str, reason: str = "") -> dict[str, Any]:
-        """Let the trainers rest before their next step."""
+        """Pause the trainers before their next step."""
         return self._post("pause", author, reason)
 
     def resume(self, *, author: str, reason: str = "") -> dict[str, Any]:
-        """Let resting trainers go on."""
+        """Let paused trainers continue."""
         return self._post("resume", author, reason)
 
     def stop(self, *, author: str, reason: str = "") -> dict[str, Any]:
-        """Let the run write a checkpoint and end."""
+        """Ask the run to write a checkpoint and end."""
         return self._post("stop", author, reason)
 
     def export(self, *, author: str, reason: str = "") -> dict[str, Any]:
-        """Write the sample table into the run's report folder; "path" and "rows" of it."""
+        """Write the sample table into the run's report folder; return its "path" and "rows"."""
         return self._post("export", author, reason)
 
     # -- inside -------------------------------------------------------------------------------------------------------
@@ -239,13 +243,13 @@ class RunClient:
                 if not left or isinstance(error, httpx2.TimeoutException):
                     raise Refused(
                         f"the run's API at {self.url} does not answer ({error or type(error).__name__}). Has the run "
-                        "ended? `tempera status` tells; `tempera resume RUN_DIR` continues it."
+                        "ended? `tempera status` says; `tempera resume RUN_DIR` continues it."
                     ) from error
         raise AssertionError("the last try answers or raises")
 
 
 def _value(response: httpx2.Response) -> dict[str, Any]:
-    """The answer's JSON, or its refusal as an error."""
+    """Return the answer's JSON, or raise its refusal."""
     try:
         value: dict[str, Any] = response.json()
     except ValueError:
@@ -253,15 +257,6 @@ def _value(response: httpx2.Response) -> dict[str, Any]:
     if response.is_success:
         return value
     message = str(value.get("error", response.status_code))
-    if value.get("version") is not None:  # nobody need have won: there may have been no change yet
+    if value.get("version") is not None:  # without a winner: the version never was
         raise ChangedSince(message, value.get("version"), value.get("winner"))
     raise Refused(message, response.status_code)
-
-
-def _token(run: RunDir) -> str:
-    try:
-        return run.api_token.read_text().strip()
-    except OSError as error:
-        raise RunError(
-            f"{run.api_token} must be readable; it is not ({error.strerror}). Ask its owner, or set {TOKEN}."
-        ) from error

@@ -1,4 +1,4 @@
-"""How the API is served, and its limits. No part of a run's configuration: it changes nothing that a run sees."""
+"""Where the API listens, and its limits. Not part of a run's configuration: nothing here changes what a run does."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
-"""What a browser on this machine, or at the near end of a forwarded port, calls the server."""
-EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - what a person may ask for
+"""Names of the server for a browser on this machine, or at the near end of a forwarded port."""
+EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - only if a person sets it
 BODY_BYTES = 64 * 1024
 """Largest body of a request."""
 HEADER_BYTES = 16 * 1024
 """Largest head of a request."""
 HEADER_TIMEOUT_S = 10.0
-"""A connection that has not sent a whole head by then is closed; so is one that is idle for so long."""
+"""A connection that has not sent a whole head by then, or is idle for as long, is closed."""
 BODY_TIMEOUT_S = 10.0
-"""A body must be here by then."""
+"""Time for a whole body to arrive."""
 SEND_TIMEOUT_S = 20.0
-"""A reader that takes nothing for so long is cut off."""
+"""A reader that takes nothing for as long is cut off."""
 CONNECTIONS = 256
-"""Open connections; one more closes the oldest that is idle."""
+"""Most open connections; one more closes the one that is idle longest."""
 REQUESTS_IN_WORK = 32
-"""Requests that are worked on or wait for it; one more is told to come again."""
+"""Most requests in work; one more is refused with 429."""
 STREAMS = 16
-"""Readers of the event stream."""
+"""Most readers of the event stream."""
 THREADS = 4
-"""Threads that answer requests, so that a flood takes no more of the processor from a trainer in this process."""
+"""Threads that answer requests; few, so that a flood leaves the processor to a trainer in this process."""
 RATE, BURST = 100.0, 300.0
-"""Requests a second in the long run, and at once. A page of thumbnails is about fifty."""
+"""Most requests a second in the long run, and at once. A page of thumbnails is about fifty."""
 TOKEN_CHARACTERS = 16
-"""Least length of a token of one's own."""
+"""Least length of a token that a person chooses."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,9 +42,9 @@ class ApiOptions:
     bind: str = "127.0.0.1"
     """Address to listen at."""
     allow_hosts: tuple[str, ...] = ()
-    """Names, besides the machine's own loopback, that a browser may know the server by: of a proxy before it."""
+    """Names besides the loopback by which browsers reach the server, as that of a proxy before it."""
     token: str = ""
-    """Token of one's own; empty makes a new one for each start of a run."""
+    """Token chosen by the user; empty makes a new one at each start of a run."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:
@@ -52,28 +52,27 @@ class ApiOptions:
         if self.token and (len(self.token) < TOKEN_CHARACTERS or not self.token.isascii() or " " in self.token):
             raise ValueError(
                 f"TEMPERA_API_TOKEN must be {TOKEN_CHARACTERS} or more ASCII characters without spaces; got "
-                f"{len(self.token)}. Leave it out, and one is made."
+                f"{len(self.token)}. Leave it out to get a new one."
             )
 
     @property
     def hosts(self) -> frozenset[str]:
-        """Every name that the server answers to, without a port."""
+        """Every name that the server answers to, without the port."""
         return LOOPBACK_NAMES | {name.lower() for name in (*self.allow_hosts, self._own_name)}
 
     def url(self, port: int) -> str:
-        """The server's address on this machine."""
         return f"http://{self._own_name}:{port}"
 
     @property
     def _own_name(self) -> str:
-        """What this machine calls the address; one that means all of them includes the loopback."""
+        """Name of the bound address on this machine; an address that means all of them includes the loopback."""
         if self.bind in EVERY_ADDRESS:
             return "127.0.0.1"
         return f"[{self.bind}]" if ":" in self.bind else self.bind
 
     @staticmethod
     def from_environment(environment: Mapping[str, str] = os.environ) -> ApiOptions:
-        """What TEMPERA_API_PORT, _BIND, _HOSTS (names, comma between) and _TOKEN say.
+        """Return the options in TEMPERA_API_PORT, _BIND, _HOSTS (names separated by commas) and _TOKEN.
 
         Raises:
             ValueError: naming the variable that is wrong.

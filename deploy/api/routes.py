@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from deploy.api import models
 from deploy.api.options import STREAMS
 from deploy.api.service import RunService
-from deploy.observe import CONTENT_TYPE, metrics_text
+from deploy.observe.prometheus import CONTENT_TYPE, metrics_text
 
 API = "/api/v1"
 STREAM_S = 1.0

@@ -1,7 +1,7 @@
 """The API's token: one file in the run directory that only its owner reads, compared in constant time.
 
-The file is the truth while the server runs: `tempera token --renew` writes another, and from then on who holds the old
-one is refused.
+The server reads the file while it runs: `tempera token --renew` writes a new token, and the old one is refused from then
+on.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 RECHECK_S = 0.5
-"""How long an old token may still be taken after the file has changed."""
+"""Most seconds that an old token is accepted after the file has changed."""
 
 
 def write_token(path: Path, token: str = "") -> str:
-    """Write a token, a new one by default, into a file that only its owner reads; returns it."""
+    """Write a token, by default a new one, into a file that only its owner reads, and return it."""
     token = token or secrets.token_urlsafe(32)
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
     aside.unlink(missing_ok=True)
@@ -30,7 +30,7 @@ def write_token(path: Path, token: str = "") -> str:
 
 
 class TokenFile:
-    """Tells whether a request bears the token that is in the file now."""
+    """Compares requests with the token that is in the file now."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._path, self._clock = path, clock
@@ -38,7 +38,7 @@ class TokenFile:
         self._token = path.read_text().strip().encode()
 
     def matches(self, candidate: bytes) -> bool:
-        """Whether this is the token. A file that is gone or empty lets nobody in."""
+        """Return whether this is the token. With a file that is gone or empty no token is right."""
         now = self._clock()
         if now - self._read_s >= RECHECK_S:
             self._read_s = now

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from rich.console import Group
 from tyro.conf import Positional, arg
 
-from deploy.api.client import RunClient, author_name, reaches_elsewhere
+from deploy.api.client import RunClient, author_name, has_url_in_environment
 from deploy.api.token import write_token
 from deploy.commands.jobs import stop_job
 from deploy.console import Answer, say, table, working
@@ -82,7 +82,7 @@ def set_distances(
         reason: why, for the log.
         expected_version: refuse when somebody else changed the run since this control version.
     """
-    value = str(file) if reaches_elsewhere() else str(file.resolve())
+    value = str(file) if has_url_in_environment() else str(file.resolve())
     return _control("distances", value, Change(run=run, reason=reason, expected_version=expected_version))
 
 
@@ -143,7 +143,7 @@ def stop(*, run: Path | None = None, reason: str = "", job: str | None = None, a
     """
     if job is not None:
         return stop_job(job, address)
-    if not reaches_elsewhere() and not (found := find_run(run)).is_alive:
+    if not has_url_in_environment() and not (found := find_run(run)).is_alive:
         raise RunError(f"{found.path} is not running; there is nothing to stop.")
     with RunClient.find(run) as client:
         reply = client.stop(author=author_name(), reason=reason)
@@ -175,7 +175,7 @@ def log(*, run: Path | None = None, limit: int = 40) -> Answer:
     """
     from deploy.observe.run_log import log_entries, log_table
 
-    found = None if run is None and reaches_elsewhere() else find_run(run)
+    found = None if run is None and has_url_in_environment() else find_run(run)
     if found is None or found.is_alive:
         with RunClient.find(run) as client:
             entries = client.log(limit=limit)

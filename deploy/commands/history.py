@@ -8,7 +8,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from deploy.api.client import RunClient, author_name, reaches_elsewhere
+from deploy.api.client import RunClient, author_name, has_url_in_environment
 from deploy.console import Answer, progress_bar, table, working
 from deploy.runs.rundir import RunDir, find_run
 
@@ -41,7 +41,7 @@ def inspect(*, run: Path | None = None, top: int = 10, export: Path | None = Non
         top: how many of the most probable samples to list.
         export: Parquet file for the whole table.
     """
-    found = None if run is None and reaches_elsewhere() else find_run(run)
+    found = None if run is None and has_url_in_environment() else find_run(run)
     alive = found is None or found.is_alive
     data = _inspect_alive(run, top, export) if alive else _inspect_finished(find_run(run), top, export)
     facts = ("sample_id", "probability", "times_drawn", "distance")

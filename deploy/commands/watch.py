@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from deploy.api.client import RunClient, reaches_elsewhere
+from deploy.api.client import RunClient, has_url_in_environment
 from deploy.console import OUT, table
 from deploy.observe.run_log import log_entries, log_table
 from deploy.runs.rundir import RunDir, RunError, find_run
@@ -62,7 +62,7 @@ def looking(path: Path | None) -> Iterator[Look]:
     Raises:
         RunError: there is no run.
     """
-    run = None if path is None and reaches_elsewhere() else find_run(path)
+    run = None if path is None and has_url_in_environment() else find_run(path)
     if run is not None and not run.is_alive:
         yield lambda: _facts_of_files(run)
         return

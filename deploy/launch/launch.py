@@ -27,8 +27,8 @@ from deploy.api.backend import RunBackend, local_backend
 from deploy.api.server import serving
 from deploy.launch.cluster import cluster, head_watched
 from deploy.launch.rank import RankParts
-from deploy.observe import exported_to_ray
 from deploy.observe.periodic import periodic
+from deploy.observe.prometheus import exported_to_ray
 from deploy.observe.run import observed
 from deploy.runs.config import RunConfig, load_config, prototype_distances, save_config, selection_config
 from deploy.runs.rundir import Endpoint, RunDir, RunError
