@@ -1,7 +1,6 @@
 """The API's token: one file in the run directory that only its owner reads, compared in constant time.
 
-The server reads the file while it runs: `tempera token --renew` writes a new token, and the old one is refused from then
-on.
+The server reads the file while it runs: after `tempera token --renew` has written a new token the old one is refused.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`tempera set`, `release`, `scale`, `pause`, `continue`, `stop`, `log`: change a live run, and read who changed what.
 
-They speak HTTP with the run's API and nothing else, so they answer at once: neither Ray nor torch is imported.
+They use only the run's HTTP API, so they answer at once: neither Ray nor torch is imported.
 """
 
 from __future__ import annotations
@@ -21,50 +21,50 @@ from deploy.runs.rundir import RunError, find_run
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
-    """How a change is asked for, as options that these commands share."""
+    """The options that these commands share."""
 
     run: Path | None = None
     """The run's directory; by default the one that is alive under runs/."""
     reason: str = ""
     """Why, for the log."""
     expected_version: int | None = None
-    """Refuse when somebody else changed the run since this control version."""
+    """Refuse if the run was changed since this control version."""
     dry_run: bool = False
-    """Change nothing; say when it would be in force."""
+    """Change nothing; show when the change would be in force."""
 
 
-How = Annotated[Change, arg(name="")]
-PLAINLY = Change()
+ChangeOptions = Annotated[Change, arg(name="")]
+DEFAULTS = Change()
 
 
-def set_effective_size(value: Positional[float], how: How = PLAINLY) -> Answer:
+def set_effective_size(value: Positional[float], options: ChangeOptions = DEFAULTS) -> Answer:
     """Hold the effective dataset size at a value until it is released.
 
     Args:
         value: fraction of the data in (0, 0.632].
-        how: whose run, and why.
+        options: the run, and why.
     """
-    return _control("effective_size", value, how)
+    return _control("effective_size", value, options)
 
 
-def set_temperature(value: Positional[float], how: How = PLAINLY) -> Answer:
+def set_temperature(value: Positional[float], options: ChangeOptions = DEFAULTS) -> Answer:
     """Hold the temperature at a value until it is released.
 
     Args:
-        value: positive; low draws the prototypes most, high draws all alike.
-        how: whose run, and why.
+        value: positive; a low one draws mostly prototypes, a high one all images alike.
+        options: the run, and why.
     """
-    return _control("temperature", value, how)
+    return _control("temperature", value, options)
 
 
-def set_policy(value: Positional[str], how: How = PLAINLY) -> Answer:
+def set_policy(value: Positional[str], options: ChangeOptions = DEFAULTS) -> Answer:
     """Change the sampling policy.
 
     Args:
         value: uniform, uniform_replacement, prototypical, hard, ...
-        how: whose run, and why.
+        options: the run, and why.
     """
-    return _control("policy", value, how)
+    return _control("policy", value, options)
 
 
 def set_distances(
@@ -80,26 +80,26 @@ def set_distances(
         file: prototypes.parquet of the run's own data, below the run's directory or beside its index.
         run: the run's directory; by default the one that is alive under runs/.
         reason: why, for the log.
-        expected_version: refuse when somebody else changed the run since this control version.
+        expected_version: refuse if the run was changed since this control version.
     """
     value = str(file) if has_url_in_environment() else str(file.resolve())
     return _control("distances", value, Change(run=run, reason=reason, expected_version=expected_version))
 
 
-def release(how: How = PLAINLY) -> Answer:
-    """Give the effective size back to the schedule.
+def release(options: ChangeOptions = DEFAULTS) -> Answer:
+    """Return the effective size to the schedule.
 
     Args:
-        how: whose run, and why.
+        options: the run, and why.
     """
-    return _control("release", None, how)
+    return _control("release", None, options)
 
 
 def scale(loaders: Positional[int], *, run: Path | None = None, reason: str = "") -> Answer:
     """Change the number of loader workers.
 
     Args:
-        loaders: how many, 1 or more.
+        loaders: desired number, 1 or more.
         run: the run's directory; by default the one that is alive under runs/.
         reason: why, for the log.
     """
@@ -109,7 +109,7 @@ def scale(loaders: Positional[int], *, run: Path | None = None, reason: str = ""
 
 
 def pause(*, run: Path | None = None, reason: str = "") -> Answer:
-    """Let a live run rest before its next step; `tempera continue` lets it go on.
+    """Pause a live run before its next step; `tempera continue` continues it.
 
     Args:
         run: the run's directory; by default the one that is alive under runs/.
@@ -117,11 +117,11 @@ def pause(*, run: Path | None = None, reason: str = "") -> Answer:
     """
     with RunClient.find(run) as client:
         reply = client.pause(author=author_name(), reason=reason)
-    return Answer(data=reply, view="the run rests from its next step on; `tempera continue` lets it go on.")
+    return Answer(data=reply, view="the run pauses before its next step; `tempera continue` continues it.")
 
 
 def go_on(*, run: Path | None = None, reason: str = "") -> Answer:
-    """Let a resting run go on.
+    """Continue a paused run.
 
     Args:
         run: the run's directory; by default the one that is alive under runs/.
@@ -129,7 +129,7 @@ def go_on(*, run: Path | None = None, reason: str = "") -> Answer:
     """
     with RunClient.find(run) as client:
         reply = client.resume(author=author_name(), reason=reason)
-    return Answer(data=reply, view="the run goes on.")
+    return Answer(data=reply, view="the run continues.")
 
 
 def stop(*, run: Path | None = None, reason: str = "", job: str | None = None, address: str | None = None) -> Answer:
@@ -138,11 +138,12 @@ def stop(*, run: Path | None = None, reason: str = "", job: str | None = None, a
     Args:
         run: the run's directory; by default the one that is alive under runs/.
         reason: why, for the log.
-        job: a submitted job instead, as `tempera jobs` names it; submitting the same run again continues it.
+        job: a submitted job instead, named as in `tempera jobs`; submitting the same run again continues it.
         address: URL of the cluster's dashboard, for a job.
     """
     if job is not None:
         return stop_job(job, address)
+    # A run on another machine has no directory here to look at.
     if not has_url_in_environment() and not (found := find_run(run)).is_alive:
         raise RunError(f"{found.path} is not running; there is nothing to stop.")
     with RunClient.find(run) as client:
@@ -151,11 +152,11 @@ def stop(*, run: Path | None = None, reason: str = "", job: str | None = None, a
 
 
 def token(*, run: Path | None = None, renew: bool = False) -> Answer:
-    """Say in which file the token of a live run's API is.
+    """Print the path of the file with the token of a live run's API.
 
     Args:
         run: the run's directory; by default the one that is alive under runs/.
-        renew: make a new one; whoever holds the old one is refused from then on.
+        renew: make a new token; the old one is refused from then on.
     """
     found = find_run(run)
     if found.api_url() is None:
@@ -171,7 +172,7 @@ def log(*, run: Path | None = None, limit: int = 40) -> Answer:
 
     Args:
         run: the run's directory; by default the one that is alive under runs/, or the newest.
-        limit: how many of the last entries.
+        limit: number of entries, the newest ones.
     """
     from deploy.observe.run_log import log_entries, log_table
 
@@ -184,15 +185,15 @@ def log(*, run: Path | None = None, limit: int = 40) -> Answer:
     return Answer(data={"entries": entries}, view=log_table(entries))
 
 
-def _control(kind: str, value: Any, how: Change) -> Answer:
-    with RunClient.find(how.run) as client:
+def _control(kind: str, value: Any, options: Change) -> Answer:
+    with RunClient.find(options.run) as client:
         state = client.state()
-        if how.dry_run:
+        if options.dry_run:
             return _forecast(client, kind, value, state)
-        say(f"lands in {_bound(state)}")
-        with working("the run takes it in"):
+        say(f"in force in {_bound(state)}")
+        with working("waiting for the run"):
             reply = client.control(
-                kind, value, author=author_name(), reason=how.reason, expected_version=how.expected_version
+                kind, value, author=author_name(), reason=options.reason, expected_version=options.expected_version
             )
     rows = [(name.replace("_", " "), item) for name, item in reply.items()]
     title = f"in force from window {reply['window']} (step {reply['step']})"
@@ -200,7 +201,7 @@ def _control(kind: str, value: Any, how: Change) -> Answer:
 
 
 def _forecast(client: RunClient, kind: str, value: Any, state: dict[str, Any]) -> Answer:
-    """When a change would be in force, and what it would mean."""
+    """Return when a change would be in force, and what it would do."""
     data = {"kind": kind, "value": value, **state["control"], "latency": state["latency"]}
     if kind != "release":
         data |= client.get("solve", **{kind: value})

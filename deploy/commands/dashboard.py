@@ -1,4 +1,4 @@
-"""`tempera dashboard` and `tempera monitor`: the live page of a run, and what Prometheus and Grafana need for it."""
+"""`tempera dashboard` and `tempera monitor`: a run's page, and the files by which Prometheus and Grafana watch it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deploy.console import ERR, OUT, Answer, say, table, working
 from deploy.runs.rundir import RunDir, RunError, find_run
 
 RAY_TARGETS = Path("/tmp/ray/prom_metrics_service_discovery.json")  # noqa: S108 - where Ray writes it
-"""Ray's list of the addresses that its nodes export metrics at."""
+"""Ray's list of the addresses where its nodes export metrics."""
 
 
 def dashboard(run: Positional[Path | None] = None, *, open: bool = False) -> Answer | None:
@@ -19,7 +19,7 @@ def dashboard(run: Positional[Path | None] = None, *, open: bool = False) -> Ans
 
     Args:
         run: the run's directory; by default the one that is alive under runs/, or the newest.
-        open: open it in this machine's browser as well.
+        open: also open it in this machine's browser.
     """
     found = find_run(run)
     address = found.api_url()
@@ -32,7 +32,7 @@ def dashboard(run: Positional[Path | None] = None, *, open: bool = False) -> Ans
 
 
 def monitor(run: Positional[Path | None] = None, *, out: Path = Path("monitoring")) -> Answer:
-    """Write what Prometheus and Grafana need to watch a run: prometheus.yml, alerts.yml, grafana.json.
+    """Write the files with which Prometheus and Grafana watch a run: prometheus.yml, alerts.yml, grafana.json.
 
     Args:
         run: the run's directory; by default the one that is alive under runs/, or the newest.
@@ -54,16 +54,16 @@ WRITTEN = (
     "alert rules, named by the scrape configuration",
     "dashboard to import into Grafana",
 )
-"""What each of the files is for."""
+"""Purpose of each file, in order."""
 
 
 def _link(address: str, token_file: Path) -> str:
-    """Address of a run's page with the token behind the # that browsers do not send."""
+    """Return the address of a run's page; browsers do not send the token behind the #."""
     return f"{address}/#token={token_file.read_text().strip()}"
 
 
 def _shown(address: str, token_file: Path, *, at_terminal: bool) -> str:
-    """The link for a person at a terminal, and only there: elsewhere it would be a token in a log."""
+    """Return the link with the token at a terminal, and without it elsewhere: it would be a token in a log."""
     return _link(address, token_file) if at_terminal else f"{address}/ (its token is in {token_file})"
 
 
@@ -85,10 +85,10 @@ def _serve_finished(run: RunDir, *, open_browser: bool) -> None:
 
 
 def _open(address: str, token_file: Path, *, wanted: bool) -> None:
-    """Open the page by way of a file of the person's own: a browser's command line is for everybody to read."""
     if wanted:
         import webbrowser
 
+        # By way of a file that only its owner reads: every user of the machine can read a browser's command line.
         page = token_file.with_name("open.html")
         page.touch(mode=0o600)
         page.write_text(f'<meta http-equiv="refresh" content="0; url={_link(address, token_file)}">')

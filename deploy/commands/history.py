@@ -1,10 +1,9 @@
-"""`tempera replay`, `inspect`: a finished run drawn again from its log, and its table looked at."""
+"""`tempera replay` and `inspect`: draw a finished run again from its log, and show the table of a run."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from tyro.conf import Positional
 
@@ -27,44 +26,38 @@ def replay(path: Positional[Path]) -> Answer:
         progress_bar("drawing windows again") as advance,
     ):
         report = replay_run(log, config, distance, progress=advance)
-    verdict = "every window came out the same" if report.reproduced else f"{len(report.different)} windows differ"
+    verdict = "every window was drawn the same" if report.reproduced else f"{len(report.different)} windows differ"
     data = {"windows": report.windows, "draws": report.draws, "different": list(report.different)}
     view = "\n".join([f"{report.windows} windows, {report.draws:,} draws: {verdict}", *report.different])
     return Answer(data=data, view=view, ok=report.reproduced)
 
 
 def inspect(*, run: Path | None = None, top: int = 10, export: Path | None = None) -> Answer:
-    """Show who is drawn most and how concentrated the draw is; the run may be alive.
+    """Show which samples are drawn most and how concentrated the draw is; the run may be alive.
 
     Args:
         run: the run's directory; by default the one that is alive under runs/, or the newest.
-        top: how many of the most probable samples to list.
-        export: Parquet file for the whole table.
+        top: number of samples to list, the most probable ones.
+        export: write the whole table into this Parquet file.
     """
     found = None if run is None and has_url_in_environment() else find_run(run)
-    alive = found is None or found.is_alive
-    data = _inspect_alive(run, top, export) if alive else _inspect_finished(find_run(run), top, export)
+    if found is None or found.is_alive:
+        with working("waiting for the run"), RunClient.find(run) as client:
+            data = client.get("summary", top=top)
+            written = None if export is None else client.export(author=author_name())
+        if export is not None and written is not None:
+            shutil.copyfile(written["path"], export)
+            data["exported_rows"] = written["rows"]
+    else:
+        from deploy.api.backend import open_finished_log
+        from scoring import Selection
+
+        with working("reading the run's log"), open_finished_log(found) as (log, config, distance):
+            selection = Selection(distance, config, runlog=log)
+            data = selection.view("summary", top=top)
+            if export is not None:
+                data["exported_rows"] = selection.view("export", path=str(export))["rows"]
     facts = ("sample_id", "probability", "times_drawn", "distance")
     rows = [tuple(sample[name] for name in facts) for sample in data["top"]]
     title = f"effective sample size {data['effective_sample_size']:.1f}, entropy {data['entropy']:.3f} nats"
     return Answer(data=data, view=table(title, facts, rows))
-
-
-def _inspect_alive(run: Path | None, top: int, export: Path | None) -> dict[str, Any]:
-    with working("asking the run"), RunClient.find(run) as client:
-        data = client.get("summary", top=top)
-        if export is None:
-            return data
-        written = client.export(author=author_name())
-    shutil.copyfile(written["path"], export)
-    return data | {"exported_rows": written["rows"]}
-
-
-def _inspect_finished(run: RunDir, top: int, export: Path | None) -> dict[str, Any]:
-    from deploy.api.backend import open_finished_log
-    from scoring import Selection
-
-    with working("reading the run's log"), open_finished_log(run) as (log, config, distance):
-        selection = Selection(distance, config, runlog=log)
-        data = selection.view("summary", top=top)
-        return data if export is None else data | {"exported_rows": selection.view("export", path=export)["rows"]}

@@ -88,10 +88,10 @@ def status(*, run: Path | None = None) -> Answer:
     Args:
         run: the run's directory; by default the one that is alive under runs/, or the newest.
     """
-    from deploy.commands.watch import looking, status_view
+    from deploy.commands.watch import facts_of, status_view
 
-    with working("reading the run"), looking(run) as look:
-        facts = look()
+    with working("reading the run"), facts_of(run) as read:
+        facts = read()
     return Answer(data=facts, view=status_view(facts))
 
 

@@ -28,8 +28,8 @@ BARS = " " + "".join(chr(block) for block in range(0x2581, 0x2589))
 TREND_POINTS = 60
 LOG_LINES = 8
 
-Look = Callable[[], dict[str, Any]]
-"""Gives the facts behind the view."""
+ReadFacts = Callable[[], dict[str, Any]]
+"""Returns the facts behind the view."""
 
 
 def watch(run: Path | None, *, every_s: float, once: bool) -> None:
@@ -40,24 +40,24 @@ def watch(run: Path | None, *, every_s: float, once: bool) -> None:
         every_s: seconds between two drawings.
         once: draw a single time, for scripts and tests.
     """
-    with looking(run) as look:
-        facts = look()
+    with facts_of(run) as read:
+        facts = read()
         with Live(_frame(facts), console=OUT, auto_refresh=False, screen=not once and OUT.is_terminal) as live:
             while facts["alive"] and not once:
                 time.sleep(every_s)
                 try:
-                    facts = look()
-                except RunError:  # the run has ended between two looks
+                    facts = read()
+                except RunError:  # the run has ended meanwhile
                     break
                 live.update(_frame(facts), refresh=True)
     if not once:
-        with looking(run) as look:
-            OUT.print(_frame(look()))
+        with facts_of(run) as read:
+            OUT.print(_frame(read()))
 
 
 @contextmanager
-def looking(path: Path | None) -> Iterator[Look]:
-    """What gives a run's facts, over one connection.
+def facts_of(path: Path | None) -> Iterator[ReadFacts]:
+    """Yield a function that returns the run's facts, over one connection.
 
     Raises:
         RunError: there is no run.
@@ -116,7 +116,7 @@ def _facts_of_files(run: RunDir) -> dict[str, Any]:
 
 
 def status_view(facts: dict[str, Any]) -> RenderableType:
-    """The head of the view: how far, how fast, what is in force, and how soon a change would be."""
+    """Return the head of the view: progress, speed, what is in force, and when a change would be."""
     progress, selection = facts["progress"], facts["selection"]
     step = int(progress["step"] or 0)
     head = Table.grid(padding=(0, 2))
@@ -164,7 +164,7 @@ def _frame(facts: dict[str, Any]) -> RenderableType:
 
 
 def sparkline(values: list[float]) -> str:
-    """Values as a line of block characters, lowest to highest."""
+    """Return the values as a line of block characters, lowest to highest."""
     low, high = min(values), max(values)
     scale = (len(BARS) - 2) / (high - low) if high > low else 0.0
     return "".join(BARS[1 + int((value - low) * scale)] for value in values)

@@ -3,7 +3,7 @@
 
 const ROOT = "api/v1/";
 const DEADLINE_MS = 15000;
-const KEPT = "tempera-token";
+const TOKEN_KEY = "tempera-token";
 
 export class ApiError extends Error {
   constructor(status, message, answer = {}) {
@@ -13,22 +13,22 @@ export class ApiError extends Error {
   }
 }
 
-/** The token: from the address's fragment, which is then wiped, or from this tab's memory. */
+/** The token: from the fragment of the address, which is then cleared, or from this tab's session storage. */
 export function rememberedToken() {
   const found = new URLSearchParams(location.hash.slice(1)).get("token");
   if (found) {
     keepToken(found);
     history.replaceState(null, "", location.pathname + location.search);
   }
-  return sessionStorage.getItem(KEPT) || "";
+  return sessionStorage.getItem(TOKEN_KEY) || "";
 }
 
 export function keepToken(token) {
-  sessionStorage.setItem(KEPT, token.trim());
+  sessionStorage.setItem(TOKEN_KEY, token.trim());
 }
 
 async function ask(path, options = {}) {
-  const token = sessionStorage.getItem(KEPT) || "";
+  const token = sessionStorage.getItem(TOKEN_KEY) || "";
   const headers = { Authorization: `Bearer ${token}`, ...options.headers };
   let response;
   try {
@@ -59,19 +59,19 @@ export async function imageUrl(id, side) {
 /**
  * Follow the run's events until the connection ends or fails.
  * @param {(event: string, data: object) => void} onEvent called for each event
- * @param {() => void} onLife called for whatever arrives, beats too
+ * @param {() => void} onLife called for everything that arrives, beats too
  * @param {AbortSignal} signal ends it
  */
 export async function follow(onEvent, onLife, signal) {
   const response = await ask("stream", { signal });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
+  let partial = "";
   for (;;) {
     const { value, done } = await reader.read();
     if (done) return;
     onLife();
-    const blocks = (rest + value).replaceAll("\r\n", "\n").split("\n\n");
-    rest = blocks.pop();
+    const blocks = (partial + value).replaceAll("\r\n", "\n").split("\n\n");
+    partial = blocks.pop();
     for (const block of blocks) deliver(block, onEvent);
   }
 }

@@ -1,16 +1,16 @@
-// The page: keeps what is known of the run, asks for what changes, and says so when the run is not heard of any more.
+// The page: keeps the state of the run, requests what changes, and shows when the run has stopped answering.
 //
-// 1. The token comes from the address or from the person.
-// 2. One stream brings the state every second and new metrics; when it ends, it is opened again, each time later.
-// 3. What belongs to a window (curve, distribution) is asked for when the next window changes, the rest on a clock.
-// 4. Silence for longer than SILENCE_S is shown as such, and nothing can be pressed until the run is heard again.
+// 1. The token comes from the address or from a dialog.
+// 2. One stream brings the state every second and new metrics; when it ends, it is opened again after a growing pause.
+// 3. Curve and distribution belong to a window: they are requested when the next window changes, the rest by a timer.
+// 4. After SILENCE_S without an answer the page is marked stale, and its buttons are disabled until the next answer.
 
 import { follow, get, keepToken, post, rememberedToken } from "./api.js";
 import { Curve } from "./curve.js";
 import { Distribution } from "./distribution.js";
 import { byId, later, setText } from "./dom.js";
 import { Header } from "./header.js";
-import { shapeOf } from "./law.js";
+import { shapeOf } from "./temperature.js";
 import { Log, refreshBadSamples } from "./lists.js";
 import { Loaders } from "./loaders.js";
 import { Samples } from "./samples.js";
@@ -28,7 +28,7 @@ const THEME = "tempera-theme";
 const badLater = later(() => refreshBadSamples().catch(() => {}), 700);
 
 const run = { state: null, curve: null, distribution: null, shape: null, rows: [], live: false };
-const heard = { at: performance.now(), link: "connecting" };
+const lastSeen = { at: performance.now(), link: "connecting" };
 const header = new Header();
 const log = new Log();
 const samples = new Samples();
@@ -105,13 +105,13 @@ function take(event, data) {
 }
 
 function linkOf() {
-  if (heard.link === "refused") return "refused";
-  if (performance.now() - heard.at > SILENCE_S * 1000) return "stale";
+  if (lastSeen.link === "refused") return "refused";
+  if (performance.now() - lastSeen.at > SILENCE_S * 1000) return "stale";
   if (!run.state) return "connecting";
   return { over: "over", paused: "paused", stopping: "stopping" }[run.state.run.status] ?? "live";
 }
 
-/** Whether the run was stopping, or at its last steps, when it was last heard of. */
+/** Whether the run was stopping, or at its last steps, at its last answer. */
 function ending() {
   if (!run.state) return false;
   const { run: about, progress, control } = run.state;
@@ -120,7 +120,7 @@ function ending() {
 
 function watchConnection() {
   const link = linkOf();
-  header.connection(link, (performance.now() - heard.at) / 1000, ending());
+  header.connection(link, (performance.now() - lastSeen.at) / 1000, ending());
   const live = ["live", "paused", "stopping", "over"].includes(link);
   if (live !== run.live) {
     run.live = live;
@@ -137,8 +137,8 @@ async function load() {
 }
 
 function alive() {
-  heard.at = performance.now();
-  heard.link = "live";
+  lastSeen.at = performance.now();
+  lastSeen.link = "live";
   watchConnection();
 }
 
@@ -150,7 +150,7 @@ async function connect() {
     try {
       await load();
       pause = FIRST_PAUSE_MS;
-      guard = setInterval(() => performance.now() - heard.at > 2000 * SILENCE_S && silent.abort(), 1000);
+      guard = setInterval(() => performance.now() - lastSeen.at > 2000 * SILENCE_S && silent.abort(), 1000);
       await follow(take, alive, silent.signal);
     } catch (error) {
       if (error.status === 401) await askToken();
@@ -164,7 +164,7 @@ async function connect() {
 }
 
 function askToken() {
-  heard.link = "refused";
+  lastSeen.link = "refused";
   watchConnection();
   const dialog = byId("token-dialog");
   const known = sessionStorage.getItem("tempera-token");
@@ -174,8 +174,8 @@ function askToken() {
     dialog.addEventListener("close", () => {
       keepToken(byId("token").value);
       byId("token").value = "";
-      heard.at = performance.now();
-      heard.link = "connecting";
+      lastSeen.at = performance.now();
+      lastSeen.link = "connecting";
       resume();
     }, { once: true });
   });
@@ -209,11 +209,11 @@ async function command(name, said) {
 }
 
 byId("pause").addEventListener("click", () => {
-  const resting = run.state.paused || run.state.pausing;
-  command(resting ? "resume" : "pause", resting ? "Training goes on." : "The trainers rest after their present step.");
+  const paused = run.state.paused || run.state.pausing;
+  command(paused ? "resume" : "pause", paused ? "Training continues." : "The trainers pause after their present step.");
 });
 byId("stop").addEventListener("click", async () => {
-  const text = "It writes a checkpoint first; `tempera resume` goes on from there with the same sequence.";
+  const text = "It writes a checkpoint first; `tempera resume` continues from there with the same sequence.";
   if (await confirmed({ title: "Stop this run?", text, yes: "Stop the run" })) command("stop", "The run was asked to stop.");
 });
 byId("theme").addEventListener("click", () => {

@@ -1,5 +1,5 @@
-// The effective-size curve: what was in force, what is scheduled, and the handle by which a person changes the present
-// value. The handle is a slider: it can be dragged, and moved with the arrow keys.
+// The effective-size curve: the past, the schedule, and a handle that changes the present value. The handle is a slider:
+// it can be dragged, and moved with the arrow keys.
 
 import { bottomAxis, leftAxis, scale, ticks } from "./axes.js";
 import { el, onWidth, pathOf, svg } from "./dom.js";
@@ -13,12 +13,12 @@ const TOP = 0.7;
 const OFF_SCHEDULE = 0.004;
 const MARGIN = { left: 40, right: 14, top: 10, bottom: 26 };
 
-/** A size that the handle can stand at. */
+/** The nearest size that the handle can have. */
 export function snapped(value) {
   return Math.min(LARGEST, Math.max(SMALLEST, Math.round(value / STRIDE) * STRIDE));
 }
 
-/** The value of a piecewise constant or linear series at a step; null before it begins. */
+/** The value of a piecewise constant or linear series at a step; null before its first point. */
 function at(series, step, { linear = false } = {}) {
   let low = 0;
   let high = series.length - 1;
@@ -139,7 +139,7 @@ export class Curve {
     this.drawHandle();
   }
 
-  /** As tall as what stands beside the chart; below it, by the width alone. */
+  /** As tall as the form beside the chart; where the form is below it, by the width alone. */
   height() {
     const beside = this.node.nextElementSibling;
     const level = beside && beside.offsetTop === this.node.offsetTop ? beside.offsetHeight : 0;

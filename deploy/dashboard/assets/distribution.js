@@ -1,9 +1,9 @@
-// The distances of all images, and where the draws fall now; while a change is drafted, also where they would fall.
+// Histogram of the distances of all images and of the draws: those in force, and those of a drafted change.
 
 import { bottomAxis, leftAxis, scale, ticks } from "./axes.js";
 import { byId, onWidth, pathOf, setText, svg } from "./dom.js";
 import { percent, size, temperature } from "./format.js";
-import { isShown, massAt } from "./law.js";
+import { isShown, massAt } from "./temperature.js";
 
 const HEIGHT = 300;
 const MARGIN = { left: 44, right: 8, top: 8, bottom: 44 };
@@ -21,7 +21,7 @@ export class Distribution {
     });
   }
 
-  /** @param distribution of the API; @param shape of law.js; @param draft {policy, temperature} of a draft, or null */
+  /** @param distribution of the API; @param shape of temperature.js; @param draft {policy, temperature}, or null */
   update(distribution, shape, draft) {
     this.facts = { distribution, shape, draft: draft && draft.temperature !== null && isShown(draft.policy) ? draft : null };
     this.draw();
@@ -69,8 +69,8 @@ export class Distribution {
     const near = distribution.sampled_mass.slice(0, Math.ceil(shape.count.length / 4)).reduce((sum, value) => sum + value, 0);
     const text = `Half of the draws lie within ${half.toFixed(2)}; ${percent(near, 0)} fall on the nearest quarter of the range.`;
     setText(byId("distribution-note"), text);
-    const law = `${distribution.policy}, effective size ${size(distribution.effective_size)}, temperature ${temperature(distribution.temperature)}`;
-    this.root.setAttribute("aria-label", `Distances of all images and of the draws under ${law}. ${text}`);
+    const inForce = `${distribution.policy}, effective size ${size(distribution.effective_size)}, temperature ${temperature(distribution.temperature)}`;
+    this.root.setAttribute("aria-label", `Distances of all images and of the draws under ${inForce}. ${text}`);
   }
 }
 

@@ -1,8 +1,8 @@
-// Elements without markup: text goes in as text, so a sample key, a reason or an author can never become a script.
+// Elements are built from text, not from markup: a sample key, a reason or an author can never become a script.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** The element of an id that the page is known to have. */
+/** The element of an id; the page has it. */
 export function byId(id) {
   return document.getElementById(id);
 }

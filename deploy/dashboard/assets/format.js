@@ -1,4 +1,4 @@
-// Numbers and times as a person reads them. What is not known is a dash.
+// Numbers and times for people. An unknown value is a dash.
 
 const DASH = "\u2013";
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
@@ -24,7 +24,7 @@ export function short(value) {
   return Number(value.toPrecision(3)).toString();
 }
 
-/** A temperature; the uniform law has none. */
+/** A temperature; uniform draws have none. */
 export function temperature(value) {
   return known(value) ? short(value) : "none (uniform)";
 }

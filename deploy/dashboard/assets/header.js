@@ -1,4 +1,4 @@
-// The head of the page: which run, how far, how fast, and whether what is shown is still true.
+// The head of the page: name, progress, speed, and whether the run still answers.
 
 import { byId, el, pathOf, setText, svg } from "./dom.js";
 import { count, duration, percent, short } from "./format.js";
@@ -41,7 +41,7 @@ export class Header {
     }
   }
 
-  /** @param link one of LINK; @param age seconds since then; @param ended whether it was about to end */
+  /** @param link one of LINK; @param age seconds since the last answer; @param ended whether the run was about to end */
   connection(link, age, ended) {
     const pill = byId("link");
     pill.dataset.state = link;
@@ -50,7 +50,7 @@ export class Header {
     document.body.classList.toggle("stale", stale);
     byId("stale").hidden = !stale;
     const end = "The run has ended, or its process has. `tempera dashboard RUN_DIR` shows it for reading.";
-    const silence = `No answer for ${duration(age)}. This is what was known then; the page keeps trying.`;
+    const silence = `No answer for ${duration(age)}. The page shows the last state and keeps trying.`;
     if (stale) setText(byId("stale"), ended ? end : silence);
   }
 }

@@ -12,7 +12,7 @@ const SENTENCES = {
   release: () => "gives the effective size back to the schedule",
   schedule: (entry) => `scheduled ${size(entry.value)}`,
   round: (entry) => `selects by ${entry.value}`,
-  scale: (entry) => `wishes for ${count(entry.value)} loaders`,
+  scale: (entry) => `sets the loaders to ${count(entry.value)}`,
   pause: () => "pauses training",
   resume: () => "resumes training",
   stop: () => "asks the run to stop",
@@ -20,10 +20,10 @@ const SENTENCES = {
   loader_lost: () => "lost a loader",
   loader_removed: () => "removed a loader",
   bad_sample: () => "substituted a bad sample",
-  control_latency: (entry) => `saw a change reach its first batch after ${short(entry.value)} s`,
+  control_latency: (entry) => `measured a change: first batch after ${short(entry.value)} s`,
 };
 
-/** What an entry of the log says, as a phrase after its author. */
+/** An entry of the log as a phrase that follows its author. */
 export function sentence(entry) {
   const known = SENTENCES[entry.kind];
   if (known) return known(entry);
@@ -71,7 +71,7 @@ export class Log {
 }
 
 function logRow(entry) {
-  const law = entry.effective_size === null || entry.kind === "effective_size" ? "" : `, now ${size(entry.effective_size)} at temperature ${temperature(entry.temperature)}`;
+  const inForce = entry.effective_size === null || entry.kind === "effective_size" ? "" : `, now ${size(entry.effective_size)} at temperature ${temperature(entry.temperature)}`;
   const idle = entry.in_force ? "" : " (a person's value holds)";
   const place = `window ${count(entry.window)}, step ${count(entry.step)}`;
   return el(
@@ -81,14 +81,14 @@ function logRow(entry) {
       "p",
       { className: "row-line" },
       el("span", { className: "who" }, entry.author),
-      el("span", {}, `${sentence(entry)}${law}${idle}`),
+      el("span", {}, `${sentence(entry)}${inForce}${idle}`),
       el("time", {}, clock(entry.time)),
     ),
     el("p", { className: "row-why" }, entry.reason ? `${place}: ${entry.reason}` : place),
   );
 }
 
-/** Show the newest bad samples and how many there were. */
+/** Show the newest bad samples and their number. */
 export async function refreshBadSamples() {
   const { total, samples } = await get("bad-samples", { limit: PAGE });
   setText(byId("bad-about"), total ? `${count(total)} substituted` : "");

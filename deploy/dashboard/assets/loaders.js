@@ -1,4 +1,4 @@
-// The loader fleet: a tile for each loader, the wished number with + and -, and who wished it and why.
+// The loader fleet: a tile for each loader, the desired number with + and -, and who asked for it and why.
 
 import { post } from "./api.js";
 import { byId, el, setText } from "./dom.js";
@@ -9,32 +9,32 @@ export class Loaders {
   constructor(hooks) {
     this.hooks = hooks;
     this.tiles = new Map();
-    this.wished = null;
+    this.desired = null;
     byId("fewer").addEventListener("click", () => this.scale(-1));
     byId("more").addEventListener("click", () => this.scale(1));
   }
 
   async scale(by) {
-    const wish = (this.wished ?? this.fleet.desired) + by;
-    this.wished = wish;
+    const desired = (this.desired ?? this.fleet.desired) + by;
+    this.desired = desired;
     this.update(this.fleet);
     try {
-      await post("scale", { loaders: wish, author: this.hooks.author(), reason: "" });
-      this.hooks.say(`Loaders: ${wish} wished for.`);
+      await post("scale", { loaders: desired, author: this.hooks.author(), reason: "" });
+      this.hooks.say(`Loaders: ${desired} desired.`);
     } catch (error) {
       this.hooks.say(error.message);
     } finally {
-      this.wished = null;
+      this.desired = null;
     }
   }
 
   /** @param fleet of the API */
   update(fleet) {
     this.fleet = fleet;
-    const wished = this.wished ?? fleet.desired;
+    const desired = this.desired ?? fleet.desired;
     const open = this.hooks.enabled() && fleet.scalable !== false;
-    setText(byId("desired"), count(wished));
-    byId("fewer").disabled = !open || wished <= 1;
+    setText(byId("desired"), count(desired));
+    byId("fewer").disabled = !open || desired <= 1;
     byId("more").disabled = !open;
     const ready = fleet.members.filter((member) => member.state === "ready").length;
     const fixed = fleet.scalable === false ? " Their number is fixed in this run." : "";
@@ -82,7 +82,7 @@ class Tile {
     setText(this.node, member.state === "ready" ? nodeName(member.node) : member.state);
     this.node.title = `node ${member.node ?? "unknown"}, pid ${member.pid ?? "unknown"}`;
     setText(this.speed, count(member.images_per_s));
-    this.hits.title = "share of the images found decoded in its cache";
+    this.hits.title = "share of its images found decoded in the cache";
     setText(this.hits, `${percent(member.hit_rate, 0)} cached`);
     this.meter.style.width = `${100 * (member.hit_rate ?? 0)}%`;
     setText(this.restarts, member.restarts ? `${member.restarts} restart${member.restarts > 1 ? "s" : ""}` : "");
@@ -91,7 +91,7 @@ class Tile {
   }
 }
 
-/** Ray's node ids are long: their beginning tells them apart. */
+/** Ray's node ids are long; their first characters differ. */
 function nodeName(node) {
   return /^[0-9a-f]{32,}$/.test(node ?? "") ? node.slice(0, 8) : `${node ?? ""}`;
 }

@@ -1,5 +1,5 @@
-// Thumbnails: the prototypes, and the images that are drawn most, likely now, or hardest. Pictures are fetched with the
-// token and live in this page's memory only.
+// Thumbnails of the prototypes and of the images that are likely now, drawn most, or hardest. Pictures are fetched with
+// the token and stay in this page's memory.
 
 import { get, imageUrl } from "./api.js";
 import { byId, el, setText } from "./dom.js";
@@ -8,7 +8,7 @@ import { count, percent, short } from "./format.js";
 const SHOWN = 24;
 const SIDE = 96;
 const LARGE_SIDE = 256;
-const KEPT_PICTURES = 160;
+const MOST_PICTURES = 160;
 const ORDERS = {
   prototypes: { name: "Prototypes", note: (sample) => `cluster ${sample.cluster}` },
   probability: { name: "Likely now", note: (sample) => percent(sample.probability, 3) },
@@ -73,7 +73,7 @@ export class Samples {
   }
 
   async forgetOldest() {
-    while (this.pictures.size > KEPT_PICTURES) {
+    while (this.pictures.size > MOST_PICTURES) {
       const [name, url] = this.pictures.entries().next().value;
       this.pictures.delete(name);
       URL.revokeObjectURL(await url.catch(() => ""));

@@ -1,18 +1,18 @@
-// Steering: a draft of one change (effective size, temperature or policy), what it would put in force, and the three
-// answers to it: apply, discard, release.
+// Steering: a draft of one change (effective size, temperature or policy), its effect, and the buttons apply, discard,
+// release.
 
 import { post } from "./api.js";
 import { byId, el, later, setText } from "./dom.js";
 import { count, duration, short, size } from "./format.js";
 import { LARGEST, SMALLEST } from "./curve.js";
-import { effectiveSizeAt, temperatureFor } from "./law.js";
+import { effectiveSizeAt, temperatureFor } from "./temperature.js";
 
 export class Steer {
-  /** @param run what the page knows; @param hooks {changed(), solve(change), author(), applied()} */
+  /** @param run the page's state; @param hooks {changed(), solve(change), author(), applied()} */
   constructor(run, hooks) {
     this.run = run;
     this.hooks = hooks;
-    /** {kind, value} and what it means: {size, temperature (Infinity for uniform draws), policy}, null where unknown. */
+    /** {kind, value} and its effect {size, temperature (Infinity for uniform draws), policy}, null where unknown. */
     this.draft = null;
     this.seenVersion = null;
     this.busy = false;
@@ -34,7 +34,7 @@ export class Steer {
     byId("release").addEventListener("click", () => this.send("release", null));
   }
 
-  /** Whether the run takes changes now. */
+  /** Whether the run accepts changes now. */
   get enabled() {
     const { state, live } = this.run;
     return Boolean(live && state && !state.read_only && !this.busy);
@@ -111,7 +111,7 @@ export class Steer {
       const reply = await post("controls", body);
       this.draft = null;
       const { control: known } = this.run.state;
-      known.version = Math.max(known.version, reply.version); // the stream tells it only at its next beat
+      known.version = Math.max(known.version, reply.version); // the stream brings it only with its next state
       byId("steer-reason").value = "";
       this.say(`In force from window ${count(reply.window)}, step ${count(reply.step)}.`, "good");
       this.hooks.applied(reply);
@@ -138,7 +138,7 @@ export class Steer {
     setText(node, text);
   }
 
-  /** Show what is in force, or the draft and what it means. */
+  /** Show what is in force, or the draft and its effect. */
   render() {
     const { state } = this.run;
     if (!state) return;
@@ -159,7 +159,7 @@ export class Steer {
     byId("release").disabled = !this.enabled || !selection.manual;
   }
 
-  /** A field's value, but not under the hand of who types it. */
+  /** Set a field's value, unless a person is typing in it. */
   show(field, kind, text) {
     const typing = document.activeElement === field && this.draft?.kind === kind;
     if (!typing && field.value !== text) field.value = text;

@@ -1,12 +1,12 @@
-// The sampling law on a histogram of distances: what a draft means, answered while it is dragged or typed.
-// P_i = softmax(-d_i / tau), effective size = (1/N) sum(1 - (1 - P_i)^N) (Lin et al., CVPR 2025, Eq. 4 and 5); every
-// image stands at its bin's middle. The server's exact temperature replaces this one when it arrives.
+// Temperature and effective size on a histogram of distances: what a draft would do, computed while it is dragged.
+// P_i = softmax(-d_i / tau), effective size = (1/N) sum(1 - (1 - P_i)^N) (Lin et al., CVPR 2025, Eq. 4 and 5). Every
+// image counts at the middle of its bin; the server's exact value replaces this one when it arrives.
 
 const SIGN = { hard: 1 };
 const SHOWN = ["prototypical", "hard", "uniform", "uniform_replacement"];
-const HALVINGS = 60;
+const BISECTIONS = 60;
 
-/** Weight of one image of each bin, the largest 1. */
+/** Weight of one image of each bin, scaled so that the largest is 1. */
 function weights(shape, temperature) {
   const sign = SIGN[shape.policy] ?? -1;
   const exponents = shape.middles.map((distance) => (sign * distance) / temperature);
@@ -21,12 +21,12 @@ export function massAt(shape, temperature) {
   return mass.map((value) => value / sum);
 }
 
-/** Whether distances and a temperature tell where a policy draws. */
+/** Whether a policy draws by distances and a temperature alone. */
 export function isShown(policy) {
   return SHOWN.includes(policy);
 }
 
-/** Effective size of a temperature. */
+/** The effective size of a temperature, a share of the images. */
 export function effectiveSizeAt(shape, temperature) {
   const mass = massAt(shape, temperature);
   let distinct = 0;
@@ -37,10 +37,10 @@ export function effectiveSizeAt(shape, temperature) {
   return distinct / shape.total;
 }
 
-/** The temperature of an effective size, by halving; what no temperature reaches gives the nearest. */
+/** The temperature of an effective size, by bisection; the nearest one where none reaches it. */
 export function temperatureFor(shape, size) {
   let [cold, hot] = [1e-4, 1e4];
-  for (let turn = 0; turn < HALVINGS; turn += 1) {
+  for (let turn = 0; turn < BISECTIONS; turn += 1) {
     const middle = Math.sqrt(cold * hot);
     if (effectiveSizeAt(shape, middle) < size) cold = middle;
     else hot = middle;
@@ -48,7 +48,7 @@ export function temperatureFor(shape, size) {
   return Math.sqrt(cold * hot);
 }
 
-/** The distribution in the form that the functions above take; null without distances. */
+/** The API's distribution in the form that these functions take; null without distances. */
 export function shapeOf(distribution) {
   const { edges, count, policy } = distribution;
   if (!count.length) return null;
