@@ -17,14 +17,14 @@ def demo(
     steps: int | None = None,
     seed: int = 0,
 ) -> Answer:
-    """Shards, prototypes, a live run that is steered, scaled and hit, a baseline, a table and a report.
+    """Train on real images while the draw is changed and loaders are scaled and killed; compare with uniform draws.
 
     Args:
         out: run directory; an earlier demo there is moved aside.
         images: folder with one sub-folder of images a class, instead of the bundled digits.
         shards: WebDataset tars to use as they are, instead of the bundled digits.
         steps: optimizer steps of each of the two trainings.
-        seed: of data order, crops, masks and weights.
+        seed: seed of data order, crops, masks and weights.
     """
     from deploy.observe.run_log import log_entries, log_table
     from deploy.studies.demo.main import run_demo

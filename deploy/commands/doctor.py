@@ -1,4 +1,4 @@
-"""`tempera doctor`: what could go wrong here, or on a cluster, and what to do about it."""
+"""`tempera doctor`: find what would fail on this machine or on a cluster, and say what to do about it."""
 
 from __future__ import annotations
 
@@ -23,35 +23,42 @@ def doctor(
     python: str = "python",
     allow_hosts: tuple[str, ...] = (),
 ) -> Answer:
-    """Check versions, memory, disk, ports, token, devices and, if named, an index; on a cluster, every node of it.
+    """Check versions, memory, disk, ports, token, devices and, if named, an index; on a cluster, every node.
 
     Args:
         out: where runs would be written.
         index: index.parquet to check; a sample of each shard is read.
-        address: URL of a cluster's dashboard: check that cluster, with paths as its nodes see them.
-        cluster: check the cluster that this process is in, as --address does from outside.
+        address: URL of a cluster's dashboard, to check that cluster, with paths as its nodes see them.
+        cluster: check the cluster that this process is part of, as --address does from outside.
         python: the interpreter with the dependencies, on that cluster's head.
         allow_hosts: hosts of the index's shards that may have private addresses, and may be reached by plain http.
     """
     if address is not None:
-        return _shown(_from_outside(address, out, index, python, allow_hosts))
-    if cluster:
+        findings = _ask_cluster(address, out, index, python, allow_hosts)
+    elif cluster:
         from deploy.remote.doctor.cluster import examine_cluster
 
         with working("examining every node"):
             found = examine_cluster(directory=out, index=index, allow_hosts=allow_hosts)
-        return _shown([asdict(finding) for finding in found])
-    from deploy.remote.doctor.checks import examine
+        findings = [asdict(finding) for finding in found]
+    else:
+        from deploy.remote.doctor.checks import examine
 
-    with working("examining this machine"):
-        found = examine(directory=out, index=index, allow_hosts=allow_hosts)
-    return _shown([asdict(finding) for finding in found])
+        with working("examining this machine"):
+            found = examine(directory=out, index=index, allow_hosts=allow_hosts)
+        findings = [asdict(finding) for finding in found]
+    on_nodes = any(finding["node"] for finding in findings)
+    columns = ("", "check", *(("node",) if on_nodes else ()), "found", "what to do")
+    fields = ("check", *(("node",) if on_nodes else ()), "found", "advice")
+    rows = [(MARKS[finding["level"]], *(finding[field] for field in fields)) for finding in findings]
+    fine = all(finding["level"] != "error" for finding in findings)
+    return Answer(data={"findings": findings}, view=table("", columns, rows), ok=fine)
 
 
-def _from_outside(
+def _ask_cluster(
     address: str, out: Path, index: Path | None, python: str, allow_hosts: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """The same command as a job on the cluster's head; its answer is the last line of the job's log."""
+    """Run the same command as a job on the cluster's head; its answer is the last line of the job's log."""
     from deploy.remote.jobs import ray_jobs
 
     words = ["doctor", "--cluster", "--json", "--out", str(out), *(("--index", str(index)) if index else ())]
@@ -68,15 +75,3 @@ def _from_outside(
         raise RunError(f"the doctor's job on {address} {status} without an answer; its log is above.")
     findings: list[dict[str, Any]] = json.loads(answers[-1])["findings"]
     return findings
-
-
-def _shown(findings: list[dict[str, Any]]) -> Answer:
-    on_nodes = any(finding["node"] for finding in findings)
-    columns = ("", "check", *(("node",) if on_nodes else ()), "found", "what to do")
-    fields = ("check", *(("node",) if on_nodes else ()), "found", "advice")
-    rows = [(MARKS[finding["level"]], *(finding[field] for field in fields)) for finding in findings]
-    return Answer(
-        data={"findings": findings},
-        view=table("", columns, rows),
-        ok=all(finding["level"] != "error" for finding in findings),
-    )

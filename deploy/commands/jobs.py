@@ -1,4 +1,4 @@
-"""`tempera submit`, `jobs`: runs on a cluster that exists, from a machine that reaches its dashboard."""
+"""`tempera submit`, `jobs`: runs on an existing cluster, from a machine that reaches its dashboard."""
 
 from __future__ import annotations
 
@@ -46,23 +46,29 @@ def submit(
         out: run directory on storage that all nodes share.
         prototypes: prototypes.parquet on the cluster; beside the index by default, if it is there.
         test_index: index.parquet of held-out labelled images, on the cluster.
-        combined: what is combined by name.
+        combined: parts of the run, by name.
         set: fields to change, as in --set train.total_steps=200 fleet.loaders=8.
-        module: packages or files of one's own to take along, for `extensions` and `curriculum.user_policies`.
-        roles: keep loaders and ranks on the nodes labelled tempera-role=loader and =trainer; auto asks the cluster.
+        module: your packages or files to ship, for `extensions` and `curriculum.user_policies`.
+        roles: keep loaders and ranks on nodes labelled tempera-role=loader and =trainer; auto: where there are any.
         python: the interpreter with the dependencies, on the cluster's head.
-        api_port: port of the run's API on the head's loopback, so that one knows which to forward; 0 takes a free one.
-        detach: return when the job is submitted, instead of following its log.
-        dry_run: submit nothing; show the plan, what would be shipped, and which nodes the cluster has by role.
+        api_port: port of the run's API on the head's loopback, a known one to forward; 0 takes a free one.
+        detach: return once the job is submitted, instead of following its log.
+        dry_run: submit nothing; show the plan and the files that would be shipped.
     """
     from deploy.remote.jobs import ray_jobs
 
+    words = ["train", name]
     paths = {"index": index, "out": out, "prototypes": prototypes, "test-index": test_index}
-    words = _train_words(name, paths)
+    for option, path in paths.items():
+        if path is not None and not path.is_absolute():
+            raise RunError(f"--{option} must be an absolute path on the cluster; got {path}.")
+        words += [f"--{option}", str(path)] if path is not None else []
     settings = [*combined.settings(), *set]
-    config = _checked(name, index, settings, module)
+    config = _check_run(name, index, settings, module)
     client = ray_jobs.connect(address)
-    placed = ray_jobs.placement(_roles(roles, address))
+    both = (ray_jobs.LOADER, ray_jobs.TRAINER)
+    labelled = ray_jobs.labelled_roles(address) if roles == "auto" else both if roles == "yes" else ()
+    placed = ray_jobs.placement(labelled)
     settings += placed
     entry = ray_jobs.entry_point([*words, *(["--set", *settings] if settings else [])], python=python)
     if dry_run:
@@ -98,7 +104,7 @@ def jobs(*, address: str) -> Answer:
 
 
 def stop_job(job: str, address: str | None) -> Answer:
-    """Ask a job to write a checkpoint and end; returns when it has."""
+    """Ask a job to write a checkpoint and end, and wait until it has."""
     from deploy.remote.jobs import ray_jobs
 
     if address is None:
@@ -108,20 +114,8 @@ def stop_job(job: str, address: str | None) -> Answer:
     return Answer(data=asdict(ended), view=f"{job}: {ended.status}; submitting the same run again continues it.")
 
 
-def _train_words(name: str, paths: dict[str, Path | None]) -> list[str]:
-    """`tempera train` as it is run on the cluster."""
-    words = ["train", name]
-    for option, path in paths.items():
-        if path is None:
-            continue
-        if not path.is_absolute():
-            raise RunError(f"--{option} must be an absolute path, for it is the cluster's; got {path}.")
-        words += [f"--{option}", str(path)]
-    return words
-
-
-def _checked(name: str, index: Path, settings: Sequence[str], modules: tuple[Path, ...]) -> RunConfig:
-    """The run, made here first: a wrong name or field is one line now, not a failed job later."""
+def _check_run(name: str, index: Path, settings: Sequence[str], modules: tuple[Path, ...]) -> RunConfig:
+    """Return the run, made here first: a wrong name or field is one line now, not a failed job later."""
     from deploy.runs.config import DataConfig
     from deploy.runs.overrides import override
     from deploy.runs.recipes import RUNS
@@ -142,13 +136,8 @@ def _plan(config: RunConfig, entry: str, modules: tuple[Path, ...]) -> Answer:
     return plan_answer(config, entrypoint=entry, shipped=shipped)
 
 
-def _roles(roles: Roles, address: str) -> set[str]:
-    from deploy.remote.jobs.ray_jobs import LOADER, TRAINER, labelled_roles
-
-    return {"yes": {LOADER, TRAINER}, "no": set[str]()}[roles] if roles != "auto" else labelled_roles(address)
-
-
 def _follow(client: Any, job_id: str) -> str:
+    """Show the job's log and a bar of its progress until it ends; return its last status."""
     from deploy.observe.training_bar import show_progress, training_progress
     from deploy.remote.jobs.ray_jobs import follow
 

@@ -1,4 +1,4 @@
-"""`tempera manifest`, `up`: what a cluster is described with, written from a run or from a small description."""
+"""`tempera manifest`, `up`: write a cluster's description, from a run or from a few lines."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def kuberay(
         image: container image built from deploy/remote/manifests/Dockerfile, with its tag or digest.
         index: index.parquet as the pods see it, under /shared.
         prototypes: prototypes.parquet under /shared, for the policies that need it.
-        combined: what is combined by name.
+        combined: parts of the run, by name.
         set: fields to change, as in --set train.total_steps=200 fleet.loaders=8.
         out: file to write; standard output by default.
         claim: ReadWriteMany PersistentVolumeClaim, mounted at /shared.
@@ -78,7 +78,11 @@ def kuberay(
         metrics_namespace=metrics_namespace,
     )
     documents = kuberay_documents(config, [*words, *(("--set", *changes) if changes else ())], options)
-    return _written(to_yaml(documents, name=resource_name(config.name), settings=settings), documents, out)
+    text = to_yaml(documents, name=resource_name(config.name), settings=settings)
+    if out is None:
+        return Answer(data={"documents": documents}, view=text, verbatim=True)
+    out.write_text(text)
+    return Answer(data={"file": str(out), "documents": documents}, view=f"written: {out}")
 
 
 def up(description: Positional[Path], *, out: Path | None = None, start: bool = False) -> Answer:
@@ -88,7 +92,7 @@ def up(description: Positional[Path], *, out: Path | None = None, start: bool = 
         description: YAML file: name, provider (local, aws or gcp), loaders and trainers with their machine, min and
             max; deploy/remote/manifests/*.example.yaml are examples.
         out: file to write; NAME-ray.yaml beside the description by default.
-        start: hand the file to `ray up`, which asks before it spends money.
+        start: pass the file to `ray up`, which asks before it spends money.
     """
     import subprocess
     import sys
@@ -105,10 +109,3 @@ def up(description: Positional[Path], *, out: Path | None = None, start: bool = 
         done = subprocess.run([ray, "up", str(path)], check=False)  # noqa: S603 - no shell, and our own file
         return Answer(data={"file": str(path), "rc": done.returncode}, view=str(path), ok=done.returncode == 0)
     return Answer(data={"file": str(path), "config": config}, view=str(path))
-
-
-def _written(text: str, documents: list[dict[str, object]], out: Path | None) -> Answer:
-    if out is None:
-        return Answer(data={"documents": documents}, view=text, verbatim=True)
-    out.write_text(text)
-    return Answer(data={"file": str(out), "documents": documents}, view=f"written: {out}")

@@ -1,4 +1,4 @@
-"""`tempera score`: features, clusters, and how prototypical each sample is."""
+"""`tempera score`: from images to features, clusters, and each sample's distance to its prototype."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from deploy.console import Answer, table, working
 
 if TYPE_CHECKING:
     from deploy.studies.prototypes.features import FeatureSpec
-    from deploy.studies.prototypes.job import Scored
 
 DEFAULT_SIZE = 32
 OUR_SPACES = ("pixels", "hog", "sift", "untrained")
@@ -38,24 +37,24 @@ def score(
 ) -> Answer:
     """Cluster the images of an index and store each one's distance to its prototype.
 
-    Stopped, the same command goes on from the features that are there.
+    The same command continues an interrupted one from the features on disk.
 
     Args:
         index: index.parquet; with --from-run the run's own.
         out: prototypes.parquet to write; beside the index by default.
         features: pixels, hog, sift, untrained (a ViT with random weights), or a timm model (vit_small_patch8_224.dino).
-        weights: file with the timm model's weights (safetensors, or tensors of PyTorch); by default those of the hub.
-        from_run: score with this run's own encoder; a live run draws by the new distances from its next window on.
-        compare: prototype files of the same data, to see how much their rankings agree; nothing is scored.
+        weights: file with the timm model's weights (safetensors, or PyTorch tensors only); by default those of the hub.
+        from_run: score with the encoder of this run; a live run draws by the new distances from its next window on.
+        compare: prototype files of the same data, to measure how much their rankings agree; nothing is scored.
         size: side of the evaluation crop in pixels; by default 32, a timm model's own, or the run's.
         clusters: number of clusters; by default the Davies-Bouldin index chooses it.
-        clusters_from: kmeans, or labels: the classes as clusters, which is what an oracle would find.
-        normalise: none as in the paper, standardise each dimension, l2 for rows of length 1, or library for both.
-        workers: processes under Ray that compute features, on GPUs where there are some; 0 computes here.
+        clusters_from: kmeans, or labels: the classes as clusters, the paper's oracle.
+        normalise: none as in the paper, standardise for each dimension, l2 for rows of length 1, or library for both.
+        workers: processes under Ray that compute features, on GPUs where there are some; 0 computes in this one.
         device: where networks compute.
-        kmeans: where k-means runs; gpu is an error where faiss has none.
-        keep_features: leave the features beside the prototypes, for other numbers of clusters.
-        seed: of k-means, words and random weights.
+        kmeans: device of k-means; gpu is an error where faiss has none.
+        keep_features: keep the features beside the prototypes, for other numbers of clusters.
+        seed: seed of k-means, words and random weights.
     """
     if compare:
         return _compare(compare, out)
@@ -84,39 +83,45 @@ def score(
         pictures = report.write_score_pictures(
             target.parent / "report", source, scored.prototypes, size=spec.size, title=title
         )
-    data = {"prototypes": str(target), "pictures": pictures, **_facts(scored)}
-    if from_run is not None:
-        data["swapped_in"] = _swap_in(from_run, target)
-    return Answer(data=data, view=_view(data))
-
-
-def _facts(scored: Scored) -> dict[str, Any]:
-    return {
+    tried = scored.prototypes.davies_bouldin
+    data: dict[str, Any] = {
+        "prototypes": str(target),
+        "pictures": pictures,
         "samples": len(scored.prototypes.distance),
         "clusters": scored.num_clusters,
-        "davies_bouldin": {str(k): value for k, value in scored.prototypes.davies_bouldin.items()},
+        "davies_bouldin": {str(k): value for k, value in tried.items()},
         "largest_k_tried": scored.at_border,
         "kmeans_device": scored.kmeans_device,
         "mean_distance": float(scored.prototypes.distance.mean()),
         "bad_samples": list(scored.bad),
     }
+    if from_run is not None:
+        data["swapped_in"] = _swap_in(from_run, target)
+    rows = [(name.replace("_", " "), str(value)) for name, value in data.items() if name != "davies_bouldin"]
+    if scored.at_border:
+        rows.append(("note", "the index is lowest at the largest K tried; its minimum may lie beyond. See --clusters."))
+    return Answer(data=data, view=table("", ("", ""), rows))
 
 
 def _of_index(
     index: Path | None, features: str, weights: Path | None, size: int | None
 ) -> tuple[Path, FeatureSpec, Path]:
-    """The index, the feature space, and the file to write."""
+    """Return the index, the feature space, and the file to write."""
     from deploy.studies.prototypes.features import FeatureSpec
 
     if index is None:
         raise ValueError("tempera score needs an index.parquet, --from-run or --compare; got none of them.")
-    held = None if weights is None else str(weights.absolute())
-    side = size or (DEFAULT_SIZE if features in OUR_SPACES else _model_size(features))
-    return index, FeatureSpec(space=features, size=side, weights=held), index.parent / "prototypes.parquet"
+    if size is None and features not in OUR_SPACES:
+        from scoring.features.encoders import model_size
+
+        size = model_size(features)
+    file = None if weights is None else str(weights.absolute())
+    spec = FeatureSpec(space=features, size=size or DEFAULT_SIZE, weights=file)
+    return index, spec, index.parent / "prototypes.parquet"
 
 
 def _of_run(run: Path, index: Path | None) -> tuple[Path, FeatureSpec, Path]:
-    """The same where the features are those of a run's encoder; the file lies in the run directory."""
+    """Return the same for the features of a run's encoder; the file lies in the run directory."""
     from deploy.runs.config import load_config
     from deploy.runs.rundir import RunDir
     from deploy.studies.prototypes.features import FeatureSpec, checkpoint_step
@@ -127,14 +132,8 @@ def _of_run(run: Path, index: Path | None) -> tuple[Path, FeatureSpec, Path]:
     return index or Path(config.data.index), spec, target
 
 
-def _model_size(name: str) -> int:
-    from scoring.features.encoders import model_size
-
-    return model_size(name)
-
-
 def _swap_in(run: Path, prototypes: Path) -> dict[str, Any] | None:
-    """Give a live run the new distances; None where the run is not alive."""
+    """Give a live run the new distances and return its reply; None where the run is not alive."""
     from deploy.api.client import RunClient, author_name
     from deploy.runs.rundir import RunDir
     from deploy.studies.prototypes.features import checkpoint_step
@@ -148,6 +147,7 @@ def _swap_in(run: Path, prototypes: Path) -> dict[str, Any] | None:
 
 
 def _compare(files: tuple[Path, ...], out: Path | None) -> Answer:
+    """Draw and tabulate how much files of prototypes agree."""
     from deploy.studies.prototypes.report import compare
 
     picture = out or files[0].parent / "report" / "overlap.png"
@@ -160,10 +160,3 @@ def _compare(files: tuple[Path, ...], out: Path | None) -> Answer:
     ]
     columns = ("space", "and space", "rank correlation", "nearest tenth in common")
     return Answer(data=data, view=table(f"agreement; picture in {picture}", columns, rows))
-
-
-def _view(data: dict[str, Any]) -> Any:
-    rows = [(name.replace("_", " "), str(value)) for name, value in data.items() if name != "davies_bouldin"]
-    if data["largest_k_tried"]:
-        rows.append(("note", "the index is lowest at the largest K tried; its minimum may lie beyond. See --clusters."))
-    return table("", ("", ""), rows)

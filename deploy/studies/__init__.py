@@ -1,1 +1,1 @@
-"""Work that runs Tempera to learn something: the demo, the papers' claims, prototypes."""
+"""Work built on runs: the demo, the papers' claims, prototypes."""

@@ -1,1 +1,1 @@
-"""The demo: the main job from end to end on real images, what it does to its own run, and what it measured."""
+"""The demo: the main job from end to end on real images, changed while it runs, and its report."""

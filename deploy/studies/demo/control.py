@@ -1,7 +1,7 @@
-"""What the demo does to its own run while it trains, through the same client as the command line.
+"""The changes that the demo makes to its own run while it trains, through the same client as the command line.
 
-A list of acts, each due at a share of the training: `perform` waits until the trainer's windows reach it, does it,
-and says so.
+Each act is due at a share of the training. A thread waits until the trainer's windows reach it, performs it, and prints
+its outcome.
 """
 
 from __future__ import annotations
@@ -32,14 +32,6 @@ POLL_S = 0.2
 JOIN_S = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class LiveActors:
-    """The clients of the live run's actors, for what its API does not offer: process ids, entries of our own."""
-
-    selection: SelectionPort
-    fleet: FleetClient
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Act:
     """One change to the live run."""
@@ -47,34 +39,35 @@ class Act:
     due: float
     """Share of the training's windows that must have been drawn, in [0, 1]."""
     what: str
-    """One line for the person who watches."""
-    do: Callable[[RunClient, LiveActors], str]
-    """Does it; returns what came of it."""
+    """One line for people."""
+    do: Callable[[ControlScript], str]
+    """Makes the change and returns its outcome."""
 
 
-def _hold(client: RunClient, live: LiveActors) -> str:
-    reply = client.control("effective_size", HELD_EFFECTIVE_SIZE, author=AUTHOR, reason="a person takes the knob")
+def _hold(script: ControlScript) -> str:
+    reason = "a person takes the knob"
+    reply = script.client.control("effective_size", HELD_EFFECTIVE_SIZE, author=AUTHOR, reason=reason)
     return f"in force from window {reply['window']} (step {reply['step']})"
 
 
-def _release(client: RunClient, live: LiveActors) -> str:
-    reply = client.control("release", None, author=AUTHOR, reason="back to the schedule")
+def _release(script: ControlScript) -> str:
+    reply = script.client.control("release", None, author=AUTHOR, reason="back to the schedule")
     return f"in force from window {reply['window']} (step {reply['step']})"
 
 
-def _scale_to(loaders: int) -> Callable[[RunClient, LiveActors], str]:
-    def do(client: RunClient, live: LiveActors) -> str:
-        reply = client.scale(loaders, author=AUTHOR, reason="the demo scales loaders live")
+def _scale_to(loaders: int) -> Callable[[ControlScript], str]:
+    def do(script: ControlScript) -> str:
+        reply = script.client.scale(loaders, author=AUTHOR, reason="the demo scales loaders live")
         return f"{reply['previous']} -> {reply['size']} loaders"
 
     return do
 
 
-def _kill_one(client: RunClient, live: LiveActors) -> str:
-    victim = next(loader for loader in live.fleet.status()["loaders"] if loader["state"] == "ready")
+def _kill_one(script: ControlScript) -> str:
+    victim = next(loader for loader in script.fleet.status()["loaders"] if loader["state"] == "ready")
     os.kill(victim["pid"], signal.SIGKILL)
     message = f"SIGKILL to {victim['name']} (pid {victim['pid']})"
-    live.selection.record(Event(kind="kill", author=AUTHOR, message=message, value=victim["name"]))
+    script.selection.record(Event(kind="kill", author=AUTHOR, message=message, value=victim["name"]))
     return f"killed {victim['name']} (pid {victim['pid']})"
 
 
@@ -88,19 +81,27 @@ ACTS = (
 
 
 class ControlScript:
-    """Performs the acts beside a run, in a thread of its own, for as long as its `with` block lasts.
+    """Performs the acts beside a run, in a thread, for as long as its `with` block lasts.
 
-    Leaving the block waits for the last act and reads what only the live run can tell; a failed or missed act raises
-    RuntimeError.
+    Leaving the block waits for the last act and reads the draw counts; a failed or missed act raises RuntimeError.
     """
 
-    def __init__(self, client: RunClient, live: LiveActors, *, num_windows: int) -> None:
-        self._client, self._live, self._num_windows = client, live, num_windows
+    def __init__(self, client: RunClient, selection: SelectionPort, fleet: FleetClient, *, num_windows: int) -> None:
+        """Prepare the script.
+
+        Args:
+            client: client of the run's API.
+            selection: the live run's selection, for what the API does not offer: log entries of our own.
+            fleet: the live run's loader fleet, for the loaders' process ids.
+            num_windows: windows of the whole training.
+        """
+        self.client, self.selection, self.fleet = client, selection, fleet
+        self._num_windows = num_windows
         self._failure: BaseException | None = None
         self._over = threading.Event()
-        self.performed: list[str] = []
+        self._performed = 0
         self.times_drawn: NDArray[np.uint32] = np.zeros(0, np.uint32)
-        """How often each sample was drawn, uint32[N], once the run is over."""
+        """Number of draws of each sample, uint32[N], once the run is over."""
         self._thread = threading.Thread(target=self._perform, name="demo-control", daemon=True)
 
     def __enter__(self) -> Self:
@@ -116,25 +117,19 @@ class ControlScript:
             return
         if self._failure is not None:
             raise RuntimeError(f"the demo's control script failed: {self._failure}") from self._failure
-        if len(self.performed) != len(ACTS):
-            raise RuntimeError(f"the demo's control script performed {len(self.performed)} of {len(ACTS)} acts")
-        self.times_drawn = self._live.selection.times_drawn()
+        if self._performed != len(ACTS):
+            raise RuntimeError(f"the demo's control script performed {self._performed} of {len(ACTS)} acts")
+        self.times_drawn = self.selection.times_drawn()
 
     def _perform(self) -> None:
         try:
             for act in ACTS:
-                if not self._wait_for(act.due):
-                    return
-                outcome = act.do(self._client, self._live)
-                self.performed.append(act.what)
+                while self.client.state()["selection"]["next_window"] < act.due * self._num_windows:
+                    if self._over.is_set():  # training ended before the act was due
+                        return
+                    time.sleep(POLL_S)
+                outcome = act.do(self)
+                self._performed += 1
                 say(f"  [bold]{act.what}[/bold]: {outcome}")
         except BaseException as failure:  # raised again when the block ends
             self._failure = failure
-
-    def _wait_for(self, due: float) -> bool:
-        """Wait until that share of the windows is drawn; False when training ended before."""
-        while self._client.state()["selection"]["next_window"] < due * self._num_windows:
-            if self._over.is_set():
-                return False
-            time.sleep(POLL_S)
-        return True

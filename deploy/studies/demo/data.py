@@ -1,7 +1,7 @@
-"""The demo's images as indexed shards: bundled handwritten digits, a folder of one's own, or existing shards.
+"""The demo's images as indexed shards: bundled handwritten digits, the user's folder, or existing shards.
 
-Every fifth image is held out for the nearest-neighbour test, where we write the shards ourselves; existing shards
-are used as they are.
+Where we write the shards, every fifth image is held out for the nearest-neighbour test; existing shards are used as
+they are.
 """
 
 from __future__ import annotations
@@ -19,54 +19,52 @@ SAMPLES_PER_SHARD = 500
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoData:
-    """Where the demo's images are."""
+    """Indices of the demo's images."""
 
     index: Path
     """Index of the training images."""
     test_index: Path | None
-    """Index of the held-out images; none for shards that the person brought."""
+    """Index of the held-out images; None for existing shards."""
 
 
 def prepare(directory: Path, *, images: Path | None, shards: tuple[str, ...]) -> DemoData:
     """Write and index the demo's shards.
 
     Args:
-        directory: new folder for what is written.
+        directory: new folder for shards and indices.
         images: folder of class folders, or None for the digits.
-        shards: existing tars to use instead; they are indexed and not copied.
+        shards: existing tars to use instead; they are indexed, not copied.
 
     Raises:
-        ValueError: both were given, or there are no images.
+        ValueError: both are given, or there are no images.
         LoaderError: an image or a shard is malformed.
     """
     if images is not None and shards:
         raise ValueError("--images and --shards are two ways to name the same thing; give one of them.")
     if shards:
-        return DemoData(index=_index(shards, directory / "index.parquet"), test_index=None)
+        index = directory / "index.parquet"
+        with progress_bar("indexing shards") as advance:
+            build_index(shards, index, progress=advance)
+        return DemoData(index=index, test_index=None)
     for part in ("train", "test"):
-        source = class_folders(images) if images is not None else digits()
+        source = _split(class_folders(images) if images is not None else digits(), test=part == "test")
         with progress_bar(f"writing {part} shards") as advance:
-            built = build_shards(
-                _held_out(source, part == "test"), directory / part, max_samples=SAMPLES_PER_SHARD, progress=advance
-            )
-        _index(tuple(built), directory / part / "index.parquet")
+            built = build_shards(source, directory / part, max_samples=SAMPLES_PER_SHARD, progress=advance)
+        with progress_bar(f"indexing {part} shards") as advance:
+            build_index(tuple(built), directory / part / "index.parquet", progress=advance)
     return DemoData(index=directory / "train" / "index.parquet", test_index=directory / "test" / "index.parquet")
 
 
-def _index(shards: tuple[str, ...], out: Path) -> Path:
-    with progress_bar(f"indexing {out.parent.name} shards") as advance:
-        build_index(shards, out, progress=advance)
-    return out
+def _split(source: ImageSource, *, test: bool) -> ImageSource:
+    """Return the held-out images of a source, or the others."""
 
-
-def _held_out(source: ImageSource, test: bool) -> ImageSource:
     def samples() -> Iterator[ImageSample]:
         for number, sample in enumerate(source.samples):
             if (number % TEST_EVERY == 0) == test:
                 yield sample
 
-    total = source.num_samples
-    share = None if total is None else len(range(0, total, TEST_EVERY))
-    return ImageSource(
-        samples(), source.class_names, share if test or share is None or total is None else total - share
-    )
+    count = source.num_samples
+    if count is not None:
+        held_out = len(range(0, count, TEST_EVERY))
+        count = held_out if test else count - held_out
+    return ImageSource(samples(), source.class_names, count)

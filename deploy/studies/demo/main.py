@@ -10,8 +10,6 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +26,7 @@ from deploy.observe.training_bar import training_bar
 from deploy.runs.config import DataConfig, RunConfig
 from deploy.runs.recipes import tiny
 from deploy.runs.rundir import RunDir, RunError
-from deploy.studies.demo.control import ControlScript, LiveActors
+from deploy.studies.demo.control import ControlScript
 from deploy.studies.demo.data import DemoData, prepare
 from deploy.studies.demo.report import Arm, DemoFigures, write_demo_report
 from deploy.studies.prototypes import job
@@ -45,14 +43,14 @@ EPOCHS_BETWEEN_EVALUATIONS = 10
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoResult:
-    """What the demo found."""
+    """Result of the demo."""
 
     run: RunDir
     """The run with the curriculum; everything else lies below it."""
     figures: DemoFigures
     """The measured figures."""
     report: Path
-    """The page."""
+    """The HTML page."""
 
 
 def run_demo(out: Path, *, images: Path | None, shards: tuple[str, ...], steps: int | None, seed: int) -> DemoResult:
@@ -62,8 +60,8 @@ def run_demo(out: Path, *, images: Path | None, shards: tuple[str, ...], steps: 
         out: run directory; an earlier finished demo there is moved aside.
         images: folder of class folders instead of the digits.
         shards: existing tars instead of the digits.
-        steps: optimizer steps of each arm, or the named run's own.
-        seed: of everything.
+        steps: optimizer steps of each arm; None for the named run's own.
+        seed: seed of everything.
 
     Raises:
         RunError: another demo drives this directory.
@@ -72,16 +70,24 @@ def run_demo(out: Path, *, images: Path | None, shards: tuple[str, ...], steps: 
     run = RunDir(out)
     with run.held():
         _move_aside(run)
-        with _whole_or_nothing(run):
+        try:
             data = prepare(out / "data", images=images, shards=shards)
+        except BaseException:  # half a data set would be taken for a whole one by the next demo
+            shutil.rmtree(run.path)
+            raise
         config = _run_config(data, steps=steps, seed=seed)
-        _score(config, run, seed=seed)
+        size, prototypes = config.train.model.image_size, Path(config.data.prototypes or "")
+        scored = job.score(data.index, prototypes, size=size, seed=seed)
+        title = "Prototypes of the demo's images"
+        write_score_pictures(run.report, data.index, scored.prototypes, size=size, title=title)
+        count = len(scored.prototypes.distance)
+        say(f"  {count:,} images, {scored.num_clusters} clusters (K by the Davies-Bouldin index)")
         curriculum, times_drawn = _train_with_curriculum(config, run)
         uniform = _train_uniform(config, RunDir(out / "uniform"))
         with working("comparing with raw pixels, writing the report"):
             figures = DemoFigures(
                 arms=(curriculum, uniform),
-                pixels=_pixel_accuracy(config),
+                pixels=probe_of(config).pixels() if config.evaluate_every else None,
                 samples=len(ShardIndex.load(data.index)),
                 wall_s=time.monotonic() - started,
             )
@@ -108,22 +114,13 @@ def _run_config(data: DemoData, *, steps: int | None, seed: int) -> RunConfig:
     return replace(config, name="demo", train=train, evaluate_every=every)
 
 
-def _score(config: RunConfig, run: RunDir, *, seed: int) -> None:
-    index, size = Path(config.data.index), config.train.model.image_size
-    scored = job.score(index, Path(config.data.prototypes or ""), size=size, seed=seed)
-    title = "Prototypes of the demo's images"
-    write_score_pictures(run.report, index, scored.prototypes, size=size, title=title)
-    say(f"  {len(scored.prototypes.distance):,} images, {scored.num_clusters} clusters (K by the Davies-Bouldin index)")
-
-
 def _train_with_curriculum(config: RunConfig, run: RunDir) -> tuple[Arm, NDArray[np.uint32]]:
     """Train under Ray, with the control script beside it."""
     num_windows = math.ceil(config.train.total_steps / config.train.window_steps)
     scripts: list[ControlScript] = []
 
     def beside(selection: SelectionPort, fleet: FleetClient) -> ControlScript:
-        actors = LiveActors(selection, fleet)
-        scripts.append(ControlScript(RunClient.attach(run), actors, num_windows=num_windows))
+        scripts.append(ControlScript(RunClient.attach(run), selection, fleet, num_windows=num_windows))
         return scripts[0]
 
     say("starting Ray: selection service, 2 loaders, trainer")
@@ -147,12 +144,8 @@ def _finished(result: TrainResult) -> None:
         raise RunError(f"the demo was stopped at step {result.step}; start it again.")
 
 
-def _pixel_accuracy(config: RunConfig) -> float | None:
-    return probe_of(config).pixels() if config.evaluate_every else None
-
-
 def _move_aside(run: RunDir) -> None:
-    """Keep an earlier demo: its files go to a folder named after the time that it began."""
+    """Move the files of an earlier demo to a folder named after the time that it began."""
     if not run.config.is_file():
         return
     stamp = datetime.fromtimestamp(run.config.stat().st_mtime).strftime("%Y%m%d-%H%M%S")
@@ -162,13 +155,3 @@ def _move_aside(run: RunDir) -> None:
         if child.name != ".lock":
             child.rename(aside / child.name)
     say(f"an earlier demo was moved to {aside}")
-
-
-@contextmanager
-def _whole_or_nothing(run: RunDir) -> Iterator[None]:
-    """Remove what was written when the block fails."""
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(run.path)
-        raise

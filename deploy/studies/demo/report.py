@@ -1,4 +1,4 @@
-"""What the demo measured: its table, its pictures, report.json and report.html."""
+"""The demo's results: its table, its pictures, report.json and report.html."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CAPTIONS = {
     "effective_size.png": "effective dataset size and temperature by step; the plateau is the value held by hand",
     "loss.png": "training loss of both arms (they see different images, so the losses are not comparable)",
     "nn_accuracy.png": "cosine 1-NN accuracy of the frozen encoder by epoch",
-    "times_drawn.png": "how often each image was drawn under the curriculum",
+    "times_drawn.png": "number of draws of each image under the curriculum",
 }
 
 
@@ -35,19 +35,19 @@ class Arm:
     """One trained model."""
 
     name: str
-    """What it was trained on."""
+    """Draws that it was trained on: curriculum or uniform."""
     run: RunDir
-    """Its run."""
+    """Its run directory."""
     seconds: float
-    """Wall time of its training, start of its actors included."""
+    """Wall time of its training, with the start of its actors."""
 
     def curve(self, metric: str) -> tuple[list[float], list[float]]:
-        """(steps, values) of one metric."""
+        """Return (steps, values) of one metric."""
         lines = [line for line in self.run.metric_lines() if line.get(metric) is not None]
         return [line["step"] for line in lines], [line[metric] for line in lines]
 
     def last(self, metric: str) -> float | None:
-        """The last value of a metric, or None."""
+        """Return the last value of a metric, None if it was never measured."""
         values = self.curve(metric)[1]
         return values[-1] if values else None
 
@@ -66,18 +66,15 @@ class DemoFigures:
     """Seconds from the start of the demo to the last evaluation."""
 
     def rows(self) -> list[tuple[object, ...]]:
-        """The table's rows."""
         trained = [
             (arm.name, arm.last("nn_cls"), arm.last("nn_mean"), arm.last("loss"), arm.seconds) for arm in self.arms
         ]
         return [*trained, ("nothing (raw pixels)", self.pixels, None, None, None)]
 
     def view(self) -> Table:
-        """The table for people."""
         return table("nearest-neighbour accuracy of the frozen encoder", COLUMNS, self.rows())
 
     def data(self) -> dict[str, Any]:
-        """The figures as JSON."""
         names = ("nn_cls", "nn_mean", "loss", "seconds")
         arms = {str(name): dict(zip(names, values, strict=True)) for name, *values in self.rows()[:-1]}
         return {"arms": arms, "pixels_nn": self.pixels, "samples": self.samples, "wall_s": self.wall_s}
@@ -88,9 +85,9 @@ def write_demo_report(run: RunDir, figures: DemoFigures, *, config: RunConfig, t
 
     Args:
         run: the curriculum's run; its report folder gets everything.
-        figures: what was measured.
-        config: of the curriculum's run.
-        times_drawn: how often each sample was drawn under the curriculum, uint32[N].
+        figures: the measured figures.
+        config: configuration of the curriculum's run.
+        times_drawn: number of draws of each sample under the curriculum, uint32[N].
 
     Returns:
         The page's path.
@@ -135,14 +132,12 @@ def _pictures(
     )
     plots.curves(losses, series={arm.name: arm.curve("loss") for arm in arms}, x="optimizer step", y="loss")
     plots.times_drawn(histogram, counts=times_drawn, label="curriculum")
-    curves = {
-        f"{arm.name}, {token}": _by_epoch(arm.curve(f"nn_{token}"), config) for arm in arms for token in ("mean", "cls")
-    }
-    if not any(xs for xs, _ in curves.values()):
+    epoch_steps, curves = config.train.epoch_steps, {}
+    for arm in arms:
+        for token in ("mean", "cls"):
+            at, values = arm.curve(f"nn_{token}")
+            curves[f"{arm.name}, {token}"] = [step / epoch_steps for step in at], values
+    if not any(xs for xs, _ in curves.values()):  # images without labels have no accuracy
         return {path: caption for path, caption in pictures.items() if path != accuracy}
     plots.curves(accuracy, series=curves, x="epoch (draws / images)", y="1-NN accuracy")
     return pictures
-
-
-def _by_epoch(curve: tuple[list[float], list[float]], config: RunConfig) -> tuple[list[float], list[float]]:
-    return [step / config.train.epoch_steps for step in curve[0]], curve[1]

@@ -1,1 +1,1 @@
-"""From an index to prototypes: features, clusters, distances, and pages to look at them."""
+"""From an index to prototypes: features, clusters, distances, and pages that show them."""
