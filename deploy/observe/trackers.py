@@ -1,12 +1,12 @@
-"""Where a run's numbers and pictures also go: TensorBoard always, MLflow and Weights & Biases when asked for.
+"""Trackers of a run's numbers and pictures: TensorBoard always, MLflow and Weights & Biases on request.
 
-A tracker takes scalars and pictures by step. The two services are imported only when they are asked for; if they are
-not installed, the run says so before it starts.
+The two services are imported only on request; a missing package is an error before the run starts.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -19,16 +19,16 @@ FLUSH_S = 10
 
 
 class Tracker(Protocol):
-    """What takes the numbers of a run."""
+    """Receives the numbers and pictures of a run."""
 
     def restart(self) -> None:
-        """The numbers will come again from the first step on."""
+        """Prepare for all numbers again, from the first step on."""
 
     def scalars(self, step: int, time_s: float, values: Mapping[str, float]) -> None:
-        """Values of a step; `time_s` is seconds since the epoch."""
+        """Store values of a step; `time_s` is seconds since the epoch."""
 
     def picture(self, name: str, step: int, path: Path) -> None:
-        """A PNG of a step."""
+        """Store a PNG of a step."""
 
     def close(self) -> None:
         """Write what is buffered."""
@@ -38,7 +38,7 @@ class TensorBoard:
     """Event files in a folder of the run. They are made anew from metrics.jsonl whenever a run starts or resumes."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self._make_writer = folder, _summary_writer()
         self._writer: Any = None
 
     def restart(self) -> None:
@@ -50,12 +50,10 @@ class TensorBoard:
                     path.unlink()
 
     def scalars(self, step: int, time_s: float, values: Mapping[str, float]) -> None:
-        """See Tracker."""
         for name, value in values.items():
             self._open().add_scalar(name, value, global_step=step, walltime=time_s)
 
     def picture(self, name: str, step: int, path: Path) -> None:
-        """See Tracker."""
         from PIL import Image
 
         with Image.open(path) as image:
@@ -63,17 +61,31 @@ class TensorBoard:
         self._open().add_image(name, pixels, global_step=step, dataformats="HWC")
 
     def close(self) -> None:
-        """See Tracker."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
     def _open(self) -> Any:
-        if self._writer is None:
-            from tensorboardX import SummaryWriter
-
-            self._writer = SummaryWriter(str(self._folder), flush_secs=FLUSH_S, write_to_disk=True)
+        if self._writer is None:  # an event file appears with the first value, not before
+            self._writer = self._make_writer(str(self._folder), flush_secs=FLUSH_S, write_to_disk=True)
         return self._writer
+
+
+def _summary_writer() -> Any:
+    """Import tensorboardX's writer class without torch, which the process that starts a run does not need.
+
+    tensorboardX imports torch only for the annotation of a type, and does without where the import fails. It is made
+    to fail for the length of this import, before any thread of the run exists.
+    """
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # an import then raises ImportError
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 class Mlflow:
@@ -93,21 +105,18 @@ class Mlflow:
         self._mlflow.log_params({key: str(value)[:250] for key, value in flat(config).items()})
 
     def restart(self) -> None:
-        """What was sent stays, and is not sent again."""
+        """Keep what was sent, and send those steps no more."""
         self._sent = self._newest
 
     def scalars(self, step: int, time_s: float, values: Mapping[str, float]) -> None:
-        """See Tracker; steps that were sent before a restart are left out."""
         if step > self._sent:
             self._newest = max(step, self._newest)
             self._mlflow.log_metrics({name.replace(" ", "_"): value for name, value in values.items()}, step=step)
 
     def picture(self, name: str, step: int, path: Path) -> None:
-        """See Tracker."""
         self._mlflow.log_artifact(str(path), artifact_path="report")
 
     def close(self) -> None:
-        """See Tracker."""
         self._mlflow.end_run()
 
 
@@ -120,37 +129,34 @@ class Wandb:
         self._run: Any = module.init(project="tempera", name=name, id=name, resume="allow", config=dict(config))
 
     def restart(self) -> None:
-        """What was sent stays, and is not sent again."""
+        """Keep what was sent, and send those steps no more."""
         self._sent = self._newest
 
     def scalars(self, step: int, time_s: float, values: Mapping[str, float]) -> None:
-        """See Tracker; steps that were sent before a restart are left out."""
         if step > self._sent:
             self._newest = max(step, self._newest)
             self._run.log(dict(values), step=step)
 
     def picture(self, name: str, step: int, path: Path) -> None:
-        """See Tracker."""
         self._run.log({name: self._wandb.Image(str(path))})
 
     def close(self) -> None:
-        """See Tracker."""
         self._run.finish()
         self._wandb.teardown()  # W&B's own process writes the file of an offline run; it may still be at it
 
 
 SERVICES: dict[str, Callable[..., Tracker]] = {"mlflow": Mlflow, "wandb": Wandb}
-"""Trackers by the name of the module that they need."""
+"""Trackers by the name of the package that they need."""
 
 
 def build_trackers(folder: Path, services: tuple[str, ...], *, name: str, config: Mapping[str, Any]) -> list[Tracker]:
-    """TensorBoard in `folder`, and the services named.
+    """Return the tracker of TensorBoard and those of the named services.
 
     Args:
-        folder: for event files.
+        folder: folder of the event files.
         services: names in SERVICES.
-        name: the run's.
-        config: the run's, JSON-able.
+        name: name of the run.
+        config: configuration of the run, JSON-able.
 
     Raises:
         ValueError: a service is unknown, or its package is not installed.
@@ -173,7 +179,7 @@ def _module(service: str) -> ModuleType:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, names joined by dots."""
+    """Return nested dictionaries as one, with names joined by dots."""
     result: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):

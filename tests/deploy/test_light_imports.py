@@ -53,3 +53,16 @@ def test_an_entry_point_imports_nothing_heavy(entry: str) -> None:
 
 def test_a_config_is_read_and_an_index_verified_without_torch(digits, tmp_path) -> None:
     assert not imported_after(VERIFY, digits.index, tmp_path / "config.json") & set(COMPUTE)
+
+
+def test_tensorboard_is_written_without_torch(tmp_path) -> None:
+    program = """
+import sys
+from pathlib import Path
+from deploy.observe.trackers import TensorBoard
+board = TensorBoard(Path(sys.argv[1]))
+board.scalars(1, 0.0, {"loss/loss": 1.0})
+board.close()
+"""
+    assert not imported_after(program, tmp_path) & set(COMPUTE)
+    assert list(tmp_path.glob("events.out.tfevents.*"))
