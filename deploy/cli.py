@@ -1,7 +1,7 @@
 """The `tempera` command: parse, dispatch, print one answer or one clear line.
 
 Every command is a function in `deploy/commands/` that returns an Answer; `--json` anywhere on the line prints its
-facts instead of its picture. What a user can fix ends with exit status 2 and one line; anything else is a defect
+facts instead of its view. An error that the user can fix ends with one line and exit status 2; any other is a defect
 and shows its traceback.
 """
 
@@ -40,68 +40,72 @@ DESCRIPTION = (
     "Every command takes --json for machine output."
 )
 GROUPS = {
-    "manifest": "Write what a cluster is described with.",
+    "manifest": "Write files that describe a cluster.",
     "shards": "Write, index and check WebDataset shards.",
     "set": "Change what a live run draws, from its next window on.",
     "eval": "Evaluate an encoder: neighbours, probes, fine-tuning, few shots, detection, segmentation.",
     "bench": "Measure this machine, as ratios inside one run.",
 }
 BOX = "\u2502\u256d\u256e\u2570\u256f\u2500\u2022|+"
-"""What tyro draws boxes with."""
+"""Characters of the boxes that tyro draws."""
 USER_ERROR = 2
 INTERRUPTED = 130
 
 
+Command = Callable[..., Answer | None]
+COMMANDS: dict[str, Command | dict[str, Command]] = {
+    "demo": demo.demo,
+    "shards": {"build": shards.build, "index": shards.index, "verify": shards.verify, "info": shards.info},
+    "score": score.score,
+    "train": runs.train,
+    "resume": runs.resume,
+    "submit": jobs.submit,
+    "up": manifest.up,
+    "manifest": {"kuberay": manifest.kuberay},
+    "jobs": jobs.jobs,
+    "status": runs.status,
+    "watch": runs.watch,
+    "dashboard": dashboard.dashboard,
+    "monitor": dashboard.monitor,
+    "set": {
+        "effective-size": control.set_effective_size,
+        "temperature": control.set_temperature,
+        "policy": control.set_policy,
+        "distances": control.set_distances,
+    },
+    "release": control.release,
+    "scale": control.scale,
+    "log": control.log,
+    "pause": control.pause,
+    "continue": control.go_on,
+    "stop": control.stop,
+    "token": control.token,
+    "replay": history.replay,
+    "inspect": history.inspect,
+    "eval": {
+        "knn": evaluate.knn,
+        "linear": evaluate.linear,
+        "finetune": evaluate.finetune,
+        "fewshot": evaluate.fewshot,
+        "rauc": evaluate.rauc,
+        "detection": evaluate.detection,
+        "segmentation": evaluate.segmentation,
+    },
+    "export": evaluate.export,
+    "reproduce": reproduce.reproduce,
+    "bench": {
+        "loader": bench.loader,
+        "trainer": bench.trainer,
+    },
+    "doctor": doctor.doctor,
+}
+"""Commands by name, in the order of the help; a dict is a group of commands."""
+
+
 def build_app() -> SubcommandApp:
-    """The tree of commands."""
-    tree: dict[str, Callable[..., Answer | None] | dict[str, Callable[..., Answer | None]]] = {
-        "demo": demo.demo,
-        "shards": {"build": shards.build, "index": shards.index, "verify": shards.verify, "info": shards.info},
-        "score": score.score,
-        "train": runs.train,
-        "resume": runs.resume,
-        "submit": jobs.submit,
-        "up": manifest.up,
-        "manifest": {"kuberay": manifest.kuberay},
-        "jobs": jobs.jobs,
-        "status": runs.status,
-        "watch": runs.watch,
-        "dashboard": dashboard.dashboard,
-        "monitor": dashboard.monitor,
-        "set": {
-            "effective-size": control.set_effective_size,
-            "temperature": control.set_temperature,
-            "policy": control.set_policy,
-            "distances": control.set_distances,
-        },
-        "release": control.release,
-        "scale": control.scale,
-        "log": control.log,
-        "pause": control.pause,
-        "continue": control.go_on,
-        "stop": control.stop,
-        "token": control.token,
-        "replay": history.replay,
-        "inspect": history.inspect,
-        "eval": {
-            "knn": evaluate.knn,
-            "linear": evaluate.linear,
-            "finetune": evaluate.finetune,
-            "fewshot": evaluate.fewshot,
-            "rauc": evaluate.rauc,
-            "detection": evaluate.detection,
-            "segmentation": evaluate.segmentation,
-        },
-        "export": evaluate.export,
-        "reproduce": reproduce.reproduce,
-        "bench": {
-            "loader": bench.loader,
-            "trainer": bench.trainer,
-        },
-        "doctor": doctor.doctor,
-    }
+    """Return the command line of all commands."""
     app = SubcommandApp()
-    for name, command in tree.items():
+    for name, command in COMMANDS.items():
         if callable(command):
             app.command(name=name)(_deferred(command))
             continue
@@ -117,10 +121,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: words after `tempera`; the process's own when None.
+        argv: words after `tempera`; None takes them from the process.
 
     Returns:
-        The exit status: 0, 1 when an answer says that something failed, 2 when the user can mend it.
+        The exit status: 0, 1 when an answer reports a failure, 2 for an error that the user can fix, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words
@@ -133,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted.", status=INTERRUPTED)
     except Exception as error:
-        if os.environ.get("TEMPERA_TRACEBACK") or not _is_mendable(error):
+        if os.environ.get("TEMPERA_TRACEBACK") or not _is_user_error(error):
             raise
         return _fail(_one_line("\n".join([str(error), *getattr(error, "__notes__", ())])))
     finally:
@@ -145,20 +149,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(words: Sequence[str]) -> Callable[[], Answer | None] | int:
-    """The command that the words name, not yet run; or the exit status where there is none to run."""
-    heard = io.StringIO()
+    """Return the command with its arguments bound, or the exit status when there is nothing to run."""
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(heard):
+        with contextlib.redirect_stderr(stderr):
             command: Callable[[], Answer | None] = build_app().cli(prog="tempera", description=DESCRIPTION, args=words)
     except SystemExit as stop:
         if not stop.code:
             return 0
-        return _fail(_one_line(heard.getvalue()))
+        return _fail(_one_line(stderr.getvalue()))
     return command
 
 
-def _is_mendable(error: Exception) -> bool:
-    """Whether a user can mend it; the heavy packages' errors are imported only when it is none of Python's."""
+def _is_user_error(error: Exception) -> bool:
+    """Tell whether the user can fix the error. The packages with their own errors are imported only when needed."""
     if isinstance(error, ValueError | OSError):
         return True
     from loader import LoaderError
@@ -169,7 +173,7 @@ def _is_mendable(error: Exception) -> bool:
 
 
 def _deferred(command: Callable[..., Answer | None]) -> Callable[..., Callable[[], Answer | None]]:
-    """The same signature and help; a call only binds the arguments, so that parsing is over before anything runs."""
+    """Return a function of the same signature and help that only binds the arguments: tyro calls it while it parses."""
 
     @functools.wraps(command)
     def bind(*args: object, **kwargs: object) -> Callable[[], Answer | None]:
@@ -180,7 +184,7 @@ def _deferred(command: Callable[..., Answer | None]) -> Callable[..., Callable[[
 
 
 def _one_line(text: str) -> str:
-    """A message as one line, freed of the box that tyro draws around it."""
+    """Return a message as one line, without the box that tyro draws around it."""
     lines = (line.strip(f" {BOX}") for line in text.splitlines())
     words = (re.sub(rf"[{BOX}-]{{3,}}", ":", line).strip() for line in lines)
     return " ".join(line for line in words if line.strip(":"))

@@ -1,8 +1,8 @@
-"""What a person sees: answers on standard output, progress and warnings on standard error.
+"""The terminal: answers on standard output, progress and messages on standard error.
 
-A command returns an `Answer`: the same facts as a JSON object for scripts and as something rich can draw for
-people. `cli.py` prints one of the two. Bars and spinners go to standard error, and only to a terminal: a pipe, a log
-and a script that asked for --json get none.
+A command returns an `Answer`: the same facts as a JSON object for scripts and as a rich view for people. `cli.py`
+prints one of the two. Bars and spinners go to standard error, and only to a terminal: a pipe, a log and --json get
+none.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ OUT = Console()
 ERR = Console(stderr=True)
 
 FOR_SCRIPT: ContextVar[bool] = ContextVar("for_script", default=False)
-"""The command's answer is read by a script, which wants to see nothing move."""
+"""Whether --json was given: bars and spinners are then off."""
 
 Advance = Callable[[int, int], None]
-"""Called with (done, total) as a long step goes on."""
+"""Called with (done, total) during a long step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,9 +43,9 @@ class Answer:
     data: dict[str, Any]
     """JSON-able facts, printed as they are with --json."""
     view: RenderableType
-    """What a person reads: a line, a table, a panel."""
+    """The view for people: a line, a table or a panel."""
     ok: bool = True
-    """False when the command did its work and the answer is bad news; the exit status is then 1."""
+    """False when the command ran and found a failure; the exit status is then 1."""
     verbatim: bool = False
     """The view is text for a file: not wrapped to the terminal, and not read as markup."""
 
@@ -60,7 +60,7 @@ class Answer:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """A rich table; numbers are right-aligned, None is shown as a dash."""
+    """Return a rich table; numbers are right-aligned, None is shown as a dash."""
     result = Table(title=title or None, title_justify="left", header_style="bold")
     for position, name in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[position], int | float) or row[position] is None for row in rows)
@@ -73,7 +73,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 
 def bars(*facts: ProgressColumn) -> Progress:
-    """Bars on standard error, each with its description, done and total, and the time that is left.
+    """Return progress bars on standard error with description, done of total, and the time left.
 
     Args:
         facts: columns before the time.
@@ -86,17 +86,17 @@ def bars(*facts: ProgressColumn) -> Progress:
         *facts,
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    return Progress(*columns, console=ERR, disable=not _watched())
+    return Progress(*columns, console=ERR, disable=not _interactive())
 
 
-def _watched() -> bool:
-    """Whether somebody looks at standard error."""
+def _interactive() -> bool:
+    """Tell whether bars and spinners may be drawn."""
     return ERR.is_terminal and not FOR_SCRIPT.get()
 
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[Advance]:
-    """A progress bar on standard error for one long step.
+    """Show a progress bar on standard error for one long step.
 
     Yields:
         A function of (done, total) that moves the bar.
@@ -108,11 +108,11 @@ def progress_bar(description: str) -> Iterator[Advance]:
 
 @contextmanager
 def working(description: str) -> Iterator[None]:
-    """A spinner on standard error for a long step whose length nobody knows. No other bar may be shown meanwhile."""
-    with ERR.status(description) if _watched() else nullcontext():
+    """Show a spinner on standard error for a step of unknown length. No bar may be shown at the same time."""
+    with ERR.status(description) if _interactive() else nullcontext():
         yield
 
 
 def say(message: str) -> None:
-    """One line for the person, on standard error."""
+    """Print one line on standard error."""
     ERR.print(message, highlight=False)

@@ -1,4 +1,4 @@
-"""The options by which a named run is combined from parts, alike for `tempera train`, `submit` and `manifest`."""
+"""The options that change parts of a named run by name, shared by `tempera train`, `submit` and `manifest`."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from tyro.conf import arg
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Combined:
-    """What of a named run is changed by name; --set changes any field, and wins."""
+    """Parts of a named run to change by name; --set changes any field, and takes precedence."""
 
     method: str | None = None
-    """mae, simmim, bootmae, conmim, clmae or one of your own, instead of the named run's."""
+    """mae, simmim, bootmae, conmim, clmae or a method of an extension, instead of the named run's."""
     masking: str | None = None
     """auto (the method's own), random, block or simmim."""
     curriculum: str | None = None
-    """what is drawn: uniform, prototypical, hard, or pass and bss, which also turn the selection on."""
+    """policy of the draws: uniform, prototypical, hard, or pass and bss, which also turn patch-aware selection on."""
     mto: Annotated[bool, arg(name="mto.enabled")] = False
     """add the masked-token losses."""
     mto_preset: Annotated[str | None, arg(name="mto.preset")] = None
     """add them as recommended, as in the paper, or literal (the formulas exactly as printed)."""
     profile: int = 0
-    """write a trace of so many steps into the run directory, as in --profile 10."""
+    """number of steps to trace into the run directory, as in --profile 10."""
     deterministic: bool = False
-    """deterministic kernels only, and loaders of one kind."""
+    """use deterministic kernels only, and loaders with one decoder."""
 
     def settings(self) -> tuple[str, ...]:
-        """The same as fields of the run, as in --set.
+        """Return the same changes as settings of --set.
 
         Raises:
-            ValueError: no such masking or preset; the nearest is named.
+            ValueError: the masking or preset is unknown; the message names the nearest.
         """
         from deploy.runs.overrides import combination
 
@@ -42,6 +42,6 @@ class Combined:
 
 
 Combination = Annotated[Combined, arg(name="")]
-"""A command's parameter: the options stand among its own, without a prefix."""
+"""Type of a command's parameter; its options have no prefix."""
 AS_NAMED = Combined()
-"""The named run as it is."""
+"""The named run without changes."""

@@ -1,4 +1,4 @@
-"""`tempera train`, `resume`, `status`, `watch`: start a run, continue it, look at it."""
+"""`tempera train`, `resume`, `status`, `watch`: start a run, continue it, show it."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def train(
         prototypes: prototypes.parquet; beside the index by default, if it is there.
         test_index: index.parquet of held-out labelled images for the nearest-neighbour curve.
         out: run directory; runs/NAME by default.
-        combined: what is combined by name.
+        combined: parts that are changed by name.
         set: fields to change, as in --set train.total_steps=200 curriculum.end=0.5.
         ray: use actors under Ray; --no-ray runs everything in this process.
-        dry_run: start nothing; show the plan: steps, windows, memory, images/s needed and there, PASS rounds.
+        dry_run: only show the plan: steps, windows, memory, images/s needed and available, PASS rounds.
     """
     from deploy.runs.config import DataConfig
     from deploy.runs.overrides import override
@@ -56,7 +56,7 @@ def train(
 
 
 def plan_answer(config: RunConfig, **more: Any) -> Answer:
-    """What a run will do and cost, from its configuration and a short probe of this machine.
+    """Return the plan of a run, from its configuration and a short probe of this machine.
 
     Args:
         config: the run.
@@ -70,7 +70,7 @@ def plan_answer(config: RunConfig, **more: Any) -> Answer:
 
 
 def resume(path: Positional[Path], *, ray: bool = True) -> Answer:
-    """Continue a run from its newest checkpoint; nothing that it saw is seen again.
+    """Continue a run from its newest checkpoint, with the batch after the last one that the checkpoint saw.
 
     Args:
         path: the run's directory.
@@ -83,7 +83,7 @@ def resume(path: Positional[Path], *, ray: bool = True) -> Answer:
 
 
 def status(*, run: Path | None = None) -> Answer:
-    """Show how far a run is and what is in force.
+    """Show the progress of a run and the values in force.
 
     Args:
         run: the run's directory; by default the one that is alive under runs/, or the newest.
@@ -100,8 +100,8 @@ def watch(*, run: Path | None = None, every: float = 1.0, once: bool = False) ->
 
     Args:
         run: the run's directory; by default the one that is alive under runs/, or the newest.
-        every: seconds between two drawings.
-        once: draw a single time.
+        every: seconds between two updates.
+        once: draw once and exit.
     """
     from deploy.commands.watch import watch as watch_run
 

@@ -1,11 +1,11 @@
-"""Ray, started and joined safely: token authentication always on, the dashboard on loopback.
+"""Start and join Ray safely: token authentication always on, the dashboard on the loopback interface.
 
 Ray reads its authentication mode when it is imported, so this module imports it inside its functions, after the
 environment is set.
 1. `cluster` uses the Ray that RAY_ADDRESS names, as in a submitted job, or else starts one on this machine with a token
-   of its own in the run directory (or the one that RAY_AUTH_TOKEN_PATH names), and shuts down what it started.
+   in the run directory (or the one that RAY_AUTH_TOKEN_PATH names), and shuts down what it started.
 2. `join` connects this process to a running cluster with that cluster's token.
-3. `head_watched` says so when a cluster's head is lost, and what to do then.
+3. `head_watched` logs when a cluster's head is lost, and the command that continues the run.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ TOKEN = "RAY_AUTH_TOKEN"  # noqa: S105 - the variable's name
 """Environment variable with the token itself, as containers get it from a secret."""
 LOOPBACK = "127.0.0.1"
 ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""With 0, Ray is for one machine, whatever its system: its services then listen at the loopback only."""
+"""With 0, Ray runs on one machine only: its services then listen on the loopback interface."""
 HEAD_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 HEAD_PATIENCE_S = 15
-"""So long the processes of a local cluster wait for a lost head before they end. Ray's own 60 seconds are for heads
-that are started again elsewhere; a local one never comes back."""
+"""Seconds that the processes of a local cluster wait for a lost head before they end. Ray's default of 60 seconds is
+for heads that are started again elsewhere; a local one never comes back."""
 HEAD_LOOK_S = 2.0
 OBJECT_STORE_BYTES = 512 * 2**20
 """Object store of a local cluster: batches in flight, a few MiB each; far below a laptop's memory."""
 
 
 def authenticate(token_path: Path) -> None:
-    """Turn token authentication on for this process and its children; make the token when there is none."""
+    """Turn token authentication on for this process and its children; write a new token if there is none."""
     if not token_path.exists():
         token_path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(token_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -49,12 +49,12 @@ def authenticate(token_path: Path) -> None:
 
 
 def token_file() -> Path:
-    """Where Ray looks for a token that is in a file."""
+    """Return the path where Ray looks for a token file."""
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
 
 def quiet() -> None:
-    """Settings that must stand in the environment before Ray is imported."""
+    """Set the environment variables that Ray reads when it is imported."""
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -62,10 +62,10 @@ def quiet() -> None:
 
 @contextmanager
 def cluster(directory: Path, *, num_cpus: int) -> Iterator[Endpoint]:
-    """The cluster that RAY_ADDRESS names, or one on this machine, for as long as the block lasts.
+    """Connect to the cluster that RAY_ADDRESS names, or start one on this machine, until the block ends.
 
     Args:
-        directory: where a local cluster's token and Ray's messages are kept (a run directory).
+        directory: folder for a local cluster's token and Ray's messages (a run directory).
         num_cpus: logical CPUs of a local cluster.
 
     Yields:
@@ -88,13 +88,11 @@ def cluster(directory: Path, *, num_cpus: int) -> Iterator[Endpoint]:
 
 @contextmanager
 def local_cluster(directory: Path, *, num_cpus: int) -> Iterator[Endpoint]:
-    """Start Ray on this machine for as long as the block lasts.
-
-    What Ray prints of its workers goes to ray.log in the directory, not to the person's screen.
+    """Start Ray on this machine until the block ends. Output of Ray's workers goes to ray.log in the directory.
 
     Args:
-        directory: where the token is kept (a run directory), unless RAY_AUTH_TOKEN_PATH names one: Ray reads its token
-            once a process, so whoever starts several clusters in one must use one token.
+        directory: folder of the token (a run directory), unless RAY_AUTH_TOKEN_PATH names one: Ray reads its token once
+            in a process, so several clusters of one process must share a token.
         num_cpus: logical CPUs; loaders and trainers are placed by them, they do not bind cores.
 
     Yields:
@@ -126,7 +124,7 @@ def local_cluster(directory: Path, *, num_cpus: int) -> Iterator[Endpoint]:
 
 
 def _endpoint(context: Any, token_path: str) -> Endpoint:
-    """How others reach the cluster that `ray.init` has returned the context of."""
+    """Return the endpoint of the cluster whose context `ray.init` returned."""
     return Endpoint(
         address=context.address_info["gcs_address"],
         namespace=NAMESPACE,
@@ -138,11 +136,11 @@ def _endpoint(context: Any, token_path: str) -> Endpoint:
 
 @contextmanager
 def head_watched(endpoint: Endpoint, *, then: str) -> Iterator[None]:
-    """Say so when the cluster's head does not answer: some time after Ray ends this process, and knows no remedy.
+    """Log when the cluster's head does not answer: soon after, Ray ends this process without naming a remedy.
 
     Args:
         endpoint: the cluster.
-        then: what to do, for the person.
+        then: what the user can do, one sentence.
     """
     host, _, port = endpoint.address.rpartition(":")
 
@@ -155,10 +153,10 @@ def head_watched(endpoint: Endpoint, *, then: str) -> Iterator[None]:
 
 
 def require_token() -> None:
-    """Turn token authentication on with the token that this environment has.
+    """Turn token authentication on with the token of this environment.
 
     Raises:
-        RunError: it has none.
+        RunError: there is none.
     """
     if not os.environ.get(TOKEN) and not token_file().is_file():
         raise RunError(

@@ -1,4 +1,4 @@
-"""Independent tasks over Ray, for work that `loader.in_processes` does on one machine: shards written or indexed."""
+"""Independent tasks over Ray: the work that `loader.in_processes` does on one machine, spread over a cluster."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from deploy.launch.cluster import cluster
 from deploy.runs.rundir import RunError
 
 STALL_S = 3600.0
-"""A task that takes longer with no other ending meanwhile is given up."""
+"""Longest time in which no task ends."""
 POLL_S = 1.0
 
 
 @contextmanager
 def over_ray(workers: int) -> Iterator[Callable[..., Iterator[tuple[int, Any]]]]:
-    """A runner over the Ray that RAY_ADDRESS names, or over one on this machine, for as long as the block lasts.
+    """Yield a runner over the Ray that RAY_ADDRESS names, or over one on this machine, until the block ends.
 
     Args:
         workers: tasks at a time, each with one CPU.
 
     Yields:
-        What loader's functions take as `run`; files that tasks read and write must be reachable from every node.
+        The `run` argument of the loader's functions; files that tasks read and write must be reachable from every node.
 
     Raises:
         ValueError: workers is less than 1.

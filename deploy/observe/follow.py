@@ -1,7 +1,7 @@
-"""Follows what a run writes, metrics.jsonl, run.sqlite and report/*.png, and hands it to the trackers.
+"""Follow the files of a run (metrics.jsonl, run.sqlite, report/*.png) and send what is new to the trackers.
 
-The files are the truth, so nothing that trains knows of trackers. A resumed run cuts metrics.jsonl back to its
-checkpoint by replacing the file: then everything is handed over again from the first line.
+The files are the only source, so the training code knows of no tracker. A resumed run cuts metrics.jsonl back to its
+checkpoint by replacing the file: everything is then sent again from the first line.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ POLL_S = 2.0
 JOIN_S = 60.0
 NOT_SCALARS = ("step", "time")
 GROUPS = {"images_per_s": "speed", "data_wait": "speed", "lr": "optimizer", "grad_norm": "optimizer", "version": "data"}
-"""Where a metric stands in TensorBoard; `nn_...` is under evaluation, everything else is a loss."""
+"""Groups of metrics in TensorBoard; `nn_...` is under evaluation, every other metric under loss."""
 STEP_OF_PICTURE = re.compile(r"step-(\d+)(?:-(\w+))?$")
 
 
 @contextmanager
 def following(run: RunDir, trackers: Sequence[Tracker], *, poll_s: float = POLL_S) -> Iterator[None]:
-    """Tell trackers what a run writes for as long as the block lasts, to the end of its files; then close them."""
+    """Send a run's files to trackers until the block ends, to the end of the files; then close the trackers."""
     follower = Follower(run, trackers)
-    trouble = "the trackers could not be told what is new; it stays in metrics.jsonl"
+    trouble = "the trackers could not be updated; the values stay in metrics.jsonl"
     try:
         with periodic(follower.poll, every_s=poll_s, name="trackers", trouble=trouble, join_s=JOIN_S):
             yield
@@ -46,7 +46,7 @@ def following(run: RunDir, trackers: Sequence[Tracker], *, poll_s: float = POLL_
 
 
 class Follower:
-    """What of a run its trackers know already."""
+    """Position in a run's files up to which its trackers have been updated."""
 
     def __init__(self, run: RunDir, trackers: Sequence[Tracker]) -> None:
         self._run, self._trackers = run, trackers
@@ -55,19 +55,19 @@ class Follower:
         self._pictures: dict[Path, float] = {}
 
     def poll(self) -> None:
-        """Hand over what is new."""
+        """Send the new lines, control entries and pictures."""
         for line in self._new_lines():
             values = {tag(name): float(value) for name, value in line.items() if _is_scalar(name, value)}
-            self._tell(line["step"], line["time"], values)
+            self._send(line["step"], line["time"], values)
         self._new_controls()
         self._new_pictures()
 
-    def _tell(self, step: int, time_s: float, values: Mapping[str, float]) -> None:
+    def _send(self, step: int, time_s: float, values: Mapping[str, float]) -> None:
         for tracker in self._trackers:
             tracker.scalars(step, time_s, values)
 
     def _new_lines(self) -> list[dict[str, Any]]:
-        """The whole lines after the last one seen; all of them when the file is another one."""
+        """Return the complete lines after the last one seen; all of them when the file was replaced."""
         try:
             inode, seen = self._run.metrics.stat().st_ino, self._file[1]
         except FileNotFoundError:
@@ -85,7 +85,7 @@ class Follower:
         return [json.loads(line) for line in whole.splitlines()]
 
     def _new_controls(self) -> None:
-        """Effective size and temperature, which stand in the run's log."""
+        """Send effective size and temperature, which are in the run's log."""
         if not self._run.log.is_file():
             return
         for entry in read_entries(self._run.log, after=self._sequence):
@@ -93,7 +93,7 @@ class Follower:
             law = {"effective size": entry.effective_size, "temperature": entry.temperature}
             known = {f"data/{name}": value for name, value in law.items() if value is not None}
             if known and entry.in_force:
-                self._tell(entry.step, entry.time, known)
+                self._send(entry.step, entry.time, known)
 
     def _new_pictures(self) -> None:
         for path in sorted(self._run.report.glob("*.png")):
@@ -108,7 +108,7 @@ class Follower:
 
 
 def tag(name: str) -> str:
-    """Where TensorBoard shows a metric: group/name."""
+    """Return the name of a metric in TensorBoard: group/name."""
     group = GROUPS.get(name) or ("evaluation" if name.startswith("nn_") else "loss")
     return f"{group}/{name}"
 

@@ -1,6 +1,6 @@
 """The Grafana dashboard of a run, made from the table of metrics: a panel names metrics, units follow from the names.
 
-Import the JSON as it is: it asks for a Prometheus data source and offers the runs that it finds.
+Import the JSON unchanged: it has a variable for the Prometheus data source and one for the run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Panel:
     """One panel: a title and the expressions in it; `$` before a metric stands for `metric{run="$run"}`."""
 
     title: str
-    """What it shows."""
+    """Title."""
     lines: dict[str, str]
     """Legend -> expression."""
     width: int = 8
@@ -52,7 +52,7 @@ PANELS = (
     Panel(title="Loss", lines={"loss": "$tempera_loss"}),
     Panel(title="Loaders", lines={"desired": "$tempera_desired_loaders", "ready": "$tempera_ready_loaders"}),
     Panel(title="Images per second by loader", lines={"{{loader}}": f"rate($tempera_loader_images_total[{RATE}])"}),
-    Panel(title="The same while it works: what it could do", lines={"{{loader}}": "$tempera_loader_images_per_second"}),
+    Panel(title="Images per second while a loader works", lines={"{{loader}}": "$tempera_loader_images_per_second"}),
     Panel(title="Cache hits by loader", lines={"{{loader}}": "$tempera_loader_cache_hit_ratio"}),
     Panel(title="Loader restarts in 10 min", lines={"{{loader}}": "increase($tempera_loader_restarts_total[10m])"}),
     Panel(
@@ -73,7 +73,7 @@ PANELS = (
 
 
 def dashboard() -> dict[str, Any]:
-    """The dashboard as the object that Grafana imports."""
+    """Return the dashboard as the object that Grafana imports."""
     variables = [
         {"name": "source", "label": "Data source", "type": "datasource", "query": "prometheus"},
         {
@@ -100,12 +100,12 @@ def dashboard() -> dict[str, Any]:
 
 
 def expression(text: str) -> str:
-    """PromQL of a panel's line: metrics get the chosen run."""
+    """Return the PromQL of a panel's line, with the label of the chosen run."""
     return re.sub(r"\$(tempera_\w+)", r'\1{run="$run"}', text)
 
 
 def _laid_out(panels: Sequence[Panel]) -> Iterator[dict[str, Any]]:
-    """The panels side by side, row after row."""
+    """Yield the panels side by side, row after row."""
     x = y = 0
     for number, panel in enumerate(panels, start=1):
         height = HEIGHT // 2 if panel.single else HEIGHT

@@ -1,4 +1,4 @@
-"""The metrics of a run: one table of names, units and meanings, read from the state that the HTTP API answers.
+"""The metrics of a run: one table of names, units and meanings, read from the answer of /api/v1/state.
 
 `/metrics`, Ray's exporter, the Grafana dashboard and the alert rules all take their names from here. Every metric has
 the label `run`; units are in the names, shares are ratios in [0, 1], a counter's name ends with `_total`.
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 State = Mapping[str, Any]
-"""What GET /api/v1/state answers."""
+"""The answer of GET /api/v1/state."""
 Value = float | int | bool | None
-"""What is not known yet is None, and left out."""
+"""None is a value that is not known yet; it is not exported."""
 
 
 class Reading(NamedTuple):
@@ -30,7 +30,7 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:
-    """One metric: a value a run, or one for each value of a label."""
+    """One metric: one value of a run, or one for each value of a label."""
 
     name: str
     """Begins with tempera_, unit included."""
@@ -50,7 +50,7 @@ class Metric:
 
 
 def readings(state: State) -> Iterator[Reading]:
-    """The finite values of every metric, in the table's order."""
+    """Yield the finite values of every metric, in the table's order."""
     run = str(state["run"]["name"])
     for metric in METRICS:
         found = metric.read(state)
@@ -81,7 +81,7 @@ def _ready(state: State) -> int:
 
 
 def _scheduled(state: State) -> Value:
-    """The schedule's effective size where the policy follows one: only then there is a temperature."""
+    """Return the schedule's effective size where the policy follows one: only then is there a temperature."""
     follows = state["selection"]["temperature"] is not None
     return _at("selection", "scheduled_effective_size")(state) if follows else None
 
@@ -105,7 +105,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(name="tempera_progress_steps", help="Optimizer steps done.", read=_at("progress", "step")),
     Metric(name="tempera_planned_steps", help="Optimizer steps of the run.", read=_at("progress", "total_steps")),
     Metric(name="tempera_remaining_seconds", help="Time left at the present speed.", read=_at("progress", "eta_s")),
-    Metric(name="tempera_paused", help="1 while the trainers rest.", read=_at("paused")),
+    Metric(name="tempera_paused", help="1 while the trainers are paused.", read=_at("paused")),
     Metric(
         name="tempera_throughput_images_per_second",
         help="Images that all trainers together learn from in a second.",
@@ -129,7 +129,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         name="tempera_softmax_temperature",
-        help="Temperature of the sampling law in force.",
+        help="Temperature of the sampling weights in force.",
         read=_at("selection", "temperature"),
     ),
     Metric(
@@ -205,7 +205,7 @@ METRICS: tuple[Metric, ...] = (
         label="loader",
     ),
 )
-"""Everything that is exported."""
+"""All exported metrics."""
 
 BY_NAME = {metric.name: metric for metric in METRICS}
 """The table by name."""

@@ -1,4 +1,4 @@
-"""The files that a Prometheus and a Grafana need to watch a run: scrape configuration, alert rules, dashboard."""
+"""Files for Prometheus and Grafana: scrape configuration, alert rules and dashboard of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCRAPE_S = 10
 OFF_RAY = {"source_labels": ["__name__"], "regex": "ray_(tempera_.*)", "target_label": "__name__"}
 """Ray puts its own prefix before every name."""
 NOT_TWICE = {"source_labels": ["__name__"], "regex": "ray_tempera_.*", "action": "drop"}
-"""A run's metrics come from one place, or sums would count them twice."""
+"""Drop the run's metrics from Ray where its API is scraped too: sums would count them twice."""
 
 
 def write_monitoring(
@@ -31,11 +31,11 @@ def write_monitoring(
     """Write prometheus.yml, alerts.yml and grafana.json.
 
     Args:
-        folder: where to; made if it is not there.
-        url: the run's HTTP API; None where the metrics come from Ray alone.
+        folder: where to write; created if missing.
+        url: address of the run's HTTP API; None when the metrics come from Ray alone.
         token_file: file with the API's token.
-        ray_targets: Ray's service discovery file; None without Ray. Beside `url` it brings what Ray says of itself,
-            alone also the run's metrics.
+        ray_targets: Ray's service discovery file; None without Ray. With `url` it adds Ray's own metrics, without it
+            also the run's.
         scrape_s: seconds between two scrapes.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Training progress as lines of a log: written by a process that nobody watches, read by who follows its log."""
+"""Training progress as lines of a log: a job without a terminal writes them, `tempera jobs` reads them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ MARK = "tempera-progress "
 SWITCH = "TEMPERA_PROGRESS"
 """Environment variable."""
 LINES = "lines"
-"""Its value that asks for these lines instead of a bar."""
+"""Its value for lines instead of a bar."""
 
 
 def wanted() -> bool:
-    """Whether this process is asked for lines."""
+    """Tell whether the environment asks for lines."""
     return os.environ.get(SWITCH) == LINES
 
 
 def encode(facts: dict[str, Any]) -> str:
-    """One line: {"step", "total_steps", "loss", "images_per_s"}."""
+    """Return one line with the facts "step", "total_steps", "loss" and "images_per_s"."""
     return MARK + json.dumps(facts)
 
 
 def decode(line: str) -> dict[str, Any] | None:
-    """The facts of such a line; None for any other line."""
+    """Return the facts of such a line; None for any other line."""
     if not line.startswith(MARK):
         return None
     try:

@@ -1,7 +1,7 @@
-"""The metrics as Prometheus reads them: the text of `/metrics`, and Ray's exporter for runs under Ray.
+"""The metrics for Prometheus: the text of `/metrics`, and Ray's exporter for runs under Ray.
 
-`/metrics` is made from the state at the moment of the question. Ray's exporter takes values when they are set, so a
-thread sets them every few seconds; Ray puts `ray_` before each name, which our scrape configuration takes off again.
+`/metrics` is made from the state at the time of the request. Ray's exporter publishes values when they are set, so a
+thread sets them every few seconds. Ray puts `ray_` before each name; our scrape configuration removes it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ EVERY_S = 5.0
 
 
 def metrics_text(state: State) -> bytes:
-    """The run's metrics in Prometheus' text format, from what /api/v1/state answers."""
+    """Return the run's metrics in Prometheus' text format, from the answer of /api/v1/state."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Snapshot(state))
     return generate_latest(registry)
 
 
 class _Snapshot(Collector):
-    """One state as metric families."""
+    """One state of a run as metric families."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -48,10 +48,10 @@ class _Snapshot(Collector):
 
 @contextmanager
 def exported_to_ray(source: Callable[[], State], *, every_s: float = EVERY_S) -> Iterator[None]:
-    """Hand a run's metrics to Ray, which must have been initialised, for as long as the block lasts.
+    """Export a run's metrics through Ray, which must have been initialised, until the block ends.
 
     Args:
-        source: gives the run's state.
+        source: returns the run's state.
         every_s: seconds between two readings.
     """
     exporter = RayExporter(source)
@@ -61,10 +61,9 @@ def exported_to_ray(source: Callable[[], State], *, every_s: float = EVERY_S) ->
 
 
 class RayExporter:
-    """The metrics as Ray's.
+    """Sets the run's metrics as gauges of Ray.
 
-    Counters too are set, not counted up: a Ray counter is not there before its first increment, and a rule that asks
-    how much it has grown would miss that one.
+    Counters are gauges too: a Ray counter does not exist before its first increment, so `increase()` would miss it.
     """
 
     def __init__(self, source: Callable[[], State]) -> None:
@@ -76,6 +75,6 @@ class RayExporter:
         }
 
     def export(self) -> None:
-        """Hand over the present values."""
+        """Set all metrics to their present values."""
         for metric, labels, value in readings(self._source()):
             self._gauges[metric.name].set(value, tags=labels)

@@ -1,4 +1,4 @@
-"""What every launch enters: the trackers of a run, TensorBoard always."""
+"""`observed`: follow a run with TensorBoard and the trackers that TEMPERA_TRACKERS names."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from deploy.runs.config import RunConfig
 from deploy.runs.rundir import RunDir
 
 TRACKERS = "TEMPERA_TRACKERS"
-"""Environment variable: services beside TensorBoard, comma between. No part of a run's configuration: they change
-nothing that a run sees, and a resumed run may have others."""
+"""Environment variable: services beside TensorBoard, separated by commas. Not part of a run's configuration: they do
+not change what a run computes, and a resumed run may have others."""
 
 
 @contextmanager
 def observed(config: RunConfig, run: RunDir, *, environment: Mapping[str, str] = os.environ) -> Iterator[None]:
-    """Follow a run with its trackers for as long as the block lasts.
+    """Follow a run with its trackers until the block ends.
 
     Raises:
         ValueError: TEMPERA_TRACKERS names a service that is unknown or not installed.

@@ -1,4 +1,4 @@
-"""The run log as rows and as a table: who changed what, why, and from which window on."""
+"""The run log as rows and as a table: author, change, reason, and the window from which it is in force."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 SHOWN_CHARACTERS = 72
 """Longer reasons are cut in the table; --json and the report have them whole."""
 LOADER = "loader_"
-"""Start of the kinds that the fleet writes of one loader; their value, the fleet's size, is not what happened."""
+"""Prefix of the fleet's entries about one loader; their value is the fleet's size, which is not shown."""
 SCHEDULE = "schedule"
-"""Kind of the entries that the trainer writes at each window."""
+"""Kind of the entries that the trainer causes at each window."""
 
 
 def log_entries(run: RunDir, *, limit: int, changes_only: bool = False) -> list[dict[str, Any]]:
-    """The last entries of a run's log, oldest first, as JSON-able dictionaries. The run may be alive.
+    """Return the last entries of a run's log, oldest first, as JSON-able dictionaries. The run may be alive.
 
     Args:
         run: the run.
-        limit: how many.
-        changes_only: leave out what the trainer's schedule writes at each window.
+        limit: number of entries.
+        changes_only: leave out the schedule's entries of each window.
 
     Raises:
         RunError: the run has no log.
@@ -44,7 +44,7 @@ def log_entries(run: RunDir, *, limit: int, changes_only: bool = False) -> list[
 
 
 def log_table(entries: Sequence[dict[str, Any]]) -> Table:
-    """The entries as a table for people."""
+    """Return the entries as a table."""
     rows = [
         (
             datetime.fromtimestamp(entry["time"]).strftime("%H:%M:%S"),
@@ -61,7 +61,7 @@ def log_table(entries: Sequence[dict[str, Any]]) -> Table:
 
 
 def what(entry: dict[str, Any]) -> str:
-    """An entry's kind and, where it set something, its value in a few words."""
+    """Return an entry's kind and the value that it set, in a few words."""
     value = entry["value"]
     shown = "" if value is None else f" {value:.4g}" if isinstance(value, float) else f" {value}"
     return f"{entry['kind']}{'' if entry['kind'].startswith(LOADER) else shown}".replace("_", " ")
@@ -80,7 +80,7 @@ def _in_force(entry: dict[str, Any]) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Knob:
-    """What was in force, window by window; each list has one value a window."""
+    """The values in force; each list has one for each window."""
 
     steps: list[int]
     """First optimizer step of the window."""
@@ -91,7 +91,7 @@ class Knob:
 
 
 def knob_history(run: RunDir, *, initial: tuple[float, float], window_steps: int, total_steps: int) -> Knob:
-    """Effective size and temperature of every window of a run, folded from its log.
+    """Return effective size and temperature of every window of a run, derived from its log.
 
     Args:
         run: the run.
@@ -114,7 +114,7 @@ def knob_history(run: RunDir, *, initial: tuple[float, float], window_steps: int
 
 
 def plain_entry(entry: LogEntry) -> dict[str, Any]:
-    """An entry as JSON values, which have no infinity: a policy without a temperature has none."""
+    """Return an entry as JSON values. JSON has no infinity, the temperature of uniform draws: it becomes None."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in asdict(entry).items()

@@ -1,6 +1,6 @@
-"""A progress bar for training that runs in other processes: it reads the run's metrics as they are written.
+"""A progress bar for training in other processes: it reads the run's metrics as they are written.
 
-Inside a job nobody sees a bar: there, lines of the log say the same (`deploy.observe.progress_lines`).
+A job without a terminal writes lines to its log instead (`deploy.observe.progress_lines`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def training_bar(run: RunDir, *, total_steps: int, description: str = "training"
 
 
 def training_progress() -> Progress:
-    """The bar itself."""
+    """Return the progress display of a training bar."""
     return bars(TextColumn("{task.fields[facts]}"))
 
 
@@ -64,7 +64,7 @@ def _newest(run: RunDir) -> dict[str, Any] | None:
 
 @contextmanager
 def _lines(run: RunDir, total_steps: int) -> Iterator[None]:
-    """Write a line to standard error whenever the run got further."""
+    """Write a line to standard error whenever the run has logged a new step."""
     written: list[int] = []
 
     def write() -> None:

@@ -1,7 +1,7 @@
-"""A run in figures for its report, from its files alone: the numbers that `tempera watch` and the page show.
+"""The figures of a run for its report, from its files alone: the numbers that `tempera watch` and the page show.
 
-Step, loss, images/s and data wait are those of the last logged step; what was in force, how soon changes landed, and
-what happened to loaders and samples stand in the run's log.
+Step, loss, images/s and data wait are those of the last logged step. Effective size, control latency, lost loaders and
+bad samples come from the run's log.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from scoring import LogEntry, read_entries
 LOG_LINES = 200
 """Newest changes in the report."""
 QUIET = ("schedule", "bad_sample", "control_latency")
-"""What the run writes of itself; the figures count it."""
+"""Entries that are too many for the table; the figures count them."""
 
 
 def figures(run: RunDir) -> dict[str, Any]:
-    """What the report's table and report.json say of a run; None where nothing is known.
+    """Return the figures of a run for the report's table and report.json; None where a figure is not known.
 
     Returns:
         "step", "loss", "images_per_s", "data_wait", "effective_size", "temperature", "changes" (by people and
@@ -51,14 +51,14 @@ def figures(run: RunDir) -> dict[str, Any]:
 
 
 def figure_sections(run: RunDir, config: RunConfig) -> list[Section]:
-    """The report's table of figures, its curve of the effective size, and who changed what."""
+    """Return the report's table of figures, its curve of the effective size, and its table of changes."""
     rows = [(name.replace("_", " "), value) for name, value in figures(run).items()]
     sections = [Section(title="In figures", columns=("", ""), rows=rows)]
     if not run.log.is_file():
         return sections
     curve = _curve(run, config)
     if curve is not None:
-        caption = "effective dataset size and temperature by step; where they leave the schedule, somebody held them"
+        caption = "effective dataset size and temperature by step; where they leave the schedule, a person held them"
         sections.append(Section(title="What the model saw", pictures={curve: caption}))
     changes = read_entries(run.log, limit=LOG_LINES, without=QUIET)
     if changes:
@@ -74,7 +74,7 @@ def _row(entry: LogEntry) -> Sequence[object]:
 
 
 def _finite(temperature: float | None) -> float | None:
-    """The uniform law has no temperature."""
+    """Return None for the infinite temperature of uniform draws."""
     return None if temperature is None or math.isinf(temperature) else temperature
 
 
@@ -83,7 +83,7 @@ def _of(entries: Sequence[LogEntry], kind: str) -> list[LogEntry]:
 
 
 def _curve(run: RunDir, config: RunConfig) -> Path | None:
-    """The picture of the effective size; None for a policy that has none, or a schedule that follows metrics."""
+    """Draw the effective size; None for a policy without one, or an adaptive schedule."""
     lines = run.metric_lines(tail=1)
     laws = [entry for entry in read_entries(run.log) if entry.effective_size is not None]
     steered = any(_finite(entry.temperature) is not None for entry in laws)

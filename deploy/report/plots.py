@@ -37,7 +37,7 @@ def _axes(path: Path, *, width: float = 7.2, height: float = 3.6) -> Iterator[Ax
 def effective_size(
     path: Path, *, steps: Sequence[int], used: Sequence[float], scheduled: Sequence[float], temperature: Sequence[float]
 ) -> None:
-    """Effective dataset size and temperature by step: what was in force, and what the schedule asked for.
+    """Draw effective dataset size and temperature by step: in force, and by the schedule.
 
     Args:
         path: PNG to write.
@@ -59,7 +59,7 @@ def effective_size(
 
 
 def curves(path: Path, *, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> None:
-    """Several curves in one plot, the first in the warm colour.
+    """Draw several curves in one plot, the first in the warm colour.
 
     Args:
         path: PNG to write.
@@ -76,12 +76,12 @@ def curves(path: Path, *, series: Mapping[str, tuple[Sequence[float], Sequence[f
 
 
 def times_drawn(path: Path, *, counts: NDArray[Any], label: str) -> None:
-    """How often each sample was drawn, as a histogram over samples.
+    """Draw a histogram over samples of how often each was drawn.
 
     Args:
         path: PNG to write.
         counts: times drawn, integer[N].
-        label: what drew them.
+        label: entry of the legend.
     """
     top = int(counts.max(initial=0))
     bins = np.arange(top + 2) - 0.5 if top < 60 else np.linspace(0, top, 60)
@@ -92,7 +92,7 @@ def times_drawn(path: Path, *, counts: NDArray[Any], label: str) -> None:
 
 
 def prototypes(path: Path, *, rows: Sequence[tuple[str, NDArray[np.uint8]]]) -> None:
-    """One row a cluster, its images from nearest to farthest from the prototype.
+    """Draw one row for each cluster, its images from nearest to farthest from the prototype.
 
     Args:
         path: PNG to write.
@@ -114,7 +114,7 @@ def prototypes(path: Path, *, rows: Sequence[tuple[str, NDArray[np.uint8]]]) -> 
 
 
 def distances(path: Path, *, distance: NDArray[np.floating[Any]]) -> None:
-    """How far samples are from their prototypes, as a histogram.
+    """Draw a histogram of the distances of samples to their prototypes.
 
     Args:
         path: PNG to write.
@@ -126,13 +126,13 @@ def distances(path: Path, *, distance: NDArray[np.floating[Any]]) -> None:
 
 
 def overlap(path: Path, *, names: Sequence[str], share: NDArray[np.floating[Any]], title: str) -> None:
-    """A square of shares between named things, each cell with its figure.
+    """Draw a matrix of shares between named items, each cell with its figure.
 
     Args:
         path: PNG to write.
         names: of rows and columns.
         share: float[n, n] in [0, 1].
-        title: what a cell says.
+        title: meaning of a cell.
     """
     side = 1.6 + 1.1 * len(names)
     with _axes(path, width=side + 1.0, height=side) as axes:

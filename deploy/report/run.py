@@ -1,6 +1,6 @@
-"""A run's own page: `report/report.html` with its curves, and what the method did at the start, middle and end.
+"""The page of a run, `report/report.html`: its curves, and pictures of the method at the start, middle and end.
 
-Written anew at each of the three; everything comes from the run directory, so it can be made of any run.
+It is written anew at each of the three. Everything comes from the run directory, so any run can have one.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ CURVES = {
 
 
 def write_run_report(run: RunDir, config: RunConfig) -> Path:
-    """Draw the curves and write the page; the page's path.
+    """Draw the curves, write the page, and return its path.
 
     Args:
-        run: the run; its pictures are those in its report folder.
-        config: of the run.
+        run: the run, with its pictures in its report folder.
+        config: its configuration.
     """
     run.report.mkdir(parents=True, exist_ok=True)
     sections = [*figure_sections(run, config), Section(title="Curves", pictures=_curves(run))]
@@ -52,7 +52,7 @@ def write_run_report(run: RunDir, config: RunConfig) -> Path:
 
 
 def predictions(folder: Path, name: str | None = None) -> dict[Path, str]:
-    """The trainer's pictures in order of step, with captions; those of one kind only when a name is given."""
+    """Return the trainer's pictures in order of step, with captions; only those of one kind when a name is given."""
     found = {}
     for path in sorted(folder.glob("step-*.png")):
         parts = PICTURE.fullmatch(path.name)

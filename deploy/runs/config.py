@@ -1,7 +1,7 @@
-"""RunConfig: everything that fixes a run, as one nested frozen dataclass, to and from JSON.
+"""RunConfig: everything that decides a run, as one nested frozen dataclass, to and from JSON.
 
-`config.json` in the run directory holds the resolved value before the first step; `tempera resume` reads nothing
-else.
+It nests the loader's, the selection's and the trainer's own configs, so each knob is declared once, where it is used.
+`config.json` in the run directory holds the resolved value before the first step; `tempera resume` reads only that.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class TrainersConfig:
     workers: int = 1
     """Data-parallel ranks."""
     min_workers: int = 0
-    """Fewest ranks to go on with when nodes are lost or not there yet; 0 keeps the number fixed."""
+    """Fewest ranks to train with while nodes are missing; 0 keeps the number fixed."""
     use_gpu: bool = False
     """One GPU for each rank."""
     cpus_per_worker: float = 1.0
-    """Logical CPUs that Ray reserves for each rank; a rank on the CPU computes with so many threads."""
+    """Logical CPUs that Ray reserves for each rank; also the threads of a rank on the CPU."""
     max_failures: int = 3
     """Restarts from the last checkpoint before the run gives up."""
     node_labels: dict[str, str] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class TrainersConfig:
 
     @property
     def range(self) -> int | tuple[int, int]:
-        """What Ray Train is asked for: a number of ranks, or (least, most) for an elastic group."""
+        """Number of ranks, or (least, most) for an elastic group."""
         return (self.min_workers, self.workers) if self.min_workers else self.workers
 
 
@@ -73,7 +73,7 @@ class RunConfig:
     """One run."""
 
     name: str
-    """What people call it; also the actors' name prefix."""
+    """Name of the run: letters, digits, '-' and '_'. The actors are named after it."""
     data: DataConfig
     """Images and crops."""
     train: TrainConfig
@@ -87,17 +87,17 @@ class RunConfig:
     trainers: TrainersConfig = field(default_factory=TrainersConfig)
     """Trainer workers."""
     extensions: tuple[str, ...] = ()
-    """Modules of one's own that register methods; imported in every process of the run, so they must be importable."""
+    """Importable modules that register your own methods; every process of the run imports them."""
     evaluate_every: int = 0
     """Steps between nearest-neighbour evaluations, which need labelled images; 0 means never."""
     pictures: bool = True
     """Draw what the method does at the start, in the middle and at the end, and write report/report.html."""
 
     def load_extensions(self) -> None:
-        """Import the run's own modules.
+        """Import the modules of `extensions`.
 
         Raises:
-            ValueError: one cannot be imported.
+            ValueError: a module cannot be imported.
         """
         for module in self.extensions:
             try:
@@ -152,8 +152,8 @@ def load_config(path: Path) -> RunConfig:
         raise ValueError(f"{path} must hold a JSON object, a run's configuration; it holds {type(value).__name__}.")
     try:
         return from_dict(RunConfig, value)
-    except TypeError as error:  # a field is missing, or of another kind
-        raise ValueError(f"{path} must hold a run's configuration; it does not ({error}).") from error
+    except (ValueError, TypeError) as error:  # an unknown or missing field, or a value out of range
+        raise ValueError(f"{path} must hold a configuration of this version of Tempera: {error}") from error
 
 
 def selection_config(config: RunConfig, *, num_samples: int, fingerprint: str) -> SelectionConfig:

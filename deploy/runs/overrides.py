@@ -13,11 +13,11 @@ from trainer.method_config import MTO_PRESETS
 
 
 def override(config: RunConfig, settings: Iterable[str]) -> RunConfig:
-    """A copy of the run with some fields changed.
+    """Return a copy of the run with some fields changed.
 
     Args:
         config: the run.
-        settings: `dotted.field=value`; a value is read as JSON, or taken as a word where it is none.
+        settings: `dotted.field=value`; a value that is not JSON is taken as a string.
 
     Raises:
         ValueError: no "=", no such field (the nearest is named), or a value out of range.
@@ -39,10 +39,10 @@ def override(config: RunConfig, settings: Iterable[str]) -> RunConfig:
 
 
 def combination(*, method: str | None, masking: str | None, curriculum: str | None, mto: str | None) -> list[str]:
-    """Settings for what people combine by name; each that is None leaves the run as it is.
+    """Return settings for the parts that are combined by name; None leaves a part of the run as it is.
 
     Args:
-        method: name in trainer.METHODS, or of a method of one's own.
+        method: name in trainer.METHODS, or of a method that an extension registers.
         masking: name in trainer.config.Masking.
         curriculum: a selection policy; pass and bss (alone or in a product) also turn patch-aware selection on.
         mto: name in trainer.method_config.MTO_PRESETS.

@@ -1,15 +1,15 @@
-"""A run's directory: where everything about one run lies, and who holds it now.
+"""The directory of a run: the paths of its files, and the lock of the process that drives it.
 
 config.json      the resolved configuration, written before the first step
 run.sqlite       control log, windows, scores, bad samples (scoring.RunLog)
-metrics.jsonl    one line a logged step (trainer)
+metrics.jsonl    one JSON line for each logged step (trainer)
 checkpoints/     step-N/ with safetensors and JSON
 report/          pictures, report.json, report.html
-ray.log          what Ray printed of its workers
-cluster.json     only while the run is alive: how to reach its actors
-api.json         only while the run is alive: how to reach its HTTP API; api-token beside it, for its owner alone
-consumed.jsonl   what the trainer has taken from its stream, since the last start
-stop, pause      while somebody asks the run to checkpoint and stop, or to rest
+ray.log          output of Ray's workers
+cluster.json     only while the run is alive: address of its actors
+api.json         only while the run is alive: address of its HTTP API; api-token beside it, readable by its owner only
+consumed.jsonl   batches that the trainer has consumed since the last start
+stop, pause      requests to write a checkpoint and stop, or to pause
 .lock            held by the process that drives the run
 """
 
@@ -26,7 +26,7 @@ from typing import Any
 
 
 class RunError(ValueError):
-    """A run directory that cannot be used as asked; the message says what to do."""
+    """A run directory cannot be used as requested; the message says what to do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,56 +57,50 @@ class RunDir:
 
     @property
     def config(self) -> Path:
-        """The resolved configuration."""
         return self.path / "config.json"
 
     @property
     def log(self) -> Path:
-        """The control log."""
         return self.path / "run.sqlite"
 
     @property
     def metrics(self) -> Path:
-        """One JSON line a logged step."""
         return self.path / "metrics.jsonl"
 
     @property
     def checkpoints(self) -> Path:
-        """Checkpoint folders."""
         return self.path / "checkpoints"
 
     @property
     def stop_request(self) -> Path:
-        """While this file is there, the trainer is asked to write a checkpoint and stop."""
+        """While this file exists, the ranks write a checkpoint and stop."""
         return self.path / "stop"
 
     @property
     def pause_request(self) -> Path:
-        """While this file is there, the trainer rests."""
+        """While this file exists, the ranks pause."""
         return self.path / "pause"
 
     @property
     def consumed(self) -> Path:
-        """One JSON line a window that the trainer began, since the last start."""
+        """One JSON line for each consumed batch, since the last start."""
         return self.path / "consumed.jsonl"
 
     @property
     def api(self) -> Path:
-        """How to reach the HTTP API of the live run."""
         return self.path / "api.json"
 
     @property
     def api_token(self) -> Path:
-        """Token of the HTTP API, for the owner alone."""
+        """Token of the HTTP API, readable by the owner only."""
         return self.path / "api-token"
 
     @property
     def report(self) -> Path:
-        """Pictures and tables."""
         return self.path / "report"
 
     def require(self) -> RunDir:
-        """This directory, when it holds a run.
+        """Return this directory if it holds a run.
 
         Raises:
             RunError: there is no run here.
@@ -118,7 +112,7 @@ class RunDir:
         return self
 
     def endpoint(self) -> Endpoint | None:
-        """How to reach the run, or None when it is not alive."""
+        """Return the addresses of the run's actors, or None when it is not alive."""
         try:
             endpoint = Endpoint(**json.loads((self.path / "cluster.json").read_text()))
         except (FileNotFoundError, ValueError, TypeError):
@@ -126,7 +120,7 @@ class RunDir:
         return endpoint if _alive(endpoint.pid) else None
 
     def api_url(self) -> str | None:
-        """Address of the run's HTTP API, or None when it is not alive."""
+        """Return the address of the run's HTTP API, or None when it is not alive."""
         try:
             address = json.loads(self.api.read_text())
             return str(address["url"]) if _alive(int(address["pid"])) else None
@@ -135,12 +129,12 @@ class RunDir:
 
     @property
     def is_alive(self) -> bool:
-        """Whether a process drives the run, under Ray or by itself."""
+        """Whether a process drives the run, with or without Ray."""
         return self.api_url() is not None or self.endpoint() is not None
 
     @contextmanager
     def published(self, endpoint: Endpoint) -> Iterator[None]:
-        """Tell other processes how to reach the run for as long as the block lasts."""
+        """Publish the addresses of the run's actors until the block ends."""
         write_json(self.path / "cluster.json", asdict(endpoint))
         try:
             yield
@@ -149,7 +143,7 @@ class RunDir:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the run for this process; the kernel lets go of it however the process ends.
+        """Lock the run for this process until the block ends; the kernel releases the lock however the process ends.
 
         Raises:
             RunError: another process drives this run.
@@ -170,11 +164,7 @@ class RunDir:
             yield
 
     def metric_lines(self, *, tail: int | None = None) -> list[dict[str, Any]]:
-        """The logged steps in order.
-
-        Args:
-            tail: only so many last lines, or all.
-        """
+        """Return the logged steps in order, or only the last `tail` of them."""
         from trainer.record.metrics import read_metrics
 
         lines = read_metrics(self.metrics)
@@ -182,14 +172,14 @@ class RunDir:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON beside `path` and rename it there, so that a reader never sees half a file."""
+    """Write JSON to a temporary file and rename it, so that a reader never sees half a file."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(value, indent=2) + "\n")
     temporary.replace(path)
 
 
 def find_run(path: Path | None, *, root: Path = Path("runs")) -> RunDir:
-    """The run that was named, or the only one alive under `root`, or the newest there.
+    """Return the named run, or the only one alive under `root`, or the newest there.
 
     Raises:
         RunError: none, or several are alive and none was named.
