@@ -82,8 +82,7 @@ def train_on_ray(
     """
     make_trainer = partial(
         DataParallelTrainer,
-        _train_rank,
-        train_loop_config={"job": job},
+        partial(_train_rank, job),  # as train_loop_config the controller would unpickle the job, and import its modules
         backend_config=RankGroup("nccl" if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]  # label_selector is v2's
             num_workers=num_workers,  # type: ignore[arg-type]  # a pair is elastic; the type seen here is v1's
@@ -156,14 +155,13 @@ def _set_rank_variables() -> None:
     os.environ["LOCAL_WORLD_SIZE"] = str(place.get_local_world_size())
 
 
-def _train_rank(arguments: dict[str, Any]) -> TrainResult:
+def _train_rank(job: TrainJob) -> TrainResult:
     """Run one rank."""
     import torch
 
     from trainer.loop import RunHooks, train
     from trainer.ranks.context import current_context
 
-    job: TrainJob = arguments["job"]
     context = current_context()
     if torch.cuda.is_available():
         torch.cuda.set_device(context.local_rank)  # NCCL's barrier takes the current device

@@ -1,8 +1,8 @@
-"""Everything a training run is told: the model's shape, the method's constants and the optimisation recipe.
+"""The configuration of a training run: the model's shape, the method's constants and the optimisation recipe.
 
-Frozen values that are checked when they are made. `ModelConfig` describes the network and its method; `TrainConfig`
-nests it and adds the recipe. Constants of the papers are the defaults, with their origin beside them. `to_dict` and
-`from_dict` are the JSON form kept in a run directory.
+Frozen values, checked when they are made; no torch is imported. `ModelConfig` describes the network and its method;
+`TrainConfig` nests it and adds the recipe. Constants of the papers are the defaults, with their origin beside them.
+`to_dict` and `from_dict` are the JSON form kept in a run directory.
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ class ModelConfig:
     masking: Masking = "auto"
     """How the masked patches are chosen; auto is the method's own way. clmae learns its masks."""
     mask_ratio: float = 0.75
-    """Share of the patches that is hidden, in (0, 1)."""
+    """Share of hidden patches, in (0, 1)."""
     norm_pix: bool = True
     """Standardise each target patch by its own mean and variance (mae, clmae)."""
     swin: SwinConfig = field(default_factory=SwinConfig)
@@ -154,16 +154,16 @@ class TrainConfig:
     accumulation_steps: int = 1
     """Forward and backward passes that make one optimizer step on a rank."""
     window_steps: int = 16
-    """Steps of one selection window; scores are reported when it ends. The same as the selection's."""
+    """Steps of one selection window; scores are reported when it ends. Must equal the selection's."""
     epoch_steps: int = 0
     """Steps of one pass over the data, for schedules that count epochs; 0 takes a hundredth of the run."""
     seed: int = 0
-    """Seed of the initial weights, the masks and everything else that is random in a step."""
+    """Seed of the initial weights, the masks and all other random numbers of a step."""
 
     base_lr: float = 1.5e-4
     """Peak learning rate for a batch of lr_batch images."""
     lr_batch: int = 256
-    """Batch that base_lr is stated for (linear scaling); 0 takes base_lr as the rate itself."""
+    """Batch size that base_lr refers to (linear scaling); 0 takes base_lr as the rate itself."""
     min_lr: float = 0.0
     """Learning rate at the end of the cosine, absolute."""
     warmup_steps: int = 0
@@ -200,11 +200,11 @@ class TrainConfig:
     deterministic: bool = False
     """Use deterministic kernels only; the CPU is bit-exact between runs either way."""
     log_every: int = 10
-    """Steps between lines of metrics.jsonl; the device is waited for only then."""
+    """Steps between lines of metrics.jsonl; only then does the loop wait for the device."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0 writes one at the end only."""
     keep_checkpoints: int = 3
-    """Newest checkpoints that are kept, 1 or more; the best one is kept beside them."""
+    """Newest checkpoints that are kept, 1 or more; the best one is kept as well."""
     profile_steps: int = 0
     """Record a trace of this many steps into the run directory, after ten steps; 0 means none."""
 
@@ -249,7 +249,7 @@ def choose(name: str, choices: Mapping[str, T], what: str) -> T:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Return a config as plain JSON values; `from_dict` reads it back."""
+    """Return a config as plain JSON values; the inverse of `from_dict`."""
     return dataclasses.asdict(config)
 
 

@@ -1,8 +1,8 @@
 """Which patches of an image are hidden: at random, block-wise (BEiT), or in 32-pixel blocks (SimMIM).
 
-Each masking is a function of the step's counter-based randomness and returns index lists instead of a shuffled copy
-of the tokens: attention does not depend on the order of its tokens, so visible and masked tokens are taken by index
-and are never put back into image order.
+Each masking is a function of the step's counter-based randomness. It returns index lists, not a shuffled copy of the
+tokens: attention does not depend on the order of its tokens, so visible and masked tokens are taken by index and never
+put back into image order.
 
 Shapes: B batch, N patches, V visible, M masked, D width.
 """
@@ -42,7 +42,8 @@ class Mask:
 
 
 def take(tokens_BND: Tensor, index_BK: Tensor) -> Tensor:
-    """Return the tokens with the given numbers, [B, K, D]; one row copy each, without an index of width D."""
+    """Return the tokens with the given numbers, [B, K, D]."""
+    # One row copy each: torch.gather would need an int64 index of width D.
     batch, num_tokens, width = tokens_BND.shape
     offset = torch.arange(batch, device=index_BK.device)[:, None] * num_tokens
     return tokens_BND.reshape(-1, width).index_select(0, (index_BK + offset).flatten()).view(batch, -1, width)
@@ -97,12 +98,17 @@ def simmim_blocks(config: ModelConfig) -> tuple[int, int]:
 
 
 def block_mask(config: ModelConfig, batch: int, randomness: Randomness, *, like: Tensor) -> Mask:
-    """Hide rectangles until the share is reached, then single patches at random (BEiT's generator as BootMAE uses it).
+    """Hide rectangles (BEiT's generator), then single patches drawn uniformly from the rest, as BootMAE does.
 
-    Rectangles cover up to 120/196 of the patches; single patches drawn uniformly from the rest make up the count.
+    Rectangles cover up to 120/196 of the patches.
     """
     num_masked = config.num_patches - config.num_visible
-    orders = [block_order(config.grid, num_masked, randomness.generator("mask", row)) for row in range(batch)]
+    grid, orders = config.grid, []
+    for row in range(batch):
+        generator = randomness.generator("mask", row)
+        mask = block_rectangles(grid, min(num_masked, round(grid * grid * BLOCK_SHARE)), generator)
+        # Patches outside the rectangles first, each part shuffled: the last of them make up the count.
+        orders.append(np.lexsort((generator.random(grid * grid), mask.ravel())))
     order_BN = torch.from_numpy(np.stack(orders)).to(like.device)
     return split_order(order_BN, config.num_visible)
 
@@ -110,13 +116,7 @@ def block_mask(config: ModelConfig, batch: int, randomness: Randomness, *, like:
 BLOCK_SHARE = 120 / 196  # BootMAE: rectangles make 120 of 196 patches, the rest are single
 BLOCK_ASPECT = math.log(1 / 0.3)  # BEiT: aspect ratios between 0.3 and 1/0.3, log-uniform
 BLOCK_LOW, BLOCK_HIGH = 16 / 196, 60 / 196  # BEiT: rectangles of 16 to 60 patches of 196
-BLOCK_ATTEMPTS = 10  # BEiT: rectangles tried before the mask is taken as it is
-
-
-def block_order(grid: int, num_masked: int, generator: np.random.Generator) -> np.ndarray:
-    """Return an order of the patches, int64[N]: those outside the rectangles first, each part shuffled."""
-    mask = block_rectangles(grid, min(num_masked, round(grid * grid * BLOCK_SHARE)), generator)
-    return np.lexsort((generator.random(grid * grid), mask.ravel()))
+BLOCK_ATTEMPTS = 10  # BEiT: rectangles tried before the mask is accepted as it is
 
 
 def block_rectangles(grid: int, target: int, generator: np.random.Generator) -> np.ndarray:
@@ -134,7 +134,7 @@ def block_rectangles(grid: int, target: int, generator: np.random.Generator) -> 
 
 
 def _rectangle(grid: int, room: int, generator: np.random.Generator) -> np.ndarray:
-    """Return bool[grid, grid] with one rectangle, its area drawn up to the room that is left."""
+    """Return bool[grid, grid] with one rectangle; its area is at most `room`, the patches still to be hidden."""
     low = max(BLOCK_LOW * grid * grid, 1)
     area = generator.uniform(low, max(min(room, BLOCK_HIGH * grid * grid), low))
     aspect = math.exp(generator.uniform(-BLOCK_ASPECT, BLOCK_ASPECT))

@@ -1,6 +1,6 @@
 """The constants of the methods and add-ons, one frozen dataclass each; the papers' values are the defaults.
 
-`trainer.config` nests them in `ModelConfig` and gives their names on.
+`trainer.config` nests them in `ModelConfig` and re-exports their names.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Literal
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise ValueError(message) unless the condition holds: one line for each rule that a person can break."""
+    """Raise ValueError(message) unless the condition holds: one line for each rule that a user can break."""
     if not condition:
         raise ValueError(message)
 

@@ -1,19 +1,17 @@
 """Masked Token Optimization: three add-on losses on the tokens of every layer (METHODS section 6; no official code).
 
-A masked token is heterogeneous when it is equally (un)related to all visible tokens. With H^l the mean entropy over
-masked tokens of their softmax similarity to the visible tokens after layer l (Eq. 2):
+A masked token is heterogeneous when it is equally (un)related to all visible tokens. H^l is the mean entropy, over
+masked tokens, of their softmax similarity to the visible tokens after layer l (Eq. 2):
 
-  spa      at layer 0, entropy of each visible token's similarity to all tokens: visible tokens should not lean on
-  masked ones (Eq. 3) entropy  1 / H^0: masked tokens start heterogeneous (Eq. 4) rank     softplus of the change of H
-  from layer to layer: it falls with depth (the text), or rises (Eq. 5 as printed)
+  spa      at layer 0, the entropy of each visible token's similarity to all tokens: visible tokens should not lean on
+           masked ones (Eq. 3)
+  entropy  1 / H^0: masked tokens start heterogeneous (Eq. 4)
+  rank     softplus of the change of H from layer to layer: it falls with depth (the text), or rises (Eq. 5 as printed)
 
-Where tokens are merged between stages (Swin), layers are compared within a stage only: the papers do not say, and the
-entropies of stages have other ranges.
+Where tokens are merged between stages (Swin), layers are compared within a stage only: the paper does not cover it,
+and the entropies of stages have other ranges.
 
-The observer is called inside the block loop and recomputes its [M, V] similarities in the backward pass, so that no
-layer keeps them.
-
-Shapes: B batch, T tokens, V visible, M masked, D width, L layers.
+Shapes: B batch, T tokens, V visible, M masked, D width, R C rows and columns of a similarity.
 """
 
 import itertools
@@ -35,7 +33,7 @@ Split = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class MtoObserver:
-    """Sees the tokens before the first block and after each, and adds up the losses of one forward pass."""
+    """Called with the tokens before the first block and after each; sums the losses of one forward pass."""
 
     def __init__(self, config: MtoConfig, split: Split) -> None:
         """Start a pass; `split` returns the (masked, visible) patch tokens of [B, T, D] tokens."""
@@ -45,7 +43,6 @@ class MtoObserver:
         self._spa: Tensor | None = None
 
     def __call__(self, tokens_BTD: Tensor) -> None:
-        """Take the tokens of the next layer."""
         if self._spa is None:
             self._spa = self._recomputed(self._sparsity, tokens_BTD)
         self.heterogeneity.append(self._recomputed(self._entropy, tokens_BTD))
@@ -54,9 +51,10 @@ class MtoObserver:
     def losses(self) -> dict[str, Tensor]:
         """Return the weighted losses by name: mto_spa, mto_entropy, mto_rank."""
         assert self._spa is not None, "an observer must have seen at least one layer"
-        layers = zip(self._tokens, self.heterogeneity, strict=True)
-        pairs = itertools.pairwise(layers)  # entropies over other numbers of tokens do not compare
+        # Only layers with equally many tokens compare.
+        pairs = itertools.pairwise(zip(self._tokens, self.heterogeneity, strict=True))
         steps = [later - earlier for (before, earlier), (after, later) in pairs if before == after]
+        # Eq. 5 as printed makes H rise with depth, against the paper's text: the sign is a setting.
         sign = -1 if self.config.rank_sign == "paper" else 1
         rank = F.softplus(sign * torch.stack(steps)).sum() if steps else self.heterogeneity[0].new_zeros(())
         first = self.heterogeneity[0].clamp(min=ENTROPY_FLOOR)
@@ -70,29 +68,31 @@ class MtoObserver:
         """Return the heterogeneity of each layer for the log, by name `heterogeneity_00`, ..."""
         return {f"heterogeneity_{layer:02d}": value.detach() for layer, value in enumerate(self.heterogeneity)}
 
-    def _recomputed(self, function: Callable[[Tensor], Tensor], tokens_BTD: Tensor) -> Tensor:
-        """Call a function whose intermediate values are made again in the backward pass."""
+    def _recomputed(self, function: Callable[[Tensor, Tensor], Tensor], tokens_BTD: Tensor) -> Tensor:
+        """Call a function of the (masked, visible) tokens, which the backward pass calls again.
+
+        Without that every layer would keep its [B, M, V] similarities.
+        """
+
+        def of_tokens(tokens_BTD: Tensor) -> Tensor:
+            masked_BMD, visible_BVD = self.split(tokens_BTD)
+            return function(masked_BMD, visible_BVD.detach() if self.config.detach_visible else visible_BVD)
+
         if not (torch.is_grad_enabled() and tokens_BTD.requires_grad):
-            return function(tokens_BTD)
-        value: Tensor = checkpoint(function, tokens_BTD, use_reentrant=False, preserve_rng_state=False)
+            return of_tokens(tokens_BTD)
+        value: Tensor = checkpoint(of_tokens, tokens_BTD, use_reentrant=False, preserve_rng_state=False)
         return value
 
-    def _entropy(self, tokens_BTD: Tensor) -> Tensor:
+    def _entropy(self, masked_BMD: Tensor, visible_BVD: Tensor) -> Tensor:
         """Return H of a layer (Eq. 2): a scalar in [0, ln V]."""
-        masked_BMD, visible_BVD = self.split(tokens_BTD)
-        if self.config.detach_visible:
-            visible_BVD = visible_BVD.detach()
         return entropy(similarity(masked_BMD, visible_BVD, self.config)).mean()
 
-    def _sparsity(self, tokens_BTD: Tensor) -> Tensor:
+    def _sparsity(self, masked_BMD: Tensor, visible_BVD: Tensor) -> Tensor:
         """Return the entropy of the visible rows' similarity to all tokens (Eq. 3)."""
-        masked_BMD, visible_BVD = self.split(tokens_BTD)
-        if self.config.detach_visible:
-            visible_BVD = visible_BVD.detach()
         logits_BVN = similarity(visible_BVD, torch.cat([visible_BVD, masked_BMD], dim=1), self.config)
         if self.config.exclude_diagonal:
-            own = torch.eye(logits_BVN.shape[1], logits_BVN.shape[2], dtype=torch.bool, device=logits_BVN.device)
-            logits_BVN = logits_BVN.masked_fill(own, -torch.inf)
+            same = torch.eye(logits_BVN.shape[1], logits_BVN.shape[2], dtype=torch.bool, device=logits_BVN.device)
+            logits_BVN = logits_BVN.masked_fill(same, -torch.inf)
         rows_BV = entropy(logits_BVN)
         return rows_BV.sum(dim=1).mean() if self.config.spa_reduction == "sum" else rows_BV.mean()
 

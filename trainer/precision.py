@@ -1,4 +1,4 @@
-"""Where a step computes in bf16 and where it must not."""
+"""The precision of a step: where it computes in bf16, and where it must not."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -16,9 +16,10 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 def without_autocast(like: Tensor) -> AbstractContextManager[object]:
     """Return a context in which operations on tensors like this one keep their precision."""
+    # The meta device, on which operations are counted, has no autocast.
     return nullcontext() if like.device.type == "meta" else torch.autocast(like.device.type, enabled=False)
 
 
 def wide(values: Tensor) -> Tensor:
-    """Return the values in float32, or as they are in float64."""
+    """Return the values in float32; float64 stays."""
     return values if values.dtype == torch.float64 else values.float()

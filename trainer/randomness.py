@@ -1,8 +1,8 @@
 """Counter-based random numbers of one training step.
 
-Every number is a hash of (seed, step, purpose, row of the global batch, column): it does not depend on the rank, the
-world size, the device, the accumulation or on what was drawn before. So a resumed run, and a run on another number of
-ranks, sees the same masks without any generator state.
+Every number is a hash of (seed, step, purpose, row of the global batch, column). It depends neither on the rank, the
+world size, the device or the accumulation nor on earlier draws. So a resumed run, and a run on another number of ranks,
+draws the same masks without any generator state.
 """
 
 from dataclasses import dataclass
@@ -46,11 +46,11 @@ class StepRandomness:
         return np.random.Generator(np.random.Philox(key=np.array([self.key(purpose), self.first_row + row], np.uint64)))
 
     def torch_seed(self, rank: int) -> int:
-        """Return the seed for torch's own generator in this step: what is left to it is stochastic depth."""
+        """Return the seed of torch's own generator in this step, which draws stochastic depth alone."""
         return self.key(f"torch rank {rank}") >> 1
 
     def key(self, purpose: str) -> int:
-        """Return 64 bits that name (seed, step, purpose)."""
+        """Return the 64-bit hash of (seed, step, purpose)."""
         key = 0
         for part in (self.seed, self.step, crc32(purpose.encode())):
             key = _mix_int((key + part * _GAMMA + _GAMMA) & _MASK)
@@ -59,7 +59,7 @@ class StepRandomness:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleRandomness:
-    """Source of random numbers that belong to samples, not to steps: a sweep gives each the same ones every time."""
+    """Source of random numbers that belong to samples, not to steps: each sweep draws the same ones for a sample."""
 
     seed: int
     """Seed of the run."""

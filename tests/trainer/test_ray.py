@@ -1,3 +1,5 @@
+import contextlib
+import json
 import os
 import signal
 import time
@@ -21,12 +23,24 @@ def local_ray():
             yield ray.get_runtime_context().gcs_address
 
 
+def controllers_torch():
+    """Whether each Ray Train controller of this worker's node has torch in its memory."""
+    raylet = os.getppid()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == raylet and "TrainController" in (process / "cmdline").read_text():
+                yield "libtorch" in (process / "maps").read_text()
+
+
 class FatalStream(FakeStream):
     """Kills its process before step 4, once in a run directory."""
 
     marker: Path
 
     def batch(self, step):
+        if step == 5 and self.rank == 0:
+            self.marker.with_name("controllers").write_text(json.dumps(list(controllers_torch())))
         if step == 4 and self.rank == 1 and not self.marker.exists():
             self.marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -48,6 +62,7 @@ def test_two_ray_workers_train_the_run_of_one_process_though_one_is_killed(tmp_p
     result = train_on_ray(job, num_workers=2, resources_per_worker={"CPU": 0.5}, max_failures=1)
     train(config, FakeStream(config), run_dir=tmp_path / "alone")
     assert marker.exists()
+    assert json.loads((tmp_path / "controllers").read_text()) == [False], "the controller computes nothing"
     assert (result.step, result.reason) == (6, "finished")
     together, alone = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("ray", "alone"))
     assert [line["step"] for line in together] == [1, 2, 3, 4, 5, 6]

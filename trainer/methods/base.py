@@ -1,4 +1,4 @@
-"""What a method is to the training loop: a module whose forward returns `Losses`, and hooks with defaults.
+"""The base of the methods: a module whose forward returns `Losses`, and hooks with defaults.
 
 A new method is one file: subclass `Method`, give it an `encoder`, write `forward`, and add one line to
 `trainer.methods.METHODS`. A method whose prediction can be shown as pixels is a `PixelMethod`; one that patch-aware
@@ -26,13 +26,13 @@ class Method(nn.Module, ABC):
     default_masking: str = "random"
     """Masking of the official implementation, used when the config says auto."""
     sometimes_unused: bool = False
-    """Some trained parameters take no part in some steps."""
+    """Some trained parameters take no part in some steps; DDP must then look for them."""
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
     """Mean by channel that was subtracted from the images; the loop sets it from the run's config."""
     pixel_std: tuple[float, float, float] = IMAGENET_STD
     """Standard deviation by channel that the images were divided by."""
     encoder: nn.Module
-    """The network that is kept: `encoder.features(images_BCHW)` returns tokens [B, 1 + N, D]."""
+    """The network that is kept after training: `encoder.features(images_BCHW)` returns tokens [B, 1 + N, D]."""
     phases: tuple[str, ...] = ("model",)
     """Names of the alternating updates of a step, each with its own parameters and optimizer; one for most methods."""
 
@@ -58,22 +58,22 @@ class Method(nn.Module, ABC):
         return self.phases
 
     def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
-        """Tell whether a parameter is free of weight decay: vectors and biases (timm's rule, used by MAE)."""
+        """Return whether a parameter has no weight decay: vectors and biases (timm's rule, used by MAE)."""
         return parameter.ndim <= 1 or name.endswith(".bias")
 
     def observer(self, split: Split) -> MtoObserver | None:
-        """Return what watches the tokens of each layer for the MTO losses, None when they are off."""
+        """Return an observer of each layer's tokens for the MTO losses, None when they are off."""
         return MtoObserver(self.config.mto, split) if self.config.mto.enabled else None
 
     def begin_step(self, progress: Progress) -> None:
-        """Set what depends on the progress of the run, before a step."""
+        """Set the values that depend on the progress of the run, before a step."""
 
     def end_step(self, progress: Progress) -> None:
-        """Update what is not trained by gradient (a teacher), after a step."""
+        """Update the weights that no gradient trains (a teacher), after a step."""
 
 
 class PixelMethod(Method):
-    """A method that predicts something about hidden pixels from the mask that it is given."""
+    """A method that predicts hidden pixels for a given mask."""
 
     @abstractmethod
     def reconstruct(self, images_BCHW: Tensor, mask: Mask) -> Losses:
@@ -89,7 +89,7 @@ class PixelMethod(Method):
 
 
 class SelectingMethod(PixelMethod):
-    """A method that may have a predictor of patch difficulty, as patch-aware selection wants (METHODS section 7).
+    """A method that may have a predictor of patch difficulty, for patch-aware selection (METHODS section 7).
 
     A subclass builds its predictor and calls `add_predictor` on its losses while `predictor_trains`.
     """

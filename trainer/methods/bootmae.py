@@ -3,8 +3,8 @@
 1. Hide patches block-wise; encode the visible ones.
 2. Two shallow decoders run on the class token, the latents and mask tokens, and attend to encoder features: the pixel
    regressor to those of the first block, the feature predictor to those of the last.
-3. Pixels are compared with patches standardised by channel, features with those of a moving average of the encoder
-   that sees the whole image. Hidden patches weigh up to twice as much where their neighbours are hidden too.
+3. Pixels are compared with patches standardised by channel, features with those of a moving average of the encoder on
+   the whole image. Hidden patches weigh up to twice as much where their neighbours are hidden too.
 
 Shapes: B batch, N patches, V visible, M masked, T tokens (1 + N), D encoder width, E decoder width, C channels, P
 values of a patch.
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from trainer.config import ModelConfig
 from trainer.masking import Mask, take
 from trainer.methods.base import PixelMethod
-from trainer.methods.losses import Losses, add_mto
+from trainer.methods.losses import Losses, add_mto, patch_errors
 from trainer.models.vit import LAYER_NORM_EPS, Encoder, patchify, sincos_positions
 from trainer.models.weights import freeze_copy, init_xavier, move_average
 from trainer.mto import MtoObserver
@@ -73,15 +73,19 @@ class Bootmae(PixelMethod):
         return Mask(order_BN[:, :visible], order_BN[:, visible:])
 
     def reconstruct(self, images_BCHW: Tensor, mask: Mask) -> Losses:
-        """Return the losses for a given mask."""
         patches_BNP = patchify(images_BCHW, self.config.patch_size)
         latent_BTD, shallow_BTD, deep_BTD = self._encode(patches_BNP, mask)
-        pixel_mto, feature_mto = self._observer(mask), self._observer(mask)
+        first_masked = 1 + mask.visible_BV.shape[1]
+
+        def split(tokens: Tensor) -> tuple[Tensor, Tensor]:
+            return tokens[:, first_masked:], tokens[:, 1:first_masked]
+
+        pixel_mto, feature_mto = self.observer(split), self.observer(split)  # the losses of both decoders are added
         pixels_BMP = self.pixel_decoder(latent_BTD, shallow_BTD, mask, pixel_mto)
         features_BMD = self.feature_decoder(latent_BTD, deep_BTD, mask, feature_mto)
         weight_BM = neighbour_weight(mask, self.config.grid).gather(1, mask.masked_BM)
         target_BMP = standardise_channels(take(patches_BNP, mask.masked_BM))
-        error_BM = (pixels_BMP.to(target_BMP.dtype) - target_BMP).square().mean(dim=-1)
+        error_BM = patch_errors(pixels_BMP, target_BMP)
         feature_BM = feature_distance(features_BMD, self._targets(patches_BNP, mask))
         pixel, feature = (weight_BM * error_BM).mean(), (weight_BM * feature_BM).mean()
         parts = {"pixel": pixel.detach(), "feature": feature.detach()}
@@ -91,14 +95,13 @@ class Bootmae(PixelMethod):
         return add_mto(losses, pixel_mto, feature_mto)
 
     def to_pixels(self, prediction_BNP: Tensor, patches_BNP: Tensor) -> Tensor:
-        """Return predictions as normalised pixels, for pictures: each channel gets its mean and scale back."""
+        """Return predictions as normalised pixels: each channel gets its mean and scale back."""
         values = patches_BNP.view(*patches_BNP.shape[:-1], -1, 3)
         variance, mean = torch.var_mean(values, dim=-2, keepdim=True, correction=0)
         pixels: Tensor = prediction_BNP.view_as(values) * (variance + PIXEL_VARIANCE_EPS).sqrt() + mean
         return pixels.view_as(prediction_BNP)
 
     def predict(self, images_BCHW: Tensor, mask: Mask) -> Tensor:
-        """Return predicted pixels for all patches in image order, [B, N, P], for pictures."""
         patches_BNP = patchify(images_BCHW, self.config.patch_size)
         latent_BTD, shallow_BTD, _ = self._encode(patches_BNP, mask)
         shuffled_BNP = self.pixel_decoder.predict(self.pixel_decoder.run(latent_BTD, shallow_BTD, mask)[:, 1:])
@@ -125,10 +128,6 @@ class Bootmae(PixelMethod):
         for block in self.teacher.blocks:
             tokens_BTD = block(tokens_BTD)
         return take(tokens_BTD[:, 1:], mask.masked_BM)
-
-    def _observer(self, mask: Mask) -> MtoObserver | None:
-        first_masked = 1 + mask.visible_BV.shape[1]
-        return self.observer(lambda tokens: (tokens[:, first_masked:], tokens[:, 1:first_masked]))
 
 
 class CrossDecoder(nn.Module):
@@ -166,7 +165,6 @@ class CrossDecoder(nn.Module):
         return tokens_BTE
 
     def predict(self, tokens_BKE: Tensor) -> Tensor:
-        """Return predictions for decoded tokens."""
         values_BKP: Tensor = self.pred(self.norm(tokens_BKE))
         return values_BKP
 
@@ -186,7 +184,6 @@ class CrossBlock(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
     def forward(self, tokens_BTE: Tensor, context_BSD: Tensor) -> Tensor:
-        """Return the tokens after the block."""
         tokens_BTE = tokens_BTE + self.attn(self.norm1(tokens_BTE))
         tokens_BTE = tokens_BTE + self.cross(self.norm3(tokens_BTE), self.norm4(context_BSD))
         output_BTE: Tensor = tokens_BTE + self.mlp(self.norm2(tokens_BTE))
@@ -204,7 +201,6 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(heads * head_width, width)
 
     def forward(self, tokens_BTE: Tensor, context_BSD: Tensor) -> Tensor:
-        """Return the attended values, [B, T, E]."""
         batch, count = tokens_BTE.shape[:2]
         query = self.q(tokens_BTE).view(batch, count, self.heads, -1).transpose(1, 2)
         key, value = self.kv(context_BSD).view(batch, context_BSD.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
@@ -228,7 +224,7 @@ def standardise_channels(patches_BMP: Tensor) -> Tensor:
 
 
 def feature_distance(predicted_BMD: Tensor, target_BMD: Tensor) -> Tensor:
-    """Return the mean squared error between normalised features, [B, M]: blind to their scale and offset."""
+    """Return the mean squared error between normalised features, [B, M]: their scale and offset do not count."""
     with without_autocast(predicted_BMD):
         shape = predicted_BMD.shape[-1:]
         predicted = F.layer_norm(wide(predicted_BMD), shape, eps=LAYER_NORM_EPS)

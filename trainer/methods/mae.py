@@ -47,7 +47,6 @@ class Mae(SelectingMethod):
         return self.reconstruct(images_BCHW, self.draw_mask(len(images_BCHW), randomness, like=images_BCHW))
 
     def reconstruct(self, images_BCHW: Tensor, mask: Mask) -> Losses:
-        """Return the losses for a given mask."""
         patches_BNP = patchify(images_BCHW, self.config.patch_size)
         latent_BTD = self.encoder.encode_visible(patches_BNP, mask.visible_BV)
         return self.decode(latent_BTD, patches_BNP, mask)
@@ -55,6 +54,7 @@ class Mae(SelectingMethod):
     def decode(self, latent_BTD: Tensor, patches_BNP: Tensor, mask: Mask) -> Losses:
         """Return the losses of the hidden patches from the latents of the visible ones."""
         first_masked = 1 + mask.visible_BV.shape[1]
+        # MTO's layers are those of the decoder: the encoder sees no mask token.
         observer = self.observer(lambda tokens: (tokens[:, first_masked:], tokens[:, 1:first_masked]))
         tokens_BTE = self.decoder.run(latent_BTD, mask, observer)
         prediction_BMP = self.decoder.predict(tokens_BTE[:, first_masked:])
@@ -67,29 +67,27 @@ class Mae(SelectingMethod):
         return add_predictor(losses, predicted_BM1.squeeze(-1), loss_BM, patches_BNP.shape[1])
 
     def difficulty(self, images_BCHW: Tensor) -> Tensor:
-        """Return the predicted loss of every patch, [B, N], from the whole image and without mask tokens."""
+        """Return the predicted loss of every patch, [B, N], from the whole image, without mask tokens (PASS, Eq. 4)."""
         assert self.predictor is not None, "the config has no mask predictor"
         everything = whole_image(len(images_BCHW), self.config, images_BCHW.device)
         latent_BTD = self.encoder.features(images_BCHW)
         return self.predictor.predict(self.predictor.run(latent_BTD, everything)[:, 1:]).squeeze(-1)
 
     def difficulty_mask(self, predicted_BN: Tensor) -> Mask:
-        """Return the mask that hides as many patches as in training, the hardest."""
         return hardest_patches(predicted_BN, self.config.num_patches - self.config.num_visible)
 
     def targets(self, patches_BMP: Tensor) -> Tensor:
-        """Return what the decoder should predict: the pixels, standardised patch by patch when `norm_pix` is on."""
+        """Return the decoder's targets: the pixels, standardised patch by patch when `norm_pix` is on."""
         return standardise(patches_BMP) if self.config.norm_pix else patches_BMP
 
     def to_pixels(self, prediction_BNP: Tensor, patches_BNP: Tensor) -> Tensor:
-        """Return predictions as normalised pixels, for pictures: patches get their mean and scale back."""
+        """Return predictions as normalised pixels: patches get their mean and scale back."""
         if not self.config.norm_pix:
             return prediction_BNP
         variance, mean = torch.var_mean(patches_BNP, dim=-1, keepdim=True)
         return prediction_BNP * (variance + VARIANCE_EPS).sqrt() + mean
 
     def predict(self, images_BCHW: Tensor, mask: Mask) -> Tensor:
-        """Return predictions for all patches in image order, [B, N, P], for pictures."""
         patches_BNP = patchify(images_BCHW, self.config.patch_size)
         latent_BTD = self.encoder.encode_visible(patches_BNP, mask.visible_BV)
         shuffled_BNP = self.decoder.predict(self.decoder.run(latent_BTD, mask)[:, 1:])

@@ -2,7 +2,7 @@
 
 1. Hide 32-pixel blocks; encode all tokens, the hidden ones as mask tokens.
 2. One linear layer predicts the pixels of each hidden token.
-3. The loss is the mean absolute error of the hidden pixels, as they come, without standardising patches.
+3. The loss is the mean absolute error of the hidden pixels; patches are not standardised.
 
 Shapes: B batch, N tokens of the last stage, M masked, D width, P values of a predicted patch (stride^2 * 3).
 """
@@ -54,14 +54,13 @@ class Simmim(SelectingMethod):
         return self.reconstruct(images_BCHW, mask)
 
     def reconstruct(self, images_BCHW: Tensor, mask: Mask) -> Losses:
-        """Return the losses for a given mask of patches."""
         observe = self.observer(partial(self.encoder.split, mask=mask))
         tokens_BTD = self.encoder.encode(patchify(images_BCHW, self.config.patch_size), mask.mask_BN, observe)
         coarse = self.encoder.coarse_mask(mask)
         prediction_BMP = self.head(take(tokens_BTD[:, 1:], coarse.masked_BM))
         target_BMP = take(patchify(images_BCHW, self.stride), coarse.masked_BM)
         loss_BM = (prediction_BMP.to(target_BMP.dtype) - target_BMP).abs().mean(dim=-1)
-        pixels = loss_BM.numel() * self.stride**2
+        pixels = loss_BM.numel() * self.stride**2  # (|x - x^| m).sum() / (m.sum() + eps) / 3, m per pixel
         detached = loss_BM.detach()
         losses = Losses(
             loss_BM.sum() * self.stride**2 / (pixels + COUNT_EPS),
@@ -84,15 +83,13 @@ class Simmim(SelectingMethod):
         return predicted_BN
 
     def difficulty_mask(self, predicted_BN: Tensor) -> Mask:
-        """Return the mask that hides as many blocks as in training, the hardest."""
         return hardest_blocks(predicted_BN, self.config)
 
     def to_pixels(self, prediction_BNP: Tensor, patches_BNP: Tensor) -> Tensor:
-        """Return predictions as normalised pixels, which they are."""
+        """Return the predictions: they are normalised pixels."""
         return prediction_BNP
 
     def predict(self, images_BCHW: Tensor, mask: Mask) -> Tensor:
-        """Return predictions for all tokens in image order, [B, N, P], for pictures."""
         tokens_BND = self.encoder.encode(patchify(images_BCHW, self.config.patch_size), mask.mask_BN)[:, 1:]
         prediction_BNP: Tensor = self.head(tokens_BND)
         return prediction_BNP

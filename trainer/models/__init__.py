@@ -1,1 +1,1 @@
-"""Encoders and decoders, made of timm's blocks."""
+"""Encoders and decoders, made of timm's blocks, and their weights."""

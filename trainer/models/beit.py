@@ -24,7 +24,7 @@ from trainer.models.weights import narrow_normal
 
 
 class RelativeEncoder(nn.Module):
-    """A ViT with relative positions that takes every patch, the masked ones as mask tokens."""
+    """A ViT with relative positions on every patch, the masked ones as mask tokens."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -51,7 +51,8 @@ class RelativeEncoder(nn.Module):
         narrow_normal(self.cls_token)
         narrow_normal(self.mask_token)
         with torch.no_grad():
-            for layer, block in enumerate(_blocks(self), start=1):
+            for layer, block in enumerate(self.blocks, start=1):
+                assert isinstance(block, Block)
                 block.attn.proj.weight.div_(math.sqrt(2.0 * layer))
                 block.mlp.fc2.weight.div_(math.sqrt(2.0 * layer))
 
@@ -67,7 +68,7 @@ class RelativeEncoder(nn.Module):
     def encode(
         self, patches_BNP: Tensor, mask_BN: Tensor | None = None, observe: Callable[[Tensor], None] | None = None
     ) -> Tensor:
-        """Return normalised tokens, [B, T, D]; `observe` is given the first block's input and every block's output."""
+        """Return normalised tokens, [B, T, D]; `observe` sees the first block's input and every block's output."""
         tokens_BTD = self.embed(patches_BNP, mask_BN)
         bias_HTT = self.rel_pos_bias().to(tokens_BTD.dtype)
         if observe:
@@ -92,7 +93,3 @@ class RelativeEncoder(nn.Module):
         return self.encode(patchify(images_BCHW, self.patch_size))
 
     forward = features
-
-
-def _blocks(encoder: RelativeEncoder) -> list[Block]:
-    return [block for block in encoder.blocks if isinstance(block, Block)]

@@ -34,7 +34,13 @@ class TokenDecoder(nn.Module):
 
     def run(self, latent_BTD: Tensor, mask: Mask, observe: Callable[[Tensor], None] | None = None) -> Tensor:
         """Return decoded tokens in [class | visible | masked] order, [B, 1 + N, E]; `observe` sees every layer."""
-        tokens_BTE = self.tokens(latent_BTD, mask)
+        # Latents, then mask tokens, all with positions (official MAE).
+        seen_BTE = self.embed(latent_BTD)
+        positions = self.pos_embed[0, 1:]
+        cls = seen_BTE[:, :1] + self.pos_embed[:, :1]
+        visible = seen_BTE[:, 1:] + positions[mask.visible_BV]
+        masked = self.mask_token + positions[mask.masked_BM]
+        tokens_BTE = torch.cat([cls, visible, masked.to(cls.dtype)], dim=1)
         if observe:
             observe(tokens_BTE)
         for block in self.blocks:
@@ -42,15 +48,6 @@ class TokenDecoder(nn.Module):
             if observe:
                 observe(tokens_BTE)
         return tokens_BTE
-
-    def tokens(self, latent_BTD: Tensor, mask: Mask) -> Tensor:
-        """Return the decoder's input, [B, 1 + N, E]: latents, then mask tokens, with positions."""
-        seen_BTE = self.embed(latent_BTD)
-        positions = self.pos_embed[0, 1:]
-        cls = seen_BTE[:, :1] + self.pos_embed[:, :1]
-        visible = seen_BTE[:, 1:] + positions[mask.visible_BV]
-        masked = self.mask_token + positions[mask.masked_BM]
-        return torch.cat([cls, visible, masked.to(cls.dtype)], dim=1)
 
     def predict(self, tokens_BKE: Tensor) -> Tensor:
         """Return pixels for decoded tokens."""

@@ -1,8 +1,8 @@
 """The predictor of patch difficulty behind patch-aware selection (PASS; METHODS section 7).
 
-It learns to predict the reconstruction loss of each hidden patch from what the encoder made of the visible ones. For
-a selection it sees the whole image and says which patches would be hard: those are hidden, and the sample's score is
-their loss, weighted by the prediction.
+It learns to predict the reconstruction loss of each hidden patch from the latents of the visible ones. For a selection
+it predicts the loss of every patch of the whole image: the hardest are hidden, and the sample's score is their loss,
+weighted by the prediction.
 
 Shapes: B batch, N patches, M masked, T tokens, D width.
 """
@@ -37,7 +37,7 @@ class TokenPredictor(nn.Module):
 
 
 def hardest_patches(predicted_BN: Tensor, num_masked: int) -> Mask:
-    """Return the mask that hides the patches with the largest predicted loss; equal ones by number."""
+    """Return the mask that hides the patches with the largest predicted loss; ties go to the lower number."""
     order_BN = predicted_BN.argsort(dim=1, descending=True, stable=True)
     return split_order(order_BN.roll(-num_masked, dims=1), predicted_BN.shape[1] - num_masked)
 

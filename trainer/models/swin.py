@@ -1,7 +1,7 @@
 """The Swin encoder of SimMIM: timm's SwinTransformer with a mask token.
 
 Tokens are 4-pixel patches at the input and 32-pixel squares after the last stage, so a mask must be made of whole
-squares. There is no class token: the mean of the last tokens takes its place where evaluation asks for one.
+squares. There is no class token: the mean of the last tokens stands in its place.
 
 Shapes: B batch, N patches of the input, K tokens of the last stage, D width of the last stage.
 """
@@ -23,7 +23,7 @@ LAYER_NORM_EPS = 1e-5  # official Swin
 
 
 def require_whole_squares(config: ModelConfig) -> None:
-    """Refuse a masking whose blocks are smaller than a token of the last stage.
+    """Check that a mask hides every token of the last stage whole or not at all.
 
     Raises:
         ValueError: a last-stage token would be hidden in part.
@@ -78,7 +78,7 @@ class SwinEncoder(nn.Module):
     ) -> Tensor:
         """Return normalised tokens of the last stage behind their mean, [B, 1 + K, D]; `observe` sees every layer.
 
-        What is observed has the number of tokens of its stage, behind their mean.
+        The observed tokens are those of their stage, behind their mean.
         """
         embed: Any = self.trunk.patch_embed
         tokens = embed.norm(linear_patches(embed, patches_BNP))

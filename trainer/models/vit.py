@@ -1,8 +1,8 @@
-"""The vision transformer encoder, made of timm's blocks, and what methods share: patches, positions, initial weights.
+"""The vision transformer encoder, made of timm's blocks, and what all networks share: patches and positions.
 
 The parameters of `Encoder` have the names of timm's VisionTransformer (cls_token, pos_embed, patch_embed.proj,
-blocks.i..., norm), so its state dict is a timm state dict. The encoder embeds only the patches that it is asked for:
-hidden pixels are never multiplied.
+blocks.i..., norm), so its state dict is a timm state dict. The encoder embeds only the patches that it is called
+with: hidden pixels cost nothing.
 
 Shapes: B batch, N patches, V visible, T tokens (1 + patches), D width, P values of a patch (patch_size^2 * 3).
 """
@@ -28,7 +28,7 @@ LAYER_NORM_EPS = 1e-6  # MAE, SimMIM, BootMAE and timm's ViT
 
 
 class Encoder(nn.Module):
-    """A ViT with a class token that takes all patches of an image, or the visible ones."""
+    """A ViT with a class token on all patches of an image, or on the visible ones."""
 
     def __init__(self, config: ModelConfig, *, row_first: bool = False) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Encoder(nn.Module):
         return tokens_BVD + (positions if index_BV is None else positions[index_BV])
 
     def prepend_cls(self, tokens_BVD: Tensor) -> Tensor:
-        """Return the tokens with the class token before them."""
+        """Return the tokens behind the class token and its position, [B, 1 + V, D]."""
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens_BVD), -1, -1)
         return torch.cat([cls.to(tokens_BVD.dtype), tokens_BVD], dim=1)
 
@@ -74,7 +74,7 @@ class Encoder(nn.Module):
         return self.encode(self.embed_patches(take(patches_BNP, visible_BV), visible_BV))
 
     def features(self, images_BCHW: Tensor) -> Tensor:
-        """Return normalised tokens of the whole image, class token first, [B, 1 + N, D]: what evaluation uses."""
+        """Return normalised tokens of the whole image, class token first, [B, 1 + N, D], for evaluation."""
         return self.encode(self.embed_patches(patchify(images_BCHW, self.patch_size)))
 
     forward = features
@@ -98,7 +98,7 @@ def make_blocks(
 
 
 def linear_patches(patch_embed: PatchEmbed, patches_BVP: Tensor) -> Tensor:
-    """Return the tokens of patches, [B, V, D]: timm's patch convolution as the matrix product that it is."""
+    """Return the tokens of patches, [B, V, D]: timm's patch convolution as a matrix product."""
     weight = patch_embed.proj.weight.permute(0, 2, 3, 1).flatten(1)  # [D, P] in the order of a patch
     return F.linear(patches_BVP, weight, patch_embed.proj.bias)
 
@@ -135,12 +135,12 @@ def sincos_positions(width: int, grid: int, *, row_first: bool = False) -> Tenso
 
 
 def transformer_blocks(module: nn.Module) -> list[nn.Module]:
-    """Return the transformer blocks inside a module: what is compiled, and sharded, one by one."""
+    """Return the transformer blocks inside a module; each is compiled, and sharded, by itself."""
     return [part for part in module.modules() if isinstance(part, Block | beit.Block | SwinTransformerBlock)]
 
 
 def use_plain_attention(module: nn.Module) -> None:
-    """Let attention be matrix products and a softmax, without torch's fused kernel.
+    """Compute attention as matrix products and a softmax, without torch's fused kernel.
 
     For bf16 on a CPU: the backward pass of the fused kernel there takes ten times as long as in float32 (torch 2.15).
     """
