@@ -136,7 +136,6 @@ class LoaderWorker:
         return "no shard" if waiting is None else f"{waiting[0]} for {waiting[1]:.0f} s"
 
     def close(self) -> None:
-        """Stop the threads and close the shards."""
         self._threads.shutdown()
         if self._fetcher is not None:
             self._fetcher.close()
@@ -195,7 +194,7 @@ class LoaderWorker:
         reasons |= {row: reason for row, reason in zip(encoded, failures, strict=True) if reason is not None}
         bad = []
         for row, reason in sorted(reasons.items()):
-            rgb[row] = 0
+            rgb[row] = 0  # memory is reused: it holds another image's pixels
             sample_id = int(spec.sample_ids[row])
             key = self.index.key(sample_id)
             bad.append(BadSample(row=row, sample_id=sample_id, draw=int(spec.draws[row]), key=key, reason=reason))

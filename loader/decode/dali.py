@@ -52,7 +52,7 @@ class DaliDecoder:
         if not images:
             return []
         try:
-            pipeline = self._idle[transform].pop()
+            pipeline = self._idle[transform].pop()  # DALI pipelines serve one thread at a time
         except IndexError:
             pipeline = build_pipeline(
                 transform,

@@ -57,6 +57,7 @@ def read_header(data: bytes, *, max_pixels: int) -> ImageHeader:
     Raises:
         BadSampleError: If it is not a JPEG, PNG or WebP that may be decoded; the message is the reason.
     """
+    # The format is read from the bytes: names and extensions of real datasets are often wrong.
     if data[:3] == b"\xff\xd8\xff":
         header = _read_jpeg(data)
     elif data[:8] == _PNG_MAGIC:

@@ -83,6 +83,7 @@ def build_dataset(
     if not len(listing):
         raise ValueError("no images to write into shards; check the source")
     out = Path(out_dir)
+    # The plan holds everything that decides the shards' bytes, so that a continued build cannot mix two versions.
     _begin(
         out,
         {
@@ -160,6 +161,7 @@ def _begin(out: Path, plan: dict[str, Any]) -> None:
         return
     if any(out.glob("*.tar")):
         raise ValueError(f"{out} already holds shards; give an empty directory or remove them")
+    # Renamed when complete: a plan that is cut short would make every later call fail.
     temporary = out / f"{PLAN_FILE}.tmp"
     temporary.write_text(json.dumps(plan))
     temporary.rename(path)

@@ -59,6 +59,7 @@ def plan_ranges(index: ShardIndex, sample_ids: Sequence[int]) -> Iterator[Range]
     """
     ids = np.unique(np.asarray(sample_ids, np.int64))
     ids = ids[np.lexsort((index.block[ids], index.shard[ids]))]
+    # A greedy pass in the order of places: a sample joins the range before it, or begins the next one.
     merged: list[int] = []
     shard = start = end = useful = 0
     for sample_id in ids.tolist():
@@ -123,7 +124,6 @@ class Fetcher:
         return sample
 
     def close(self) -> None:
-        """Stop the threads."""
         self._threads.shutdown(cancel_futures=True)
         if self._disk is not None:
             self._disk.close()

@@ -173,6 +173,7 @@ class ShardIndex:
             StaleIndexError: If a shard differs; names the first one and the command that indexes it again.
             BadSampleError: If an image's bytes have changed in a shard that is otherwise as indexed.
         """
+        # A shard that was replaced fails at any of its samples, so its first one is enough for the quick check.
         rows = np.arange(len(self)) if full else np.unique(self.shard, return_index=True)[1]
         with self.reader(allow_hosts=allow_hosts) as reader:
             for done, row in enumerate(rows, start=1):

@@ -166,6 +166,7 @@ def index_shard(
             keys.append(key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
             if progress is not None and len(keys) % 64 == 0:
                 progress(images[0].offset)
+    # Reports name samples by their keys, so a key must mean one sample.
     _refuse_duplicates(samples, url)
     if skipped:
         log.warning("%s: %d further images are not used; the first one of each sample is", url, skipped)

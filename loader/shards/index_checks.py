@@ -114,11 +114,13 @@ def check_places(columns: dict[str, NDArray[Any]], shard_bytes: list[int]) -> No
         ValueError: If one does not; names the first one.
     """
     lengths = np.array(shard_bytes, np.int64)
+    # In parts: int64 copies of whole columns would take about as much memory again as the index.
     for start in range(0, len(columns["shard"]), _ROWS_PER_CHECK):
         shard, block, size, label = (
             columns[name][start : start + _ROWS_PER_CHECK] for name in ("shard", "offset", "size", "label")
         )
         offset = block.astype(np.int64) * BLOCK
+        # Shard numbers first: the lengths are looked up by them.
         outside = (shard < 0) | (shard >= len(lengths))
         if not outside.any():
             outside = (size < 0) | (offset > lengths[shard] - size) | (label < -1)

@@ -92,6 +92,7 @@ class TarListing:
 
     def read(self) -> Iterator[ImageSample]:
         with Connections() as connections:
+            # Samples are in the order of their shards, so one open file at a time is enough.
             opened, file = -1, None
             for shard, (offset, size), key, label in zip(self.shard, self.places, self.keys, self.labels, strict=True):
                 if shard != opened or file is None:
@@ -113,6 +114,7 @@ def list_folder(root: str | Path) -> FolderListing:
     if not files:
         raise ValueError(f"no images under {root}; looked for files ending in {', '.join(IMAGE_EXTENSIONS)}")
     relative = [path.relative_to(root) for path in files]
+    # The class is the first folder below the root, however deep the file lies.
     folder = [path.parts[0] if len(path.parts) > 1 else "" for path in relative]
     names = sorted(set(folder) - {""})
     labels = {name: number for number, name in enumerate(names)} | {"": -1}

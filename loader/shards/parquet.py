@@ -64,6 +64,7 @@ class ParquetListing:
             ends = list(accumulate(sizes))
             groups = [g for g, size in enumerate(sizes) if ends[g] > start and ends[g] - size < stop]
             row = ends[groups[0]] - sizes[groups[0]]
+            # Small batches: a row holds a whole image.
             for batch in file.iter_batches(256, row_groups=groups, columns=columns):
                 low, high = max(0, start - row), min(len(batch), stop - row)
                 inside = batch.slice(low, max(0, high - low))

@@ -79,7 +79,6 @@ class ShardReader:
         return None if oldest is None else (self._urls[oldest[0]], time.monotonic() - oldest[1])
 
     def close(self) -> None:
-        """Close every shard."""
         with self._lock:
             while self._open:
                 self._open.popitem()[1].close()

@@ -59,7 +59,7 @@ def walk_tar(read_at: ReadAt, total_bytes: int, *, url: str) -> Iterator[TarMemb
         if len(block) < BLOCK:
             raise _truncated(url, position, "it has no end-of-archive marker")
         if block == _ZEROS:
-            return
+            return  # the archive ends with zero blocks; one is enough for us
         kind = _kind(block)
         size = _member_size(block, None if kind in _METADATA else extra.get("size"), url=url, position=position)
         size = 0 if kind in _WITHOUT_DATA else size
@@ -67,6 +67,7 @@ def walk_tar(read_at: ReadAt, total_bytes: int, *, url: str) -> Iterator[TarMemb
         if data + size > total_bytes:
             raise _truncated(url, position, f"a member of {size} bytes does not fit in {total_bytes}")
         position = data + -(-size // BLOCK) * BLOCK
+        # Records of these kinds describe the member after them (`g`: all members after it).
         if kind in _METADATA:
             if size > _MAX_METADATA:
                 raise BadShardError(f"{url} has a name record of {size} bytes at byte {data}; at most {_MAX_METADATA}")

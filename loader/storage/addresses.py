@@ -58,6 +58,7 @@ def checked_addresses(parts: SplitResult, *, allow_hosts: tuple[str, ...]) -> li
     except OSError as error:
         raise StorageUnavailable(f"host {host!r} cannot be resolved: {error}") from error
     addresses = [(str(address[0]), port) for *_, address in found]
+    # All of them are checked, not only the first: a connection may go to any.
     for address, _ in addresses:
         if host not in allow_hosts and not _is_public(address.split("%")[0]):
             raise ValueError(

@@ -70,7 +70,6 @@ class BucketShard:
         self._etag: str | None = found["e_tag"]
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """Return the range; fewer bytes only past the end."""
         size = min(size, self.num_bytes - offset)
         return bytes(self._call(lambda: self._get(offset, size))) if size > 0 else b""
 

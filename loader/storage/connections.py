@@ -88,6 +88,7 @@ class Connections:
             idle = self._idle.get((parts.scheme, parts.netloc), [])
             if idle and not fresh:
                 return idle.pop()
+            # One closed connection means that the server has probably closed the others to it as well.
             stale, idle[:] = list(idle), []
         for connection in stale:
             connection.close()
@@ -105,7 +106,6 @@ class Connections:
         connection.close()
 
     def close(self) -> None:
-        """Close the idle connections."""
         with self._lock:
             idle, self._idle = self._idle, {}
             trusting, self._trusting = self._trusting, {}

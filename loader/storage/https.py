@@ -61,7 +61,6 @@ class HttpShard:
         self.num_bytes = self._retry(0, 1)[1]
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """Return the range; fewer bytes only past the end."""
         size = min(size, self.num_bytes - offset)
         return self._retry(offset, size)[0] if size > 0 else b""
 
@@ -93,6 +92,7 @@ class HttpShard:
             connection, response = self._request(url, offset, size, timeout_s)
             try:
                 if response.status in (301, 302, 303, 307, 308):
+                    # Read to its end, so that the connection can be kept.
                     _read_body(response, min(response.length or 0, 1 << 16), TIMEOUT_S)
                     target = response.headers.get("Location")
                     if target is None:
