@@ -146,6 +146,7 @@ class SelectionConfig:
         curriculum, digest = self.curriculum, "none"
         if distance is not None:
             digest = hashlib.blake2b(np.ascontiguousarray(distance).data, digest_size=16).hexdigest()
+        # The fields that decide draws, flat, so that RunMismatch can name the one that differs.
         growth = None if curriculum.adaptive is None else {**asdict(curriculum.adaptive), "end": curriculum.end}
         return {
             "seed": self.seed,

@@ -140,6 +140,7 @@ class Controls:
     def advance(self, state: ControlState, key: WeightKey, weights: WeightTable) -> None:
         """Go on to the window after the one that was drawn under these; fold in the changes that wait for it."""
         next_window = self._windows.next_window
+        # Changes that came while the window was drawn named the one after it, which is the next one now.
         due = [entry for entry in self._ahead if entry.window <= next_window]
         self._ahead = self._ahead[len(due) :]
         self.state = state.after_all(due)
@@ -156,6 +157,7 @@ class Controls:
         with table:
             study = kind.study(self, control) if kind.study else None  # may take seconds, in which windows are served
             with self.state_lock:
+                # Sent again after a lost answer or a restart: answer alike, before the version is compared.
                 earlier = self._log.entry_of(control.request)
                 if earlier is not None:
                     return _reply_to(earlier)
@@ -194,6 +196,7 @@ class Controls:
     # -- what each kind does; see CONTROLS ----------------------------------------------------------------------------
 
     def _change_state(self, control: Control, value: Value, size: Any) -> ControlReply:
+        # The key is solved before the entry is written: a value that cannot be reached is refused and leaves no trace.
         state = self.latest().after(control.kind, value)
         key = self.resolve(state)
         entry = self._entry(control, value, state, key=key if size is None else replace(key, effective_size=size))

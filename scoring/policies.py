@@ -108,6 +108,7 @@ def hard(inputs: TableInputs) -> Float64:
 def importance(inputs: TableInputs) -> Float64:
     """Weigh by a power of the latest score, floored; a sample without a score counts as average."""
     options = inputs.options
+    # The floor keeps every sample reachable; relative to the mean, its meaning stays while losses fall.
     relative = inputs.scores(options.importance_kind) / inputs.mean_score(options.importance_kind)
     return np.asarray(
         np.maximum(np.nan_to_num(relative, nan=1.0), options.importance_floor) ** options.importance_power
@@ -189,6 +190,7 @@ class PolicyPlan:
 
     def weigh(self, inputs: TableInputs) -> Float64:
         """Return the product of the factors' weights."""
+        # Starting from the first factor instead of ones saves a pass over the rows.
         weights = self.functions[0](inputs)
         for function in self.functions[1:]:
             weights = weights * function(inputs)

@@ -117,6 +117,7 @@ class Selection:
                 sent although the configuration has an adaptive schedule.
             LogUnavailable: if the log could not be written for very long.
         """
+        # Windows that exist are served without the table lock, so that trainers do not wait for a draw of seconds.
         with self._state_lock:
             recent, drawn = self._windows.recent(index), 0 <= index < self.next_window
         if recent is not None:
@@ -149,6 +150,7 @@ class Selection:
         finally:
             with self._state_lock:
                 controls.drawing = False
+        # A snapshot must not be ahead of the log.
         if self._windows.is_flushed:
             self._compaction.after_window(index)
         return window
@@ -216,6 +218,7 @@ class Selection:
         )
         report, rejected = checked_report(report, self.num_samples)
         if len(report.ids):
+            # Scores must not overtake windows that are not in the log: a replay would read them in the wrong order.
             if not self._windows.is_flushed:
                 with self._state_lock:
                     self._windows.flush()

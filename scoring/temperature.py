@@ -125,15 +125,14 @@ class DistanceProfile:
             )
         if wanted >= hottest:
             return math.inf
-        start, step = math.log(self._begin(wanted, direction)), 1.5 if self._rough is None else 1e-5
+        # A rough copy in 1,024 bins gives a start so near that the exact groups need a few passes only.
+        guess, step = 0.1, 1.5
+        if self._rough is not None:
+            step = 1e-5
+            if self._rough._share(COLDEST, direction) < wanted < self._rough._share(HOTTEST, direction):
+                guess = self._rough.solve(wanted, direction)
+        start = math.log(guess)
         return math.exp(_root(lambda log_tau: self._share(math.exp(log_tau), direction) - wanted, start, step))
-
-    def _begin(self, wanted: float, direction: str) -> float:
-        """Return a temperature near the solution: that of the rough copy, where it has one."""
-        if self._rough is None:
-            return 0.1
-        low, high = self._rough._share(COLDEST, direction), self._rough._share(HOTTEST, direction)
-        return self._rough.solve(wanted, direction) if low < wanted < high else 0.1
 
     def _coarsened(self) -> DistanceProfile | None:
         """Return a copy in COARSE_BINS bins; None where all distances are equal."""

@@ -103,6 +103,7 @@ class History:
 
     def follow(self, log: RunLog, *, scores_through: int | None = None, rounds_through: int | None = None) -> None:
         """Fold in scores and changes of the table from the log, up to these sequences or to its end."""
+        # Before each change, exactly the scores that it saw; the live service may have merged later ones only after it.
         for entry in log.table_changes(after=self.position.rounds_through):
             cut = _detail(entry, scores_through=int)["scores_through"]
             wanted = rounds_through is None or entry.sequence <= rounds_through

@@ -54,7 +54,7 @@ class RunLog:
             CorruptLog: if the file is not a run log of this schema.
         """
         self.path = None if path is None else Path(path)
-        self._mutex = threading.RLock()
+        self._mutex = threading.RLock()  # one connection: SQLite runs one transaction at a time on it
         self._lock_file = None if self.path is None else lock(self.path)
         try:
             self._connection = connect(self.path, read_only=False)
@@ -144,6 +144,7 @@ class RunLog:
 
     def drop_draws(self, *, before: int) -> None:
         """Drop the draws, not the facts, of windows below an index; they can be drawn again."""
+        # Only rows that still have draws: without that each call would rewrite all windows of the run.
         with self._transaction() as connection:
             connection.execute(
                 'UPDATE windows SET ids = NULL, probability = NULL WHERE "index" < ? AND ids IS NOT NULL', (before,)
@@ -228,6 +229,7 @@ class RunLog:
 
     def reports(self, *, after: int = 0, through: int | None = None) -> Iterator[tuple[int, ScoreReport]]:
         """Yield score reports with a sequence in (after, through], in order of arrival."""
+        # In portions, so that neither memory nor the mutex is held for a whole log of millions of scores.
         last = 2**63 - 1 if through is None else through
         query = f"{SELECT_REPORT} WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT {REPORTS_AT_ONCE}"
         while True:
@@ -260,6 +262,7 @@ class RunLog:
         """Commit all or nothing; on disk when it ends."""
         with self._reading():
             try:
+                # IMMEDIATE takes the write lock now: a full or locked disk fails before anything is prepared.
                 self._connection.execute("BEGIN IMMEDIATE")
                 try:
                     yield self._connection

@@ -91,7 +91,7 @@ def connect(path: Path | None, *, read_only: bool) -> sqlite3.Connection:
     name = ":memory:" if path is None else f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
     try:
         connection = sqlite3.connect(name, uri=path is not None, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA trusted_schema=OFF")
+        connection.execute("PRAGMA trusted_schema=OFF")  # a file from elsewhere must not run functions of its own
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         if not read_only:

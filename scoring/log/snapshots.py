@@ -122,6 +122,7 @@ class SnapshotStore:
         arrays = {name: np.ascontiguousarray(array) for name, array in columns.items()}
         described = [_describe(name, array) for name, array in arrays.items()]
         header = json.dumps({"position": asdict(position), "facts": facts, "arrays": described}).encode()
+        # Content, then sync, then rename: under the final name there is only ever a whole file.
         with open(aside, "wb") as file:
             self._disk.write(file, PREFIX.pack(MAGIC, SCHEMA_VERSION, len(header)) + header)
             self._disk.write(file, CHECKSUM.pack(zlib.crc32(header)))
@@ -150,6 +151,7 @@ def read_snapshot(path: Path) -> tuple[Position, Packed]:
         prefix = file.read(PREFIX.size)
         if len(prefix) < PREFIX.size:
             raise BadSnapshot(f"it must have a prefix of {PREFIX.size} bytes; got {len(prefix)}")
+        # Each size is checked against the file before memory is taken: a flipped bit must not ask for terabytes.
         magic, schema, length = PREFIX.unpack(prefix)
         if (magic, schema) != (MAGIC, SCHEMA_VERSION) or length > min(size, HEADER_LIMIT):
             raise BadSnapshot(

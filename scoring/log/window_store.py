@@ -58,6 +58,7 @@ class WindowStore:
         Raises:
             LogUnavailable: if the log could not be written for very long; the window was not added.
         """
+        # With the windows before it in one transaction: the log never has a window without its predecessors.
         self._unwritten.append((facts, window, entries))
         try:
             self.flush()

@@ -36,6 +36,7 @@ class DrawCounts:
         self._low[drawn] = (after & LOW_MASK).astype(np.uint16)
         for place in np.flatnonzero(after > LOW_MASK):
             self._high[int(drawn[place])] = int(after[place]) >> LOW_BITS
+        # The histogram follows the drawn rows alone: counting all of them after each window would take seconds at 10^9.
         size = max(len(self.histogram), int(after.max(initial=0)) + 1)
         moved = np.bincount(after, minlength=size) - np.bincount(before, minlength=size)
         self.histogram = np.pad(self.histogram, (0, size - len(self.histogram))) + moved

@@ -8,7 +8,7 @@ the selection's locks are held.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scoring.policies import SCORE_KINDS, PolicyOptions, PolicyPlan
 from scoring.table.draw_counts import DrawCounts
 from scoring.table.scores import ScoreReport, ScoreTable, is_order, rows_of
-from scoring.table.weights import BLOCK, SEGMENT_BLOCKS, Blocks, Float64, Int64, Weigh, WeightKey, WeightTable
+from scoring.table.weights import BLOCK, SEGMENT_BLOCKS, Blocks, Float64, Int64, WeightKey, WeightTable
 from scoring.temperature import EXACT_LIMIT, DistanceProfile, checked_distance, distance_bins
 
 Float32 = NDArray[np.float32]
@@ -94,6 +94,7 @@ class SampleTable:
         if tuple(subsets) in self._profiles:
             return self._profiles[tuple(subsets)]
         values = self.distance[: self.num_samples]
+        # Shares stay shares of the whole data set (num_draws), also where only a subset can be drawn.
         if subsets:
             values = values[np.logical_and.reduce([self.selected(kind) for kind in subsets])]
         low, high = self.distance_range
@@ -121,28 +122,28 @@ class SampleTable:
             weights = plan.weigh(rows)
             if weights.shape != (rows.num_rows,):
                 raise ValueError(f"a policy must return one weight a row ({rows.num_rows}); got shape {weights.shape}.")
+            # Rows past the last sample are padding: they must never be drawn.
             if rows.touches_end and self.padded > self.num_samples:
                 weights = np.where(rows.row_numbers() < self.num_samples, weights, 0.0)
             return weights
 
         if plan.has_user_code:
-            self._check_rowwise(weigh, plan.name)
+            # Draws weigh single blocks again, so a policy that reads other rows of its call would draw wrongly without
+            # an error. Some blocks weighed together and alone show it.
+            some = np.unique(np.linspace(0, self.num_blocks - 1, SELF_CHECK_BLOCKS).astype(np.int64))
+            alone = np.concatenate([weigh(some[i : i + 1]) for i in range(len(some))])
+            if not np.array_equal(weigh(some), alone, equal_nan=True):
+                raise ValueError(
+                    f"policy {plan.name!r} must weigh each row by itself; its weights change with the rows beside it. "
+                    "Use table-wide facts (num_samples, mean_score, distance_range) instead of sums over the call."
+                )
         return WeightTable(
             key, plan, weigh, num_samples=self.num_samples, pool=self._pool, segment_blocks=self._segment_blocks
         )
 
-    def _check_rowwise(self, weigh: Weigh, policy: str) -> None:
-        """Weigh some blocks together and alone: only a policy that looks at single rows gives the same."""
-        some = np.unique(np.linspace(0, self.num_blocks - 1, SELF_CHECK_BLOCKS).astype(np.int64))
-        alone = np.concatenate([weigh(some[i : i + 1]) for i in range(len(some))])
-        if not np.array_equal(weigh(some), alone, equal_nan=True):
-            raise ValueError(
-                f"policy {policy!r} must weigh each row by itself; its weights change with the rows beside it. "
-                "Use table-wide facts (num_samples, mean_score, distance_range) instead of sums over the call."
-            )
-
     def _mean_scores(self) -> dict[str, float]:
         """Return the mean score by kind, over the samples that have one; kinds with only zeros are left out."""
+        # Sums of segments in float64, added exactly: the mean does not depend on the number of threads.
         means, step = {}, self._segment_blocks * BLOCK
         for kind, table in self.score_tables.items():
             sums = [float(np.nansum(table.values[r : r + step], dtype=np.float64)) for r in range(0, self.padded, step)]
@@ -191,10 +192,18 @@ class SampleTable:
                 f"and floor(rho * N) = {kept}. Score the whole data first."
             )
         values = self.score_tables[kind].values
-        # Scores are not negative, so their bit patterns are in the order of their values: bisect over 32 bits instead
-        # of sorting N values.
-        bits = _last_true(lambda b: np.count_nonzero(values >= _score(b)) >= kept)
-        threshold, left = _score(bits), kept - int(np.count_nonzero(values >= _score(bits + 1)))
+
+        def score_of(bits: int) -> np.float32:
+            return np.float32(np.array(bits, np.uint32).view(np.float32))
+
+        # Scores are not negative, so their bit patterns are in the order of their values: bisecting 31 bits finds the
+        # largest score that at least `kept` samples reach, without the memory of sorting N values.
+        bits, beyond = 0, HIGHEST_SCORE_BITS + 1
+        while beyond - bits > 1:
+            middle = (bits + beyond) // 2
+            reached = np.count_nonzero(values >= score_of(middle)) >= kept
+            bits, beyond = (middle, beyond) if reached else (bits, middle)
+        threshold, left = score_of(bits), kept - int(np.count_nonzero(values >= score_of(bits + 1)))
         last_id = int(np.flatnonzero(values == threshold)[left - 1])
         return {"threshold": float(threshold), "last_id": last_id, "kept": kept}
 
@@ -239,6 +248,7 @@ class SampleTable:
 
     def accepts(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> bool:
         """Return whether these can be what `pack` gave of a table of this size; they come from a file."""
+        # Every name, type and shape must be expected: an array of another size would be read out of bounds later.
         above = arrays.get("times_above", np.empty(0))
         shapes = {"times": ("<u2", (self.num_samples,)), "times_above": ("<i8", (2, above.shape[-1]))}
         for kind, producers in facts["producers"].items():
@@ -306,16 +316,3 @@ class _Rows:
 
     def _gather(self, column: Float32) -> Float64:
         return np.asarray(column.reshape(-1, BLOCK)[self._blocks].astype(np.float64).ravel())
-
-
-def _last_true(holds: Callable[[int], bool | np.bool_]) -> int:
-    """Return the largest bit pattern of a finite score for which a condition, true for low ones, holds."""
-    low, high = 0, HIGHEST_SCORE_BITS + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low
-
-
-def _score(bits: int) -> np.float32:
-    return np.float32(np.array(bits, np.uint32).view(np.float32))

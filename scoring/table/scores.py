@@ -63,6 +63,7 @@ class ScoreTable:
         holder = self.holder[ids]
         held_step = order[holder, 0]
         newer = new[0] > held_step
+        # Mostly a report is newer than all that its samples hold; ties of the step go to producer, then sequence.
         if not newer.all():
             held = order[holder]
             tie_won = (new[1] > held[:, 1]) | ((new[1] == held[:, 1]) & (new[2] > held[:, 2]))

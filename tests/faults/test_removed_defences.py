@@ -84,6 +84,7 @@ def told(make: Callable[[], Selection]) -> str:
             "distinct samples",
             {
                 "scoring.config.checked_effective_size": float,
+                "scoring.schedules.checked_effective_size": float,
                 "scoring.temperature.checked_effective_size": float,
                 "scoring.controls.checked_effective_size": float,
             },

@@ -75,7 +75,7 @@ def test_wrong_repeated_and_late_scores_leave_the_state_of_a_clean_run(note):
 
 def test_without_the_order_of_reports_a_late_one_overwrites(monkeypatch):
     def last_writer(self, report):
-        self.values[report.ids], self.holder[report.ids] = report.values, self._enrol(report)
+        self.values[report.ids], self.holder[report.ids] = report.values, self._number(report)
 
     monkeypatch.setattr("scoring.table.scores.ScoreTable.merge", last_writer)
     clean, stormy = selection(), selection()
@@ -153,7 +153,7 @@ def test_a_full_disk_stops_acknowledgements_and_not_the_sampling(refusal, tmp_pa
 
 def test_without_waiting_for_the_commit_acknowledged_scores_are_lost(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "scoring.log.group_commit.ScoreIntake.submit", lambda self, report: self._committed.append((1, report))
+        "scoring.log.group_commit.GroupCommit.submit", lambda self, report: self._committed.append((1, report))
     )
     with closing(selection(tmp_path / "run.sqlite")) as service:
         assert send(service, reports(1)[0]).accepted == 20
