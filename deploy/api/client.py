@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import httpx2
 
@@ -115,12 +114,6 @@ class RunClient:
                 raise RunError(f"{TOKEN} must hold the run's token where {URL} is set: the text of its api-token file.")
             return cls(os.environ[URL], token)
         return cls.attach(find_run(path))
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Host and port of the API."""
-        parts = urlsplit(self.url)
-        return parts.hostname or "", parts.port or 80
 
     def close(self) -> None:
         self._http.close()

@@ -1,4 +1,4 @@
-"""A real run in this process, with its API, for the tests of what is said to it; and sockets for what is shouted."""
+"""A real run in this process with its API, and sockets for requests that no HTTP library sends."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from deploy.api.client import RunClient
 from deploy.launch.launch import launch_in_process
@@ -77,7 +78,8 @@ class Raw:
     """Requests as no library would send them."""
 
     def __init__(self, client: RunClient) -> None:
-        self.address = client.address
+        parts = urlsplit(client.url)
+        self.address = parts.hostname or "", parts.port or 80
 
     def connect(self) -> socket.socket:
         return socket.create_connection(self.address, timeout=60)

@@ -1,4 +1,4 @@
-"""A forwarded port: bytes between a port of one's own and the run's, as `ssh -L` and `kubectl port-forward` do it."""
+"""A forwarded port: copies bytes between a local port and the run's, as `ssh -L` and `kubectl port-forward` do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def forwarded(host: str, port: int) -> Iterator[int]:
     try:
         yield int(listener.getsockname()[1])
     finally:
-        listener.shutdown(socket.SHUT_RDWR)  # wakes who waits in accept
+        listener.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept
         listener.close()
 
 

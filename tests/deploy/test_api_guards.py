@@ -1,4 +1,4 @@
-"""Whoever has no business here, or asks for what cannot be, gets one clear line, and the run goes on."""
+"""Requests that are not allowed or not possible get one clear line, and the run continues."""
 
 from __future__ import annotations
 
@@ -25,20 +25,9 @@ from tests.deploy.api_run import Raw, alive, read_reply, tiny, wait_for
 
 AUTHOR = {"author": "ann"}
 READS = (
-    "state",
-    "metrics",
-    "curve",
-    "distribution",
-    "solve?effective_size=0.3",
-    "summary",
-    "samples/top",
-    "samples/3",
-    "samples/3/image",
-    "scores",
-    "loaders",
-    "log",
-    "bad-samples",
-)
+    "state", "metrics", "curve", "distribution", "solve?effective_size=0.3", "summary", "samples/top", "samples/3",
+    "samples/3/image", "scores", "loaders", "log", "bad-samples",
+)  # fmt: skip
 CHANGES: dict[str, dict[str, Any]] = {
     "controls": {"kind": "release", **AUTHOR},
     "scale": {"loaders": 2, **AUTHOR},
@@ -53,7 +42,7 @@ OTHER_METHODS = ("HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, digits: DataConfig) -> Iterator[RunDir]:
-    """It rests while it is shouted at, which is quicker for all, and goes on when that is over."""
+    """A run that is paused while the tests send their requests, which is quicker, and continues afterwards."""
     with alive(tmp_path_factory.mktemp("guards") / "run", tiny(digits, steps=10**6)) as run:
         with RunClient.attach(run) as client:
             client.pause(author="test")
@@ -352,7 +341,7 @@ def test_a_peer_that_reads_nothing_is_cut_off(client: RunClient, monkeypatch: py
 
 
 def is_held(peer: socket.socket) -> bool:
-    """Whether the other end of a connection within this machine is open; who reads nothing does not hear of its end."""
+    """Whether the other end of a local connection is open; a peer that reads nothing is not told of its end."""
     ends = [f":{address[1]:04X}" for address in (peer.getpeername(), peer.getsockname())]
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
     return any(row[1].endswith(ends[0]) and row[2].endswith(ends[1]) and row[3] == ESTABLISHED for row in rows)
@@ -365,7 +354,7 @@ def hung_up(peer: socket.socket) -> bool:
         return True
 
 
-def test_a_flood_is_told_to_come_again_and_passes_by(http: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flood_is_refused_until_it_slows_down(http: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [http.get("loaders").status_code for _ in range(60)]
     assert set(answers) <= {200, 429}
     now = [0.0]

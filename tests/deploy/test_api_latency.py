@@ -1,4 +1,4 @@
-"""How soon a change lands: what the trainer takes is noted, counted in steps, and never later than the bound said."""
+"""Control latency: consumed steps are recorded, and no change takes effect later than its bound."""
 
 from __future__ import annotations
 

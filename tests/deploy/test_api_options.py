@@ -1,4 +1,4 @@
-"""What the API stands on before anybody asks: its token's file, and how it is served."""
+"""The API's token file and its options."""
 
 from __future__ import annotations
 

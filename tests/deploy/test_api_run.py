@@ -1,4 +1,4 @@
-"""What a person does to a run through its API is what the run then does, and training is the same whoever looks on."""
+"""A change through the API takes effect as its reply says, and reading through it does not change the training."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def losses(run: RunDir) -> list[tuple[int, float]]:
 
 
 def test_a_change_reaches_the_trainer_within_its_bound(run: RunDir, client: RunClient) -> None:
-    """From the request to the first batch drawn under it, in steps and in the log; the bound is told beforehand."""
+    """From the request to the first batch drawn under it, in steps and in the log; the bound is known beforehand."""
     wait_for(lambda: client.state()["control"]["bound_s"], "a known speed")
     bound = client.state()["control"]
     assert bound["bound_steps"] == bound_steps(WINDOW_STEPS) == 9
@@ -84,9 +84,9 @@ def measured(client: RunClient) -> list[dict[str, Any]]:
     return [entry for entry in client.log(limit=500, changes_only=True) if entry["kind"] == "control_latency"]
 
 
-def test_of_two_who_drag_at_once_one_wins_and_the_other_is_told_by_whom(client: RunClient, run: RunDir) -> None:
+def test_of_two_changes_at_once_one_wins_and_the_other_gets_its_author(client: RunClient, run: RunDir) -> None:
     version = client.state()["control"]["version"]
-    told: list[ChangedSince] = []
+    lost: list[ChangedSince] = []
     won = []
 
     def drag(name: str, start: float) -> None:
@@ -99,7 +99,7 @@ def test_of_two_who_drag_at_once_one_wins_and_the_other_is_told_by_whom(client: 
                     won.append((name, reply["version"], value))
                     seen = reply["version"]
                 except ChangedSince as late:
-                    told.append(late)
+                    lost.append(late)
                     seen = late.version or 0
 
     with ThreadPoolExecutor(2) as people:
@@ -107,8 +107,8 @@ def test_of_two_who_drag_at_once_one_wins_and_the_other_is_told_by_whom(client: 
             done.result()
     versions = [version for _, version, _ in won]
     assert sorted(versions) == list(range(version + 1, version + 1 + len(won))), "each version has one author"
-    assert len(won) + len(told) == 10
-    for late in told:
+    assert len(won) + len(lost) == 10
+    for late in lost:
         assert late.winner is not None
         assert late.winner["author"] in ("ann", "bob")
         assert f"{late.winner['author']} was faster: effective_size" in str(late)
@@ -160,7 +160,7 @@ def test_a_resting_run_takes_no_step_and_goes_on(client: RunClient) -> None:
     assert client.resume(author="ann")["pausing"] is False
     wait_for(lambda: client.metrics(points=1)[-1]["step"] > held["step"], "the steps after it")
     assert client.state()["paused"] is False
-    assert client.state()["latency"]["count"] == before, "how long a person rests is no latency"
+    assert client.state()["latency"]["count"] == before, "a pause is no latency"
     said = [entry["kind"] for entry in client.log(limit=20, changes_only=True) if entry["author"] == "ann"]
     assert said[-3:] == ["pause", "effective_size", "resume"]
 
@@ -220,7 +220,7 @@ def test_the_stream_brings_states_and_new_rows(client: RunClient) -> None:
 
 @pytest.fixture
 def resting(client: RunClient) -> Iterator[None]:
-    """The run of the other tests draws from torch's own numbers, which are the process's; here it rests."""
+    """Pause the run of the other tests: it draws from torch's global generator, which this process shares."""
     client.pause(author="test")
     wait_for(lambda: client.state()["paused"], "the rest")
     yield
@@ -228,7 +228,7 @@ def resting(client: RunClient) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("resting")
-def test_training_does_not_notice_who_looks_on(tmp_path: Path, digits: DataConfig) -> None:
+def test_reading_changes_no_loss(tmp_path: Path, digits: DataConfig) -> None:
     """Floods of reading, wrong tokens and refused changes: the losses are those of a run that nobody looked at."""
     config = tiny(digits, steps=ENOUGH)
     alone = RunDir(tmp_path / "alone")
@@ -291,7 +291,7 @@ def test_a_run_that_is_over_is_served_for_reading(tmp_path: Path, digits: DataCo
 
 
 def test_a_taken_port_is_one_clear_line(tmp_path: Path, run: RunDir, client: RunClient) -> None:
-    options = ApiOptions(port=client.address[1])
+    options = ApiOptions(port=int(client.url.rpartition(":")[2]))
     with (
         pytest.raises(RunError, match="TEMPERA_API_PORT"),
         serving(load_config(run.config), run, None, options=options, token_path=tmp_path / "t"),  # type: ignore[arg-type]

@@ -44,7 +44,7 @@ def class_folders(tmp_path: Path) -> Path:
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for name in (
+    for name in [
         "demo",
         "shards",
         "score",
@@ -57,7 +57,7 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
         "scale",
         "log",
         "eval",
-    ):
+    ]:
         assert name in shown
 
 
@@ -147,15 +147,8 @@ def test_doctor_finds_this_machine_fit_and_a_missing_index_unfit(
     capsys: pytest.CaptureFixture[str], digits: DataConfig, tmp_path: Path
 ) -> None:
     findings = answer(capsys, "doctor", "--out", tmp_path, "--index", digits.index)["findings"]
-    assert {finding["check"] for finding in findings} >= {
-        "python",
-        "torch",
-        "ray",
-        "faiss",
-        "shared memory",
-        "disk",
-        "index",
-    }
+    checks = {finding["check"] for finding in findings}
+    assert checks >= {"python", "torch", "ray", "faiss", "shared memory", "disk", "index"}
     moved = tmp_path / "index.parquet"
     shutil.copy(digits.index, moved)
     assert main(["doctor", "--index", str(moved)]) == 1

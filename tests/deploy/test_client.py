@@ -53,11 +53,8 @@ def test_a_change_is_forecast_made_logged_and_released(run: RunDir, capsys: pyte
     assert "0.632" in refusal(capsys, "set", "effective-size", 0.9, *here)
     assert "alive" in refusal(capsys, "replay", run.path)
     kinds = [entry["kind"] for entry in answer(capsys, "log", *here, "--limit", 600)["entries"]]
-    assert [kind for kind in kinds if kind in ("effective_size", "policy", "release")][-3:] == [
-        "effective_size",
-        "policy",
-        "release",
-    ]
+    made = ["effective_size", "policy", "release"]
+    assert [kind for kind in kinds if kind in made][-3:] == made
 
 
 def test_pause_and_continue_are_seen_in_status(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,11 +147,11 @@ def test_the_client_tells_who_was_faster(run: RunDir) -> None:
             bob.control("round", "pass", author="bob")
 
 
-def test_a_version_that_never_was_is_told_from_other_refusals_though_nobody_was_faster() -> None:
+def test_a_wrong_version_without_a_winner_differs_from_other_refusals() -> None:
     conflict = httpx2.Response(409, json={"error": "not this version", "version": 0, "winner": None})
-    with pytest.raises(ChangedSince, match="not this version") as told:
+    with pytest.raises(ChangedSince, match="not this version") as late:
         _value(conflict)
-    assert (told.value.version, told.value.winner) == (0, None)
+    assert (late.value.version, late.value.winner) == (0, None)
     with pytest.raises(Refused) as other:
         _value(httpx2.Response(409, json={"error": "not now"}))
     assert not isinstance(other.value, ChangedSince)

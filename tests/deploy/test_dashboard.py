@@ -217,7 +217,7 @@ def test_the_handle_is_a_slider_for_the_keyboard(live: LiveRun, tab: Callable[..
     assert live.selection.state()["manual"]
 
 
-def test_of_two_people_the_later_one_is_told_who_was_faster(live: LiveRun, tab: Callable[..., Tab]) -> None:
+def test_of_two_people_the_later_one_sees_the_name_of_the_first(live: LiveRun, tab: Callable[..., Tab]) -> None:
     here = tab()
     page = here.open(live.page)
     page.get_by_role("slider").press("PageUp")
