@@ -105,10 +105,10 @@ def fingerprint_of(path: str | Path) -> str:
         return str(_facts(file)["fingerprint"])
 
 
-def load_distances(path: str | Path, first: int, last: int) -> Float32:
-    """Return the distances of the samples [first, last) in a prototypes file; ValueError if it is not one."""
+def load_distances(path: str | Path) -> Float32:
+    """Return the distances of a prototypes file, float32 [N] in [0, 1]; ValueError if it is not one."""
     with _opened(path) as file:
-        return np.asarray(_column(file, "distance")[first:last], dtype=np.float32)
+        return np.asarray(_column(file, "distance"), dtype=np.float32)
 
 
 @contextmanager

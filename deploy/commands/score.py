@@ -78,7 +78,7 @@ def score(
         workers=workers,
         keep_features=keep_features,
     )
-    title = f"{spec.space}: {scored.num_clusters} clusters of {len(scored.prototypes.distance):,} images"
+    title = f"{spec.space}: {scored.prototypes.num_clusters} clusters of {len(scored.prototypes.distance):,} images"
     with working("drawing pictures"):
         pictures = report.write_score_pictures(
             target.parent / "report", source, scored.prototypes, size=spec.size, title=title
@@ -88,7 +88,7 @@ def score(
         "prototypes": str(target),
         "pictures": pictures,
         "samples": len(scored.prototypes.distance),
-        "clusters": scored.num_clusters,
+        "clusters": scored.prototypes.num_clusters,
         "davies_bouldin": {str(k): value for k, value in tried.items()},
         "largest_k_tried": scored.at_border,
         "kmeans_device": scored.kmeans_device,

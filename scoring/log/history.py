@@ -132,7 +132,7 @@ def checked_distances(path: Path, num_samples: int) -> NDArray[np.float32]:
     size = num_distances(path)  # before memory is taken
     if size != num_samples:
         raise ValueError(f"{path} must hold a distance for each of the {num_samples} samples; it holds {size}.")
-    return load_distances(path, 0, num_samples)
+    return load_distances(path)
 
 
 def describe_file(log: RunLog, path: Path) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def test_every_word_of_a_job_is_quoted_for_the_shell() -> None:
     assert shlex.split(entry)[4:] == words
 
 
-def test_a_job_takes_our_packages_and_ones_own_modules(tmp_path: Path) -> None:
+def test_a_job_ships_our_packages_and_the_users_modules(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("x = 1")
     (tmp_path / "own" / "__pycache__").mkdir(parents=True)
     (tmp_path / "own" / "__init__.py").touch()
@@ -85,7 +85,7 @@ def test_a_job_takes_our_packages_and_ones_own_modules(tmp_path: Path) -> None:
         assert not any("TOKEN" in name or "PORT" in name for name in environment["env_vars"])
     assert not folder.exists()
     with runtime_environment(api_port=8300) as environment:
-        assert environment["env_vars"]["TEMPERA_API_PORT"] == "8300", "a port that one knows can be forwarded"
+        assert environment["env_vars"]["TEMPERA_API_PORT"] == "8300", "a known port can be forwarded"
 
 
 @pytest.mark.parametrize(("name", "message"), [("deploy.py", "named like one of ours"), ("none.py", "neither")])

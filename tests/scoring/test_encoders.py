@@ -30,7 +30,7 @@ def test_weights_of_a_file_give_the_models_own_features(tmp_path, tiny, form):
     np.testing.assert_allclose(np.concatenate([space(IMAGES[:2]), space(IMAGES[2:])]), space(IMAGES), atol=1e-5)
 
 
-def test_wrong_weights_and_names_are_told(tmp_path, tiny):
+def test_wrong_weights_and_names_are_refused(tmp_path, tiny):
     with pytest.raises(ValueError, match=r"does not know 'vit_tiny_patch17_224'. Near: .*vit_tiny_patch16_224"):
         timm_features("vit_tiny_patch17_224")
     with pytest.raises(ValueError, match="must be a file"):

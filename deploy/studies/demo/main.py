@@ -81,7 +81,7 @@ def run_demo(out: Path, *, images: Path | None, shards: tuple[str, ...], steps: 
         title = "Prototypes of the demo's images"
         write_score_pictures(run.report, data.index, scored.prototypes, size=size, title=title)
         count = len(scored.prototypes.distance)
-        say(f"  {count:,} images, {scored.num_clusters} clusters (K by the Davies-Bouldin index)")
+        say(f"  {count:,} images, {scored.prototypes.num_clusters} clusters (K by the Davies-Bouldin index)")
         curriculum, times_drawn = _train_with_curriculum(config, run)
         uniform = _train_uniform(config, RunDir(out / "uniform"))
         with working("comparing with raw pixels, writing the report"):

@@ -24,14 +24,16 @@ class Scored:
 
     prototypes: Prototypes
     """Distance and cluster of each sample."""
-    num_clusters: int
-    """K that the Davies-Bouldin index chose, or the one asked for."""
     bad: tuple[str, ...]
     """One line for each sample that could not be decoded; its distance is 1, the least prototypical."""
     kmeans_device: str
     """Where k-means ran: cpu, or gpu with the number of devices."""
-    at_border: bool
-    """Whether the index chose the largest K that was tried, so that a larger one may be better."""
+
+    @property
+    def at_border(self) -> bool:
+        """Whether the index chose the largest K that was tried, so that a larger one may be better."""
+        tried = self.prototypes.davies_bouldin
+        return len(tried) > 1 and self.prototypes.num_clusters == max(tried)
 
 
 def score(
@@ -83,11 +85,4 @@ def score(
     prototypes.save(out, index.fingerprint)
     if not keep_features:
         shutil.rmtree(folder)
-    tried = prototypes.davies_bouldin
-    return Scored(
-        prototypes=prototypes,
-        num_clusters=prototypes.num_clusters,
-        bad=tuple(line.split(" ", 1)[1] for line in bad),
-        kmeans_device=place,
-        at_border=len(tried) > 1 and prototypes.num_clusters == max(tried),
-    )
+    return Scored(prototypes=prototypes, bad=tuple(line.split(" ", 1)[1] for line in bad), kmeans_device=place)
