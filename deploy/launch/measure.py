@@ -1,4 +1,4 @@
-"""Quick measurements for a plan: how fast this machine decodes the run's images, and trains and scores its model."""
+"""Quick measurements for a plan: the speed at which this machine decodes, trains and scores."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ LARGEST_ON_CPU = 150_000_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainerProbe:
-    """What one rank does on this machine."""
+    """The measured speed and memory of one rank on this machine."""
 
     images_per_s: float
-    """Training."""
+    """Training speed."""
     scored_per_s: float
-    """Scoring for a selection round; 0 when the run selects nothing."""
+    """Scoring speed of a selection round; 0 for a run without PASS."""
     activation_bytes: int
-    """What backward keeps of one image."""
+    """Bytes that backward keeps for one image."""
     device: str
     """cpu, or the GPU."""
 
 
 def count_parameters(config: TrainConfig) -> int:
-    """Trained parameters, counted without memory for them."""
+    """Return the number of trained parameters, without allocating them."""
     with torch.device("meta"):
         method = METHODS[config.method](config.model)
     return sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
 
 
 def probe_loader(run: RunConfig, *, num_samples: int) -> float:
-    """Images per second of one loader without its cache, on evenly chosen samples.
+    """Return the images per second of one loader without its cache, on evenly chosen samples.
 
     Args:
         run: whose loader and crops are measured.
@@ -69,10 +69,10 @@ def probe_loader(run: RunConfig, *, num_samples: int) -> float:
 
 
 def probe_trainer(config: TrainConfig, *, rank_batch: int) -> TrainerProbe | None:
-    """One rank's speed; on a CPU with small batches. None when the model is too large to try here.
+    """Return the speed of one rank, with small batches on a CPU; None when the model is too large to try here.
 
     Args:
-        config: of the run.
+        config: the run's training.
         rank_batch: images of a rank's step.
     """
     device = pick_device(config.device, 0)
@@ -98,7 +98,7 @@ def probe_trainer(config: TrainConfig, *, rank_batch: int) -> TrainerProbe | Non
 
 
 def _kept_bytes(state: TrainState, step: Callable[[], int]) -> int:
-    """Bytes that backward keeps beyond the weights."""
+    """Return the bytes that backward keeps besides the weights."""
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -112,7 +112,7 @@ def _kept_bytes(state: TrainState, step: Callable[[], int]) -> int:
 
 
 def _rate(act: Callable[[], int]) -> float:
-    """What an act counts per second, after one that warms up."""
+    """Return the sum of the act's results per second, after one call that warms up."""
     act()
     counted, start = 0, time.perf_counter()
     while (spent := time.perf_counter() - start) < PROBE_S:

@@ -1,7 +1,7 @@
-"""What a run will do and cost, before it is started: steps, windows, memory, images/s needed and there, PASS rounds.
+"""The plan of a run: steps, windows, memory, images/s needed and available, PASS rounds.
 
-Counts follow from the configuration; speeds are measured here, shortly, and the plan says so. What cannot be known here
-(no index, a model too large for this machine) is None, with the reason among the notes.
+Counts follow from the configuration; speeds are measured for a few seconds on this machine. A value that cannot be known
+here (no index, a model too large for this machine) is None, with the reason among the notes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Facts = dict[str, Any]
 
 
 def make_plan(config: RunConfig, *, probe: bool = True) -> Facts:
-    """The plan of a run, JSON-able: "steps", "memory", "speed", "pass", "notes".
+    """Return the plan of a run, JSON-able: "steps", "memory", "speed", "pass", "notes".
 
     Args:
         config: the run.
@@ -54,7 +54,7 @@ def make_plan(config: RunConfig, *, probe: bool = True) -> Facts:
 
 
 def plan_view(plan: Facts) -> RenderableType:
-    """The plan as tables and notes."""
+    """Return the plan as tables and notes."""
     parts: list[RenderableType] = []
     for title in ("steps", "memory", "speed", "pass"):
         if plan[title]:
@@ -82,7 +82,9 @@ def _measure(config: RunConfig, num_samples: int | None, notes: list[str]) -> Fa
         measured["loader"] = probe_loader(config, num_samples=num_samples)
     probe = probe_trainer(config.train, rank_batch=config.train.global_batch // config.trainers.workers)
     if probe is None:
-        notes.append("the model is too large to try a step on this CPU: what the trainers need is not known here.")
+        notes.append(
+            "the model is too large to try a step on this CPU: the images/s that the trainers need are not known here."
+        )
         return measured
     where = f"on this machine ({probe.device}, {len(os.sched_getaffinity(0))} cores), for a few seconds"
     notes.append(f"speeds were measured {where}; `tempera bench` measures longer.")
@@ -149,7 +151,7 @@ def _speed(config: RunConfig, measured: Facts, notes: list[str]) -> Facts:
 
 
 def _rounds(config: RunConfig, num_samples: int | None, measured: Facts) -> Facts | None:
-    """What the selection rounds cost; None for a run that selects nothing."""
+    """Return the cost of the selection rounds; None for a run without PASS."""
     settings = config.train.model.pass_
     if not settings.enabled:
         return None
