@@ -68,6 +68,7 @@ def launch(config: RunConfig, run: RunDir, *, beside: Beside | None = None) -> T
         endpoint = stack.enter_context(cluster(run.path, num_cpus=round(cpus)))
         resumes = f"`tempera resume {run.path}` goes on from the log and the newest checkpoint."
         stack.enter_context(head_watched(endpoint, then=resumes))
+        # Actor names carry the run's name: several runs may share one cluster.
         endpoint = replace(endpoint, selection=f"selection-{config.name}", fleet=f"fleet-{config.name}")
         selection, fleet = stack.enter_context(_actors(config, run, endpoint, selection_config))
         stack.enter_context(run.published(endpoint))

@@ -42,7 +42,7 @@ class TrainerProbe:
 
 def count_parameters(config: TrainConfig) -> int:
     """Return the number of trained parameters, without allocating them."""
-    with torch.device("meta"):
+    with torch.device("meta"):  # shapes only: ViT-H would take gigabytes
         method = METHODS[config.method](config.model)
     return sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
 

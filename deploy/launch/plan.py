@@ -1,7 +1,7 @@
 """The plan of a run: steps, windows, memory, images/s needed and available, PASS rounds.
 
-Counts follow from the configuration; speeds are measured for a few seconds on this machine. A value that cannot be known
-here (no index, a model too large for this machine) is None, with the reason among the notes.
+Counts follow from the configuration; speeds are measured for a few seconds on this machine. A value that cannot be
+known here (no index, a model too large for this machine) is None, with the reason among the notes.
 """
 
 from __future__ import annotations
@@ -82,9 +82,7 @@ def _measure(config: RunConfig, num_samples: int | None, notes: list[str]) -> Fa
         measured["loader"] = probe_loader(config, num_samples=num_samples)
     probe = probe_trainer(config.train, rank_batch=config.train.global_batch // config.trainers.workers)
     if probe is None:
-        notes.append(
-            "the model is too large to try a step on this CPU: the images/s that the trainers need are not known here."
-        )
+        notes.append("the model is too large to try a step on this CPU: the trainers' images/s are not known here.")
         return measured
     where = f"on this machine ({probe.device}, {len(os.sched_getaffinity(0))} cores), for a few seconds"
     notes.append(f"speeds were measured {where}; `tempera bench` measures longer.")

@@ -72,7 +72,7 @@ class Follower:
             inode, seen = self._run.metrics.stat().st_ino, self._file[1]
         except FileNotFoundError:
             return []
-        if inode != self._file[0]:
+        if inode != self._file[0]:  # a resume has replaced the file
             seen = self._sequence = 0
             self._pictures.clear()
             for tracker in self._trackers:

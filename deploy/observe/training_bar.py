@@ -5,8 +5,8 @@ A job without a terminal writes lines to its log instead (`deploy.observe.progre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.progress import Progress, TaskID, TextColumn
@@ -18,6 +18,7 @@ from deploy.runs.rundir import RunDir
 
 POLL_S = 0.5
 LINE_EVERY_S = 2.0
+THREAD, TROUBLE = "training-bar", "the run's progress could not be read"
 
 
 @contextmanager
@@ -35,7 +36,11 @@ def training_bar(run: RunDir, *, total_steps: int, description: str = "training"
         return
     with training_progress() as progress:
         task = progress.add_task(description, total=total_steps, facts="")
-        with _following(lambda: show_progress(progress, task, _newest(run)), POLL_S):
+
+        def show() -> None:
+            show_progress(progress, task, _newest(run))
+
+        with periodic(show, every_s=POLL_S, name=THREAD, trouble=TROUBLE):
             yield
 
 
@@ -75,9 +80,5 @@ def _lines(run: RunDir, total_steps: int) -> Iterator[None]:
             ERR.file.write(progress_lines.encode({**facts, "total_steps": total_steps}) + "\n")
             ERR.file.flush()
 
-    with _following(write, LINE_EVERY_S):
+    with periodic(write, every_s=LINE_EVERY_S, name=THREAD, trouble=TROUBLE):
         yield
-
-
-def _following(act: Callable[[], None], every_s: float) -> AbstractContextManager[None]:
-    return periodic(act, every_s=every_s, name="training-bar", trouble="the run's progress could not be read")

@@ -106,7 +106,7 @@ class RunConfig:
                 raise ValueError(f"extensions must be importable modules; {module!r} is not: {error}.") from error
 
     def __post_init__(self) -> None:
-        self.load_extensions()
+        self.load_extensions()  # first: the method may be theirs
         choose(self.train.method, METHODS, "train.method")
         choose(self.curriculum.growth.metric, dict.fromkeys(FOLLOWED), "curriculum.growth.metric")
         if self.curriculum.adaptive and self.curriculum.growth.metric != "loss" and not self.evaluate_every:
@@ -122,6 +122,7 @@ class RunConfig:
             )
         if not self.name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"name must be letters, digits, '-' and '_'; got {self.name!r}.")
+        # An elastic group may have any number of ranks in the range: the batch must be divisible by each.
         counts = range(self.trainers.min_workers or self.trainers.workers, self.trainers.workers + 1)
         step = math.lcm(*counts)
         if self.train.global_batch % step:

@@ -23,6 +23,7 @@ def override(config: RunConfig, settings: Iterable[str]) -> RunConfig:
         ValueError: no "=", no such field (the nearest is named), or a value out of range.
     """
     values = asdict(config)
+    # The whole config is built anew from plain values, so that every rule is checked on the changed run.
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
