@@ -1,7 +1,7 @@
 """The data plane: WebDataset shards in, reproducible batches of pixels out.
 
 Start with `build_index`, `LoaderWorker` and `BatchStream`; `loader.fleet.actors` and `loader.actors`, which are not
-imported here, are the same on Ray.
+imported here, run the same on Ray.
 In any PyTorch loop, over stock tars and with a weight for every image:
 
     index = build_index(["data/shard-000000.tar"], "data/index.parquet")
@@ -14,7 +14,7 @@ In any PyTorch loop, over stock tars and with a weight for every image:
     for batch in stream:
         images = batch.images.to(device, non_blocking=True).float().div(255)
         ...
-        saved = stream.state_dict()  # with the model's: the loop goes on behind this batch
+        saved = stream.state_dict()  # save it with the model: the loop continues after this batch
 
 Every rank makes its own stream with its `rank` and `world_size`, and gets its share of the same draws.
 What needs torch is imported when it is first used: processes that only read an index or a config start in a fraction of

@@ -141,7 +141,7 @@ class RayLoaders:
         self._fleet.observe(wait_share)
 
     def explain(self, members: Sequence[str]) -> dict[str, str]:
-        """Return what each member waits for; all are asked at once and have two seconds."""
+        """Return what each member waits for; all are called at once and have two seconds."""
         reasons = dict.fromkeys(members, "an answer from its process")
         checks: dict[Any, str] = {self._members[m].check.remote(): m for m in members if m in self._members}
         for reference in ray.wait(list(checks), num_returns=len(checks), timeout=_EXPLAIN_S)[0] if checks else ():
@@ -150,7 +150,7 @@ class RayLoaders:
         return reasons
 
     def _reaches_ring(self, actor: ActorHandle[Any]) -> bool:
-        """Return whether a loader is known to have mapped the ring; it is asked once, in the background."""
+        """Return whether a loader is known to have mapped the ring; `attach` is called once, in the background."""
         assert self._ring is not None
         if actor not in self._pids and actor not in self._attaching:
             self._attaching[actor] = actor.attach.remote(self._ring.address)

@@ -72,13 +72,13 @@ class LoaderConfig:
     cache_bytes: int = 0
     """Memory for decoded pixels, in bytes; 0 keeps none."""
     decoder: DecoderName = "cpu"
-    """`cpu` is libjpeg-turbo; `dali` decodes on `device_id`."""
+    """`cpu` is libjpeg-turbo; `dali` decodes on the GPU of `device_id`, or with DALI's CPU path."""
     device_id: int | None = None
-    """GPU for `dali`; None runs DALI on the CPU."""
+    """GPU for `dali`; None runs DALI on the CPU. A fleet with `gpus_per_loader` above 0 sets it."""
     allow_hosts: tuple[str, ...] = ()
-    """Hosts of shards that may have private addresses, and may be reached by plain http."""
+    """Hosts of shards that may have private addresses and may be reached by plain http."""
     reads_in_flight: int = 32
-    """Ranged reads that wait for remote storage at the same time. Local shards are read by the decoding threads."""
+    """Ranged reads of remote storage under way at the same time; decoding threads read local shards themselves."""
     disk_cache: str | None = None
     """Directory on a local disk for images from remote storage, shared by the loaders of a node; None keeps none."""
     disk_cache_bytes: int = 16 << 30
@@ -107,7 +107,7 @@ class LoaderConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamConfig:
-    """What one trainer rank asks of its batch stream."""
+    """Sizes, seed and limits of one trainer rank's batch stream."""
 
     seed: int
     """Seed of the run: keys the crops."""
@@ -126,16 +126,16 @@ class StreamConfig:
     prefetch_steps: int = 4
     """Steps that may be in flight or ready ahead of the trainer; bounds memory."""
     min_request_images: int = 64
-    """A request carries at least this many images: more steps are then in flight, as far as `prefetch_bytes` allows and
-    not more than two windows."""
+    """Least images in a request: for it more steps are in flight, as far as `prefetch_bytes` allows and at most two
+    windows."""
     prefetch_bytes: int = 320 << 20
     """Pixels that may be in flight when that takes more steps than `prefetch_steps`, in bytes."""
     request_deadline_s: float = 1.0
-    """Least age at which a request is sent to a second loader as well, in seconds."""
+    """Age before which no request is sent to a second loader as well, in seconds."""
     stall_timeout_s: float = 30.0
-    """With nothing arriving for so long the stream raises StreamStalled, in seconds."""
+    """Time without any pixels after which the stream raises StreamStalled, in seconds."""
     max_bad_share: float = 0.05
-    """Share of bad samples, counted over the last 1,000 draws or so, above which the stream stops."""
+    """Share of bad samples among about the last 1,000 draws above which the stream stops, in [0, 1]."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**64, f"seed must be in 0..2^64-1; got {self.seed}")

@@ -64,7 +64,7 @@ class _Request:
     tried: tuple[str, ...]
     """Members that these rows were requested from before."""
     hedged: bool = False
-    """Another member has been asked as well."""
+    """The rows were sent to another member as well."""
 
 
 class Assembler:

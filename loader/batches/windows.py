@@ -1,7 +1,7 @@
-"""What a stream needs to know about the future: windows of draws, fetched one ahead in the background.
+"""Windows of draws: the protocol of their sources, a fetcher that is one ahead, and sources with fixed draws.
 
-A window covers `window_steps` optimizer steps of the whole run. Rank r of W takes rows [r*L, (r+1)*L) of each
-step's global batch.
+A window covers `window_steps` optimizer steps of the whole run. With W ranks and a local batch of L, rank r takes rows
+[r*L, (r+1)*L) of each step's global batch.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class Window(Protocol):
 
 
 class WindowSource(Protocol):
-    """Hands out windows. Asking again returns the same one."""
+    """Source of windows; the same index always gives the same window."""
 
     def window(self, index: int) -> Window:
-        """Return a window; the stream asks in order, at most one ahead of the step it delivers."""
+        """Return a window. A stream fetches them in order, at most one ahead of the step it delivers."""
 
 
 class WindowFetcher:
-    """Asks for windows in a background thread, so that a slow answer hides behind the steps in flight."""
+    """Fetches windows in a background thread, so that a slow answer hides behind the steps in flight."""
 
     def __init__(self, source: WindowSource, config: StreamConfig) -> None:
         self._source, self._config = source, config
@@ -81,8 +81,8 @@ class WindowFetcher:
         """Return a window and forget the ones before it.
 
         Raises:
-            StreamStalled: If the source does not answer within the stall timeout.
-            LoaderError: If the window does not fit the run's configuration.
+            StreamStalled: The source did not answer within the stall timeout.
+            LoaderError: The window does not fit the run's configuration.
         """
         self.prefetch(index)
         try:
@@ -90,18 +90,10 @@ class WindowFetcher:
         except FutureTimeoutError as error:
             raise StreamStalled(
                 f"no window {index} from the selection service within {self._config.stall_timeout_s:g} s. "
-                "Is it alive? `tempera status` tells."
+                "`tempera status` shows whether it is alive."
             ) from error
         for old in [i for i in self._futures if i < index]:
             del self._futures[old]
-        self._check(window, index)
-        return window
-
-    def close(self) -> None:
-        """Stop asking. A call under way is left to end by its own timeout."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-    def _check(self, window: Window, index: int) -> None:
         draws = self._config.window_steps * self._config.global_batch
         if window.index != index or len(window.sample_ids) != draws or len(window.probability) != draws:
             raise LoaderError(
@@ -109,11 +101,16 @@ class WindowFetcher:
                 f"{self._config.global_batch}); got window {window.index} with {len(window.sample_ids)}. "
                 "Give selection and stream the same sizes."
             )
+        return window
+
+    def close(self) -> None:
+        """Stop fetching. A call under way ends by its own timeout."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FixedWindow:
-    """A window whose draws nobody changes any more."""
+    """A window as a plain value."""
 
     index: int
     """Number of the window."""
@@ -124,7 +121,7 @@ class FixedWindow:
     probability: NDArray[np.float64]
     """float64[S*G]."""
     version: int = 0
-    """There is no weight table."""
+    """0: fixed draws have no weight table."""
     spare_ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """int64[K]; a fixed order has none."""
     spare_probability: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0, np.float64))
@@ -150,15 +147,15 @@ class FixedWindows:
 class WeightedWindows:
     """Windows of samples drawn with replacement by fixed weights, with spares: a weighted sampler for any loop.
 
-    Every window is a pure function of (seed, window): all ranks and every restart see the same draws. For weights that
-    change while they are drawn from, take a selection service instead.
+    Every window is a pure function of (seed, window): all ranks and every restart see the same draws. Weights that
+    change during a run need a selection service instead.
 
     Args:
         weights: float64[N], not negative; a sample is drawn in proportion to its weight, and never when that is 0.
         config: Sizes and seed.
 
     Raises:
-        ValueError: If the weights are not finite, negative, or all 0.
+        ValueError: The weights are not finite, negative, or all 0.
     """
 
     def __init__(self, weights: NDArray[np.floating], config: StreamConfig) -> None:
@@ -166,7 +163,7 @@ class WeightedWindows:
         if not (np.isfinite(total) and total > 0 and np.min(weights) >= 0):
             raise ValueError(f"weights must be finite, not negative and not all 0; got {len(weights)} with sum {total}")
         self._probability = np.asarray(weights, np.float64) / total
-        # float64: sums in float32 would make many of a million samples unreachable.
+        # float64: sums in float32 make many of a million samples unreachable.
         self._cumulative = np.cumsum(self._probability)
         self._seed, self._draws = config.seed, config.window_steps * config.global_batch
 

@@ -1,8 +1,7 @@
-"""Measures the loader: images per second from raw decoding to the whole service, and of the peers that are installed.
+"""Measures the loader in images per second, from raw decoding to the whole service, and the peers that are installed.
 
-Figures of one run are to be read as ratios: the machine is the same for all of them. The work is
-RandomResizedCrop(224, scale .2-1, bicubic with antialias) and a flip, to uint8, on two threads or two processes,
-after a warm-up.
+Read the figures of one run as ratios: all come from the same machine. The work is RandomResizedCrop(224, scale .2-1,
+bicubic with antialias) and a flip, to uint8, on two threads or in two processes, after a warm-up.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from loader.batch import BatchSpec
-from loader.batches.windows import FixedWindow
+from loader.batches.windows import WeightedWindows
 from loader.bench.index import bench_index
 from loader.bench.peers import PEERS
 from loader.config import LoaderConfig, StreamConfig, Transform
@@ -49,7 +47,7 @@ _TRANSFORM: Final = Transform()
 
 _TURNS: Final = 4
 _REST_S: Final = 1.5
-"""After a service's turn: what its stream had asked for ahead is still decoded."""
+"""Pause after a service's turn: its loaders still decode the requests that its stream had sent ahead."""
 _TRANSPORTS: Final = {"ring": "through shared memory", "object_store": "through the object store"}
 _RING_BYTES: Final = {"ring": 320 << 20, "object_store": 0}
 
@@ -68,9 +66,9 @@ def bench_loader(
 
     Args:
         images: A folder of images, a folder of tars, or a tar.
-        peers: Measure other loaders that are installed, too.
+        peers: Also measure the other loaders that are installed.
         device: "cpu", or "cuda" for a sweep of the GPU decoder's settings.
-        progress: Told the name of each measurement when it starts.
+        progress: Called with the name of each measurement when it starts.
         seconds: Length of each measurement, after its warm-up.
 
     Returns:
@@ -80,7 +78,7 @@ def bench_loader(
         `{"raw_decode", "gpu": [{"threads", "hw_decoder_load", "images_per_s", "host_cpus", "gpu_memory_mb"}]}`.
 
     Raises:
-        ValueError: If there are no images, or the device is unknown or not there.
+        ValueError: There are no images, or the device is unknown or missing.
     """
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device must be cpu or cuda; got {device!r}")
@@ -142,7 +140,7 @@ def rate(batches: Iterable[int], seconds: float, *, warm_up: float = 0.3) -> flo
 
 
 def rates(sources: dict[str, Iterator[int]], seconds: float, *, slice_s: float = 0.25) -> dict[str, float]:
-    """Return items per second of several iterators that take turns: what else the machine does falls on all of them."""
+    """Return items per second of several iterators that take turns, so that other load hits all of them."""
     counted, spent = dict.fromkeys(sources, 0), dict.fromkeys(sources, 0.0)
     for source in sources.values():
         next(source)
@@ -157,14 +155,14 @@ def rates(sources: dict[str, Iterator[int]], seconds: float, *, slice_s: float =
 
 
 def shards_of(images: Path, scratch: Path) -> list[Path]:
-    """Return the shards at a path, after writing them if the images are files."""
+    """Return the tars at a path, or write the images of its folders as tars and return those."""
     tars = [images] if images.suffix == ".tar" else sorted(images.glob("*.tar"))
     return tars or [Path(path) for path in build_shards(class_folders(images), scratch / "shards")]
 
 
 @contextmanager
 def _raw_decode(encoded: list[bytes]) -> Iterator[Iterator[int]]:
-    """The limit without a cache: libjpeg-turbo alone, on as many threads."""
+    """Yield counts of images decoded by libjpeg-turbo alone: the limit without a cache."""
     with ThreadPoolExecutor(THREADS) as threads:
 
         def chunk(images: list[bytes]) -> int:
@@ -178,10 +176,11 @@ def _raw_decode(encoded: list[bytes]) -> Iterator[Iterator[int]]:
 
 @contextmanager
 def _in_process(index: ShardIndex, config: LoaderConfig, *, ahead: int = 0) -> Iterator[Iterator[int]]:
-    """Our decoder, all images known to be sound, with some requests under way ahead of the one that is counted."""
+    """Yield counts of images decoded by a worker in this process, with `ahead` more requests under way."""
     with LoaderWorker(index.path, config) as worker, ThreadPoolExecutor(1 + ahead) as requests:
         rng = np.random.default_rng(0)
-        size = 4 * _BATCH  # a stream has more under way, so that no thread waits for the other's last image
+        # Large requests, as in a stream: with small ones each thread waits for the other's last image.
+        size = 4 * _BATCH
 
         def load(number: int) -> int:
             spec = BatchSpec(
@@ -203,26 +202,10 @@ def _in_process(index: ShardIndex, config: LoaderConfig, *, ahead: int = 0) -> I
         yield (finish(number) for number in itertools.count(ahead))
 
 
-@dataclass(frozen=True, slots=True)
-class _Draws:
-    """Windows of draws from fixed probabilities."""
-
-    probability: NDArray[np.float64]
-    config: StreamConfig
-
-    def window(self, index: int) -> FixedWindow:
-        """Return a window drawn with a generator seeded by its number."""
-        draws = self.config.window_steps * self.config.global_batch
-        rng = np.random.default_rng([1, index])
-        ids = np.searchsorted(np.cumsum(self.probability), rng.random(draws) * self.probability.sum())
-        ids = ids.clip(max=len(self.probability) - 1)
-        return FixedWindow(index=index, first_draw=index * draws, sample_ids=ids, probability=self.probability[ids])
-
-
 def _in_turns(index: ShardIndex, encoded: list[bytes], seconds: float, say: Progress) -> dict[str, Any]:
-    """Raw decoding, our decoder in this process, and the whole way from loader actors through each transport.
+    """Measure raw decoding, a worker in this process, and loader actors through each transport, in turns.
 
-    They take turns: a machine that others share may be a quarter faster a moment later, and these are read as ratios.
+    A shared machine may be a quarter faster a moment later, and these figures are read as ratios.
     """
     from loader.actors import RayLoaders  # noqa: PLC0415 - Ray is needed only here
     from loader.fleet.actors import local_fleet  # noqa: PLC0415 - Ray is needed only here
@@ -249,7 +232,7 @@ def _in_turns(index: ShardIndex, encoded: list[bytes], seconds: float, say: Prog
 
 
 def _add_cached(report: dict[str, Any], index: ShardIndex, seconds: float, say: Progress) -> None:
-    """The whole way with a decoded cache, through each transport."""
+    """Measure loader actors that cache decoded images, through each transport."""
     from loader.actors import RayLoaders  # noqa: PLC0415 - Ray is needed only here
     from loader.fleet.actors import local_fleet  # noqa: PLC0415 - Ray is needed only here
 
@@ -280,8 +263,8 @@ def _service(pool: LoaderPool, probability: NDArray[np.float64], seconds: float)
     config = StreamConfig(
         seed=0, global_batch=4 * _BATCH, total_steps=10**6, window_steps=32, prefetch_steps=3, transform=_TRANSFORM
     )
-    stream = BatchStream(_Draws(probability, config), pool, config)
-    # The caches have to fill: half of the time is warm-up.
+    stream = BatchStream(WeightedWindows(probability, config), pool, config)
+    # Half of the time is warm-up, in which the caches fill.
     return rate((len(batch.images) for batch in stream), seconds, warm_up=1.0)
 
 
@@ -312,7 +295,7 @@ def sweep_dali(
         index: The images.
         seconds: Length of each measurement.
         device_id: The GPU; None runs DALI on the CPU.
-        say: Told what is measured.
+        say: Called with the name of each measurement.
         threads: Numbers of host threads.
         loads: Shares of the JPEG engine, in [0, 1].
 
@@ -329,21 +312,14 @@ def sweep_dali(
             began_s, cpu_s = time.perf_counter(), time.process_time()
             images_per_s = rate(batches, seconds)
             host_cpus = (time.process_time() - cpu_s) / (time.perf_counter() - began_s)
-            memory = _gpu_memory_mb(device_id)
+            free, total = (0, 0) if device_id is None else torch.cuda.mem_get_info(device_id)
         points.append(
             {
                 "threads": number,
                 "hw_decoder_load": load,
                 "images_per_s": images_per_s,
                 "host_cpus": host_cpus,
-                "gpu_memory_mb": memory,
+                "gpu_memory_mb": (total - free) / 1e6,
             }
         )
     return points
-
-
-def _gpu_memory_mb(device_id: int | None) -> float:
-    if device_id is None:
-        return 0.0
-    free, total = torch.cuda.mem_get_info(device_id)
-    return (total - free) / 1e6

@@ -32,29 +32,29 @@ _CHILD_TIMEOUT_S: Final = 120.0
 
 @dataclass(frozen=True, slots=True)
 class OpenCost:
-    """What opening an index takes, the libraries being loaded already."""
+    """Cost of opening an index when the libraries are loaded already."""
 
     seconds: float
     held_bytes: int
-    """Memory of the process more than before."""
+    """Memory of the process beyond what it held before."""
     peak_bytes: int
-    """Most of it on the way; where the system does not tell, what is held."""
+    """Largest such memory on the way; equal to `held_bytes` where the system does not report it."""
 
 
 def bench_index(
     tars: Sequence[Path], scratch: Path, *, seconds: float, num_samples: int = IMAGENET_SAMPLES
 ) -> dict[str, float]:
-    """Measure on one core.
+    """Measure building and opening an index on one core.
+
+    Args:
+        tars: Shards to index again and again.
+        scratch: Folder for the indexes, which the caller removes.
+        seconds: Time to spend on building.
+        num_samples: Samples of the index that is opened, in a fresh process.
 
     Returns:
         index_build_mb_per_s (from page cache), index_open_s, index_open_mb (what stays in memory) and
         index_open_peak_mb (the most on the way).
-
-    Args:
-        tars: Shards to index again and again.
-        scratch: Takes indexes; made by the caller, and removed by it.
-        seconds: How long to build.
-        num_samples: Samples of the index that is opened, in a process of its own.
     """
     num_bytes, started, spent = 0, time.perf_counter(), 0.0
     while spent < seconds:
@@ -72,7 +72,7 @@ def bench_index(
 
 
 def write_large_index(path: Path, num_samples: int) -> Path:
-    """Write an index of random values over shards of a thousand samples. Returns its path."""
+    """Write an index of random values over shards of a thousand samples, and return its path."""
     rng = np.random.default_rng(0)
     number = np.arange(num_samples)
     size = rng.integers(60_000, 160_000, num_samples)
@@ -100,29 +100,24 @@ def write_large_index(path: Path, num_samples: int) -> Path:
 
 
 def fresh_open_cost(path: Path) -> OpenCost:
-    """Open an index in a process of its own: here, memory that was freed before would hide what opening takes."""
+    """Measure opening an index in a fresh process: here, memory that was freed before would hide the cost."""
     command = [sys.executable, "-c", _CHILD, str(path)]
     answer = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_CHILD_TIMEOUT_S)  # noqa: S603 - ours
     return OpenCost(**json.loads(answer.stdout))
 
 
 def open_cost(path: str) -> OpenCost:
-    """Open an index in this process, after a small one whose libraries and buffers stay."""
+    """Measure opening an index in this process, after a small one whose libraries and buffers stay."""
     with tempfile.TemporaryDirectory() as scratch:
         ShardIndex.load(write_large_index(Path(scratch) / "warm.parquet", 1000))
-    _forget_peak()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM
     before, started = _memory("VmRSS"), time.perf_counter()
     index = ShardIndex.load(path)
     spent = time.perf_counter() - started
     held, peak = _memory("VmRSS") - before, _memory("VmHWM") - before
     assert len(index)
     return OpenCost(spent, held, max(held, peak))
-
-
-def _forget_peak() -> None:
-    """Ask the system to count the most memory of this process anew."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _memory(field: str) -> int:

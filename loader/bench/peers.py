@@ -1,7 +1,7 @@
-"""Other loaders doing the same work, for comparison. Each starts from encoded JPEGs in a scratch folder of its own.
+"""Other loaders doing the same work, for comparison. Each starts from encoded JPEGs, in its own scratch folder if any.
 
-A peer is a function (encoded images, workers) -> context manager of an endless iterator over batch sizes; adding
-one is one function and one line in PEERS. Those that are not installed raise ImportError.
+A peer is a function (encoded images, workers) -> context manager of an endless iterator over batch sizes; adding one
+takes a function and a line in PEERS. Those that are not installed raise ImportError.
 """
 
 # Peers are optional and typed loosely: most machines lack FFCV, and the stubs of DALI lag behind it.
@@ -29,7 +29,7 @@ _EPOCH: Final = 100_000
 
 
 class _Photos(Dataset[torch.Tensor]):
-    """Encoded images, decoded and transformed by one function each time they are asked for."""
+    """Encoded images, decoded and transformed by one function at each access."""
 
     def __init__(self, encoded: list[bytes], load: Callable[[bytes], torch.Tensor]) -> None:
         self._encoded, self._load = encoded, load
@@ -62,7 +62,7 @@ class _PilRecipe:
 
 
 class _TensorRecipe:
-    """torchvision v2 on uint8 tensors, the decoder libjpeg-turbo as here."""
+    """torchvision v2 on uint8 tensors, decoded by libjpeg-turbo as in this loader."""
 
     def __init__(self) -> None:
         from torchvision.transforms import v2  # noqa: PLC0415
@@ -146,7 +146,7 @@ def _ffcv(encoded: list[bytes], workers: int) -> Iterator[Iterator[int]]:
         images = [(simplejpeg.decode_jpeg(data),) for data in encoded]
         DatasetWriter(path, fields, num_workers=workers).from_indexed_dataset(images)
         crop = RandomResizedCropRGBImageDecoder((224, 224), scale=(0.2, 1.0))
-        # Every epoch starts threads and compiles: one of a few batches would measure that.
+        # Each epoch starts threads and compiles: epochs of a few batches would measure only that.
         repeated = np.tile(np.arange(len(encoded)), -(-_EPOCH // len(encoded)))
         batches = Loader(
             path,

@@ -1,1 +1,1 @@
-"""How many loaders there are, of which kind, and who asked for it: decisions, and in `actors` the loaders on Ray."""
+"""The loaders of a run: how many, of which spec, and why they changed. Only `actors` knows Ray."""
