@@ -33,19 +33,19 @@ from deploy.observe.run import observed
 from deploy.runs.config import RunConfig, load_config, prototype_distances, save_config, selection_config
 from deploy.runs.rundir import Endpoint, RunDir, RunError
 from loader import ShardIndex
-from loader.fleet.actors import FleetClient
 from loader.fleet.supervisor import FleetEvent
 from scoring import Event, RunLog, Selection, SelectionConfig, SelectionPort
 
 if TYPE_CHECKING:
     from loader import LoaderPool
+    from loader.fleet.actors import FleetClient  # imports Ray, which reads the token when it is imported
     from trainer import TrainResult
+
+    Beside = Callable[[SelectionPort, FleetClient], AbstractContextManager[object]]
 
 SPARE_CPUS = 4.0
 """Logical CPUs of a local cluster beyond the run's own, so that loaders can be added while it trains."""
 EVENTS_POLL_S = 0.5
-
-Beside = Callable[[SelectionPort, FleetClient], AbstractContextManager[object]]
 
 
 def launch(config: RunConfig, run: RunDir, *, beside: Beside | None = None) -> TrainResult:
