@@ -37,7 +37,16 @@ FORBIDDEN_NAMES = {"ray.cloudpickle", "torch.serialization", "multiprocessing.re
 
 
 def violations(source: str) -> Iterator[str]:
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    # A list of plain classes that the restricted unpickler may build is not a way to unpickle anything else.
+    restricted = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.serialization.safe_globals"
+    }
+    for node in ast.walk(tree):
+        if id(node) in restricted:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if is_forbidden_module(alias.name))
         elif isinstance(node, ast.ImportFrom):

@@ -72,4 +72,4 @@ def test_unreadable_images_are_counted_and_named(
 
 def test_a_source_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["shards", "build", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
-    assert "there is nothing at" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err

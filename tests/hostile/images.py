@@ -151,8 +151,8 @@ def _pngs() -> Iterator[tuple[str, Make, str, str]]:
     yield "PNG of 16 bits", lambda: png(8, 8, (b"\0" + bytes(range(48))) * 8, depth=16), ACCEPTED, ""
     yield "PNG of 2^31", lambda: png(2**31 - 1, 2**31 - 1, b"x"), SUBSTITUTED, "sides"
     yield "PNG of nothing", lambda: png(0, 0, b"x"), SUBSTITUTED, "sides"
-    yield "PNG of 60,000 x 800", lambda: png(60_000, 800, b"x"), SUBSTITUTED, "packs"
-    yield "PNG of 6,000 x 6,000 zeros", lambda: png(6000, 6000, rows(6000, 6000)), SUBSTITUTED, "packs"
+    yield "PNG of 60,000 x 800", lambda: png(60_000, 800, b"x"), SUBSTITUTED, "per byte"
+    yield "PNG of 6,000 x 6,000 zeros", lambda: png(6000, 6000, rows(6000, 6000)), SUBSTITUTED, "per byte"
     yield "PNG of one bit, 7,000 x 7,000", lambda: png(7000, 7000, bytes(876 * 7000), colour=0, depth=1), *PACKED
     yield "PNG that unpacks to 100 MB", lambda: png(30, 30, rows(30, 30) + bytes(10**8)), EITHER, ""
     text = b"Comment\0\0" + zlib.compress(bytes(10**8), 9)
@@ -179,7 +179,7 @@ def _pngs() -> Iterator[tuple[str, Make, str, str]]:
         yield f"PNG bits flipped {number}", partial(flipped, partial(encoded, "PNG"), number), EITHER, ""
 
 
-PACKED = (SUBSTITUTED, "packs")
+PACKED = (SUBSTITUTED, "per byte")
 SHORT_CHUNKS = tuple(chunk(kind, b"\1") for kind in (b"gAMA", b"cHRM", b"pHYs", b"sRGB", b"tRNS", b"eXIf", b"fcTL"))
 
 
@@ -189,7 +189,7 @@ def _webps() -> Iterator[tuple[str, Make, str, str]]:
     yield "WebP of one pixel", partial(flat_webp, 1), ACCEPTED, ""
     yield "WebP of 16,000 x 16,000", lambda: riff(vp8x(16_000, 16_000)) + bytes(20), SUBSTITUTED, "over"
     yield "WebP of 2^24", lambda: riff(vp8x(2**24, 2**24)) + bytes(20), SUBSTITUTED, "sides"
-    yield "WebP of 5,000 x 5,000, flat", partial(flat_webp, 5000), SUBSTITUTED, "packs"
+    yield "WebP of 5,000 x 5,000, flat", partial(flat_webp, 5000), SUBSTITUTED, "per byte"
     yield "WebP canvas without a picture", lambda: riff(vp8x(50, 50)) + bytes(20), SUBSTITUTED, ""
     small = encoded("WEBP")[12:]
     large = b"RIFF" + struct.pack("<I", 22 + len(small)) + b"WEBP" + riff(vp8x(2000, 2000))[12:] + small

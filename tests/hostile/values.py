@@ -74,7 +74,7 @@ def _redirects() -> Iterator[tuple[str, str, str]]:
     yield "http://10.0.0.1/x", WRONG, "must be"
     yield "https://10.0.0.1/x", WRONG, "not a public address"
     yield "https://169.254.169.254/latest/meta-data/", WRONG, "not a public address"
-    yield "file:///etc/passwd", WRONG, "only https"
+    yield "file:///etc/passwd", WRONG, "must go to https"
     yield "//169.254.169.254/x", WRONG, "must be"
     yield "ftp://a.example/x", WRONG, "must be"
     yield "pipe:id", WRONG, "pipes"
