@@ -87,8 +87,6 @@ def told(make: Callable[[], Selection]) -> str:
                 "scoring.schedules.checked_effective_size": float,
                 "scoring.temperature.checked_effective_size": float,
                 "scoring.controls.checked_effective_size": float,
-                "scoring.control_state.checked_effective_size": float,
-                "scoring.schedules.checked_effective_size": float,
             },
         ),
     ],
