@@ -6,14 +6,11 @@ when all are complete.
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import tarfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Final
 
 from loader.decode.header import read_header
 from loader.errors import BadSampleError
@@ -21,11 +18,8 @@ from loader.shards.index_builder import CLASSES_FILE
 from loader.shards.parallel import Progress
 from loader.shards.sources import ImageSample, ImageSource
 
-_OWNER: Final = "bigdata"
-"""Owner of the members: webdataset's default, so that its writer gives the same bytes."""
-
-Members = list[tuple[str, bytes]]
-"""Names and bytes of one sample's files, in the order of the tar."""
+Members = dict[str, str | bytes]
+"""Extension -> bytes of a sample's files, and the key under `__key__`, as webdataset takes them."""
 
 
 def build_shards(
@@ -67,7 +61,8 @@ def build_shards(
         while pending and count < max_samples and num_bytes < max_bytes:
             members = members_of(pending[0])
             yield members
-            count, num_bytes = count + 1, num_bytes + sum(len(data) for _, data in members)
+            count += 1
+            num_bytes += sum(len(data) for data in members.values() if isinstance(data, bytes))
             written += 1
             if progress is not None:
                 progress(written, total)
@@ -88,13 +83,14 @@ def build_shards(
 
 def write_tar(path: Path, samples: Iterable[Members]) -> None:
     """Write one shard to a path; it is on disk when this returns."""
+    import webdataset  # noqa: PLC0415 - loaders import this package in every process and never write
+
+    # We open the file ourselves: given a name, webdataset would run "pipe:" names in a shell.
     with path.open("wb") as file:
-        with tarfile.open(fileobj=file, mode="w|") as tar:
-            for members in samples:
-                for name, data in members:
-                    info = tarfile.TarInfo(name)
-                    info.size, info.mode, info.uname, info.gname = len(data), 0o444, _OWNER, _OWNER
-                    tar.addfile(info, io.BytesIO(data))
+        writer = webdataset.TarWriter(file, mtime=0, format="PAX_FORMAT")
+        for members in samples:
+            writer.write(members)
+        writer.close()
         file.flush()
         os.fsync(file.fileno())
 
@@ -119,5 +115,5 @@ def members_of(sample: ImageSample) -> Members:
     except BadSampleError as error:
         error.add_note(f"file={sample.origin or sample.key}")
         raise
-    label = [(f"{sample.key}.cls", str(sample.label).encode())] if sample.label >= 0 else []
-    return [*label, (f"{sample.key}.{'jpg' if kind == 'jpeg' else kind}", sample.data)]
+    label = {"cls": str(sample.label).encode()} if sample.label >= 0 else {}
+    return {"__key__": sample.key, "jpg" if kind == "jpeg" else kind: sample.data, **label}
