@@ -15,6 +15,7 @@ Int64 = NDArray[np.int64]
 
 LOW_BITS = 16
 LOW_MASK = (1 << LOW_BITS) - 1
+PIECE = 1 << 24
 HIGH_LIMIT = 1 << 8
 """A snapshot with a row of 2^24 draws is refused, for its histogram would take the memory; the log is read instead."""
 
@@ -67,10 +68,16 @@ class DrawCounts:
         return known and bool(((high >= 0) & (high < HIGH_LIMIT)).all())
 
     def unpack(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Take over the arrays of `pack`."""
-        self._low[:] = arrays["times"]
+        """Take over the arrays of `pack`, which become this object's own."""
+        self._low = arrays["times"]
         self._high = {int(row): int(high) for row, high in arrays["times_above"].T}
-        self.histogram = np.bincount(self._low)
+        # In pieces: bincount makes int64 of its input, 8 bytes a row.
+        pieces = range(0, len(self._low), PIECE)
+        size = int(self._low.max()) + 1
+        self.histogram = sum(
+            (np.bincount(self._low[first : first + PIECE], minlength=size) for first in pieces),
+            np.zeros(size, np.int64),
+        )
         if self._high:
             rows = np.array(list(self._high))
             exact = self._of(rows)

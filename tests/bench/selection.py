@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scoring.config import SelectionConfig
 from scoring.draw import random_uniforms
 from scoring.log.runlog import RunLog
-from scoring.log.snapshots import SnapshotStore
+from scoring.log.snapshots import Position, SnapshotStore
 from scoring.policies import parse_policy
 from scoring.selection import Selection
 from scoring.table.samples import SampleTable
@@ -33,8 +33,9 @@ from tests.bench.command import run, say
 from tests.bench.selection_actors import bench_window_requests
 
 SIZES = (1_280_000, 100_000_000, 1_000_000_000)
-PEAK_BYTES = 15
-"""Bytes a sample that the benchmark needs at most: 14.25 with two weight tables, and a little more."""
+PEAK_BYTES = 19
+"""Bytes a sample that the benchmark needs at most: recovery holds 14 and, while a snapshot is taken over, 4 more."""
+START = Position(next_window=0, scores_through=0, rounds_through=0)
 DRAWS = 65_536
 REPEATS = 7
 SERVICE_SIZE = 1_280_000
@@ -89,10 +90,9 @@ def bench_selection(
         seconds: how long scores are pushed.
 
     Returns:
-        Plain JSON values: "by_n" (by table size: draw_window_ms, reweigh_ms, solve_ms, resident_bytes_per_sample, the
-        same with _best; None for a size that does not fit into memory), "scores_per_s" (at most), "ack_p99_ms" (at
-        PACED_RATE),
-        "ack_p99_flooded_ms", "window_durable_ms" (with its commit), "window_p99_ms_256_threads" (of the selection's own
+        Plain JSON values: "by_n" (by table size: draw_window_ms, reweigh_ms, solve_ms, the same with _best, snapshot_ms,
+        recover_ms from that snapshot, resident_bytes_per_sample; None for a size that does not fit into memory),
+        "scores_per_s" (at most), "ack_p99_ms" (at PACED_RATE), "ack_p99_flooded_ms", "window_durable_ms" (with its commit), "window_p99_ms_256_threads" (of the selection's own
         process), "recover_ms" (from a snapshot), "recover_log_only_ms" (without one: every score again), "cpus",
         "load_average".
     """
@@ -109,7 +109,7 @@ def bench_selection(
 
 
 def bench_table(num_samples: int) -> dict[str, Any]:
-    """Draw, weigh and solve on a table with distances, scores and draw counts for every sample."""
+    """Draw, weigh and solve on a table with distances, scores and draw counts for every sample; save it, recover it."""
     distance = np.random.default_rng(0).random(num_samples, dtype=np.float32)
     table = SampleTable(distance, num_samples=num_samples)
     for report in _full_reports(num_samples):
@@ -122,11 +122,20 @@ def bench_table(num_samples: int) -> dict[str, Any]:
         weights = reweigh.measure(table.weigh, WeightKey(policy=plan.name, temperature=temperature), plan)
         ids, _ = draw.measure(weights.draw, uniforms)
         table.counts.add(ids)
+    with tempfile.TemporaryDirectory() as directory:
+        path, snapshot = Path(directory) / "run.sqlite", Timings()
+        config = SelectionConfig(seed=1, global_batch=4096, window_steps=16)
+        snapshot.measure(SnapshotStore(path).save, START, table.pack())
+        resident = table.nbytes + weights.nbytes
+        del table, weights, profile  # recovery needs their place
+        recover = _recover(path, distance, config)
     return {
         "draw_window_ms": draw.median_ms,
         "reweigh_ms": reweigh.median_ms,
         "solve_ms": solve.median_ms,
-        "resident_bytes_per_sample": round((table.nbytes + weights.nbytes) / num_samples, 3),
+        "snapshot_ms": snapshot.median_ms,
+        "recover_ms": recover.median_ms,
+        "resident_bytes_per_sample": round(resident / num_samples, 3),
         "draw_window_best_ms": draw.best_ms,
         "reweigh_best_ms": reweigh.best_ms,
         "solve_best_ms": solve.best_ms,

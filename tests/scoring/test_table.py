@@ -78,7 +78,7 @@ def test_packed_table_goes_on_where_it_was():
     table, copy = ScoreTable(6), ScoreTable(6)
     for one in REPORTS[:3]:
         table.merge(one)
-    copy.unpack(table.values, table.holder, *table.pack())
+    copy.unpack(table.values.copy(), table.holder.copy(), *table.pack())
     for one in REPORTS[3:]:
         table.merge(one)
         copy.merge(one)
@@ -111,7 +111,7 @@ def test_counts_equal_a_plain_table_beyond_two_bytes():
     np.testing.assert_array_equal(counts.histogram, np.bincount(plain))
 
     restored = DrawCounts(40)
-    restored.unpack(counts.pack())
+    restored.unpack({name: array.copy() for name, array in counts.pack().items()})
     restored.add(np.array([7, 7, 0]))
     counts.add(np.array([7, 7, 0]))
     np.testing.assert_array_equal(restored.part(0, 40), counts.part(0, 40))
