@@ -90,11 +90,11 @@ def bench_selection(
         seconds: how long scores are pushed.
 
     Returns:
-        Plain JSON values: "by_n" (by table size: draw_window_ms, reweigh_ms, solve_ms, the same with _best, snapshot_ms,
-        recover_ms from that snapshot, resident_bytes_per_sample; None for a size that does not fit into memory),
-        "scores_per_s" (at most), "ack_p99_ms" (at PACED_RATE), "ack_p99_flooded_ms", "window_durable_ms" (with its commit), "window_p99_ms_256_threads" (of the selection's own
-        process), "recover_ms" (from a snapshot), "recover_log_only_ms" (without one: every score again), "cpus",
-        "load_average".
+        Plain JSON values: "by_n" (by table size: draw_window_ms, reweigh_ms, solve_ms, the same with _best,
+        snapshot_ms, recover_ms from that snapshot, resident_bytes_per_sample; None for a size that does not fit into
+        memory), "scores_per_s" (at most), "ack_p99_ms" (at PACED_RATE), "ack_p99_flooded_ms", "window_durable_ms" (with
+        its commit), "window_p99_ms_256_threads" (of the selection's own process), "recover_ms" (from a snapshot),
+        "recover_log_only_ms" (without one: every score again), "cpus", "load_average".
     """
     report: dict[str, Any] = {"cpus": os.cpu_count(), "load_average": os.getloadavg()[0], "draws": DRAWS, "by_n": {}}
     for done, size in enumerate(sizes):
