@@ -110,7 +110,7 @@ def test_a_storm_of_bad_samples_stops_the_run_soon_with_a_report(digits, tmp_pat
         consume(BatchStream(order, pool, CONFIG), steps.append)
     after = max(0, len(steps) - CONFIG.window_steps) * CONFIG.global_batch
     assert after < 200
-    note("error storm", goal="200 draws", seen=f"stopped {after} draws after the first bad one")
+    note("a burst of errors", goal="200 draws", seen=f"stopped {after} draws after the first bad one")
 
 
 def test_without_the_limit_a_storm_trains_on_what_is_left(digits, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The storm, in short: a live run under a minute of faults keeps every promise and leaves nothing behind."""
+"""The fault run, in short: a live run under a minute of faults keeps every promise and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MINUTES, SEED = 1, 5
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_a_minute_of_storm_breaks_no_promise(tmp_path, note):
-    words = ["--minutes", str(MINUTES), "--seed", str(SEED), "--out", str(tmp_path / "storm"), "--json"]
+    words = ["--minutes", str(MINUTES), "--seed", str(SEED), "--out", str(tmp_path / "faults"), "--json"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
         [sys.executable, "-m", "tests.soak", *words], env=environment, check=False, capture_output=True, text=True
@@ -27,4 +27,4 @@ def test_a_minute_of_storm_breaks_no_promise(tmp_path, note):
     assert outcome["violations"] == []
     assert outcome["steps"] > 10
     told = f"{', '.join(sorted(outcome['faults']))}: {outcome['steps']} steps, no violation"
-    note(f"storm of {MINUTES} min, seed {SEED}", seen=told)
+    note(f"fault run of {MINUTES} min, seed {SEED}", seen=told)

@@ -18,9 +18,9 @@ from tests.soak.session import soak
 
 
 def main() -> int:
-    """Run the storm and print its verdict."""
+    """Run under faults and print its verdict."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=20.0, help="length of the storm, above 0")
+    parser.add_argument("--minutes", type=float, default=20.0, help="length of the run, above 0")
     parser.add_argument("--seed", type=int, default=0, help="seed of the faults and their times")
     parser.add_argument("--out", type=Path, default=Path("runs/soak"), help="new folder for everything that is written")
     parser.add_argument("--kinds", nargs="*", default=(), choices=sorted(FAULTS), help="only these faults")

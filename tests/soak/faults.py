@@ -1,4 +1,4 @@
-"""What the storm can do to a run. Each fault says what it did, and fails loudly when it could not be injected."""
+"""What a fault run can do to a run. Each fault says what it did, and fails loudly when it could not be injected."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Target:
 
 
 class NotInjected(Exception):
-    """The fault found nothing to hit; the storm tries another one."""
+    """The fault found nothing to hit; the next fault is tried."""
 
 
 Fault = Callable[[Target, random.Random], str]
@@ -106,7 +106,7 @@ def _steer(target: Target, chance: random.Random) -> str:
 def _scale(target: Target, chance: random.Random) -> str:
     wanted = chance.randint(1, LARGEST_FLEET)
     with target.client() as client:
-        client.scale(wanted, author=AUTHOR, reason="storm")
+        client.scale(wanted, author=AUTHOR, reason="fault run")
     return f"scaled to {wanted} loaders"
 
 

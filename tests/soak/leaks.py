@@ -1,4 +1,4 @@
-"""What a storm may leave behind: processes, Ray resources, descriptors, shared memory, memory that grows."""
+"""What a fault run may leave behind: processes, Ray resources, descriptors, shared memory, memory that grows."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def settled(run: RunDir, processes: Processes, before: Holdings) -> Holdings:
     told: Holdings | None = None
     while (now := holdings(run, processes)) != before and time.monotonic() < deadline:
         if now != told:
-            say(f"  waiting until the run holds what it held before the storm: {differences(before, now)}")
+            say(f"  waiting until the run holds what it held before the faults: {differences(before, now)}")
         told = now
         time.sleep(3.0)
     return now
@@ -108,7 +108,7 @@ def leaks(record: Record) -> list[str]:
     if record.shared_memory:
         found.append(f"shared memory is left over: {', '.join(record.shared_memory[:5])}")
     if record.before is not None and record.after is not None and record.before != record.after:
-        found.append(f"the run does not hold what it held before the storm: {differences(record.before, record.after)}")
+        found.append(f"the run holds other things than before the faults: {differences(record.before, record.after)}")
     for pid in {usage.pid for usage in record.usage}:
         found += _grown([usage for usage in record.usage if usage.pid == pid])
     return found

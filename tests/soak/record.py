@@ -1,4 +1,4 @@
-"""What a storm did and saw, for its verdict."""
+"""What a fault run did and saw, for its verdict."""
 
 from __future__ import annotations
 

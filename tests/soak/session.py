@@ -1,4 +1,4 @@
-"""The storm: a real run under Ray, its shards on a server that misbehaves, a fault every few seconds.
+"""The fault run: a real run under Ray, its shards on a server that misbehaves, a fault every few seconds.
 
 1. Bundled digits as shards, three samples damaged after they were indexed; prototypes; the shard server.
 2. `tempera resume` in a process of its own drives the run.
@@ -54,11 +54,11 @@ FEWEST_S, MOST_S = 5.0, 20.0
 
 
 def soak(out: Path, *, minutes: float, seed: int, kinds: tuple[str, ...] = ()) -> Outcome:
-    """Run the storm.
+    """Run under faults.
 
     Args:
         out: folder for everything; it must be new.
-        minutes: length of the storm, above 0.
+        minutes: length of the run, above 0.
         seed: of the faults and their times.
         kinds: only these faults; all by default.
 
@@ -147,7 +147,7 @@ def _wait_for_batches(run: RunDir, processes: Processes) -> None:
 def _storm(target: Target, record: Record, *, minutes: float, chance: random.Random, kinds: tuple[str, ...]) -> None:
     began, seconds = time.monotonic(), minutes * 60
     bag: list[str] = []
-    with progress_bar("storm") as advance:
+    with progress_bar("fault run") as advance:
         due = began + chance.uniform(FEWEST_S, MOST_S)
         while (now := time.monotonic()) < began + seconds:
             advance(int(now - began), int(seconds))
@@ -167,7 +167,7 @@ def _calm(target: Target, config: RunConfig, before: Holdings) -> Holdings:
     while True:
         try:
             with target.client() as client:
-                client.scale(config.fleet.loaders, author=AUTHOR, reason="the storm is over")
+                client.scale(config.fleet.loaders, author=AUTHOR, reason="the faults are over")
             break
         except RunError:  # whoever should answer may be on its way back
             if time.monotonic() > deadline:

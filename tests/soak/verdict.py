@@ -1,4 +1,4 @@
-"""The verdict on a storm: invariants, leaks, and how long the run stood still after each kind of fault."""
+"""The verdict on a fault run: invariants, leaks, and how long the run stood still after each kind of fault."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ BEGUN_S = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What a storm showed."""
+    """What a fault run showed."""
 
     seed: int
-    """Of the storm."""
+    """Of the fault run."""
     faults: Mapping[str, int]
     """Kind -> how often it was injected."""
     violations: tuple[str, ...]
