@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,53 +50,25 @@ class Follower:
 
     def __init__(self, run: RunDir, trackers: Sequence[Tracker]) -> None:
         self._run, self._trackers = run, trackers
-        self._file: tuple[int, int] = (0, 0)
-        self._sequence = 0
-        self._pictures: dict[Path, float] = {}
+        self._file: tuple[int, int] = (0, 0)  # inode of metrics.jsonl, bytes read of it
+        self._sequence = 0  # last log entry sent
+        self._pictures: dict[Path, float] = {}  # time of change of each picture sent
 
     def poll(self) -> None:
-        """Send the new lines, control entries and pictures."""
+        """Send the metrics, the values in force and the pictures that are new since the last call."""
         for line in self._new_lines():
-            values = {tag(name): float(value) for name, value in line.items() if _is_scalar(name, value)}
-            self._send(line["step"], line["time"], values)
-        self._new_controls()
-        self._new_pictures()
-
-    def _send(self, step: int, time_s: float, values: Mapping[str, float]) -> None:
-        for tracker in self._trackers:
-            tracker.scalars(step, time_s, values)
-
-    def _new_lines(self) -> list[dict[str, Any]]:
-        """Return the complete lines after the last one seen; all of them when the file was replaced."""
-        try:
-            inode, seen = self._run.metrics.stat().st_ino, self._file[1]
-        except FileNotFoundError:
-            return []
-        if inode != self._file[0]:  # a resume has replaced the file
-            seen = self._sequence = 0
-            self._pictures.clear()
+            values = {}
+            for name, value in line.items():
+                # A bool is an int in Python; `paused` is a state and no curve.
+                if name not in NOT_SCALARS and isinstance(value, int | float) and not isinstance(value, bool):
+                    group = GROUPS.get(name) or ("evaluation" if name.startswith("nn_") else "loss")
+                    values[f"{group}/{name}"] = float(value)
             for tracker in self._trackers:
-                tracker.restart()
-        with self._run.metrics.open("rb") as file:
-            file.seek(seen)
-            text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self._file = (inode, seen + len(whole))
-        return [json.loads(line) for line in whole.splitlines()]
-
-    def _new_controls(self) -> None:
-        """Send effective size and temperature, which are in the run's log."""
-        if not self._run.log.is_file():
-            return
-        for entry in read_entries(self._run.log, after=self._sequence):
-            self._sequence = entry.sequence
-            law = {"effective size": entry.effective_size, "temperature": entry.temperature}
-            known = {f"data/{name}": value for name, value in law.items() if value is not None}
-            if known and entry.in_force:
-                self._send(entry.step, entry.time, known)
-
-    def _new_pictures(self) -> None:
+                tracker.scalars(line["step"], line["time"], values)
+        if self._run.log.is_file():  # not yet, in a run that has just started
+            self._send_controls()
         for path in sorted(self._run.report.glob("*.png")):
+            # A page that is written again draws its curves again, into the same files.
             changed = path.stat().st_mtime
             if self._pictures.get(path) == changed:
                 continue
@@ -106,12 +78,31 @@ class Follower:
             for tracker in self._trackers:
                 tracker.picture(f"report/{name}", int(step[1]) if step else 0, path)
 
+    def _new_lines(self) -> list[dict[str, Any]]:
+        """Return the complete lines after the last one seen; all of them when the file was replaced."""
+        try:
+            inode, seen = self._run.metrics.stat().st_ino, self._file[1]
+        except FileNotFoundError:
+            return []
+        # A resume replaces the file and cuts it: positions in the old one mean nothing in the new one.
+        if inode != self._file[0]:
+            seen = self._sequence = 0
+            self._pictures.clear()
+            for tracker in self._trackers:
+                tracker.restart()
+        with self._run.metrics.open("rb") as file:
+            file.seek(seen)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]  # the trainer may be in the middle of a line
+        self._file = (inode, seen + len(whole))
+        return [json.loads(line) for line in whole.splitlines()]
 
-def tag(name: str) -> str:
-    """Return the name of a metric in TensorBoard: group/name."""
-    group = GROUPS.get(name) or ("evaluation" if name.startswith("nn_") else "loss")
-    return f"{group}/{name}"
-
-
-def _is_scalar(name: str, value: object) -> bool:
-    return name not in NOT_SCALARS and isinstance(value, int | float) and not isinstance(value, bool)
+    def _send_controls(self) -> None:
+        """Send effective size and temperature, which are in the run's log and not in its metrics."""
+        for entry in read_entries(self._run.log, after=self._sequence):
+            self._sequence = entry.sequence
+            setting = {"effective size": entry.effective_size, "temperature": entry.temperature}
+            known = {f"data/{name}": value for name, value in setting.items() if value is not None}
+            if known and entry.in_force:  # a schedule's value is only recorded while a person's holds
+                for tracker in self._trackers:
+                    tracker.scalars(entry.step, entry.time, known)

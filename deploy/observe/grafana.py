@@ -18,18 +18,19 @@ SOURCE = {"type": "prometheus", "uid": "${source}"}
 UNITS = {"seconds": "s", "ratio": "percentunit", "second": "short", "steps": "locale", "samples": "locale"}
 """Grafana's unit by the last word of a name, `_total` aside."""
 RATE = "5m"
+METRIC = re.compile(r"\$(tempera_\w+)")
+"""A metric in a panel's expression; `$name` becomes `name{run="$run"}`, the run that the dashboard's user chose."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Panel:
-    """One panel: a title and the expressions in it; `$` before a metric stands for `metric{run="$run"}`."""
+    """One panel: a title and the expressions in it."""
 
     title: str
-    """Title."""
     lines: dict[str, str]
     """Legend -> expression."""
     width: int = 8
-    """Of 24."""
+    """Columns of Grafana's 24."""
     single: bool = False
     """A number instead of lines over time."""
 
@@ -82,7 +83,7 @@ def dashboard() -> dict[str, Any]:
             "type": "query",
             "datasource": SOURCE,
             "query": {"query": "label_values(tempera_progress_steps, run)", "refId": "runs"},
-            "refresh": 2,
+            "refresh": 2,  # look for runs again whenever the time range changes
             "sort": 1,
         },
     ]
@@ -99,44 +100,41 @@ def dashboard() -> dict[str, Any]:
     }
 
 
-def expression(text: str) -> str:
-    """Return the PromQL of a panel's line, with the label of the chosen run."""
-    return re.sub(r"\$(tempera_\w+)", r'\1{run="$run"}', text)
-
-
 def _laid_out(panels: Sequence[Panel]) -> Iterator[dict[str, Any]]:
-    """Yield the panels side by side, row after row."""
-    x = y = 0
+    """Yield the panels side by side, row after row, in the order of the table."""
+    x = y = row_height = 0
     for number, panel in enumerate(panels, start=1):
         height = HEIGHT // 2 if panel.single else HEIGHT
-        if x + panel.width > WIDTH:
-            x, y = 0, y + (HEIGHT // 2 if panels[number - 2].single else HEIGHT)
+        if x + panel.width > WIDTH:  # it does not fit beside the last one
+            x, y = 0, y + row_height
+        row_height = height  # panels of one row are of one height
         yield _panel(panel, number, {"x": x, "y": y, "w": panel.width, "h": height})
         x += panel.width
 
 
 def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
+    """Return a panel as Grafana's JSON; its description and its unit come from the table of metrics."""
+    texts = list(panel.lines.values())
+    names = [name for text in texts for name in METRIC.findall(text)]
     targets = [
-        {"refId": chr(ord("A") + position), "datasource": SOURCE, "expr": expression(text), "legendFormat": legend}
+        {
+            "refId": chr(ord("A") + position),
+            "datasource": SOURCE,
+            "expr": METRIC.sub(r'\1{run="$run"}', text),
+            "legendFormat": legend,
+        }
         for position, (legend, text) in enumerate(panel.lines.items())
     ]
+    # A quotient of two metrics is a share, whatever their units; otherwise the first metric's name ends in its unit.
+    last_word = names[0].removesuffix("_total").rpartition("_")[2]
+    unit = "percentunit" if any("/" in text for text in texts) else UNITS.get(last_word, "short")
     return {
         "id": number,
         "type": "stat" if panel.single else "timeseries",
         "title": panel.title,
-        "description": " ".join(dict.fromkeys(BY_NAME[name].help for name in _names(panel))),
+        "description": " ".join(dict.fromkeys(BY_NAME[name].help for name in names)),
         "datasource": SOURCE,
         "gridPos": place,
-        "fieldConfig": {"defaults": {"unit": _unit(panel)}, "overrides": []},
+        "fieldConfig": {"defaults": {"unit": unit}, "overrides": []},
         "targets": targets,
     }
-
-
-def _names(panel: Panel) -> list[str]:
-    return [name for text in panel.lines.values() for name in re.findall(r"\$(tempera_\w+)", text)]
-
-
-def _unit(panel: Panel) -> str:
-    if any("/" in text for text in panel.lines.values()):
-        return "percentunit"
-    return UNITS.get(_names(panel)[0].removesuffix("_total").rpartition("_")[2], "short")

@@ -21,7 +21,6 @@ class Reading(NamedTuple):
     """One value of one metric."""
 
     metric: Metric
-    """Which."""
     labels: dict[str, str]
     """`run`, and the metric's own label if it has one."""
     value: float
@@ -56,12 +55,15 @@ def readings(state: State) -> Iterator[Reading]:
         found = metric.read(state)
         values = found if isinstance(found, Mapping) else {"": found}
         for label, value in values.items():
+            # Left out, not zero: a zero would be averaged, and would set off alerts.
             if value is not None and math.isfinite(value):
                 labels = {"run": run} | ({metric.label: label} if metric.label else {})
                 yield Reading(metric, labels, float(value))
 
 
 def _at(*path: str) -> Callable[[State], Value]:
+    """Return a reader of the value at a path of the state; None where a part of the path or the value is missing."""
+
     def read(state: State) -> Value:
         found: Any = state
         for name in path:
@@ -73,32 +75,28 @@ def _at(*path: str) -> Callable[[State], Value]:
 
 
 def _of_loaders(name: str) -> Callable[[State], Mapping[str, Value]]:
+    """Return a reader of one value of each loader, by the loader's name."""
     return lambda state: {member["name"]: member.get(name) for member in state["fleet"]["members"]}
 
 
-def _ready(state: State) -> int:
-    return sum(member["state"] == "ready" for member in state["fleet"]["members"])
-
-
 def _scheduled(state: State) -> Value:
-    """Return the schedule's effective size where the policy follows one: only then is there a temperature."""
-    follows = state["selection"]["temperature"] is not None
-    return _at("selection", "scheduled_effective_size")(state) if follows else None
+    """Return the schedule's effective size; None under a policy that follows none.
 
-
-def _drawn(state: State) -> Value:
-    selection = state["selection"]
-    drawn: int = round(selection["times_drawn"]["mean"] * selection["num_samples"])
-    return drawn
+    Only a policy that follows the schedule has a temperature. Exported for the others, the schedule's value would set
+    off the alert on sizes that differ from it.
+    """
+    if state["selection"]["temperature"] is None:
+        return None
+    return _at("selection", "scheduled_effective_size")(state)
 
 
 def _drawn_ahead(state: State) -> Value:
+    """Return the steps between the last trained and the last drawn; None before the first of either."""
     step, drawn = _at("progress", "step")(state), _at("control", "next_step")(state)
-    return None if step is None or drawn is None else max(0, drawn - step)
-
-
-def _latency(state: State) -> Mapping[str, Value]:
-    return {"50": state["latency"]["p50_s"], "99": state["latency"]["p99_s"]}
+    if step is None or drawn is None:
+        return None
+    # The service reads the draw before the step, so the trainer can seem to be ahead for a moment.
+    return max(0, drawn - step)
 
 
 METRICS: tuple[Metric, ...] = (
@@ -144,7 +142,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         name="tempera_control_latency_seconds",
         help="Time from a change's request to the first batch drawn under it, by percentile.",
-        read=_latency,
+        read=lambda state: {"50": state["latency"]["p50_s"], "99": state["latency"]["p99_s"]},
         label="percentile",
     ),
     Metric(
@@ -169,7 +167,12 @@ METRICS: tuple[Metric, ...] = (
         read=lambda state: state["selection"]["scored"],
         label="kind",
     ),
-    Metric(name="tempera_drawn_samples_total", help="Draws of all windows so far.", read=_drawn, kind="counter"),
+    Metric(
+        name="tempera_drawn_samples_total",
+        help="Draws of all windows so far.",
+        read=lambda state: round(state["selection"]["times_drawn"]["mean"] * state["selection"]["num_samples"]),
+        kind="counter",
+    ),
     Metric(
         name="tempera_bad_samples_total",
         help="Draws whose sample failed its checks and was substituted.",
@@ -177,7 +180,11 @@ METRICS: tuple[Metric, ...] = (
         kind="counter",
     ),
     Metric(name="tempera_desired_loaders", help="Desired number of loaders.", read=_at("fleet", "desired")),
-    Metric(name="tempera_ready_loaders", help="Loaders that are ready.", read=_ready),
+    Metric(
+        name="tempera_ready_loaders",
+        help="Loaders that are ready.",
+        read=lambda state: sum(member["state"] == "ready" for member in state["fleet"]["members"]),
+    ),
     Metric(
         name="tempera_loader_restarts_total",
         help="Times that a loader was lost and replaced.",
@@ -205,7 +212,6 @@ METRICS: tuple[Metric, ...] = (
         label="loader",
     ),
 )
-"""All exported metrics."""
+"""All exported metrics. Readers index what every state has and use `_at` for what may be unknown."""
 
 BY_NAME = {metric.name: metric for metric in METRICS}
-"""The table by name."""

@@ -43,8 +43,23 @@ def write_monitoring(
     """
     folder.mkdir(parents=True, exist_ok=True)
     configuration, alerts, panels = folder / "prometheus.yml", folder / ALERTS.name, folder / "grafana.json"
-    jobs = [] if url is None else [_run_job(url, token_file)]
-    jobs += [] if ray_targets is None else [_ray_job(ray_targets, alone=url is None)]
+    jobs: list[dict[str, Any]] = []
+    if url is not None:
+        place = urlsplit(url)
+        job: dict[str, Any] = {
+            "job_name": "tempera",
+            "metrics_path": "/metrics",
+            "scheme": place.scheme,
+            "static_configs": [{"targets": [place.netloc]}],
+        }
+        # Name the token's file instead of copying the token: these files may be shared or committed.
+        if token_file is not None:
+            job["authorization"] = {"credentials_file": str(token_file.resolve())}
+        jobs.append(job)
+    if ray_targets is not None:
+        relabel = OFF_RAY if url is None else NOT_TWICE
+        ray = {"job_name": "ray", "file_sd_configs": [{"files": [str(ray_targets)]}]}
+        jobs.append(ray | {"metric_relabel_configs": [relabel]})
     content = {
         "global": {"scrape_interval": f"{scrape_s}s", "evaluation_interval": f"{scrape_s}s"},
         "rule_files": [ALERTS.name],
@@ -54,25 +69,3 @@ def write_monitoring(
     shutil.copyfile(ALERTS, alerts)
     write_json(panels, dashboard())
     return [configuration, alerts, panels]
-
-
-def _run_job(url: str, token_file: Path | None) -> dict[str, Any]:
-    place = urlsplit(url)
-    job: dict[str, Any] = {
-        "job_name": "tempera",
-        "metrics_path": "/metrics",
-        "scheme": place.scheme,
-        "static_configs": [{"targets": [place.netloc]}],
-    }
-    if token_file is not None:
-        job["authorization"] = {"credentials_file": str(token_file.resolve())}
-    return job
-
-
-def _ray_job(targets: Path, *, alone: bool) -> dict[str, Any]:
-    relabel = OFF_RAY if alone else NOT_TWICE
-    return {
-        "job_name": "ray",
-        "file_sd_configs": [{"files": [str(targets)]}],
-        "metric_relabel_configs": [relabel],
-    }

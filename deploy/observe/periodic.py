@@ -28,6 +28,7 @@ def periodic(
     def loop() -> None:
         last, known = False, ""
         while not last:
+            # True once the block has ended: act once more, so that what was written since the last call is not lost.
             last = over.wait(every_s)
             try:
                 act()
@@ -35,10 +36,12 @@ def periodic(
             except Exception as error:  # an observer must not fail the run that it observes
                 first_line, *_ = str(error).split("\n")
                 reason = f"{type(error).__name__}: {first_line}"
+                # A service that is down for an hour is one warning, not one every few seconds.
                 log.log(logging.DEBUG if reason == known else logging.WARNING, "%s (%s)", trouble, reason)
                 log.debug("where:", exc_info=True)
                 known = reason
 
+    # A daemon, so that a call that hangs past `join_s` cannot keep the process from ending.
     thread = threading.Thread(target=loop, name=name, daemon=True)
     thread.start()
     try:

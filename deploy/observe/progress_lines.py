@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 MARK = "tempera-progress "
 SWITCH = "TEMPERA_PROGRESS"
-"""Environment variable."""
+"""Environment variable by which a job asks for lines instead of a bar."""
 LINES = "lines"
-"""Its value for lines instead of a bar."""
-
-
-def wanted() -> bool:
-    """Tell whether the environment asks for lines."""
-    return os.environ.get(SWITCH) == LINES
+"""Its value for that."""
 
 
 def encode(facts: dict[str, Any]) -> str:
@@ -24,7 +18,10 @@ def encode(facts: dict[str, Any]) -> str:
 
 
 def decode(line: str) -> dict[str, Any] | None:
-    """Return the facts of such a line; None for any other line."""
+    """Return the facts of such a line; None for any other line of a job's log.
+
+    A log may hold text from anywhere, so a line that only looks like one of ours must not end `tempera jobs`.
+    """
     if not line.startswith(MARK):
         return None
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -24,19 +23,20 @@ EVERY_S = 5.0
 
 def metrics_text(state: State) -> bytes:
     """Return the run's metrics in Prometheus' text format, from the answer of /api/v1/state."""
+    # A registry for each request: the library's global one would add the values of this process and of Python.
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Snapshot(state))
     return generate_latest(registry)
 
 
 class _Snapshot(Collector):
-    """One state of a run as metric families."""
+    """One state of a run as the library's metric families."""
 
     def __init__(self, state: State) -> None:
         self._state = state
 
     def collect(self) -> Iterator[Family]:
-        """The families that have a value."""
+        """Yield the metrics that have a value, each with the readings of all its labels together."""
         families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
         for metric, labels, value in readings(self._state):
             if metric.name not in families:
@@ -54,27 +54,15 @@ def exported_to_ray(source: Callable[[], State], *, every_s: float = EVERY_S) ->
         source: returns the run's state.
         every_s: seconds between two readings.
     """
-    exporter = RayExporter(source)
+    from ray.util.metrics import Gauge
+
+    # Counters are gauges too: a Ray counter does not exist before its first increment, so `increase()` would miss it.
+    gauges = {metric.name: Gauge(metric.name, description=metric.help, tag_keys=metric.labels) for metric in METRICS}
+
+    def export() -> None:
+        for metric, labels, value in readings(source()):
+            gauges[metric.name].set(value, tags=labels)
+
     trouble = "the metrics could not be read; the next reading has them"
-    with periodic(exporter.export, every_s=every_s, name="ray-metrics", trouble=trouble):
+    with periodic(export, every_s=every_s, name="ray-metrics", trouble=trouble):
         yield
-
-
-class RayExporter:
-    """Sets the run's metrics as gauges of Ray.
-
-    Counters are gauges too: a Ray counter does not exist before its first increment, so `increase()` would miss it.
-    """
-
-    def __init__(self, source: Callable[[], State]) -> None:
-        from ray.util.metrics import Gauge
-
-        self._source = source
-        self._gauges: dict[str, Any] = {
-            metric.name: Gauge(metric.name, description=metric.help, tag_keys=metric.labels) for metric in METRICS
-        }
-
-    def export(self) -> None:
-        """Set all metrics to their present values."""
-        for metric, labels, value in readings(self._source()):
-            self._gauges[metric.name].set(value, tags=labels)

@@ -37,45 +37,33 @@ def log_entries(run: RunDir, *, limit: int, changes_only: bool = False) -> list[
     """
     if not run.log.is_file():
         raise RunError(f"{run.path} has no log yet (run.sqlite is missing): the run has not started.")
-    from scoring import read_entries
+    from scoring import read_entries  # late: it imports pyarrow, which `tempera watch` of a live run does without
 
     entries = read_entries(run.log, limit=limit, without=(SCHEDULE,) if changes_only else ())
     return [plain_entry(entry) for entry in entries]
 
 
 def log_table(entries: Sequence[dict[str, Any]]) -> Table:
-    """Return the entries as a table."""
-    rows = [
-        (
-            datetime.fromtimestamp(entry["time"]).strftime("%H:%M:%S"),
-            entry["author"],
-            what(entry),
-            entry["window"],
-            entry["step"],
-            _in_force(entry),
-            _short(entry["reason"]) if entry["in_force"] else "recorded; a person's value holds",
-        )
-        for entry in entries
-    ]
+    """Return the entries of `log_entries` as a table for the terminal."""
+    rows = []
+    for entry in entries:
+        in_force = ""
+        if entry["effective_size"] is not None:
+            in_force = f"{entry['effective_size']:.3f}"
+            in_force += "" if entry["temperature"] is None else f", tau {entry['temperature']:.3g}"
+        reason = entry["reason"] if entry["in_force"] else "recorded; a person's value holds"
+        if len(reason) > SHOWN_CHARACTERS:
+            reason = reason[: SHOWN_CHARACTERS - 3] + "..."
+        time = datetime.fromtimestamp(entry["time"]).strftime("%H:%M:%S")
+        rows.append((time, entry["author"], describe_entry(entry), entry["window"], entry["step"], in_force, reason))
     return table("run log", ("time", "author", "what", "window", "step", "in force", "why"), rows)
 
 
-def what(entry: dict[str, Any]) -> str:
-    """Return an entry's kind and the value that it set, in a few words."""
+def describe_entry(entry: dict[str, Any]) -> str:
+    """Return an entry's kind and the value that it set, as in "effective size 0.35" or "loader lost"."""
     value = entry["value"]
     shown = "" if value is None else f" {value:.4g}" if isinstance(value, float) else f" {value}"
     return f"{entry['kind']}{'' if entry['kind'].startswith(LOADER) else shown}".replace("_", " ")
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
-
-
-def _in_force(entry: dict[str, Any]) -> str:
-    if entry["effective_size"] is None:
-        return ""
-    temperature = "" if entry["temperature"] is None else f", tau {entry['temperature']:.3g}"
-    return f"{entry['effective_size']:.3f}{temperature}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,11 +89,14 @@ def knob_history(run: RunDir, *, initial: tuple[float, float], window_steps: int
     """
     from scoring import read_entries
 
+    # Of several entries for one window the last is in force.
     changes = {entry.window: entry for entry in read_entries(run.log) if entry.effective_size is not None}
     knob = Knob(steps=[], effective_size=[], temperature=[])
     size, temperature = initial
+    # The log has only changes: a window without an entry keeps the values of the one before.
     for window in range(math.ceil(total_steps / window_steps)):
         if window in changes:
+            # NaN leaves a gap in the curve, where a policy has no effective size or no temperature.
             size, temperature = changes[window].effective_size or math.nan, changes[window].temperature or math.nan
         knob.steps.append(window * window_steps)
         knob.effective_size.append(size)

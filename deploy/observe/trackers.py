@@ -22,7 +22,7 @@ class Tracker(Protocol):
     """Receives the numbers and pictures of a run."""
 
     def restart(self) -> None:
-        """Prepare for all numbers again, from the first step on."""
+        """Prepare for all numbers again, from the first step on: the run was cut back to a checkpoint."""
 
     def scalars(self, step: int, time_s: float, values: Mapping[str, float]) -> None:
         """Store values of a step; `time_s` is seconds since the epoch."""
@@ -44,6 +44,7 @@ class TensorBoard:
     def restart(self) -> None:
         """Begin a new event file without the old ones."""
         self.close()
+        # TensorBoard cannot take back a step: without this it would show both curves after the checkpoint.
         if self._folder.is_dir():
             for path in self._folder.glob("events.out.tfevents.*"):
                 with suppress(FileNotFoundError):
@@ -102,6 +103,7 @@ class Mlflow:
                 "answers, as in http://127.0.0.1:5000, or leave mlflow out of TEMPERA_TRACKERS."
             ) from error
         self._mlflow.start_run(run_name=name)
+        # Older servers refuse parameters above 250 characters (mlflow/mlflow issue 1976).
         self._mlflow.log_params({key: str(value)[:250] for key, value in flat(config).items()})
 
     def restart(self) -> None:
@@ -126,6 +128,7 @@ class Wandb:
     def __init__(self, module: ModuleType, *, name: str, config: Mapping[str, Any]) -> None:
         self._wandb: Any = module
         self._newest = self._sent = -1
+        # With the run's name as its id a resumed run continues its curves instead of starting new ones.
         self._run: Any = module.init(project="tempera", name=name, id=name, resume="allow", config=dict(config))
 
     def restart(self) -> None:
@@ -161,6 +164,7 @@ def build_trackers(folder: Path, services: tuple[str, ...], *, name: str, config
     Raises:
         ValueError: a service is unknown, or its package is not installed.
     """
+    # Import every package first: a missing one must not leave a run begun at the service named before it.
     modules = {service: _module(service) for service in services}
     made = [SERVICES[service](module, name=name, config=config) for service, module in modules.items()]
     return [TensorBoard(folder), *made]

@@ -5,6 +5,7 @@ A job without a terminal writes lines to its log instead (`deploy.observe.progre
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,24 +24,33 @@ THREAD, TROUBLE = "training-bar", "the run's progress could not be read"
 
 @contextmanager
 def training_bar(run: RunDir, *, total_steps: int, description: str = "training") -> Iterator[None]:
-    """Show step, loss and images/s until the block ends.
+    """Show step, loss and images/s until the block ends: a bar, or lines where TEMPERA_PROGRESS asks for them.
 
     Args:
         run: its metrics.jsonl is read.
         total_steps: length of the bar.
         description: what is being trained.
     """
-    if progress_lines.wanted():
-        with _lines(run, total_steps):
+    if os.environ.get(progress_lines.SWITCH) == progress_lines.LINES:
+        written = -1
+
+        def write() -> None:
+            nonlocal written
+            newest = _newest(run)
+            if newest and newest["step"] != written:  # a run that is paused logs no new step
+                written = newest["step"]
+                facts = {name: newest[name] for name in ("step", "loss", "images_per_s")}
+                ERR.file.write(progress_lines.encode({**facts, "total_steps": total_steps}) + "\n")
+                ERR.file.flush()
+
+        with periodic(write, every_s=LINE_EVERY_S, name=THREAD, trouble=TROUBLE):
             yield
         return
     with training_progress() as progress:
         task = progress.add_task(description, total=total_steps, facts="")
-
-        def show() -> None:
-            show_progress(progress, task, _newest(run))
-
-        with periodic(show, every_s=POLL_S, name=THREAD, trouble=TROUBLE):
+        with periodic(
+            lambda: show_progress(progress, task, _newest(run)), every_s=POLL_S, name=THREAD, trouble=TROUBLE
+        ):
             yield
 
 
@@ -63,22 +73,7 @@ def show_progress(progress: Progress, task: TaskID, facts: dict[str, Any] | None
 
 
 def _newest(run: RunDir) -> dict[str, Any] | None:
+    """Return the last logged step; None before the first."""
+    # Lines without a loss are evaluations and pauses, which stand between the steps.
     lines = [line for line in run.metric_lines(tail=4) if "loss" in line]
     return lines[-1] if lines else None
-
-
-@contextmanager
-def _lines(run: RunDir, total_steps: int) -> Iterator[None]:
-    """Write a line to standard error whenever the run has logged a new step."""
-    written: list[int] = []
-
-    def write() -> None:
-        newest = _newest(run)
-        if newest and newest["step"] not in written[-1:]:
-            written.append(newest["step"])
-            facts = {name: newest[name] for name in ("step", "loss", "images_per_s")}
-            ERR.file.write(progress_lines.encode({**facts, "total_steps": total_steps}) + "\n")
-            ERR.file.flush()
-
-    with periodic(write, every_s=LINE_EVERY_S, name=THREAD, trouble=TROUBLE):
-        yield

@@ -7,18 +7,18 @@ bad samples come from the run's log.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from deploy.api.latency import quantile
-from deploy.observe.run_log import knob_history, what
+from deploy.observe.run_log import describe_entry, knob_history
 from deploy.report import plots
 from deploy.report.report import Section
 from deploy.runs.config import RunConfig
 from deploy.runs.rundir import RunDir
-from scoring import LogEntry, read_entries
+from scoring import read_entries
 
 LOG_LINES = 200
 """Newest changes in the report."""
@@ -36,17 +36,21 @@ def figures(run: RunDir) -> dict[str, Any]:
     lines = [line for line in run.metric_lines() if "loss" in line]
     last: dict[str, Any] = lines[-1] if lines else {}
     entries = read_entries(run.log) if run.log.is_file() else []
-    laws = [entry for entry in entries if entry.effective_size is not None]
-    latencies = [float(entry.value) for entry in _of(entries, "control_latency") if entry.value is not None]
+    sized = [entry for entry in entries if entry.effective_size is not None]
+    temperature = sized[-1].temperature if sized else None
+    values = [entry.value for entry in entries if entry.kind == "control_latency"]
+    latencies = [float(value) for value in values if value is not None]
+    kinds = Counter(entry.kind for entry in entries)
     return {
         **{name: last.get(name) for name in ("step", "loss", "images_per_s", "data_wait")},
-        "effective_size": laws[-1].effective_size if laws else None,
-        "temperature": _finite(laws[-1].temperature) if laws else None,
+        "effective_size": sized[-1].effective_size if sized else None,
+        # Uniform draws have an infinite temperature, which JSON cannot hold.
+        "temperature": None if temperature is None or math.isinf(temperature) else temperature,
         "changes": entries[-1].version if entries else 0,
         "control_latency_p50_s": quantile(latencies, 0.5),
         "control_latency_p99_s": quantile(latencies, 0.99),
-        "loaders_lost": len(_of(entries, "loader_lost")),
-        "bad_samples": len(_of(entries, "bad_sample")),
+        "loaders_lost": kinds["loader_lost"],
+        "bad_samples": kinds["bad_sample"],
     }
 
 
@@ -60,39 +64,30 @@ def figure_sections(run: RunDir, config: RunConfig) -> list[Section]:
     if curve is not None:
         caption = "effective dataset size and temperature by step; where they leave the schedule, a person held them"
         sections.append(Section(title="What the model saw", pictures={curve: caption}))
-    changes = read_entries(run.log, limit=LOG_LINES, without=QUIET)
+    changes = []
+    for entry in read_entries(run.log, limit=LOG_LINES, without=QUIET):
+        time = datetime.fromtimestamp(entry.time).strftime("%Y-%m-%d %H:%M:%S")
+        words = describe_entry({"kind": entry.kind, "value": entry.value})
+        changes.append((time, entry.author, words, entry.window, entry.step, entry.reason))
     if changes:
         columns = ("time", "author", "what", "window", "step", "why")
-        sections.append(Section(title="Who changed what", columns=columns, rows=[_row(entry) for entry in changes]))
+        sections.append(Section(title="Who changed what", columns=columns, rows=changes))
     return sections
-
-
-def _row(entry: LogEntry) -> Sequence[object]:
-    time = datetime.fromtimestamp(entry.time).strftime("%Y-%m-%d %H:%M:%S")
-    words = what({"kind": entry.kind, "value": entry.value})
-    return time, entry.author, words, entry.window, entry.step, entry.reason
-
-
-def _finite(temperature: float | None) -> float | None:
-    """Return None for the infinite temperature of uniform draws."""
-    return None if temperature is None or math.isinf(temperature) else temperature
-
-
-def _of(entries: Sequence[LogEntry], kind: str) -> list[LogEntry]:
-    return [entry for entry in entries if entry.kind == kind]
 
 
 def _curve(run: RunDir, config: RunConfig) -> Path | None:
     """Draw the effective size; None for a policy without one, or an adaptive schedule."""
     lines = run.metric_lines(tail=1)
-    laws = [entry for entry in read_entries(run.log) if entry.effective_size is not None]
-    steered = any(_finite(entry.temperature) is not None for entry in laws)
-    if config.curriculum.adaptive or not lines or not steered or laws[0].temperature is None:
+    sized = [entry for entry in read_entries(run.log) if entry.effective_size is not None]
+    # A policy that draws uniformly has no finite temperature at any time: its curve would be a flat line.
+    steered = any(entry.temperature is not None and not math.isinf(entry.temperature) for entry in sized)
+    # An adaptive schedule has no size by progress that the one in force could be compared with.
+    if config.curriculum.adaptive or not lines or not steered or sized[0].temperature is None:
         return None
     schedule, train = config.curriculum.schedule_by_progress(), config.train
     knob = knob_history(
         run,
-        initial=(laws[0].effective_size or schedule(0.0), laws[0].temperature),
+        initial=(sized[0].effective_size or schedule(0.0), sized[0].temperature),
         window_steps=train.window_steps,
         total_steps=lines[0]["step"],
     )

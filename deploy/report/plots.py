@@ -24,6 +24,7 @@ DPI = 120
 
 @contextmanager
 def _axes(path: Path, *, width: float = 7.2, height: float = 3.6) -> Iterator[Axes]:
+    # Not pyplot: it keeps every figure until it is closed, and it may be used by one thread only.
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -84,6 +85,7 @@ def times_drawn(path: Path, *, counts: NDArray[Any], label: str) -> None:
         label: entry of the legend.
     """
     top = int(counts.max(initial=0))
+    # One bar for each number of draws, as long as the bars can be told apart.
     bins = np.arange(top + 2) - 0.5 if top < 60 else np.linspace(0, top, 60)
     with _axes(path) as axes:
         axes.hist(counts, bins=bins.tolist(), color=WARM, alpha=0.85, label=label)

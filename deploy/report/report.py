@@ -70,6 +70,7 @@ def _section(section: Section) -> str:
         head = "".join(f"<th>{html.escape(name)}</th>" for name in section.columns)
         rows = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in section.rows)
         parts.append(f"<table><tr>{head}</tr>{rows}</table>")
+    # Pictures are written into the page, so that it can be mailed or opened from anywhere as one file.
     for path, caption in section.pictures.items():
         encoded = base64.b64encode(path.read_bytes()).decode()
         text = html.escape(caption)
@@ -80,6 +81,8 @@ def _section(section: Section) -> str:
 
 
 def _cell(value: object) -> str:
+    """Return a value as a cell of the table: four digits of a float, "-" for what is not known."""
+    # A bool is an int in Python, but reads as a word.
     if isinstance(value, int | float) and not isinstance(value, bool):
         text = f"{value:.4g}" if isinstance(value, float) else str(value)
         return f"<td class=number>{text}</td>"

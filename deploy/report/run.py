@@ -40,6 +40,7 @@ def write_run_report(run: RunDir, config: RunConfig) -> Path:
         config: its configuration.
     """
     run.report.mkdir(parents=True, exist_ok=True)
+    # Figures, curves and pictures come from the files and never from the live run: a finished run gets the same page.
     sections = [*figure_sections(run, config), Section(title="Curves", pictures=_curves(run))]
     for name, title in TITLES.items():
         found = predictions(run.report, name)
@@ -62,6 +63,7 @@ def predictions(folder: Path, name: str | None = None) -> dict[Path, str]:
 
 
 def _curves(run: RunDir) -> dict[Path, str]:
+    """Draw the curves whose metrics the run has logged; return file -> caption."""
     lines = run.metric_lines()
     pictures: dict[Path, str] = {}
     for file, (caption, names) in CURVES.items():
@@ -73,6 +75,7 @@ def _curves(run: RunDir) -> dict[Path, str]:
         if series:
             plots.curves(run.report / file, series=series, x="optimizer step", y=caption.split(":")[0])
             pictures[run.report / file] = caption
+    # Only methods with masked-token losses log it, one value for each layer.
     heterogeneity = heterogeneity_plot(run.path / "metrics.jsonl") if lines else None
     if heterogeneity is not None:
         save_whole(heterogeneity, run.report / "heterogeneity.png", dpi=plots.DPI)

@@ -106,7 +106,8 @@ class RunConfig:
                 raise ValueError(f"extensions must be importable modules; {module!r} is not: {error}.") from error
 
     def __post_init__(self) -> None:
-        self.load_extensions()  # first: the method may be theirs
+        # First, because the method or the policy that is checked below may be registered by an extension.
+        self.load_extensions()
         choose(self.train.method, METHODS, "train.method")
         choose(self.curriculum.growth.metric, dict.fromkeys(FOLLOWED), "curriculum.growth.metric")
         if self.curriculum.adaptive and self.curriculum.growth.metric != "loss" and not self.evaluate_every:
@@ -135,7 +136,7 @@ class RunConfig:
 
 
 def save_config(config: RunConfig, path: Path) -> None:
-    """Write the configuration as JSON, whole or not at all."""
+    """Write the configuration as JSON, whole or not at all: a crash must not leave half a file for `tempera resume`."""
     write_json(path, asdict(config))
 
 
@@ -158,7 +159,13 @@ def load_config(path: Path) -> RunConfig:
 
 
 def selection_config(config: RunConfig, *, num_samples: int, fingerprint: str) -> SelectionConfig:
-    """Return the configuration of the run's selection."""
+    """Return the configuration of the run's selection.
+
+    Args:
+        config: the run.
+        num_samples: samples of the training index.
+        fingerprint: of the training index; scores computed for other data are refused by it.
+    """
     train = config.train
     return SelectionConfig(
         seed=train.seed,
@@ -173,5 +180,12 @@ def selection_config(config: RunConfig, *, num_samples: int, fingerprint: str) -
 
 
 def prototype_distances(config: RunConfig) -> NDArray[np.float32] | None:
-    """Return the run's prototype distances, float32[N] in [0, 1]; None when it has none."""
-    return None if config.data.prototypes is None else Prototypes.load(config.data.prototypes).distance
+    """Return the run's prototype distances, float32[N] in [0, 1], in the order of the index; None without prototypes.
+
+    Raises:
+        FileNotFoundError: the run names a file that is not there.
+        ValueError: it is not a prototypes file.
+    """
+    if config.data.prototypes is None:
+        return None
+    return Prototypes.load(config.data.prototypes).distance

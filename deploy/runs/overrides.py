@@ -35,7 +35,10 @@ def override(config: RunConfig, settings: Iterable[str]) -> RunConfig:
             if not isinstance(place, dict):
                 raise ValueError(f"{parent!r} in {path!r} must be a group of fields; it is a single value.")
         choose(leaf, place, f"a field of {'.'.join(parents) or 'the run'}")
-        place[leaf] = _value(text)
+        try:
+            place[leaf] = json.loads(text)
+        except json.JSONDecodeError:
+            place[leaf] = text  # names need no quotes on a command line
     return from_dict(RunConfig, values)
 
 
@@ -59,15 +62,9 @@ def combination(*, method: str | None, masking: str | None, curriculum: str | No
         settings.append(f"train.model.masking={masking}")
     if curriculum is not None:
         settings.append(f"curriculum.policy={curriculum}")
+        # These two policies draw by scores that the trainer reports only when its patch-aware selection is on.
         selecting = [name for name in ("pass", "bss") if name in curriculum.split("*")]
         settings += [f"train.model.pass_.{field}" for name in selecting for field in ("enabled=true", f"score={name}")]
     if mto is not None:
         settings.append(f"train.model.mto={json.dumps(asdict(choose(mto, MTO_PRESETS, 'mto preset')))}")
     return settings
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text

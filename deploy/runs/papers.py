@@ -38,6 +38,9 @@ PASS = PassConfig(enabled=True)
 BSS = PassConfig(enabled=True, score="bss")
 SIMMIM_CROP = Transform(scale=(0.67, 1.0), interpolation="bilinear")
 CONMIM_CROP = Transform(scale=(0.08, 1.0))
+# Lin et al. (CVPR 2025) anneal the temperature from 0.07 to 0.6; these are the effective sizes at the two (Eq. 5).
+# A size holds for every policy, while one temperature gives prototypical and hard draws different sizes.
+ANNEALED = CurriculumConfig(start=0.20, end=0.614)
 
 
 def mae(corpus: Corpus, epochs: int, *, size: str, **model: Any) -> TrainConfig:
@@ -47,6 +50,7 @@ def mae(corpus: Corpus, epochs: int, *, size: str, **model: Any) -> TrainConfig:
 
 def simmim(corpus: Corpus, epochs: int, *, size: str, **model: Any) -> TrainConfig:
     """SimMIM (Xie et al., CVPR 2022): batch 2048, 1e-4 per 512 images, AdamW (.9, .999), gradients clipped at 5."""
+    # Masks are blocks of 32 pixels, and 0.6 of those hides 61 % of the tokens (METHODS section 2).
     shape = {"masking": "simmim", "mask_ratio": 0.6, "layer_scale": 0.1, "drop_path": 0.1, "norm_pix": False} | model
     return _scaled(
         corpus,
@@ -57,6 +61,7 @@ def simmim(corpus: Corpus, epochs: int, *, size: str, **model: Any) -> TrainConf
         model=model_size(size, **shape),
         base_lr=1e-4,
         lr_batch=512,
+        # The paper's code scales the first rate of the warm-up with the batch too, not only the base rate.
         warmup_lr=5e-7 * round(2048 * corpus.batch_share) / 512,
         schedule="multistep",
         betas=(0.9, 0.999),
@@ -66,8 +71,9 @@ def simmim(corpus: Corpus, epochs: int, *, size: str, **model: Any) -> TrainConf
 
 def bootmae(corpus: Corpus, epochs: int, *, size: str, **model: Any) -> TrainConfig:
     """BootMAE (Dong et al., ECCV 2022): MAE's optimisation, 1e-4 at the end, pixels in [-1, 1], block-wise masks."""
-    half = (0.5, 0.5, 0.5)
+    half = (0.5, 0.5, 0.5)  # its code scales pixels to [-1, 1] instead of by ImageNet's mean and deviation
     shape = model_size(size, masking="block", **model)
+    # The last rate is absolute: unlike the base rate it does not scale with the batch.
     return _scaled(
         corpus, epochs, batch=4096, warmup_epochs=40, method="bootmae", model=shape, min_lr=1e-4, mean=half, std=half
     )
@@ -84,7 +90,7 @@ def conmim(corpus: Corpus, epochs: int, *, size: str, **model: Any) -> TrainConf
         method="conmim",
         model=model_size(size, **shape),
         base_lr=5e-4,
-        lr_batch=0,
+        lr_batch=0,  # the rate is absolute, whatever the batch
         min_lr=1e-5,
         betas=(0.9, 0.98),
         clip_norm=1.0,
@@ -92,13 +98,25 @@ def conmim(corpus: Corpus, epochs: int, *, size: str, **model: Any) -> TrainConf
 
 
 def clmae(corpus: Corpus, epochs: int, *, size: str, **model: Any) -> TrainConfig:
-    """CL-MAE (Madan et al., WACV 2024) with the recommended rate: MAE's optimisation, plain pixel targets."""
+    """CL-MAE (Madan et al., WACV 2024): MAE's optimisation, plain pixel targets.
+
+    The base rate is MAE's 1.5e-4, not the 1e-3 of CL-MAE's own code.
+    """
     shape = model_size(size, norm_pix=False, **model)
     return _scaled(corpus, epochs, batch=4096, warmup_epochs=40, method="clmae", model=shape)
 
 
 def _scaled(corpus: Corpus, epochs: int, *, batch: int, warmup_epochs: int, **fields: Any) -> TrainConfig:
-    """Turn a recipe stated in epochs into steps on a corpus."""
+    """Turn a recipe stated in epochs into steps on a corpus.
+
+    Args:
+        corpus: images of an epoch, and share of the paper's batch.
+        epochs: length of the run.
+        batch: the paper's global batch.
+        warmup_epochs: the paper's warm-up; a run shorter than five of them warms up for a fifth of its steps.
+        fields: other fields of TrainConfig; `model` is needed.
+    """
+    # A smaller batch keeps the paper's epochs; TrainConfig scales the base rate with the batch.
     global_batch = round(batch * corpus.batch_share)
     epoch_steps = corpus.samples // global_batch
     settings: PassConfig = fields["model"].pass_
@@ -123,7 +141,7 @@ def on_imagenet(
         name=UNNAMED,
         data=replace(data, transform=replace(crop or Transform(), size=IMAGENET.image_size)),
         train=train,
-        curriculum=CurriculumConfig(policy=policy, start=0.20, end=0.614),
+        curriculum=replace(ANNEALED, policy=policy),
         loader=LoaderConfig(threads=4, cache_bytes=8 * 2**30),
         fleet=FleetConfig(loaders=8, cpus_per_loader=4.0),
         trainers=TrainersConfig(workers=8, use_gpu=True),
@@ -138,7 +156,7 @@ def on_cifar(
         name=UNNAMED,
         data=replace(data, transform=replace(crop or Transform(), size=CIFAR.image_size)),
         train=train,
-        curriculum=CurriculumConfig(policy=policy, start=0.20, end=0.614),
+        curriculum=replace(ANNEALED, policy=policy),
         trainers=TrainersConfig(cpus_per_worker=2.0),
     )
 

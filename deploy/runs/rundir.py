@@ -49,55 +49,23 @@ class Endpoint:
     """Name of the loader fleet's actor."""
 
 
-@dataclass(frozen=True, slots=True)
 class RunDir:
-    """Paths of one run and the few files that deploy itself writes."""
+    """Paths of one run and the few files that deploy itself writes. Making one reads and writes nothing."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.json"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "run.sqlite"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def stop_request(self) -> Path:
-        """While this file exists, the ranks write a checkpoint and stop."""
-        return self.path / "stop"
-
-    @property
-    def pause_request(self) -> Path:
-        """While this file exists, the ranks pause."""
-        return self.path / "pause"
-
-    @property
-    def consumed(self) -> Path:
-        """One JSON line for each consumed batch, since the last start."""
-        return self.path / "consumed.jsonl"
-
-    @property
-    def api(self) -> Path:
-        return self.path / "api.json"
-
-    @property
-    def api_token(self) -> Path:
-        """Token of the HTTP API, readable by the owner only."""
-        return self.path / "api-token"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.log = path / "run.sqlite"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.report = path / "report"
+        self.consumed = path / "consumed.jsonl"
+        # While one of these two exists, the ranks write a checkpoint and stop, or pause. Files, because ranks on other
+        # nodes share this folder with the driver and nothing else.
+        self.stop_request = path / "stop"
+        self.pause_request = path / "pause"
+        self.api = path / "api.json"
+        self.api_token = path / "api-token"
 
     def require(self) -> RunDir:
         """Return this directory if it holds a run.
@@ -117,6 +85,7 @@ class RunDir:
             endpoint = Endpoint(**json.loads((self.path / "cluster.json").read_text()))
         except (FileNotFoundError, ValueError, TypeError):
             return None
+        # A driver that was killed leaves its file behind, so the process decides and not the file.
         return endpoint if _alive(endpoint.pid) else None
 
     def api_url(self) -> str | None:
@@ -149,6 +118,7 @@ class RunDir:
             RunError: another process drives this run.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        # "a+" and not "w": opening must not erase the pid of the process that holds the lock.
         with (self.path / ".lock").open("a+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -164,7 +134,11 @@ class RunDir:
             yield
 
     def metric_lines(self, *, tail: int | None = None) -> list[dict[str, Any]]:
-        """Return the logged steps in order, or only the last `tail` of them."""
+        """Return the logged steps in order, or only the last `tail` of them; an empty list before the first.
+
+        Raises:
+            ValueError: a line before the last is not JSON.
+        """
         from trainer.record.metrics import read_metrics
 
         lines = read_metrics(self.metrics)
@@ -198,10 +172,11 @@ def find_run(path: Path | None, *, root: Path = Path("runs")) -> RunDir:
 
 
 def _alive(pid: int) -> bool:
+    """Tell whether a process exists on this machine; signal 0 only asks."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except PermissionError:  # it exists and belongs to another user
         return True
     return True

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from deploy.console import table
-from deploy.observe.run_log import knob_history, log_entries, what
+from deploy.observe.run_log import describe_entry, knob_history, log_entries
 from deploy.report import plots
 from deploy.report.report import Section, write_report
 from deploy.report.run import predictions
@@ -95,7 +95,9 @@ def write_demo_report(run: RunDir, figures: DemoFigures, *, config: RunConfig, t
     run.report.mkdir(exist_ok=True)
     pictures = _pictures(run.report, figures.arms, config=config, times_drawn=times_drawn)
     entries = log_entries(run, limit=LOG_LINES, changes_only=True)
-    log_rows = [(entry["author"], what(entry), entry["window"], entry["step"], entry["reason"]) for entry in entries]
+    log_rows = [
+        (entry["author"], describe_entry(entry), entry["window"], entry["step"], entry["reason"]) for entry in entries
+    ]
     sections = [
         Section(title="Nearest-neighbour accuracy", columns=COLUMNS, rows=figures.rows()),
         Section(title="What the model saw", pictures=pictures),
