@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from deploy.api.backend import WrongState
-from deploy.api.guards import App, Guard, Receive, Scope, Send
+from deploy.api.guards import App, Guard, Message, Receive, Scope, Send
 from deploy.api.options import THREADS, ApiOptions
 from deploy.api.routes import build_router
 from deploy.api.samples import UnknownSample
@@ -27,8 +27,9 @@ log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent.parent / "dashboard"
 VERSION = "1"
-STATUS = {
+STATUS: dict[type[Exception], int] = {
     UnknownSample: 404,
+    Conflict: 409,
     WrongState: 409,
     BadSampleError: 422,
     ValueError: 422,
@@ -40,8 +41,31 @@ STATUS = {
 
 
 def build_app(service: RunService, *, options: ApiOptions, token: TokenFile) -> App:
-    """Return the whole application, as uvicorn serves it."""
-    return _LastResort(Guard(build_routes(service), options=options, token=token))
+    """Return the whole application as uvicorn serves it: the routes behind the guards.
+
+    An error that no route expects is one line for the caller and a traceback in the log, never a closed connection.
+    """
+    guarded = Guard(build_routes(service), options=options, token=token)
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        # The limiter belongs to the event loop, so it can be set only while that runs.
+        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+        started = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await guarded(scope, receive, send_and_note)
+        except Exception:
+            log.exception("a request failed: %s %s", scope["method"], scope["path"])
+            if not started:  # a second head would corrupt the answer that has begun
+                refusal = JSONResponse({"error": "this is a defect; the run's messages say where."}, 500)
+                await refusal(scope, receive, send)
+
+    return answer
 
 
 def build_routes(service: RunService) -> FastAPI:
@@ -63,62 +87,29 @@ def build_routes(service: RunService) -> FastAPI:
         return FileResponse(PAGE / "index.html")
 
     @app.get("/healthz", include_in_schema=False)
-    async def healthz() -> dict[str, bool]:
+    async def healthz() -> dict[str, bool]:  # async: it answers while all threads are busy
         return {"ok": True}
 
     app.mount("/assets", StaticFiles(directory=PAGE / "assets", check_dir=False), name="assets")
-    _add_errors(app)
+    for kind in (RequestValidationError, HTTPException, *STATUS):
+        app.add_exception_handler(kind, answer_error)
     return app
 
 
-def _add_errors(app: FastAPI) -> None:
-    """Make every error {"error": one line}."""
-
-    @app.exception_handler(RequestValidationError)
-    def _(request: Request, error: RequestValidationError) -> JSONResponse:
+def answer_error(request: Request, error: Exception) -> JSONResponse:
+    """Return {"error": one line}; after a conflict also the control "version" now and the "winner" of the conflict."""
+    facts: dict[str, Any] = {}
+    if isinstance(error, HTTPException):
+        status, message = error.status_code, str(error.detail)
+    elif isinstance(error, RequestValidationError):
+        # Pydantic lists every wrong field; one line names the first.
         first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            return _error(400, "the body must be JSON.")
         place = ".".join(str(part) for part in first["loc"][1:]) or "the body"
-        return _error(422, f"{place}: {first['msg']}.")
-
-    @app.exception_handler(HTTPException)
-    def _(request: Request, error: HTTPException) -> JSONResponse:
-        return _error(error.status_code, str(error.detail))
-
-    @app.exception_handler(Conflict)
-    def _(request: Request, error: Conflict) -> JSONResponse:
-        return _error(409, str(error), version=error.version, winner=error.winner)
-
-    for kind, status in STATUS.items():
-        app.add_exception_handler(kind, lambda request, error, status=status: _error(status, str(error)))
-
-
-def _error(status: int, message: str, **more: Any) -> JSONResponse:
-    return JSONResponse({"error": " ".join(message.split()), **more}, status)
-
-
-class _LastResort:
-    """Bounds the threads that answer, and turns an unexpected error into a line for the caller and one for the log."""
-
-    def __init__(self, app: App) -> None:
-        self._app = app
-        self._bounded = False
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self._bounded:  # the limiter belongs to the event loop, which runs only now
-            anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
-            self._bounded = True
-        started = False
-
-        async def noting(message: Any) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self._app(scope, receive, noting)
-        except Exception:
-            log.exception("a request failed: %s %s", scope["method"], scope["path"])
-            if not started:
-                await _error(500, "this is a defect; the run's messages say where.")(scope, receive, send)
+        status, message = 422, f"{place}: {first['msg']}."
+        if first["type"] == "json_invalid":
+            status, message = 400, "the body must be JSON."
+    else:
+        status, message = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), str(error)
+        if isinstance(error, Conflict):
+            facts = {"version": error.version, "winner": error.winner}
+    return JSONResponse({"error": " ".join(message.split()), **facts}, status)

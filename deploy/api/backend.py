@@ -1,6 +1,6 @@
 """RunBackend: the selection and the loaders behind the API, wherever they are.
 
-A live run under Ray gives the clients of its actors, a run in one process its own objects (`local_backend`), and a run
+A live run under Ray gives the clients of its actors, a run in one process its own objects (`LocalFleet`), and a run
 that is over a selection recovered from its log (`finished_backend`).
 """
 
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deploy.api.log_index import finite
 from deploy.runs.config import load_config, prototype_distances, selection_config
 from deploy.runs.rundir import RunDir, RunError
 from loader import ShardIndex
@@ -25,6 +26,9 @@ from scoring import LogEntry, RunLog, Selection, SelectionConfig, SelectionPort,
 
 if TYPE_CHECKING:
     from loader import LoaderWorker
+
+
+LOADER_FACTS = ("name", "state", "node", "pid", "images", "images_per_s", "restarts", "reason")
 
 
 class WrongState(Exception):
@@ -41,15 +45,15 @@ class FleetPort(Protocol):
         """Set the desired number of loaders; the fleet starts or stops them afterwards."""
 
 
+@dataclass(frozen=True, slots=True)
 class LocalFleet:
     """The loaders of a run in one process; their number is fixed."""
 
-    def __init__(self, workers: Sequence[LoaderWorker]) -> None:
-        self._workers = list(workers)
+    workers: Sequence[LoaderWorker]
 
     def status(self) -> dict[str, Any]:
         place = {"state": "ready", "pid": os.getpid(), "node": socket.gethostname(), "restarts": 0, "reason": ""}
-        loaders = [{"name": f"local-{n}", **place, **worker.stats()} for n, worker in enumerate(self._workers)]
+        loaders = [{"name": f"local-{n}", **place, **worker.stats()} for n, worker in enumerate(self.workers)]
         return {"size": len(loaders), "author": "run", "reason": "one process", "loaders": loaders}
 
     def scale(self, size: int, *, author: str, reason: str = "") -> NoReturn:
@@ -72,21 +76,25 @@ class RunBackend:
         """Whether the run is over."""
         return self.finished_log is not None
 
-    @property
-    def scalable(self) -> bool:
-        """Whether loaders can be added and removed."""
-        return self.fleet is not None and not isinstance(self.fleet, LocalFleet)
-
     def log(self, limit: int | None = None, **bounds: Any) -> list[LogEntry]:
         """Return entries of the run's log; see `scoring.read_entries` for the bounds."""
         if self.finished_log is not None:
             return read_entries(self.finished_log, limit=limit, **bounds)
         return self.selection.log(limit, **bounds)
 
-
-def local_backend(selection: Selection, workers: Sequence[LoaderWorker]) -> RunBackend:
-    """Return the backend of a run in this process."""
-    return RunBackend(selection=selection, fleet=LocalFleet(workers))
+    def loaders(self) -> dict[str, Any]:
+        """Return the answer `models.Loaders`: desired number, author, reason, and each loader's facts."""
+        if self.fleet is None:
+            return {"desired": 0, "author": "", "reason": "the run is over", "members": [], "scalable": False}
+        status = self.fleet.status()
+        members = []
+        for loader in status["loaders"]:
+            # A loader that is still starting has reported nothing yet: its facts are None.
+            hits, misses = loader.get("cache_hits", 0), loader.get("cache_misses", 0)
+            facts = {name: loader.get(name) for name in LOADER_FACTS}
+            members.append(finite({**facts, "hit_rate": hits / (hits + misses) if hits + misses else None}))
+        facts = {"desired": status["size"], "author": status["author"], "reason": status["reason"]}
+        return {**facts, "members": members, "scalable": not isinstance(self.fleet, LocalFleet)}
 
 
 def finished_backend(run: RunDir) -> RunBackend:
@@ -95,6 +103,7 @@ def finished_backend(run: RunDir) -> RunBackend:
     Raises:
         RunError: there is no log, or the run is alive.
     """
+    # The selection has restored its table when it is built; the log is closed, for `tempera resume` is its one writer.
     with open_finished_log(run) as (log, config, distance):
         selection = Selection(distance, config, runlog=log)
     return RunBackend(selection=selection, fleet=None, finished_log=run.log)

@@ -3,7 +3,7 @@
 1. A change is acknowledged: the service calls `LatencyMeter.expect` with the first step under it. How long it can take
    at most is known beforehand (`bound_steps`): the change waits for the first window that is not drawn yet.
 2. `Consumption` follows consumed.jsonl, which the first rank writes (`deploy.launch.consumed`).
-3. `LatencyMeter.match` compares both, keeps the latencies for the quantiles and returns them for the run log.
+3. `LatencyMeter.record` compares both, keeps the latencies for the quantiles and writes them into the run log.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deploy.api.line_index import LineIndex
+from scoring import Event
 
 KEPT_LATENCIES = 4096
 """The quantiles are over this many last changes."""
@@ -61,7 +62,11 @@ class Consumption:
             return self._received[-1][0] if self._received else None
 
     def step_at(self, time_s: float) -> int | None:
-        """Return the last step whose batch was requested by that time; None where it is not known."""
+        """Return the last step whose batch was requested by that time; None where it is not known.
+
+        Args:
+            time_s: seconds since the epoch.
+        """
         with self._lock:
             before = bisect_right(self._requested_s, time_s)
             return self._received[before - 1][0] if before else None
@@ -105,7 +110,7 @@ class LatencyMeter:
             self._pending.append(change)
 
     def forget(self) -> None:
-        """Drop the pending changes: the run pauses, and they would measure how long a person lets it rest."""
+        """Drop the pending changes: after a pause they would measure how long a person let the run rest."""
         with self._lock:
             self._pending.clear()
 
@@ -120,6 +125,14 @@ class LatencyMeter:
             self._seconds.extend(latency_s for _, latency_s in done)
             self._count += len(done)
         return done
+
+    def record(self, consumption: Consumption, write: Callable[[Event], None]) -> None:
+        """Write the latency of each change whose first batch the trainer has received since the last call."""
+        for change, latency_s in self.match(consumption.follow()):
+            at_step = consumption.step_at(change.acknowledged_s)
+            steps = "" if at_step is None else f", {change.step - at_step} steps after it was taken"
+            message = f"{change.what}: first batch at step {change.step}{steps}"
+            write(Event(kind="control_latency", author="api", message=message, value=round(latency_s, 4)))
 
     def summary(self) -> dict[str, Any]:
         """Return "count", "p50_s", "p99_s" and "last_s"; seconds are None before the first."""

@@ -1,8 +1,10 @@
-"""What the API takes and answers; the OpenAPI document describes both from these classes.
+"""What reading takes and answers: parameters of paths and queries, and the answer of each GET.
 
-Requests are strict: an unknown or missing field, or one of another type, is refused. Answers keep fields that are not
-described here, so that a newer part of a run is never hidden; a test says that there are none. Sizes are shares of the
-data in (0, 1], times are seconds (`time`: since the epoch), steps are optimizer steps.
+The OpenAPI document describes each answer from its class; `changes` has the bodies and replies of changes.
+
+Answers keep fields that are not described here, so that a newer part of a run is never hidden; a test says that there
+are none. Sizes are shares of the data in (0, 1], times are seconds (`time`: since the epoch), steps are optimizer
+steps.
 """
 
 from __future__ import annotations
@@ -10,94 +12,19 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import Path, Query
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field
 
-Author = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")]
-Reason = Annotated[str, StringConstraints(max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
 SampleId = Annotated[int, Path(ge=0, lt=2**63)]
 Limit = Annotated[int, Query(ge=1, le=1000, description="Most entries to return.")]
 Top = Annotated[int, Query(ge=1, le=200, description="Most samples to return.")]
 Side = Annotated[int, Query(ge=16, le=512, description="Width and height in pixels.")]
 TopBy = Literal["probability", "times_drawn", "score", "prototypes"]
 
-# -- requests ----------------------------------------------------------------------------------------------------------
-
-
-class RunRequest(BaseModel):
-    """Pause, resume, stop, export."""
-
-    model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-    author: Author
-    """Who asks; written into the log."""
-    reason: Reason = ""
-    """Why; written into the log."""
-
-
-class ControlRequest(RunRequest):
-    """A change of what is drawn."""
-
-    kind: Literal["effective_size", "temperature", "policy", "distances", "release"]
-    """What to set; release returns the effective size to the schedule."""
-    value: float | Annotated[str, StringConstraints(max_length=1000)] | None = None
-    """A share of the data, a temperature, a policy's name, a prototypes file below the run's directory or beside its
-    index; nothing for a release."""
-    expected_version: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    """Control version that the author has seen: refused with 409 if another change came since."""
-    request: Annotated[str, StringConstraints(max_length=64)] = ""
-    """Any text that identifies this change: sent twice it is applied once."""
-
-
-class ScaleRequest(RunRequest):
-    """Another number of loader workers."""
-
-    loaders: Annotated[int, Field(ge=1, le=1024)]
-    """Desired number."""
-
-
-# -- answers -----------------------------------------------------------------------------------------------------------
-
 
 class Answer(BaseModel):
     """Base of the answers."""
 
     model_config = ConfigDict(extra="allow")
-
-
-class ControlResponse(Answer):
-    """What a control did."""
-
-    version: int = Field(description="Control version after it.")
-    window: int = Field(description="First window drawn under it.")
-    step: int = Field(description="First step of that window.")
-    effective_size: float | None = Field(description="In force from then on.")
-    temperature: float | None = Field(description="In force from then on; null where draws are uniform.")
-
-
-class ScaleResponse(Answer):
-    """What scaling did; the fleet then starts or stops loaders."""
-
-    previous: int = Field(description="Desired loaders before.")
-    size: int = Field(description="Desired loaders now.")
-    author: str = Field(description="Who asked.")
-    reason: str = Field(description="Why.")
-
-
-class RunResponse(Answer):
-    """Whether the run goes on."""
-
-    paused: bool = Field(description="The trainers are paused.")
-    pausing: bool = Field(description="They were asked to pause.")
-    stopping: bool = Field(description="They were asked to write a checkpoint and end.")
-
-
-class ExportResponse(Answer):
-    """Where the sample table is."""
-
-    path: str = Field(description="The Parquet file, in the report folder of the run directory.")
-    rows: int = Field(description="Samples in it.")
 
 
 class ErrorResponse(Answer):

@@ -14,7 +14,7 @@ from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from deploy.api import models
+from deploy.api import changes, models
 from deploy.api.options import STREAMS
 from deploy.api.service import RunService
 from deploy.observe.prometheus import CONTENT_TYPE, metrics_text
@@ -55,18 +55,18 @@ def build_router(service: RunService) -> APIRouter:
         # Fields that were not set are left out: a selection in this process has no Ray node.
         router.add_api_route(API + path, read, response_model=answer, response_model_exclude_unset=True, tags=["look"])
     for path, change, reply in (
-        ("/scale", service.scale, models.ScaleResponse),
-        ("/pause", service.pause, models.RunResponse),
-        ("/resume", service.resume, models.RunResponse),
-        ("/stop", service.stop, models.RunResponse),
-        ("/export", service.export, models.ExportResponse),
+        ("/scale", service.scale, changes.ScaleResponse),
+        ("/pause", service.pause, changes.RunResponse),
+        ("/resume", service.resume, changes.RunResponse),
+        ("/stop", service.stop, changes.RunResponse),
+        ("/export", service.export, changes.ExportResponse),
     ):
         router.add_api_route(
             API + path, change, methods=["POST"], response_model=reply, tags=["change"], responses=CONFLICT
         )
 
-    @router.post(API + "/controls", response_model=models.ControlResponse, tags=["change"], responses=CONFLICT)
-    def controls(request: models.ControlRequest, arrived_s: Annotated[float, Depends(_arrival)]) -> dict[str, Any]:
+    @router.post(API + "/controls", response_model=changes.ControlResponse, tags=["change"], responses=CONFLICT)
+    def controls(request: changes.ControlRequest, arrived_s: Annotated[float, Depends(_arrival)]) -> dict[str, Any]:
         """Set or release the effective size, the temperature, the policy; the reply names the first window under it."""
         return service.control(request, arrived_s)
 
@@ -102,27 +102,27 @@ async def _arrival() -> float:
 
 
 async def _events(service: RunService) -> AsyncIterator[str]:
+    """Yield the stream's server-sent events until the run ends or the reader goes."""
     service.num_readers += 1
     lines = service.metric_lines
     try:
         line = max(0, await run_in_threadpool(lines.update) - FIRST_ROWS)
         while not service.over.is_set():
+            events: list[tuple[str, dict[str, Any]]] = []
             try:
-                event = _event("state", await run_in_threadpool(service.state))
+                events.append(("state", await run_in_threadpool(service.state)))
             except Exception as error:  # the selection restarts; the reader waits with us
-                event = _event("trouble", {"error": " ".join(str(error).split())})
-            yield event
-            rows = await run_in_threadpool(lines.rows_from, line)
-            if rows:
+                events.append(("trouble", {"error": " ".join(str(error).split())}))
+            if rows := await run_in_threadpool(lines.rows_from, line):
                 line += len(rows)
-                yield _event("metrics", {"rows": rows})
+                events.append(("metrics", {"rows": rows}))
+            for name, data in events:
+                yield f"event: {name}\ndata: {json.dumps(data, allow_nan=False)}\n\n"
+            # Asleep in short pieces, so that the end of the run does not wait for its readers.
             for _ in range(END_CHECKS):
                 if not service.over.is_set():
                     await anyio.sleep(STREAM_S / END_CHECKS)
+            # A comment: the write fails if the reader has gone, and its place is free again.
             yield ": beat\n\n"
     finally:
         service.num_readers -= 1
-
-
-def _event(name: str, data: dict[str, Any]) -> str:
-    return f"event: {name}\ndata: {json.dumps(data, allow_nan=False)}\n\n"

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +26,7 @@ from deploy.api.backend import RunBackend
 from deploy.api.options import CONNECTIONS, HEADER_BYTES, HEADER_TIMEOUT_S, SEND_TIMEOUT_S, ApiOptions
 from deploy.api.service import RunService
 from deploy.api.token import TokenFile, write_token
+from deploy.observe.periodic import periodic
 from deploy.runs.config import RunConfig
 from deploy.runs.rundir import RunDir, RunError, write_json
 
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 Exporter = Callable[[Callable[[], dict[str, Any]]], AbstractContextManager[object]]
 """Called with a function that returns the run's state."""
 START_TIMEOUT_S = 20.0
+FOLLOW_S = 0.1
+"""Seconds between two readings of what the trainer consumed."""
 FINISH_S = 2
 """Seconds that answers in work may take when the run ends."""
 
@@ -73,8 +76,17 @@ def serving(
         log.warning("the API listens at %s, beyond this machine, and does not encrypt", options.bind)
     write_token(path, options.token)
     try:
+        service = RunService(config, run, backend)
+        measuring = periodic(
+            lambda: service.latency.record(service.consumption, backend.selection.record),
+            every_s=FOLLOW_S,
+            name="control-latency",
+            trouble="control latency was not measured for a moment",
+            join_s=10 * FOLLOW_S,
+        )
         with (
-            RunService(config, run, backend) as service,
+            closing(service.samples),
+            nullcontext() if backend.read_only else measuring,
             _thread(service, options, path, listener),
             exporter(service.state) if exporter else nullcontext(),
         ):

@@ -2,89 +2,77 @@
 
 Reading: figures are put together from the selection, the loaders and the files that the trainer writes, and cached for
 a moment, so that any number of watchers cost what one does. Changing: the selection writes a change into the log before
-it answers. A thread follows what the trainer consumes and measures control latency.
+it answers. `server` feeds `latency` from `consumption` while the run is served.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from fastapi import Query
 
 from deploy.api.backend import RunBackend, WrongState
+from deploy.api.changes import ControlRequest, RunRequest, ScaleRequest
 from deploy.api.latency import Consumption, LatencyMeter, PendingChange, bound_steps
 from deploy.api.line_index import LineIndex
-from deploy.api.log_index import QUIET_KINDS, LogIndex, finite
-from deploy.api.models import ControlRequest, Limit, RunRequest, SampleId, ScaleRequest, Top, TopBy
+from deploy.api.log_index import QUIET_KINDS, LogIndex, finite, initial_in_force
+from deploy.api.models import Limit, SampleId, Top, TopBy
 from deploy.api.samples import Samples
 from deploy.api.ttl_cache import TtlCache
 from deploy.observe.run_log import plain_entry
 from deploy.runs.config import RunConfig
 from deploy.runs.rundir import RunDir
-from scoring import POLICIES, Control, Event, Prototypes, VersionConflict
+from scoring import POLICIES, Control, Event, VersionConflict
 from scoring.policies import DIRECTION
-from scoring.temperature import DistanceProfile
 
-log = logging.getLogger(__name__)
-
-FOLLOW_S = 0.1
-"""Seconds between two readings of what the trainer consumed."""
 STATE_S, VIEW_S = 0.25, 2.0
 """Seconds that a state, and a view of the whole table, are cached."""
-AUTHOR = "api"
-"""Author of the latency measurements in the run log."""
-LATENCY_KIND = "control_latency"
 SCHEDULE_POINTS = 200
-LOADER_FACTS = ("name", "state", "node", "pid", "images", "images_per_s", "restarts", "reason")
 
 
 class Conflict(Exception):
-    """A change that came after another one."""
+    """A change that came after another one: `version` is the control version now, `winner` the log entry of the first.
 
-    def __init__(self, message: str, version: int, winner: dict[str, Any] | None) -> None:
-        super().__init__(message)
+    There is no winner where the expected version never was.
+    """
+
+    def __init__(self, expected: int | None, version: int, winner: dict[str, Any] | None) -> None:
+        faster = ""
+        if winner is not None:
+            value = "" if winner["value"] is None else f" {winner['value']}"
+            why = f" ({winner['reason']})" if winner["reason"] else ""
+            change = f"{winner['kind']}{value}{why}, in force from window {winner['window']}"
+            faster = f"{winner['author']} was faster: {change}. "
+        super().__init__(
+            f"expected_version must be the current control version ({version}); got {expected}. {faster}Look again "
+            "and decide whether your change still applies."
+        )
         self.version, self.winner = version, winner
 
 
 class RunService:
-    """One run. Safe to use from several threads; enter it for as long as the run is followed."""
+    """One run. Safe to use from several threads; `server.serving` follows it and closes its samples."""
 
     def __init__(self, config: RunConfig, run: RunDir, backend: RunBackend) -> None:
         self.config, self.run, self.backend = config, run, backend
         self.metric_lines = LineIndex(run.metrics)
-        self._latency = LatencyMeter()
-        self._consumption = Consumption(run.consumed)
+        self.latency = LatencyMeter()
+        self.consumption = Consumption(run.consumed)
         self._cache = TtlCache()
         self._started_s = time.time()
         names = (*POLICIES, *config.curriculum.user_policies, config.curriculum.policy)
         self._policies = {name: any(factor in DIRECTION for factor in name.split("*")) for name in names}
         self._log = LogIndex(lambda **bounds: backend.log(None, **bounds), initial=initial_in_force(config))
-        self.samples = Samples(config, file=self._log.distances)
+        self.samples = Samples(config, file=lambda: self._log.update().distances)
         self.num_readers = 0
         """Readers of the event stream; counted in the server's only thread."""
         self.over = threading.Event()
         """Set when the run ends."""
-        self._thread = threading.Thread(target=self._measure_latency, name="control-latency", daemon=True)
-
-    def __enter__(self) -> Self:
-        if not self.backend.read_only:
-            self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.over.set()
-        if self._thread.is_alive():
-            self._thread.join(10 * FOLLOW_S)
-        self.samples.close()
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -146,11 +134,11 @@ class RunService:
 
     def scores(self) -> dict[str, Any]:
         """Return score quantiles by kind, and the selection rounds."""
-        return {**self._view("scores"), "rounds": self._cache.get("rounds", VIEW_S, self._log.rounds)}
+        return {**self._view("scores"), "rounds": self._cache.get("rounds", VIEW_S, lambda: self._log.update().rounds)}
 
     def loaders(self) -> dict[str, Any]:
         """Return the loader workers, their desired number, who asked for it and why."""
-        return self._cache.get("loaders", STATE_S, self._loaders)
+        return self._cache.get("loaders", STATE_S, self.backend.loaders)
 
     def bad_samples(self, limit: Limit = 100) -> dict[str, Any]:
         """Return the samples that could not be decoded, and why."""
@@ -172,33 +160,33 @@ class RunService:
         """Set or release the effective size, the temperature, the policy; the reply names the first window under it.
 
         Raises:
-            ValueError: out of range.
+            ValueError: out of range, or a file of distances that does not belong to the run.
             Conflict: another change came first.
             WrongState: the run is over.
         """
         self._require_alive()
         if request.kind == "distances":
-            request = request.model_copy(update={"value": self._distances_file(request.value)})
+            # Only files that belong to the run: a caller must not make this process read any other.
+            homes = (self.run.path.resolve(), Path(self.config.data.index).resolve().parent)
+            file = homes[0].joinpath(str(request.value)).resolve()
+            if not file.is_file() or not any(file.is_relative_to(home) for home in homes):
+                raise ValueError(
+                    f"distances must name a prototypes file below {homes[0]} or {homes[1]}; got {request.value!r}. "
+                    "`tempera score` writes one beside the index."
+                )
+            request = request.model_copy(update={"value": str(file)})
         try:
             reply = self.backend.selection.control(Control(**request.model_dump()))
         except VersionConflict as conflict:
-            winner, faster = self._log.last_control(), ""
-            if winner is not None:
-                value = "" if winner["value"] is None else f" {winner['value']}"
-                why = f" ({winner['reason']})" if winner["reason"] else ""
-                change = f"{winner['kind']}{value}{why}, in force from window {winner['window']}"
-                faster = f"{winner['author']} was faster: {change}. "
-            message = (
-                f"expected_version must be the current control version ({conflict.current}); got "
-                f"{request.expected_version}. {faster}Look again and decide whether your change still applies."
-            )
-            raise Conflict(message, conflict.current, winner) from None
+            winner = self._log.update().last_control
+            raise Conflict(request.expected_version, conflict.current, winner) from None
         self._cache.clear()
         # A paused run measures nothing: the latency would be how long a person pauses it.
         if not (self._requests()["paused"] or self.run.pause_request.exists()):
             what = f"{request.kind} by {request.author}"
-            change_s = {"arrived_s": arrived_s, "acknowledged_s": time.time()}
-            self._latency.expect(PendingChange(**change_s, step=reply.step, what=what))
+            self.latency.expect(
+                PendingChange(arrived_s=arrived_s, acknowledged_s=time.time(), step=reply.step, what=what)
+            )
         return dict(finite(asdict(reply)))
 
     def scale(self, request: ScaleRequest) -> dict[str, Any]:
@@ -244,7 +232,7 @@ class RunService:
         # Into the log first: an act without an author must not happen.
         self.backend.selection.record(Event(kind=kind, author=request.author, message=request.reason))
         act()
-        self._latency.forget()
+        self.latency.forget()
         self._cache.clear()
         return self._requests()
 
@@ -261,29 +249,14 @@ class RunService:
         if self.backend.read_only:
             raise WrongState(f"this run is over and served for reading; `tempera resume {self.run.path}` continues it.")
 
-    def _distances_file(self, value: Any) -> str:
-        """Return the path of a prototypes file; only a file that belongs to the run is read on request.
-
-        Raises:
-            ValueError: there is no such file, or it is elsewhere.
-        """
-        homes = (self.run.path.resolve(), Path(self.config.data.index).resolve().parent)
-        path = homes[0].joinpath(str(value)).resolve()
-        if not path.is_file() or not any(path.is_relative_to(home) for home in homes):
-            raise ValueError(
-                f"distances must name a prototypes file below {homes[0]} or {homes[1]}; got {value!r}. "
-                "`tempera score` writes one beside the index."
-            )
-        return str(path)
-
     def _state(self) -> dict[str, Any]:
         config, over = self.config, self.backend.read_only
         selection = dict(finite(self.backend.selection.state()))
         requests = self._requests()
-        step_s = None if over else self._consumption.seconds_per_step()
+        step_s = None if over else self.consumption.seconds_per_step()
         last, total = self.metric_lines.last_with_loss(), config.train.total_steps
         # Metrics are logged every few steps; what the trainer consumed is newer.
-        step = max(int(last.get("step", 0)), self._consumption.step or 0)
+        step = max(int(last.get("step", 0)), self.consumption.step or 0)
         # A trainer that went back to a checkpoint takes all windows that are drawn before it reaches a new one.
         steps = bound_steps(config.train.window_steps, ranks=config.trainers.workers)
         steps = max(steps, int(selection["next_step"]) - step)
@@ -313,47 +286,10 @@ class RunService:
                 "bound_s": None if step_s is None else steps * step_s,
                 "policies": self._policies,
             },
-            "latency": self._latency.summary(),
+            "latency": self.latency.summary(),
             "bad_samples": self._log.bad_samples(0)["total"],
             "paused": requests["paused"],
             "pausing": requests["pausing"],
             "read_only": over,
             "time": time.time(),
         }
-
-    def _loaders(self) -> dict[str, Any]:
-        if self.backend.fleet is None:
-            return {"desired": 0, "author": "", "reason": "the run is over", "members": [], "scalable": False}
-        status = self.backend.fleet.status()
-        members = []
-        for loader in status["loaders"]:
-            hits, misses = loader.get("cache_hits", 0), loader.get("cache_misses", 0)
-            facts = {name: loader.get(name) for name in LOADER_FACTS}
-            members.append(finite({**facts, "hit_rate": hits / (hits + misses) if hits + misses else None}))
-        facts = {"desired": status["size"], "author": status["author"], "reason": status["reason"]}
-        return {**facts, "members": members, "scalable": self.backend.scalable}
-
-    def _measure_latency(self) -> None:
-        while not self.over.wait(FOLLOW_S):
-            try:
-                for change, latency_s in self._latency.match(self._consumption.follow()):
-                    at_step = self._consumption.step_at(change.acknowledged_s)
-                    steps = "" if at_step is None else f", {change.step - at_step} steps after it was taken"
-                    message = f"{change.what}: first batch at step {change.step}{steps}"
-                    event = Event(kind=LATENCY_KIND, author=AUTHOR, message=message, value=round(latency_s, 4))
-                    self.backend.selection.record(event)
-            except Exception:  # a measurement that fails must not end the run, nor the thread that measures
-                log.warning("control latency was not measured for a moment", exc_info=True)
-
-
-def initial_in_force(config: RunConfig) -> tuple[float | None, float | None]:
-    """Return the effective size and temperature that a run begins with; None for a policy that has none."""
-    data, curriculum = config.data, config.curriculum
-    if data.prototypes is None:
-        return None, None
-    direction = "hard" if "hard" in curriculum.policy else "prototypical"
-    try:
-        temperature = DistanceProfile(Prototypes.load(data.prototypes).distance).solve(curriculum.start, direction)
-    except ValueError:
-        return None, None
-    return finite(curriculum.start), finite(temperature)

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploy.api.backend import RunBackend, local_backend
+from deploy.api.backend import LocalFleet, RunBackend
 from deploy.api.server import serving
 from deploy.launch.cluster import cluster, head_watched
 from deploy.launch.rank import RankParts
@@ -102,7 +102,8 @@ def launch_in_process(config: RunConfig, run: RunDir, *, should_stop: Callable[[
         loaders = stack.enter_context(closing(LocalLoaders(workers)))
         selection = Selection(prototype_distances(config), selection_config, runlog=runlog)
         stack.enter_context(_requests(run))
-        stack.enter_context(serving(config, run, local_backend(selection, workers)))
+        backend = RunBackend(selection=selection, fleet=LocalFleet(workers))
+        stack.enter_context(serving(config, run, backend))
         context = SingleProcess()
         rank = RankParts(config=config, run=run, reach_selection=lambda: selection, reach_loaders=lambda: loaders)
         hooks = rank.hooks(context)

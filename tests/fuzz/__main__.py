@@ -29,7 +29,7 @@ WATCHED += (
     "scoring.control_state",
     "scoring.controls",
     "scoring.replay",
-    "deploy.api.models",
+    "deploy.api.changes",
     "PIL",
 )
 """Modules whose branches tell the fuzzer that an input is new."""

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import ValidationError
 
-from deploy.api.models import ControlRequest
+from deploy.api.changes import ControlRequest
 from loader.decode.cpu import decode_image
 from loader.decode.header import read_header
 from loader.errors import BadSampleError, BadShardError, MissingIndexError
