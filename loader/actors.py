@@ -16,7 +16,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from loader.batch import BatchSpec, Pixels
-from loader.batches.ring import Slot, is_running, open_ring
+from loader.batches.ring import Ring, Slot, is_running
 from loader.errors import LoaderLost
 from loader.fleet.actors import CALL_TIMEOUT_S, FleetClient, first_line, is_done
 from loader.pool import Handle
@@ -53,37 +53,52 @@ class RayLoaders:
         self._fleet = fleet
         self._members: dict[str, ActorHandle[Any]] = fleet.members(timeout_s=_JOIN_TIMEOUT_S)
         self._gone: set[ActorHandle[Any]] = set()
+        """Actors that were found dead: the fleet may name them until it notices."""
         self._refreshing: ray.ObjectRef[Any] | None = None
         self._refreshed_s = time.monotonic()
-        self._ring = open_ring(ring_bytes)
+        self._ring: Ring | None = None
+        if ring_bytes:
+            try:
+                self._ring = Ring(ring_bytes)
+            except (OSError, AttributeError) as error:
+                log.warning("no shared memory (%s): all pixels go through the object store, which is slower", error)
         self._pids: dict[ActorHandle[Any], int] = {}
         """Process ids of the loaders that have mapped the ring; 0 for those that cannot reach it."""
         self._attaching: dict[ActorHandle[Any], ray.ObjectRef[Any]] = {}
 
     def members(self) -> tuple[str, ...]:
-        """Return the loaders that are believed to be alive."""
         return tuple(self._members)
 
     def submit(self, member: str, spec: BatchSpec) -> Handle:
-        """Send a spec to a loader."""
+        """Send a spec to a loader.
+
+        Raises:
+            LoaderLost: It is no longer a member.
+        """
         actor = self._members.get(member)
         if actor is None:
             raise LoaderLost(f"{member} has left the fleet")
+        # A full ring is no reason to wait, and neither is a loader that is still mapping it: the object store serves.
         slot = None
         if self._ring is not None and self._reaches_ring(actor):
             slot = self._ring.allocate(3 * spec.transform.size**2 * len(spec))
         return _Request(actor.load.remote(spec, slot), member, actor, spec, slot)
 
     def wait(self, handles: Sequence[Any], timeout_s: float) -> list[Handle]:
-        """Return the requests that are done, waiting at most `timeout_s` for the first."""
         requests = {request.reference: request for request in handles}
         done, waiting = ray.wait(list(requests), num_returns=1, timeout=timeout_s)
+        # Ray returns with the first one that is done; others may be done as well.
         if done and waiting:
             done += ray.wait(waiting, num_returns=len(waiting), timeout=0)[0]
         return [requests[reference] for reference in done]
 
     def result(self, handle: Any) -> Pixels:
-        """Return the pixels of a request that is done. Read-only: they lie in shared memory."""
+        """Return the pixels of a request that is done. Read-only: they lie in shared memory.
+
+        Raises:
+            LoaderLost: Its loader died or cannot be reached.
+            LoaderError: What the loader raised.
+        """
         request: _Request = handle
         try:
             pixels: Pixels = ray.get(request.reference, timeout=CALL_TIMEOUT_S)
@@ -101,6 +116,7 @@ class RayLoaders:
                     del self._members[request.member]
             raise LoaderLost(f"{request.member} was lost: {first_line(error)}") from error
         request.answered = True
+        # An answer with images in spite of a slot: the loader did not have the ring any more.
         if request.slot is None or self._ring is None or len(pixels.images):
             return pixels
         size = request.spec.transform.size
@@ -115,6 +131,7 @@ class RayLoaders:
         if request.answered:
             self._ring.free(slot)
         elif request.lost:
+            # Ray may report a loss while the process still runs, behind a broken network: only its end is proof.
             pid = self._pids[request.actor]
             self._ring.free_once(slot, lambda: not is_running(pid))
         else:
@@ -137,7 +154,6 @@ class RayLoaders:
         self._members = {name: actor for name, actor in answer.items() if actor not in self._gone}
 
     def observe(self, wait_share: float) -> None:
-        """Report the share of its time that the trainer waited to the fleet, without waiting."""
         self._fleet.observe(wait_share)
 
     def explain(self, members: Sequence[str]) -> dict[str, str]:

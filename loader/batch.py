@@ -6,7 +6,7 @@ copy into planes follows. torch and the GPU read this layout as it is; `.contigu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,15 +33,6 @@ class BatchSpec:
 
     def __len__(self) -> int:
         return len(self.sample_ids)
-
-    def take(self, rows: NDArray[np.int64]) -> BatchSpec:
-        """Return the spec of some rows, in the order given."""
-        return replace(
-            self,
-            sample_ids=self.sample_ids[rows],
-            draws=self.draws[rows],
-            probability=None if self.probability is None else self.probability[rows],
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,8 +83,3 @@ class Batch:
     """Bad samples whose rows hold a spare instead."""
     wait_s: float
     """Seconds the trainer waited for this batch."""
-
-
-def empty_images(num_images: int, size: int, *, pinned: bool = False) -> torch.Tensor:
-    """Return uninitialised uint8[n, 3, size, size] in channels-last memory."""
-    return torch.empty(num_images, size, size, 3, dtype=torch.uint8, pin_memory=pinned).permute(0, 3, 1, 2)

@@ -39,7 +39,9 @@ class Demand:
 class _Entry:
     pixels: NDArray[np.uint8]
     value: float
+    """Probability times `cost`; entries of the lowest value are evicted first."""
     cost: float
+    """Encoded bytes for each decoded byte."""
     demand: Demand
 
 
@@ -75,6 +77,7 @@ class PixelCache:
             return entry.pixels
 
     def __contains__(self, sample_id: int) -> bool:
+        # Without the lock: the answer may be out of date at once anyway, and costs one read from storage at most.
         return sample_id in self._entries
 
     def wants(self, num_bytes: int, *, encoded_bytes: int, demand: Demand) -> bool:
@@ -84,6 +87,7 @@ class PixelCache:
         with self._lock:
             if self._used + num_bytes <= self._capacity:
                 return True
+            # `abs`: another stream over the same loaders begins at draw 0 again.
             if abs(demand.draw - self._swept_at) >= _SWEEP_DRAWS:
                 self._swept_at = demand.draw
                 for sample_id, entry in self._entries.items():
@@ -94,9 +98,11 @@ class PixelCache:
 
     def put(self, sample_id: int, pixels: NDArray[np.uint8], *, encoded_bytes: int, demand: Demand) -> None:
         """Keep the pixels of a sample if they are worth more than the images that must go for them."""
+        # Decoding takes time in proportion to the encoded size; the cache pays in decoded bytes.
         cost = encoded_bytes / pixels.nbytes
         entry = _Entry(pixels, demand.probability * cost, cost, demand)
         with self._lock:
+            # Two threads may have decoded the same sample, and `wants` was asked before others were put.
             if sample_id in self._entries or not self._make_room(pixels.nbytes, entry.value):
                 return
             self._entries[sample_id] = entry

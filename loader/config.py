@@ -93,6 +93,7 @@ class LoaderConfig:
         _require(self.threads >= 1, f"threads must be at least 1; got {self.threads}")
         _require(self.cache_bytes >= 0, f"cache_bytes must not be negative; got {self.cache_bytes}")
         _require(self.decoder in ("cpu", "dali"), f"decoder must be cpu or dali; got {self.decoder!r}")
+        # DALI decodes crops in batches: there is no whole image that could be kept.
         _require(
             self.decoder == "cpu" or not self.cache_bytes,
             f"cache_bytes needs the cpu decoder; got {self.cache_bytes} with {self.decoder!r}. Set it to 0.",

@@ -58,24 +58,21 @@ class LocalLoaders:
         if not workers:
             raise ValueError("LocalLoaders needs at least one LoaderWorker")
         self._workers = {f"local-{number}": worker for number, worker in enumerate(workers)}
+        # One thread for each: further requests queue, as they do at an actor.
         self._queues = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in self._workers}
 
     def members(self) -> tuple[str, ...]:
-        """Return the loaders' names."""
         return tuple(self._workers)
 
     def submit(self, member: str, spec: BatchSpec) -> Handle:
-        """Queue a spec at a loader."""
         if member not in self._workers:
             raise LoaderLost(f"there is no loader {member}")
         return self._queues[member].submit(self._workers[member].load, spec)
 
     def wait(self, handles: Sequence[Any], timeout_s: float) -> list[Handle]:
-        """Return the requests that are done, waiting at most `timeout_s` for the first."""
         return list(wait_futures(handles, timeout_s, FIRST_COMPLETED).done)
 
     def result(self, handle: Any) -> Pixels:
-        """Return the pixels of a request that is done."""
         future: Future[Pixels] = handle
         return future.result(0)
 
@@ -89,7 +86,6 @@ class LocalLoaders:
         """Do nothing: the number of these loaders is fixed."""
 
     def explain(self, members: Sequence[str]) -> dict[str, str]:
-        """Return what each member waits for."""
         return {name: self._workers[name].waits_for() for name in members}
 
     def close(self) -> None:

@@ -26,7 +26,6 @@ from loader.pool import LoaderPool
 
 _READY_STEPS = 2
 """Finished batches that wait for the trainer, on top of those in flight."""
-
 _STOP_TIMEOUT_S = 5.0
 _OBSERVE_S = 2.0
 """Seconds between two reports of the trainer's waits to the pool."""
@@ -80,6 +79,7 @@ class BatchStream:
                 batch = prefetcher.get(2 * self._config.stall_timeout_s)
                 now = time.monotonic()
                 waited = now - started
+                # Before the batch is handed out: a state saved while the trainer works on it continues after it.
                 self._step = batch.step + 1
                 self._stats.images += len(batch.sample_ids)
                 self._stats.wait_s += waited
@@ -92,6 +92,7 @@ class BatchStream:
                         observed_s, waited_since_s = now, 0.0
                 yield replace(batch, wait_s=waited)
         finally:
+            # Also when the trainer leaves its loop: batches that it has not taken are made again by the next iteration.
             prefetcher.stop()
             fetcher.close()
             self._running = False
@@ -152,12 +153,14 @@ class _Prefetcher:
                     self._put(batch)
                 if self._stop.is_set():
                     return
+        # Whatever it is: a thread that dies silently would leave the trainer waiting for its timeout.
         except BaseException as error:
             self._put(error)
         finally:
-            self._batches.close()
+            self._batches.close()  # gives up the requests in flight
 
     def _put(self, item: Batch | BaseException) -> None:
+        # In short waits: a trainer that has left takes nothing any more, and `stop` must still end the thread.
         while not self._stop.is_set():
             try:
                 return self._ready.put(item, timeout=0.1)

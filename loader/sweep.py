@@ -45,6 +45,7 @@ def sweep(
     index = ShardIndex.load(index_path)
     wanted = np.arange(len(index)) if ids is None else ids
     worker = LoaderWorker(index_path, LoaderConfig(threads=len(os.sched_getaffinity(0))))
+    # In parts, so that a pass over a data set needs no more memory than a batch.
     for start in range(0, len(wanted), SWEEP_IMAGES):
         part = wanted[start : start + SWEEP_IMAGES]
         pixels = worker.load(BatchSpec(sample_ids=part, draws=part, seed=0, transform=transform))
@@ -64,10 +65,12 @@ def each_once(
     Yields:
         (sample ids int64[m], images uint8[m,3,H,W]).
     """
+    # A stream stops at too many bad samples; a pass leaves them out, however many they are.
     steps = math.ceil(len(ids) / SWEEP_IMAGES)
     config = StreamConfig(seed=0, global_batch=SWEEP_IMAGES, total_steps=steps, transform=transform, max_bad_share=1.0)
     for batch in BatchStream(FixedWindows(ids, config), loaders, config):
-        # The last batch is filled up with samples from the beginning, and spares stand in for bad samples: drop both.
+        # The last batch is filled up with samples from the beginning, and bad samples are black, since a
+        # fixed order has no spares: drop both.
         good = np.arange(min(SWEEP_IMAGES, len(ids) - batch.step * SWEEP_IMAGES))
         good = np.setdiff1d(good, [sample.row for sample in batch.substituted])
         yield batch.sample_ids[good], batch.images[good]

@@ -54,13 +54,22 @@ class LoaderWorker:
         self.config = config
         self.index = ShardIndex.load(index)
         self._reader = self.index.reader(allow_hosts=config.allow_hosts)
+        # Only remote reads are worth starting ahead: a local one is short, and a decoding thread does it by itself.
         self._fetcher: Fetcher | None = None
         if self.index.remote:
             disk = DiskCache(config.disk_cache, max_bytes=config.disk_cache_bytes) if config.disk_cache else None
             self._fetcher = Fetcher(self.index, self._reader, reads_in_flight=config.reads_in_flight, disk=disk)
         self._cache = PixelCache(config.cache_bytes)
         self._buffers = ImageBuffers()
-        self._decoder = build_decoder(config, num_samples=len(self.index))
+        self._decoder: Decoder
+        if config.decoder == "cpu":
+            self._decoder = CpuDecoder(len(self.index))
+        else:
+            from loader.decode.dali import DaliDecoder  # noqa: PLC0415 - DALI loads a gigabyte of libraries
+
+            self._decoder = DaliDecoder(
+                num_threads=config.threads, device_id=config.device_id, hw_decoder_load=config.hw_decoder_load
+            )
         self._threads = ThreadPoolExecutor(config.threads, thread_name_prefix="loader")
         self._turns = threading.Semaphore(config.threads)
         self._lock = threading.Lock()
@@ -90,6 +99,7 @@ class LoaderWorker:
                 "The spec was made for another index: give loaders and selection the same one."
             )
         images = self._buffers.take(len(spec), spec.transform.size) if out is None else out
+        # Decoders write rows of RGB: this view is contiguous, and `images` itself is not.
         rgb: Rgb = images.permute(0, 2, 3, 1).numpy()
         plan = self._plan(spec)
         step = self._decoder.rows_per_call
@@ -99,6 +109,7 @@ class LoaderWorker:
         def load_chunks() -> list[BadSample]:
             return [sample for rows in chunks for sample in self._load_rows(plan, rgb, rows)]
 
+        # A single chunk is decoded in the caller's thread: the others could not help.
         if self.config.threads == 1 or len(spec) <= step:
             with self._turn():
                 started = time.monotonic()  # the wait for the turn is not decoding time
@@ -115,6 +126,7 @@ class LoaderWorker:
             self._requests += 1
             self._decode_s += seconds
         sys.audit(FAILPOINT, "loader.reply")
+        # Threads finish in any order; the answer must not depend on it.
         return Pixels(images=images.numpy(), bad=tuple(sorted(bad, key=lambda sample: sample.row)), decode_s=seconds)
 
     def stats(self) -> dict[str, float | int]:
@@ -181,6 +193,7 @@ class LoaderWorker:
         for row in rows:
             probability = 0.0 if spec.probability is None else float(spec.probability[row])
             demand = Demand(probability, int(spec.draws[row]))
+            # With every request, hit or miss, the cache learns how soon the sample is wanted again.
             cached = self._cache.get(int(spec.sample_ids[row]), demand)
             if cached is not None:
                 box = crop(cached, plan.boxes[row])
@@ -190,6 +203,7 @@ class LoaderWorker:
                 encoded[row] = self._read(plan, row, demand)
             except BadSampleError as error:
                 reasons[row] = str(error)
+        # All rows that were read go in one call, since DALI decodes them as a batch.
         failures = self._decoder.decode(list(encoded.values()), spec.transform, [rgb[row] for row in encoded])
         reasons |= {row: reason for row, reason in zip(encoded, failures, strict=True) if reason is not None}
         bad = []
@@ -207,12 +221,14 @@ class LoaderWorker:
             data = self._fetcher.take(plan.fetched, sample_id)
         else:
             data = self.index.read(sample_id, self._reader)
+        # Before any pixel is allocated: a few bytes can claim an image of gigabytes.
         header = read_header(data, max_pixels=self.config.max_pixels)
         indexed = (int(self.index.width[sample_id]), int(self.index.height[sample_id]))
         if indexed != (header.width, header.height):  # the box was computed from the index's sides
             raise BadSampleError(
                 f"image is {header.width} x {header.height}; the index says {indexed[0]} x {indexed[1]}"
             )
+        # An image that the cache will not keep is decoded in its box only, which is cheaper.
         keep = None
         if self._cache.wants(3 * header.width * header.height, encoded_bytes=len(data), demand=demand):
             keep = partial(self._cache.put, sample_id, encoded_bytes=len(data), demand=demand)
@@ -227,12 +243,3 @@ class _Plan:
     boxes: NDArray[np.int32]
     flips: NDArray[np.bool_]
     fetched: Fetched
-
-
-def build_decoder(config: LoaderConfig, *, num_samples: int) -> Decoder:
-    """Return the decoder that a config names, for an index of `num_samples` samples."""
-    if config.decoder == "cpu":
-        return CpuDecoder(num_samples)
-    from loader.decode.dali import DaliDecoder  # noqa: PLC0415 - DALI loads a gigabyte of libraries: only when it is used
-
-    return DaliDecoder(num_threads=config.threads, device_id=config.device_id, hw_decoder_load=config.hw_decoder_load)

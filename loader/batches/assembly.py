@@ -29,7 +29,6 @@ from loader.pool import Handle, LoaderPool
 _SPARED_FOR = 10.0
 _MAX_SPARED_S = 30.0
 """A member that answered late gets no work for ten times as long as it took: a straggler costs a tenth of a wait."""
-
 _POLL_S = 0.05
 """Longest wait before deadlines and the members are checked again."""
 
@@ -112,6 +111,7 @@ class Assembler:
         try:
             while self._groups or self._next_step < self._config.total_steps:
                 self._plan()
+                # Only the oldest group: batches leave in step order, whichever replies come first.
                 if self._groups and self._groups[0].done:
                     yield from self._groups.popleft().batches()
                     self._progress_s = time.monotonic()
@@ -122,6 +122,7 @@ class Assembler:
                 self._check_stall()
                 yield None
         finally:
+            # The stream ends early or late: the memory of what is in flight goes back to the pool.
             for handle in self._requests:
                 self._loaders.release(handle)
 
@@ -138,13 +139,16 @@ class Assembler:
         group_steps = max(1, min(worthwhile, prefetch_steps // 2))
         in_flight = sum(len(group.steps) for group in self._groups)
         while self._next_step < config.total_steps and in_flight < prefetch_steps:
+            # Windows are drawn when they are asked for, so looking further ahead would delay every change of the draw.
             window = self._next_step // config.window_steps
             furthest = self._delivered() // config.window_steps + 1
             if window > furthest:
                 return
+            # A group never reaches over a window's end: its draws come from one window.
             window_end = min((window + 1) * config.window_steps, config.total_steps)
             steps = range(self._next_step, min(self._next_step + group_steps, window_end))
             draws = self._windows.get(window)
+            # With whatever of the next window is here already: a hint is not worth a wait.
             hints = self._next_use.hints(draws, self._windows.peek(window + 1))
             group = Group(draws, steps, config, hints=hints, buffers=self._buffers)
             self._next_step = steps.stop
@@ -160,43 +164,38 @@ class Assembler:
         """Request rows, each from its first choice among the members not tried and not overdue."""
         pending = rows
         while len(pending):
-            members = self._members()
+            while not (members := self._loaders.members()):
+                self._last_fault = "no loader is alive"
+                self._check_stall()
+                time.sleep(_POLL_S)
+                self._loaders.refresh()
             avoid = {*tried, *self._suspects()}
             if avoid.issuperset(members):
                 avoid = set(tried)  # a late member is a better choice than one that just failed these rows
+            # By the ids as they stand now: a substitute is routed by its own id, to the loader that may have it cached.
             choice = route(group.spec(pending).sample_ids, members, avoid=avoid)
             unsent = []
             for number in np.unique(choice):
-                part = pending[choice == number]
-                if not self._submit(group, part, members[number], tried):
+                part, member = pending[choice == number], members[number]
+                spec = group.spec(part)
+                try:
+                    handle = self._loaders.submit(member, spec)
+                except LoaderLost as error:
+                    # It has just left: its rows are routed again, among the members that are there then.
+                    self._last_fault = str(error)
+                    self._loaders.refresh()
+                    self._check_stall()
                     unsent.append(part)
+                    continue
+                now, deadline_s = time.monotonic(), self._deadline.seconds
+                self._requests[handle] = _Request(group, part, spec, member, now, deadline_s, tried)
+                self._stats.requests += 1
             pending = np.concatenate(unsent) if unsent else pending[:0]
 
-    def _submit(self, group: Group, rows: NDArray[np.int64], member: str, tried: tuple[str, ...]) -> bool:
-        spec = group.spec(rows)
-        try:
-            handle = self._loaders.submit(member, spec)
-        except LoaderLost as error:
-            self._last_fault = str(error)
-            self._loaders.refresh()
-            self._check_stall()
-            return False
-        self._requests[handle] = _Request(group, rows, spec, member, time.monotonic(), self._deadline.seconds, tried)
-        self._stats.requests += 1
-        return True
-
-    def _members(self) -> tuple[str, ...]:
-        """Return the live members, waiting for one if there is none."""
-        while not (members := self._loaders.members()):
-            self._last_fault = "no loader is alive"
-            self._check_stall()
-            time.sleep(_POLL_S)
-            self._loaders.refresh()
-        return members
-
     def _collect(self) -> None:
-        """Copy the replies that have arrived into their groups."""
+        """Copy the replies that have arrived into their groups; send what was lost or bad again."""
         if not self._requests:
+            # The trainer has all that it may have; it takes a batch any moment.
             time.sleep(_POLL_S / 10)
             return
         for handle in self._loaders.wait(list(self._requests), _POLL_S):
@@ -206,9 +205,17 @@ class Assembler:
             except LoaderLost as error:
                 self._reroute(request, error)
                 continue
-            self._learn(request, wanted=len(request.group.missing(request.rows)) > 0)
+            now = time.monotonic()
+            took_s = now - request.sent_s
+            if took_s > self._deadline.seconds:
+                self._spared_until[request.member] = now + min(_SPARED_FOR * took_s, _MAX_SPARED_S)
+            # A late answer says little about usual times. One whose rows have come from elsewhere counts nothing, and
+            # another no more than the deadline it missed: deadlines triple where all members are slow, and stay short
+            # where one was frozen.
+            if len(request.group.missing(request.rows)):
+                self._deadline.add(min(took_s, request.deadline_s), member=request.member)
             bad = request.group.fill(request.rows, request.spec, pixels)
-            self._loaders.release(handle)
+            self._loaders.release(handle)  # its pixels are copied
             for sample in bad:
                 self._stats.substituted += 1
                 self._on_bad(sample)
@@ -216,20 +223,6 @@ class Assembler:
             if bad:
                 self._send(request.group, request.group.missing(request.rows[[b.row for b in pixels.bad]]))
             self._progress_s = time.monotonic()
-
-    def _learn(self, request: _Request, *, wanted: bool) -> None:
-        """Record how long a request took; a member that was late is spared for a time that grows with it.
-
-        A late answer says little about usual times. An answer whose rows have come from elsewhere counts nothing, and a
-        late one counts no more than the deadline it missed: deadlines triple where all members are slow, and stay short
-        where one was frozen.
-        """
-        now = time.monotonic()
-        took_s = now - request.sent_s
-        if took_s > self._deadline.seconds:
-            self._spared_until[request.member] = now + min(_SPARED_FOR * took_s, _MAX_SPARED_S)
-        if wanted:
-            self._deadline.add(min(took_s, request.deadline_s), member=request.member)
 
     def _reroute(self, request: _Request, error: LoaderLost) -> None:
         """Request the rows of a lost loader from others."""
@@ -241,11 +234,12 @@ class Assembler:
             self._send(request.group, rows, (request.member,))
 
     def _hedge(self) -> None:
-        """Send overdue requests to another loader as well, once to every member there is."""
+        """Send overdue requests to another loader as well (Dean and Barroso, 2013), once to every member there is."""
         now = time.monotonic()
         for request in list(self._requests.values()):
             if now - request.sent_s < self._deadline.seconds or len(rows := request.group.missing(request.rows)) == 0:
                 continue
+            # Names are compared, not counted: of a fleet that shrank, fewer members may be left than were asked.
             tried = (*request.tried, request.member)
             if request.hedged or set(tried).issuperset(self._loaders.members()):
                 continue
@@ -262,6 +256,7 @@ class Assembler:
         return owing | {member for member, until in self._spared_until.items() if now < until}
 
     def _check_stall(self) -> None:
+        """Raise StreamStalled when nothing has arrived for the stall timeout; name the loaders and why."""
         if not self._groups:  # nothing is owed: the trainer has all it may have for now
             self._progress_s = time.monotonic()
         waited = time.monotonic() - self._progress_s

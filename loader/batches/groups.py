@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from loader.batch import BadSample, Batch, BatchSpec, Pixels, empty_images
+from loader.batch import BadSample, Batch, BatchSpec, Pixels
 from loader.batches.substitution import substitute
 from loader.batches.windows import Window
 from loader.config import StreamConfig
@@ -45,9 +45,12 @@ class Group:
         self._missing = np.ones(len(self._position), np.bool_)
         self._bad: list[BadSample] = []
         size = config.transform.size
-        # Pinned memory is torch's to reuse: it does so by itself.
-        pinned = torch.cuda.is_available()
-        self._images = empty_images(len(self), size, pinned=True) if pinned else buffers.take(len(self), size)
+        if torch.cuda.is_available():
+            # Pinned, so that copies to the GPU run beside the training; torch reuses pinned memory by itself.
+            rows = torch.empty(len(self), size, size, 3, dtype=torch.uint8, pin_memory=True)
+            self._images = rows.permute(0, 3, 1, 2)
+        else:
+            self._images = buffers.take(len(self), size)
         self._rows_of_rgb: NDArray[np.uint8] = self._images.permute(0, 2, 3, 1).numpy()
 
     def __len__(self) -> int:
@@ -85,6 +88,7 @@ class Group:
         Returns:
             The bad samples, with `row` counted in their step. Rows that got a substitute are still missing.
         """
+        # The id tells a late reply for a bad sample from the one for its spare: both are for the same row.
         wanted = self._missing[rows] & (self._sample_ids[rows] == spec.sample_ids)
         bad = [sample for sample in pixels.bad if wanted[sample.row]]
         wanted[[sample.row for sample in bad]] = False
@@ -92,6 +96,7 @@ class Group:
         for row, place in zip(rows[wanted], np.flatnonzero(wanted), strict=True):
             self._rows_of_rgb[row] = received[place]  # one by one: all at once would copy them twice
         self._missing[rows[wanted]] = False
+        # Bad rows stay missing: the caller requests their substitutes.
         return [self._substitute(int(rows[sample.row]), sample) for sample in bad]
 
     def batches(self) -> list[Batch]:
@@ -128,6 +133,7 @@ class Group:
             self._rows_of_rgb[row] = 0
             self._missing[row] = False
             return found
+        # The draw number stays, and with it the random numbers of the crop: only the sample changes.
         self._attempt[row] += 1
         self._sample_ids[row] = self._window.spare_ids[spare]
         self._probability[row] = self._hints[row] = self._window.spare_probability[spare]

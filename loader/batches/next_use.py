@@ -15,6 +15,7 @@ from loader.batches.windows import Window
 
 def draws_until_next(sample_ids: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return float64[n], the number of draws until each draw's sample is drawn again; infinity if it is not."""
+    # A stable sort puts the draws of one sample side by side, in the order of the draws.
     order = np.argsort(sample_ids, kind="stable")
     same = sample_ids[order[1:]] == sample_ids[order[:-1]]
     distance = np.full(len(sample_ids), np.inf)
@@ -36,8 +37,10 @@ class NextUse:
             window: The window whose draws are requested next.
             following: The window after it, if it is known already.
         """
+        # Many groups are planned from one window; hints are computed again only when the next one has come.
         key = (window.index, following is not None)
         if key != self._key:
+            # The next window counts as what follows; the draws of this one are those that need hints.
             known = [np.asarray(draws.sample_ids, np.int64) for draws in (window, following) if draws is not None]
             rate = 1 / draws_until_next(np.concatenate(known))[: len(known[0])]
             self._key, self._hints = key, np.maximum(np.asarray(window.probability, np.float64), rate)

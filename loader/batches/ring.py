@@ -10,7 +10,6 @@ up waits until one of the two is certain: a late write must never land in anothe
 
 from __future__ import annotations
 
-import logging
 import mmap
 import os
 import secrets
@@ -23,8 +22,6 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-
-log = logging.getLogger(__name__)
 
 _PAGE: Final = 4096
 _NONCE_BYTES: Final = 16
@@ -57,10 +54,11 @@ class Slot:
 class Ring:
     """The owner's side: memory, and which parts of it are free. For one thread.
 
-    Memory is taken page by page when it is first used.
+    Memory is taken page by page when it is first used, and given up with the last reference to the ring.
 
     Raises:
-        OSError: The system has no anonymous shared memory.
+        OSError: The system refuses anonymous shared memory.
+        AttributeError: It has none.
     """
 
     def __init__(self, num_bytes: int) -> None:
@@ -77,7 +75,14 @@ class Ring:
 
     def allocate(self, num_bytes: int) -> Slot | None:
         """Return a slot, or None when there is no room."""
-        self._reclaim()
+        # Slots that were given up are looked at here and nowhere else: until memory is wanted, nobody misses them.
+        given_up, self._given_up = self._given_up, []
+        for slot, is_safe in given_up:
+            if is_safe():
+                self.free(slot)
+            else:
+                self._given_up.append((slot, is_safe))
+        # First fit: requests of a stream are of a few sizes, so little is lost between them.
         wanted = -(-num_bytes // _PAGE) * _PAGE
         for number, (offset, size) in enumerate(self._free):
             if size >= wanted:
@@ -92,6 +97,7 @@ class Ring:
 
     def free(self, slot: Slot) -> None:
         """Free a slot whose request was answered, or whose loader is dead."""
+        # Neighbours are joined at once, or the ring would fall into pieces too small for any request.
         joined: list[tuple[int, int]] = []
         for offset, size in sorted([*self._free, (slot.offset, slot.num_bytes)]):
             if joined and joined[-1][0] + joined[-1][1] == offset:
@@ -104,40 +110,11 @@ class Ring:
         """Free a slot as soon as `is_safe` says that no loader can write to it any more."""
         self._given_up.append((slot, is_safe))
 
-    @property
-    def free_bytes(self) -> int:
-        """Bytes that are in no slot."""
-        self._reclaim()
-        return sum(size for _, size in self._free)
-
-    def close(self) -> None:
-        """Give up the memory; the kernel frees it when the loaders have unmapped it, too."""
+    def __del__(self) -> None:
+        # Loaders watch the descriptor: while it is open they keep the memory mapped. Images that the trainer still
+        # holds keep the mapping itself alive, so nothing is unmapped here.
         if self._fd >= 0:
             os.close(self._fd)
-            self._fd = -1
-
-    def __del__(self) -> None:
-        # Loaders watch the descriptor: while it is open they keep the memory mapped.
-        self.close()
-
-    def _reclaim(self) -> None:
-        given_up, self._given_up = self._given_up, []
-        for slot, is_safe in given_up:
-            if is_safe():
-                self.free(slot)
-            else:
-                self._given_up.append((slot, is_safe))
-
-
-def open_ring(num_bytes: int) -> Ring | None:
-    """Return a ring, or None for a size of 0 and on systems without anonymous shared memory."""
-    if not num_bytes:
-        return None
-    try:
-        return Ring(num_bytes)
-    except (OSError, AttributeError) as error:
-        log.warning("no shared memory (%s): all pixels go through the object store, which is slower", error)
-        return None
 
 
 def is_running(pid: int) -> bool:
@@ -181,7 +158,7 @@ class RingUser:
 
     def attach(self, address: RingAddress) -> bool:
         """Map a ring. Return False when it is out of reach: on another node, in another container, or gone."""
-        self.drop_orphans()
+        self.drop_orphans()  # before memory of one more ring is mapped
         with self._lock:
             if address.nonce in self._rings:
                 return True
@@ -209,13 +186,11 @@ class RingUser:
                     os.close(mapping.process)
                     del self._rings[nonce]
 
-    def __len__(self) -> int:
-        return len(self._rings)
-
 
 def _map(address: RingAddress) -> _Mapping | None:
     path = f"/proc/{address.pid}/fd/{address.fd}"
     try:
+        # A descriptor of the process and not its number, which may soon be another process's.
         process = os.pidfd_open(address.pid)
     except OSError:
         return None
@@ -236,6 +211,7 @@ def _map(address: RingAddress) -> _Mapping | None:
 
 
 def _images(memory: mmap.mmap, slot: Slot, num_images: int, size: int) -> torch.Tensor:
+    # Both sides check: a slot that comes from another process must not lead outside the mapped memory.
     needed = 3 * size * size * num_images
     if slot.offset < _PAGE or needed > slot.num_bytes or slot.offset + slot.num_bytes > len(memory):
         raise ValueError(f"{num_images} images of {size} pixels do not fit into slot {slot}")

@@ -36,6 +36,7 @@ def route(sample_ids: NDArray[np.int64], members: Sequence[str], *, avoid: Colle
         raise LoaderLost("no loader is alive; see `tempera status` for why they died")
     scores = np.stack([_scores(sample_ids, name) for name in members])
     avoided = [name in avoid for name in members]
+    # Zero loses against every member that is not avoided; the order of the others stays as it is.
     if any(avoided) and not all(avoided):
         scores[np.array(avoided)] = 0
     choice: NDArray[np.int64] = scores.argmax(axis=0)
@@ -44,6 +45,7 @@ def route(sample_ids: NDArray[np.int64], members: Sequence[str], *, avoid: Colle
 
 def _scores(sample_ids: NDArray[np.int64], name: str) -> NDArray[np.uint64]:
     """SplitMix64's finaliser (Steele et al., 2014) over the id mixed with a hash of the name; at least 1."""
+    # Not `hash`: every trainer rank, in its own process, must route a sample alike.
     salt = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
     z = sample_ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(salt)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -67,6 +69,7 @@ class Deadline:
     def add(self, seconds: float, *, member: str) -> None:
         """Record how long a member took for a request."""
         self._recent.setdefault(member, deque(maxlen=self._history)).append(seconds)
+        # A fleet that scales names new members for days: the ones met first are forgotten.
         while len(self._recent) > _MAX_MEMBERS:
             del self._recent[next(iter(self._recent))]
         each = sorted(float(np.percentile(recent, 95)) for recent in self._recent.values())

@@ -42,6 +42,7 @@ class BadSampleLimit:
 
     def planned(self, num_draws: int) -> None:
         """Count draws that have been requested."""
+        # Whole groups leave, as long as the recent draws are still covered without the oldest.
         self._groups.append([num_draws, 0])
         while sum(draws for draws, _ in self._groups) - self._groups[0][0] >= _RECENT_DRAWS:
             self._groups.popleft()
@@ -52,6 +53,7 @@ class BadSampleLimit:
         Raises:
             TooManyBadSamplesError: They are more than the allowed share.
         """
+        # Counted where the run is now: the group it belongs to may be a few steps back.
         self._groups[-1][1] += 1
         self._examples.append(bad)
         draws, total = (sum(column) for column in zip(*self._groups, strict=True))

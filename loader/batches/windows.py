@@ -84,7 +84,7 @@ class WindowFetcher:
             StreamStalled: The source did not answer within the stall timeout.
             LoaderError: The window does not fit the run's configuration.
         """
-        self.prefetch(index)
+        self.prefetch(index)  # usually it was started while the window before was in use
         try:
             window = self._futures[index].result(self._config.stall_timeout_s)
         except FutureTimeoutError as error:
@@ -94,6 +94,7 @@ class WindowFetcher:
             ) from error
         for old in [i for i in self._futures if i < index]:
             del self._futures[old]
+        # Checked here: with other sizes the ranks would take wrong rows, and nothing later would notice.
         draws = self._config.window_steps * self._config.global_batch
         if window.index != index or len(window.sample_ids) != draws or len(window.probability) != draws:
             raise LoaderError(
@@ -169,9 +170,11 @@ class WeightedWindows:
 
     def window(self, index: int) -> FixedWindow:
         """Return the draws of a window, and one spare for every hundred."""
+        # Counter-based: keyed by the window, no generator's state has to be kept or replayed.
         generator = np.random.Generator(np.random.Philox(key=np.array([self._seed, index], np.uint64)))
         num_spares = max(2, self._draws // 100)
         uniform = generator.random(self._draws + num_spares) * self._cumulative[-1]
+        # side="right" passes over samples of weight 0; rounding may give the very end of the scale, hence the clip.
         ids = np.searchsorted(self._cumulative, uniform, side="right").clip(max=len(self._cumulative) - 1)
         probability = self._probability[ids]
         return FixedWindow(

@@ -23,7 +23,6 @@ from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from loader.config import LoaderConfig
 from loader.errors import LoaderLost
-from loader.fleet.desired_size import DesiredSizeFile
 from loader.fleet.scaling import ScalePolicy
 from loader.fleet.spec import LoaderSpec, spec_of
 from loader.fleet.supervisor import Fleet, FleetEvent, ScaleReply, State, wait_until_ready
@@ -73,13 +72,14 @@ class LoaderActor:
     @ray.method(concurrency_group="control")
     def attach(self, address: RingAddress) -> int:
         """Map a stream's ring. Return this process's id, or 0 when the ring cannot be reached from here."""
+        # The owner needs the id: while this process runs, it may still write into a slot that was given up.
         return os.getpid() if self._rings.attach(address) else 0
 
     @ray.method(concurrency_group="control")
     def check(self, after_s: float = 0.0) -> dict[str, Any]:
         """Return pid, node and stats after some seconds. The answer itself proves that the loader lives."""
         time.sleep(after_s)
-        self._rings.drop_orphans()
+        self._rings.drop_orphans()  # no other call comes regularly, and an idle loader must not hold a dead run's ring
         node = ray.get_runtime_context().get_node_id()
         return {"pid": os.getpid(), "node": node, "waits_for": self._worker.waits_for(), **self._worker.stats()}
 
@@ -89,47 +89,39 @@ class RayProcess:
 
     def __init__(self, actor: Any) -> None:
         self.handle = actor
+        self.info: dict[str, Any] = {}
+        self.why: str = ""
         self._check: ray.ObjectRef[Any] = actor.check.remote()
         self._last_answer_s: float = time.monotonic()
-        self._info: dict[str, Any] = {}
-        self._why: str = ""
 
     def poll(self) -> State:
         """Return its state, without waiting: take the answer of the check under way, and start the next one."""
-        if self._why:
+        if self.why:
             return "lost"
         silent_s = time.monotonic() - self._last_answer_s
         if is_done(self._check):
             try:
-                self._info = ray.get(self._check, timeout=CALL_TIMEOUT_S)
+                self.info = ray.get(self._check, timeout=CALL_TIMEOUT_S)
                 self._last_answer_s = time.monotonic()
             except RayError as error:
                 # An actor that is only unavailable may be behind a broken network: it is checked again.
                 if silent_s > _SILENCE_S or not isinstance(error, ActorUnavailableError):
-                    self._why = first_line(error)
+                    self.why = first_line(error)
                     return "lost"
             self._check = self.handle.check.options(concurrency_group="watch").remote(after_s=_WATCH_S)
         else:
-            limit_s = _SILENCE_S if self._info else _START_TIMEOUT_S
+            # Before its first answer it imports torch and reads the index, which takes long on a crowded machine.
+            limit_s = _SILENCE_S if self.info else _START_TIMEOUT_S
             if silent_s > limit_s:
-                self._why = f"no answer for {limit_s:.0f} s"
+                self.why = f"no answer for {limit_s:.0f} s"
                 return "lost"
-        return "ready" if self._info else "starting"
-
-    def info(self) -> dict[str, Any]:
-        """Return pid, node and stats as of the last answer."""
-        return self._info
-
-    def why(self) -> str:
-        """Return why it was lost."""
-        return self._why or "unknown"
+        return "ready" if self.info else "starting"
 
     def drain(self) -> None:
-        """Let it finish its requests and end."""
+        # Unlike `ray.kill`, this lets the requests that the loader has finish first.
         self.handle.__ray_terminate__.remote()
 
     def kill(self) -> None:
-        """End it now."""
         ray.kill(self.handle)
 
 
@@ -137,16 +129,17 @@ class LoaderFleet:
     """The named actor that owns the loaders. Ray restarts it if it dies; it then starts as many as it had."""
 
     def __init__(
-        self, index: str, specs: Sequence[LoaderSpec], size: int, policy: ScalePolicy | None, memory: str | None
+        self, index: str, specs: Sequence[LoaderSpec], size: int, policy: ScalePolicy | None, memory: Path | None
     ) -> None:
-        actors = [_remote(max_restarts=0, concurrency_groups=_LOADER_GROUPS, **s.options)(LoaderActor) for s in specs]
+        # Once: each call pickles the class into Ray's store anew. No restarts: the fleet counts losses and says why.
+        actor = _remote(max_restarts=0, concurrency_groups=_LOADER_GROUPS)(LoaderActor)
 
         def launch(name: str) -> RayProcess:
-            position = spec_of(name, specs)
-            return RayProcess(actors[position].remote(index, specs[position].config))
+            spec = specs[spec_of(name, specs)]
+            needs = {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus, "label_selector": dict(spec.node_labels)}
+            return RayProcess(actor.options(**needs).remote(index, spec.config))
 
-        file = None if memory is None else DesiredSizeFile(memory)
-        self._fleet = Fleet(launch, size=size, clock=time.time, policy=policy, memory=file)
+        self._fleet = Fleet(launch, size=size, clock=time.time, policy=policy, memory=memory)
         self._stopped = threading.Event()
         threading.Thread(target=self._supervise, name="fleet", daemon=True).start()
 
@@ -175,8 +168,7 @@ class FleetClient:
 
     def scale(self, size: int, *, author: str, reason: str = "") -> ScaleReply:
         """Set the desired number of loaders; returns at once."""
-        reply: ScaleReply = self._call("scale", size, author=author, reason=reason)
-        return reply
+        return self._call("scale", size, author=author, reason=reason)
 
     def observe(self, wait_share: float) -> None:
         """Report the share of its time that a trainer waited since its last report. Does not wait for an answer."""
@@ -184,18 +176,15 @@ class FleetClient:
 
     def members(self, *, timeout_s: float = CALL_TIMEOUT_S) -> dict[str, Any]:
         """Return the actors of the loaders that are ready, by name."""
-        members: dict[str, Any] = self._call("members", timeout_s=timeout_s)
-        return members
+        return self._call("members", timeout_s=timeout_s)
 
     def status(self) -> dict[str, Any]:
         """Return what `Fleet.status` describes."""
-        status: dict[str, Any] = self._call("status")
-        return status
+        return self._call("status")
 
     def events(self, after: int = 0) -> list[FleetEvent]:
         """Return the events with a sequence number above `after`."""
-        events: list[FleetEvent] = self._call("events", after)
-        return events
+        return self._call("events", after)
 
     def close(self) -> None:
         """End every loader, then the fleet."""
@@ -209,7 +198,7 @@ class FleetClient:
             try:
                 return ray.get(self.actor.call.remote(method, *args, **options), timeout=deadline - time.monotonic())
             except RayTaskError as error:
-                raise error.cause from error
+                raise error.cause from error  # what the fleet raised, such as ValueError: it did answer
             except RayError as error:
                 if not isinstance(error, ActorUnavailableError) or time.monotonic() + _TICK_S > deadline:
                     raise LoaderLost(f"the loader fleet did not answer {method}: {first_line(error)}") from error
@@ -245,12 +234,14 @@ def start_fleet(
     """
     if isinstance(specs, LoaderConfig):
         specs = [LoaderSpec(config=specs, num_cpus=num_cpus)]
+    # A new run starts with its own size; only a fleet that Ray restarts finds the file.
+    memory = None if memory is None else Path(memory)
     if memory is not None:
-        DesiredSizeFile(memory).forget()
+        memory.unlink(missing_ok=True)
     # The actor stays on this process's node: nodes of loaders come and go, and the file of its size is here.
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     actor = _remote(name=name, max_restarts=-1, max_concurrency=8, num_cpus=0, label_selector=here)(LoaderFleet)
-    fleet = FleetClient(actor.remote(str(index), specs, size, policy, None if memory is None else str(memory)))
+    fleet = FleetClient(actor.remote(str(index), specs, size, policy, memory))
     try:
         fleet.members(timeout_s=ready_timeout_s)  # its process is up
         wait_until_ready(fleet.status, size=size, timeout_s=ready_timeout_s)
@@ -267,6 +258,7 @@ def local_fleet(index: str | Path, config: LoaderConfig, *, size: int) -> Iterat
         if not ray.is_initialized():
             ray.init(address="local", include_dashboard=False, log_to_driver=False)
             stack.callback(ray.shutdown)
+        # A name of its own, and no CPUs reserved: the Ray that runs here may have another run's fleet, and full nodes.
         name = f"{FLEET_NAME}-{os.getpid()}-{time.monotonic_ns()}"
         fleet = start_fleet(index, config, size=size, name=name, num_cpus=0)
         stack.callback(fleet.close)

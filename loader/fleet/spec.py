@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from loader.config import LoaderConfig
 from loader.fleet.scaling import ScalePolicy
@@ -28,11 +27,6 @@ class LoaderSpec:
     def __post_init__(self) -> None:
         if (self.count is not None and self.count < 0) or self.num_cpus < 0 or self.num_gpus < 0:
             raise ValueError(f"count, num_cpus and num_gpus must not be negative; got {self}")
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Ray's options of the actor."""
-        return {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, "label_selector": dict(self.node_labels)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +64,7 @@ class FleetConfig:
 
     @property
     def policy(self) -> ScalePolicy | None:
-        """How the fleet scales by itself; None when people do it."""
+        """Bounds of a fleet that scales by itself; None when people set its size."""
         if not self.max_loaders:
             return None
         return ScalePolicy(min_size=self.min_loaders, max_size=self.max_loaders)
@@ -81,6 +75,7 @@ class FleetConfig:
         Args:
             config: Knobs of each loader; in a mixed fleet those on GPUs take its place in the decoder and the cache.
         """
+        # Ray shows an actor only the GPUs that it reserved: to a loader its own is always number 0.
         on_gpu = config.decoder == "dali" and self.gpus_per_loader > 0
         rest = LoaderSpec(
             config=replace(config, device_id=0) if on_gpu else config,
@@ -90,6 +85,7 @@ class FleetConfig:
         )
         if config.decoder == "dali" or not self.gpu_loaders:
             return [rest]
+        # Decoded on the GPU, an image never lies whole in memory, so there is nothing to cache.
         decoding_on_gpu = replace(config, decoder="dali", device_id=0, cache_bytes=0)
         return [replace(rest, config=decoding_on_gpu, count=self.gpu_loaders, num_gpus=self.gpus_per_loader), rest]
 
@@ -104,6 +100,7 @@ def spec_of(name: str, specs: Sequence[LoaderSpec]) -> int:
     Raises:
         ValueError: If no spec is left for it.
     """
+    # By the number alone, so that a replacement under the same name is of the same kind, and scaling changes no other.
     number = int(name.rpartition("-")[2])
     for position, spec in enumerate(specs):
         if spec.count is None or number < spec.count:

@@ -13,16 +13,17 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 from loader.errors import LoaderLost
-from loader.fleet.desired_size import DesiredSize, DesiredSizeFile
+from loader.fleet.desired_size import DesiredSize, load_desired_size, save_desired_size
 from loader.fleet.scaling import Autoscaler, ScalePolicy
 
 State = Literal["starting", "ready", "lost"]
 EventKind = Literal["scale", "loader_started", "loader_lost", "loader_removed", "fleet_restarted"]
 
-MAX_LOADERS: Final = 1024
+_MAX_LOADERS: Final = 1024
 _MIN_PAUSE_S: Final = 0.25
 _MAX_PAUSE_S: Final = 15.0
 _MIN_STARTING: Final = 8
@@ -35,18 +36,15 @@ _MATURE_S: Final = 30.0
 class Process(Protocol):
     """A launched loader: an actor under Ray, or a loader in this process."""
 
-    @property
-    def handle(self) -> Any:
-        """Where requests are sent."""
+    handle: Any
+    """Where requests are sent."""
+    info: dict[str, Any]
+    """Its pid, node and stats as of its last answer; empty before the first."""
+    why: str
+    """Why it was lost; empty while it is not."""
 
     def poll(self) -> State:
         """Return its state, without waiting."""
-
-    def info(self) -> dict[str, Any]:
-        """Return pid, node and stats as far as they are known."""
-
-    def why(self) -> str:
-        """Return why it was lost."""
 
     def drain(self) -> None:
         """Let it finish its requests and end."""
@@ -66,9 +64,9 @@ class FleetEvent:
     kind: EventKind
     """What happened."""
     author: str
-    """Who caused it: a person, the trainer, or `fleet`."""
+    """Cause: a person, the trainer, or `fleet`."""
     message: str
-    """For people."""
+    """One line, shown to people."""
     value: float
     """The desired size after it."""
 
@@ -82,7 +80,7 @@ class ScaleReply:
     size: int
     """Desired loaders now."""
     author: str
-    """Who changed it."""
+    """Person or component that changed it."""
     reason: str
     """Why."""
 
@@ -110,7 +108,7 @@ class Fleet:
         size: Desired loaders, from 1.
         clock: Returns seconds since the epoch.
         policy: Scales by the trainers' waits; None leaves the size to `scale`.
-        memory: Keeps the size over a restart of this process; None always starts with `size`.
+        memory: File that keeps the size over a restart of this process; None always starts with `size`.
     """
 
     def __init__(
@@ -120,20 +118,18 @@ class Fleet:
         size: int,
         clock: Callable[[], float],
         policy: ScalePolicy | None = None,
-        memory: DesiredSizeFile | None = None,
+        memory: Path | None = None,
     ) -> None:
         self._launch, self._clock, self._memory = launch, clock, memory
-        self._scaler = Autoscaler(policy) if policy is not None else None
-        self._worked: dict[str, tuple[float, float]] = {}
-        self._waits: list[float] = []
-        self._observed_s = clock()
+        self._scaler = Autoscaler(policy, started_s=clock()) if policy is not None else None
         self._slots: dict[str, _Slot] = {}
-        self._events: deque[FleetEvent] = deque(maxlen=10_000)
+        self._events: deque[FleetEvent] = deque(maxlen=10_000)  # a loader that dies for days must not fill memory
         self._sequence = 0
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # `observe` calls `scale`
         self._size, self._author, self._reason = _checked(size), "fleet", "initial size"
-        last = memory.load() if memory is not None else None
+        last = load_desired_size(memory) if memory is not None else None
         if last is not None:
+            # This process replaces one that died. What was set live counts more than what the run began with.
             self._size, self._author, self._reason = _checked(last.size), last.author, last.reason
             self._sequence = last.sequence
             self._event("fleet_restarted", "fleet", f"the fleet was restarted with {last.size} loaders as before")
@@ -148,6 +144,7 @@ class Fleet:
             previous, self._size = self._size, _checked(size)
             self._author, self._reason = author, reason
             if self._scaler is not None:
+                # The autoscaler must see the effect of this size before it judges again, whoever set it.
                 self._scaler.restart_cooldown(self._clock())
             self._event("scale", author, f"{previous} -> {size} loaders" + (f": {reason}" if reason else ""))
             return ScaleReply(previous=previous, size=size, author=author, reason=reason)
@@ -157,15 +154,8 @@ class Fleet:
         if self._scaler is None:
             return None
         with self._lock:
-            now = self._clock()
-            self._waits.append(wait_share)
-            if now - self._observed_s < self._scaler.policy.period_s:
-                return None
-            # Ranks compute in step: the one that waits longest holds up the others.
-            longest, self._waits, self._observed_s = max(self._waits), [], now
-            decision = self._scaler.observe(
-                size=self._size, wait_share=longest, busy_share=self._busy_share(), now_s=now
-            )
+            infos = {name: slot.process.info for name, slot in self._slots.items() if slot.process is not None}
+            decision = self._scaler.report(wait_share, infos, size=self._size, now_s=self._clock())
             return None if decision is None else self.scale(decision.size, author="fleet", reason=decision.reason)
 
     def tick(self) -> None:
@@ -201,10 +191,11 @@ class Fleet:
         """
         with self._lock:
             loaders = []
+            # By number, so that loader-10 comes after loader-9.
             for name in sorted(self._slots, key=lambda name: int(name.rpartition("-")[2])):
                 slot = self._slots[name]
                 state = "waiting" if slot.process is None else "ready" if slot.announced else "starting"
-                info = slot.process.info() if slot.process is not None else {}
+                info = slot.process.info if slot.process is not None else {}
                 loaders.append({"name": name, "state": state, "restarts": slot.restarts, "reason": slot.why, **info})
             return {
                 "size": self._size,
@@ -223,20 +214,6 @@ class Fleet:
             self._slots.clear()
             self._size = 0
 
-    def _busy_share(self) -> float:
-        """Return the share of their time that loaders worked since the last call; 1 when unknown."""
-        shares = []
-        before, self._worked = self._worked, {}
-        for name, slot in self._slots.items():
-            info = slot.process.info() if slot.process is not None else {}
-            if "uptime_s" not in info:
-                continue
-            worked_s, uptime_s = self._worked[name] = (info["decode_s"], info["uptime_s"])
-            worked_before_s, uptime_before_s = before.get(name, (0.0, 0.0))
-            if uptime_s > uptime_before_s:
-                shares.append((worked_s - worked_before_s) / (uptime_s - uptime_before_s))
-        return min(1.0, sum(shares) / len(shares)) if shares else 1.0
-
     def _supervise(self, name: str, slot: _Slot) -> None:
         """Launch, announce or replace one loader, as its state demands."""
         now = self._clock()
@@ -251,8 +228,9 @@ class Fleet:
             slot.announced = True
             self._event("loader_started", "fleet", f"{name} is ready after {now - slot.launched_s:.1f} s")
         elif state == "lost":
-            slot.why = slot.process.why()
-            slot.process.kill()
+            slot.why = slot.process.why or "unknown"
+            slot.process.kill()  # it may only hang: its processor and memory belong to its replacement
+            # A loader that dies of its start will do so again: each time it waits twice as long.
             young = now - slot.launched_s < _MATURE_S
             slot.pause_s = min(2 * slot.pause_s, _MAX_PAUSE_S) if young else _MIN_PAUSE_S
             slot.not_before_s = now + slot.pause_s / 2
@@ -263,20 +241,14 @@ class Fleet:
     def _event(self, kind: EventKind, author: str, message: str) -> None:
         """Number an event and keep it, with the size in force saved beside its number."""
         self._sequence += 1
+        now, size = self._clock(), float(self._size)
         self._events.append(
-            FleetEvent(
-                sequence=self._sequence,
-                time=self._clock(),
-                kind=kind,
-                author=author,
-                message=message,
-                value=float(self._size),
-            )
+            FleetEvent(sequence=self._sequence, time=now, kind=kind, author=author, message=message, value=size)
         )
         if self._memory is not None:
-            self._memory.save(
-                DesiredSize(size=self._size, author=self._author, reason=self._reason, sequence=self._sequence)
-            )
+            # With every event, not only with a new size: a restarted fleet must not use an event's number twice.
+            desired = DesiredSize(size=self._size, author=self._author, reason=self._reason, sequence=self._sequence)
+            save_desired_size(self._memory, desired)
 
 
 def wait_until_ready(status: Callable[[], dict[str, Any]], *, size: int, timeout_s: float) -> None:
@@ -302,6 +274,7 @@ def wait_until_ready(status: Callable[[], dict[str, Any]], *, size: int, timeout
         num_ready = sum(loader["state"] == "ready" for loader in loaders)
         if num_ready >= size:
             return
+        # When each has died at least once and none came up, the rest of the time would not help.
         hopeless = bool(loaders) and not num_ready and all(loader["restarts"] for loader in loaders)
         if hopeless or time.monotonic() > deadline:
             reasons = "; ".join(sorted({loader["reason"] or loader["state"] for loader in loaders}))
@@ -310,6 +283,6 @@ def wait_until_ready(status: Callable[[], dict[str, Any]], *, size: int, timeout
 
 
 def _checked(size: int) -> int:
-    if not 1 <= size <= MAX_LOADERS:
-        raise ValueError(f"the number of loaders must be in 1..{MAX_LOADERS}; got {size}")
+    if not 1 <= size <= _MAX_LOADERS:
+        raise ValueError(f"the number of loaders must be in 1..{_MAX_LOADERS}; got {size}")
     return size

@@ -76,16 +76,14 @@ class LocalProcess:
     """A loader in this process, as a fleet sees it."""
 
     def __init__(self, index: str, config: LoaderConfig) -> None:
-        self.handle = LoaderWorker(index, config)
+        self.handle, self.why = LoaderWorker(index, config), ""
 
     def poll(self) -> str:
         return "ready"
 
+    @property
     def info(self) -> dict[str, Any]:
         return {"pid": os.getpid(), "node": "here", **self.handle.stats()}
-
-    def why(self) -> str:
-        return ""
 
     def drain(self) -> None:
         """Requests under way finish: its threads end when the process does."""

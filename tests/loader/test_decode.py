@@ -11,13 +11,12 @@ from PIL import Image
 from torchvision.transforms import functional as pil_functional
 from torchvision.transforms import v2
 
-from loader import BadSampleError, LoaderConfig, Transform
+from loader import BadSampleError, Transform
 from loader.decode import compiled
 from loader.decode.cpu import CpuDecoder, decode_image, decode_top
 from loader.decode.decoder import EncodedImage
 from loader.decode.header import read_header
 from loader.decode.resize import resize_window
-from loader.worker import build_decoder
 
 
 def encoded(data: bytes, box: tuple[int, int, int, int] | None = None, *, flip: bool = False) -> EncodedImage:
@@ -206,7 +205,9 @@ def test_a_damaged_image_is_bad_every_time(photos):
 
 @pytest.fixture(scope="module")
 def dali():
-    return build_decoder(LoaderConfig(decoder="dali"), num_samples=1)
+    from loader.decode.dali import DaliDecoder
+
+    return DaliDecoder(num_threads=1, device_id=None, hw_decoder_load=0.65)
 
 
 @pytest.mark.parametrize(

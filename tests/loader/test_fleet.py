@@ -16,6 +16,7 @@ class FakeProcess:
     ended: list[str] = field(default_factory=list)
     worked_s: float = 0.0
     uptime_s: float = 0.0
+    why: str = "killed by signal 9"
 
     @property
     def handle(self) -> str:
@@ -24,11 +25,9 @@ class FakeProcess:
     def poll(self) -> str:
         return self.state
 
+    @property
     def info(self) -> dict[str, object]:
         return {"pid": id(self), "decode_s": self.worked_s, "uptime_s": self.uptime_s}
-
-    def why(self) -> str:
-        return "killed by signal 9"
 
     def drain(self) -> None:
         self.ended.append("drained")

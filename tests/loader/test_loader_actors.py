@@ -24,6 +24,7 @@ from loader import (
     Transform,
 )
 from tests.bench.digests import digest
+from tests.loader.test_ring import free_bytes
 from tests.local_ray import local_ray as started_ray
 
 CONFIG = StreamConfig(
@@ -94,16 +95,16 @@ def test_a_ring_is_used_and_all_its_memory_comes_back(fleet, random_windows):
     from loader.actors import RayLoaders
 
     pool = RayLoaders(fleet)
-    capacity = pool._ring.free_bytes
+    capacity = free_bytes(pool._ring)
     used = []
     for _ in range(3):
         for batch in BatchStream(random_windows(1797, CONFIG), pool, CONFIG):
-            used.append(capacity - pool._ring.free_bytes)
+            used.append(capacity - free_bytes(pool._ring))
             if batch.step == 10:
                 break
     assert max(used) > 0
 
-    wait_until(lambda: pool._ring.free_bytes == capacity)
+    wait_until(lambda: free_bytes(pool._ring) == capacity)
 
 
 def test_status_names_the_processes(fleet):
