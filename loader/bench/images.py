@@ -10,11 +10,11 @@ import itertools
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import simplejpeg
@@ -25,6 +25,7 @@ from loader.batch import BatchSpec
 from loader.batches.windows import WeightedWindows
 from loader.bench.index import bench_index
 from loader.bench.peers import PEERS
+from loader.bench.rates import rate, rates
 from loader.config import LoaderConfig, StreamConfig, Transform
 from loader.decode.memory import keep_freed_memory
 from loader.pool import LoaderPool
@@ -34,9 +35,6 @@ from loader.shards.listings import class_folders
 from loader.shards.writer import build_shards
 from loader.stream import BatchStream
 from loader.worker import LoaderWorker
-
-if TYPE_CHECKING:
-    from loader.fleet.actors import FleetClient
 
 THREADS: Final = 2
 EFFECTIVE_SIZES: Final = (0.61, 0.25, 0.12)
@@ -111,6 +109,7 @@ def probabilities(num_samples: int, effective_size: float) -> NDArray[np.float64
     softmax(-distance / temperature), the temperature found by bisection on the effective size (Lin et al., Eq. 4-5).
     """
     grid = np.linspace(0, 1, 4097)[1:-1]
+    # The density of Beta(a, b) is x^(a-1) (1-x)^(b-1); its cumulative sum gives the quantiles.
     density = grid**2.40 * (1 - grid) ** 1.38
     quantiles = (np.arange(num_samples) + 0.5) / num_samples
     distance = np.interp(quantiles, np.cumsum(density) / density.sum(), grid)
@@ -119,39 +118,10 @@ def probabilities(num_samples: int, effective_size: float) -> NDArray[np.float64
         temperature = float(np.sqrt(low * high))
         weight = np.exp(-(distance - distance.min()) / temperature)
         share = weight / weight.sum()
+        # Share of the samples drawn at least once in N draws: the mean of 1 - (1 - p)^N, exact for tiny p.
         drawn = -np.expm1(num_samples * np.log1p(-np.minimum(share, 1 - 1e-12))).mean()
         low, high = (low, temperature) if drawn > effective_size else (temperature, high)
     return np.random.default_rng(0).permutation(share)
-
-
-def rate(batches: Iterable[int], seconds: float, *, warm_up: float = 0.3) -> float:
-    """Return items per second of an iterable of counts, after a warm-up of a share of the time."""
-    start = time.perf_counter()
-    counted, began = 0, 0.0
-    for count in batches:
-        now = time.perf_counter()
-        if began:
-            counted += count
-        elif now - start >= warm_up * seconds:
-            began = now
-        if began and now - began >= seconds:
-            return counted / (now - began)
-    raise ValueError(f"the measurement ended before {seconds:g} s: too few images")
-
-
-def rates(sources: dict[str, Iterator[int]], seconds: float, *, slice_s: float = 0.25) -> dict[str, float]:
-    """Return items per second of several iterators that take turns, so that other load hits all of them."""
-    counted, spent = dict.fromkeys(sources, 0), dict.fromkeys(sources, 0.0)
-    for source in sources.values():
-        next(source)
-    while min(spent.values()) < seconds:
-        for name, source in sources.items():
-            start = now = time.perf_counter()
-            while now - start < slice_s:
-                counted[name] += next(source)
-                now = time.perf_counter()
-            spent[name] += now - start
-    return {name: counted[name] / spent[name] for name in sources}
 
 
 def shards_of(images: Path, scratch: Path) -> list[Path]:
@@ -191,15 +161,17 @@ def _in_process(index: ShardIndex, config: LoaderConfig, *, ahead: int = 0) -> I
             )
             return len(worker.load(spec).images)
 
+        # Every image once, untimed: the first decode of each is a whole one, to prove that it is sound.
         everything = np.arange(len(worker.index))
         worker.load(BatchSpec(sample_ids=everything, draws=everything, seed=0, transform=_TRANSFORM))
-        under_way = deque(requests.submit(load, number) for number in range(ahead))
 
-        def finish(number: int) -> int:
-            under_way.append(requests.submit(load, number))
-            return under_way.popleft().result()
+        def counts() -> Iterator[int]:
+            under_way = deque(requests.submit(load, number) for number in range(ahead))
+            for number in itertools.count(ahead):
+                under_way.append(requests.submit(load, number))
+                yield under_way.popleft().result()
 
-        yield (finish(number) for number in itertools.count(ahead))
+        yield counts()
 
 
 def _in_turns(index: ShardIndex, encoded: list[bytes], seconds: float, say: Progress) -> dict[str, Any]:
@@ -236,27 +208,23 @@ def _add_cached(report: dict[str, Any], index: ShardIndex, seconds: float, say: 
     from loader.actors import RayLoaders  # noqa: PLC0415 - Ray is needed only here
     from loader.fleet.actors import local_fleet  # noqa: PLC0415 - Ray is needed only here
 
+    # Widened first: the index's 16-bit sides would overflow.
     decoded = 3 * int((index.width.astype(np.int64) * index.height).sum())
     config = LoaderConfig(cache_bytes=int(CACHED_SHARE * decoded / THREADS))
     figures: dict[str, dict[str, float]] = {"ring": {}, "object_store": {}}
     hit_rate = {}
+    hits = uses = 0  # of all loaders' caches since they started, as of their last check
     with local_fleet(index.path, config, size=THREADS) as fleet:
         for size, transport in itertools.product(EFFECTIVE_SIZES, figures):
             say(f"service with a cache at effective size {size}, {_TRANSPORTS[transport]}")
-            before = _cache_uses(fleet)
             pool = RayLoaders(fleet, ring_bytes=_RING_BYTES[transport])
             figures[transport][str(size)] = _service(pool, probabilities(len(index), size), seconds)
-            hits, uses = (after - earlier for after, earlier in zip(_cache_uses(fleet), before, strict=True))
-            hit_rate[str(size)] = hits / max(1, uses)
+            loaders, hits_before, uses_before = fleet.status()["loaders"], hits, uses
+            hits = sum(loader.get("cache_hits", 0) for loader in loaders)
+            uses = hits + sum(loader.get("cache_misses", 0) for loader in loaders)
+            hit_rate[str(size)] = (hits - hits_before) / max(1, uses - uses_before)
     report |= {"cached": figures["ring"], "cache_hit_rate": hit_rate}
     report["object_store"]["cached"] = figures["object_store"]
-
-
-def _cache_uses(fleet: FleetClient) -> tuple[int, int]:
-    """Return (hits, uses) of all loaders' caches since they started, as of their last check."""
-    loaders = fleet.status()["loaders"]
-    hits, misses = (sum(loader.get(name, 0) for loader in loaders) for name in ("cache_hits", "cache_misses"))
-    return hits, hits + misses
 
 
 def _service(pool: LoaderPool, probability: NDArray[np.float64], seconds: float) -> float:
@@ -308,7 +276,7 @@ def sweep_dali(
         say(f"DALI, {number} threads, hardware decoder load {load}")
         config = LoaderConfig(threads=number, decoder="dali", device_id=device_id, hw_decoder_load=load)
         with _in_process(index, config, ahead=1) as batches:
-            next(batches)
+            next(batches)  # builds the pipeline, which takes seconds
             began_s, cpu_s = time.perf_counter(), time.process_time()
             images_per_s = rate(batches, seconds)
             host_cpus = (time.process_time() - cpu_s) / (time.perf_counter() - began_s)

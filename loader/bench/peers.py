@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 Peer = Callable[[list[bytes], int], AbstractContextManager[Iterator[int]]]
 _BATCH: Final = 64
 _EPOCH: Final = 100_000
+"""Images in an epoch: many, since torch's and FFCV's loaders start their workers anew for each."""
 
 
 class _Photos(Dataset[torch.Tensor]):
@@ -41,6 +42,7 @@ class _Photos(Dataset[torch.Tensor]):
         return self._load(self._encoded[item % len(self._encoded)])
 
 
+# Classes, not closures: worker processes that are not forked get their dataset by pickle.
 class _PilRecipe:
     """The MAE recipe: Pillow, RandomResizedCrop, flip, to a float tensor."""
 
@@ -82,19 +84,10 @@ def _data_loader(encoded: list[bytes], workers: int, load: Callable[[bytes], tor
     yield (len(batch) for batch in itertools.chain.from_iterable(itertools.repeat(batches)))
 
 
-def _torch_pil(encoded: list[bytes], workers: int) -> AbstractContextManager[Iterator[int]]:
-    return _data_loader(encoded, workers, _PilRecipe())
-
-
-def _torch_v2(encoded: list[bytes], workers: int) -> AbstractContextManager[Iterator[int]]:
-    return _data_loader(encoded, workers, _TensorRecipe())
-
-
 @contextmanager
 def _webdataset(encoded: list[bytes], workers: int) -> Iterator[Iterator[int]]:
     import webdataset  # noqa: PLC0415
 
-    recipe = _PilRecipe()
     with tempfile.TemporaryDirectory(prefix="tempera-bench-") as scratch:
         urls = []
         for number in range(workers):
@@ -103,16 +96,9 @@ def _webdataset(encoded: list[bytes], workers: int) -> Iterator[Iterator[int]]:
                 for row in range(number, len(encoded), workers):
                     tar.write({"__key__": f"{row:06d}", "jpg": encoded[row]})
         dataset = webdataset.WebDataset(urls, shardshuffle=False, resampled=True)
-        batches = DataLoader(dataset.map(_JpgMember(recipe)).batched(_BATCH), None, num_workers=workers)
+        decoded = dataset.to_tuple("jpg").map_tuple(_PilRecipe())
+        batches = DataLoader(decoded.batched(_BATCH), None, num_workers=workers)
         yield (len(batch[0]) for batch in batches)
-
-
-class _JpgMember:
-    def __init__(self, load: Callable[[bytes], torch.Tensor]) -> None:
-        self._load = load
-
-    def __call__(self, sample: dict[str, Any]) -> tuple[torch.Tensor]:
-        return (self._load(sample["jpg"]),)
 
 
 @contextmanager
@@ -159,8 +145,8 @@ def _ffcv(encoded: list[bytes], workers: int) -> Iterator[Iterator[int]]:
 
 
 PEERS: Final[dict[str, Peer]] = {
-    "torch_pil": _torch_pil,
-    "torchvision_v2": _torch_v2,
+    "torch_pil": lambda encoded, workers: _data_loader(encoded, workers, _PilRecipe()),
+    "torchvision_v2": lambda encoded, workers: _data_loader(encoded, workers, _TensorRecipe()),
     "webdataset": _webdataset,
     "dali_cpu": _dali,
     "ffcv": _ffcv,

@@ -57,6 +57,7 @@ class CpuDecoder:
         for row, image in enumerate(images):
             header = image.header
             try:
+                # Whole the first time, since neither way to decode a box reports damage; CMYK goes through Pillow.
                 if (
                     image.keep is None
                     and self._sound[image.sample_id]

@@ -37,6 +37,7 @@ def philox4x32(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.
         uint64[n, 4], each word uniform in [0, 2^32).
     """
     c0, c1, c2, c3 = (counter[:, i] for i in range(4))
+    # 32-bit words in uint64: products do not overflow, and their halves come from a shift and a mask.
     for r in range(_ROUNDS):
         k0, k1 = (np.uint64((key[i] + r * _WEYL[i]) & 0xFFFFFFFF) for i in range(2))
         p0, p1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
@@ -45,7 +46,17 @@ def philox4x32(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.
 
 
 def uniforms(seed: int, draws: NDArray[np.int64], block: int) -> NDArray[np.float64]:
-    """Return float64[n, 4] in [0, 1) for the given block of each draw."""
+    """Return four random numbers of each draw: for the area, the ratio, the top and the left of one attempt.
+
+    Args:
+        seed: Seed of the run, below 2^64.
+        draws: int64[n] draw numbers.
+        block: Number of the attempt; `_FLIP_BLOCK` for flips.
+
+    Returns:
+        float64[n, 4] in [0, 1).
+    """
+    # Counter words: the draw's low and high half, the block, and one that stays 0. Multiples of 2^-32 are exact.
     d = draws.astype(np.uint64)
     counter = np.stack([d & _LOW, d >> _SHIFT, np.full_like(d, block), np.zeros_like(d)], axis=1)
     return philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32)).astype(np.float64) * 2.0**-32
@@ -76,6 +87,7 @@ def boxes(
         height: [n] image heights in pixels, at least 1.
     """
     widths, heights = width.astype(np.int64), height.astype(np.int64)
+    # A center crop is cut after the resize (`resize.resize_window`), so its box is the whole image.
     if transform.kind == "center_crop":
         return np.stack([np.zeros_like(heights), np.zeros_like(widths), heights, widths], axis=1).astype(np.int32)
     if not transform.retry:
@@ -91,6 +103,7 @@ def boxes(
     h = np.where(aspect < narrow, np.rint(widths / narrow).astype(np.int64), heights)
     box = np.stack([(heights - h) // 2, (widths - w) // 2, h, w], axis=1)
 
+    # Each attempt is made for all images that none has fitted yet: most are done after the first.
     pending = np.arange(len(draws))
     for attempt in range(_ATTEMPTS):
         image_w, image_h = widths[pending], heights[pending]

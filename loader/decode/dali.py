@@ -78,6 +78,7 @@ class DaliDecoder:
 
     def _run(self, pipeline: Pipeline, images: Sequence[EncodedImage], transform: Transform) -> Rgb:
         """Return uint8[n, size, size, 3] on the host."""
+        # The random parts are inputs: DALI's own generator would make pixels depend on the batch an image is in.
         windows = [resize_window(int(image.box[2]), int(image.box[3]), transform) for image in images]
         pipeline.feed_input("data", [np.frombuffer(image.data, np.uint8) for image in images])
         pipeline.feed_input("start", [image.box[:2].astype(np.int64) for image in images])
@@ -112,6 +113,7 @@ def build_pipeline(
                 ("flip", 0, types.INT32),
             )
         )
+        # EXIF orientation is ignored and chroma interpolated, both as by the CPU decoder.
         images = fn.decoders.image_slice(
             data,
             start,

@@ -68,6 +68,7 @@ def read_header(data: bytes, *, max_pixels: int) -> ImageHeader:
         raise BadSampleError(
             f"not a JPEG, PNG or WebP: {len(data)} bytes starting {bytes(data[:4]).hex() or '(empty)'}"
         )
+    # The sides are claims: they are compared with limits before any decoder allocates for them.
     if not (0 < header.width <= MAX_SIDE and 0 < header.height <= MAX_SIDE):
         raise BadSampleError(f"image sides must be in 1..{MAX_SIDE} pixels; got {header.width} x {header.height}")
     if header.width * header.height > max_pixels:
@@ -87,6 +88,7 @@ def _read_jpeg(data: bytes) -> ImageHeader:
         if data[position] != 0xFF:
             raise BadSampleError(f"JPEG marker expected at byte {position}; got 0x{data[position]:02x}")
         marker = data[position + 1]
+        # Fill bytes before a marker, and markers without a segment, have no length after them.
         if marker == 0xFF or marker in _STANDALONE:
             position += 1 if marker == 0xFF else 2
             continue

@@ -30,6 +30,7 @@ def keep_freed_memory() -> bool:
     except AttributeError:
         log.info("this C library has no mallopt; freed memory goes back to the kernel at once")
         return False
+    # Blocks over the mmap threshold are mapped anew each time. Setting it also stops glibc from adapting it.
     settings = (
         (_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD),
         (_M_TRIM_THRESHOLD, _MAX_FREE_BYTES),

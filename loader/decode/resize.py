@@ -59,6 +59,7 @@ def resize_into(out: Rgb, pixels: Rgb, *, flip: bool, transform: Transform) -> N
     window = resize_window(len(pixels), len(pixels[0]), transform)
     to = (window.height, window.width, window.top, window.left, transform.size)
     bicubic = transform.interpolation == "bicubic"
+    # The compiled resize returns False for memory layouts that it does not handle.
     if compiled.resize is None or not compiled.resize(pixels, out, *to, bicubic, flip):
         np.copyto(out, resize_with_torch(pixels, window, flip=flip, transform=transform))
 

@@ -88,7 +88,7 @@ def build_dataset(
         out,
         {
             "images": len(listing),
-            "identity": listing.identity(),
+            "identity": listing.identity,
             "samples_per_shard": samples_per_shard,
             "shrink": None if shrink is None else asdict(shrink),
         },
@@ -108,7 +108,7 @@ def build_dataset(
 
 
 def write_shard(task: ShardTask) -> list[LeftOut]:
-    """Write one shard, and return the images that were left out of it."""
+    """Write one shard under a temporary name, rename it, and return the images that were left out of it."""
     left_out: list[LeftOut] = []
     path = Path(task.path)
 
@@ -120,6 +120,7 @@ def write_shard(task: ShardTask) -> list[LeftOut]:
             except BadSampleError as error:
                 left_out.append(LeftOut(shard=path.name, origin=sample.origin, reason=str(error)))
 
+    # Only complete shards have their name: a build that continues takes them as they are.
     temporary = path.with_name(f".{path.name}.tmp")
     write_tar(temporary, readable())
     temporary.rename(path)
@@ -133,6 +134,7 @@ def _write_shards(tasks: list[ShardTask], out: Path, total: int, run: Runner, pr
     for number, bad in run(write_shard, tasks):
         done += len(tasks[number].images)
         num_bad += len(bad)
+        # Written as each shard ends, since a build that is killed does not come back to finished shards.
         for image in bad:
             log.warning("left out: %s: %s", image.origin, image.reason)
             with (out / LEFT_OUT_FILE).open("a") as file:

@@ -48,7 +48,7 @@ def read_dali_index(path: Path, read_at: ReadAt, total_bytes: int) -> list[TarMe
                 TarMember(fields[at + 3], int(fields[at + 1]), int(fields[at + 2])) for at in range(0, len(fields), 4)
             ]
     except ValueError:
-        members = []
+        members = []  # an unreadable line is treated like the index of another tar
     if not members or not _fits(members, read_at, total_bytes):
         log.info("%s does not fit its tar, which is walked instead", path)
         return None

@@ -100,6 +100,7 @@ class Fetcher:
     def start(self, sample_ids: Sequence[int]) -> Fetched:
         """Start to read samples, in any order and repeated or not; return at once."""
         fetched: Fetched = {}
+        # The disk cache first, so that ranges are planned only for what it lacks.
         if self._disk is not None:
             for sample_id in dict.fromkeys(sample_ids):
                 data = self._disk.get(self._name(sample_id), int(self._index.crc32[sample_id]))
@@ -151,5 +152,6 @@ class Fetcher:
     def _name(self, sample_id: int) -> str:
         """Return a sample's name in the disk cache; it changes with the bytes that the index expects."""
         index, shard = self._index, self._index.shard[sample_id]
+        # The CRC-32 is in the name, so that an image of a rebuilt shard never meets the old one's file.
         place = f"{index.start(sample_id)} {index.size[sample_id]} {index.crc32[sample_id]}"
         return f"{index.shard_urls[shard]} {index.shard_bytes[shard]} {place}"

@@ -37,6 +37,7 @@ from loader.shards.tar import BLOCK
 from loader.storage.shard_files import local_path
 
 _METADATA_KEY: Final = b"tempera.index"
+_BUILD: Final = "tempera shards index SHARDS --out"
 _ROWS_PER_GROUP: Final = 1 << 15
 """Rows of a Parquet row group; looking up one key reads a whole group."""
 _ROWS_PER_READ: Final = 1 << 14
@@ -96,10 +97,10 @@ class ShardIndex:
                 columns = {name: _read_column(file, name, kind) for name, kind in COLUMNS.items()}
             check_places(columns, metadata["shard_bytes"])
         except FileNotFoundError as error:
-            raise MissingIndexError(f"no sample index at {path}. Build one: `{_command(path)}`") from error
+            raise MissingIndexError(f"no sample index at {path}. Build one: `{_BUILD} {path}`") from error
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:
             raise MissingIndexError(
-                f"{path} is not a sample index ({error}). Build it again: `{_command(path)}`"
+                f"{path} is not a sample index ({error}). Build it again: `{_BUILD} {path}`"
             ) from error
         return cls(path, columns, metadata)
 
@@ -116,14 +117,19 @@ class ShardIndex:
         """Name of each sample in its shard. Stays in memory, about 100 bytes per sample; `key` reads a single one."""
         column = pq.read_table(self.path, columns=["key"])["key"]
         if column.null_count:
-            raise self._lacks_keys()
+            raise MissingIndexError(f"{self.path} lacks keys. Build it again: `{_BUILD} {self.path}`")
         keys: list[str] = column.to_pylist()
         return keys
 
     def key(self, sample_id: int) -> str:
-        """Return the name of one sample in its shard, read from the file."""
+        """Return the name of one sample in its shard, read from the file.
+
+        Raises:
+            MissingIndexError: If the index has no such row, or no key in it.
+        """
         with pq.ParquetFile(self.path, pre_buffer=False) as file:
             first = 0
+            # Only the row group that holds the row is read, and only its keys.
             for group in range(file.num_row_groups):
                 end = first + file.metadata.row_group(group).num_rows
                 if sample_id < end:
@@ -132,10 +138,7 @@ class ShardIndex:
                         return name
                     break
                 first = end
-        raise self._lacks_keys()
-
-    def _lacks_keys(self) -> MissingIndexError:
-        return MissingIndexError(f"{self.path} lacks keys. Build it again: `{_command(self.path)}`")
+        raise MissingIndexError(f"{self.path} lacks keys. Build it again: `{_BUILD} {self.path}`")
 
     @property
     def remote(self) -> bool:
@@ -147,7 +150,12 @@ class ShardIndex:
         return ShardReader(self.shard_urls, self.shard_bytes, index_path=str(self.path), allow_hosts=allow_hosts)
 
     def read(self, sample_id: int, reader: ShardReader) -> bytes:
-        """Return the encoded bytes of a sample, checked against its CRC-32."""
+        """Return the encoded bytes of a sample, checked against its CRC-32.
+
+        Raises:
+            StaleIndexError: If its shard is gone or is not the one that was indexed.
+            BadSampleError: If only its own bytes have changed.
+        """
         row = sample_id
         return reader.read(int(self.shard[row]), self.start(row), int(self.size[row]), int(self.crc32[row]))
 
@@ -194,15 +202,23 @@ def write_index(
     Raises:
         ValueError: If a shard is too long.
     """
+    base, stored_urls = path.parent.absolute(), []
     for url, length in zip(shard_urls, shard_bytes, strict=True):
         if length > LARGEST_SHARD:
             raise ValueError(
                 f"a shard must have at most {LARGEST_SHARD} bytes; {url} has {length}. "
                 "Write it in several: `tempera shards build`"
             )
+        local = local_path(url)
+        if local is None:
+            stored_urls.append(url)
+        else:
+            # Relative where the shard lies beside or below the index, so that the folder can be moved.
+            local = local.absolute()
+            stored_urls.append(str(local.relative_to(base) if local.is_relative_to(base) else local))
     metadata = {
         "format": FORMAT_VERSION,
-        "shard_urls": [_relative(url, path.parent.absolute()) for url in shard_urls],
+        "shard_urls": stored_urls,
         "shard_bytes": shard_bytes,
         "class_names": class_names,
         "fingerprint": fingerprint(rows),
@@ -230,6 +246,7 @@ def _read_column(file: pq.ParquetFile, name: str, kind: Any) -> NDArray[Any]:
         start += len(part)
     if start != len(column):
         raise ValueError(f"column {name!r} has {start} rows of {len(column)}")
+    # Arrow keeps freed memory for later; a loader would hold it for good.
     pa.default_memory_pool().release_unused()
     return column
 
@@ -237,19 +254,8 @@ def _read_column(file: pq.ParquetFile, name: str, kind: Any) -> NDArray[Any]:
 def fingerprint(rows: IndexRows) -> str:
     """Return the SHA-256 of everything that a model could see: size, CRC-32, sides, label and key of each sample."""
     digest = hashlib.sha256(b"tempera.index.1")
+    # Places are left out, and bytes are little-endian: the same images packed differently have the same digest.
     for name in ("size", "crc32", "width", "height", "label"):
         digest.update(np.ascontiguousarray(rows.columns[name], dtype=np.dtype(COLUMNS[name]).newbyteorder("<")).data)
     digest.update("\0".join(rows.keys).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
-
-
-def _command(path: Path) -> str:
-    return f"tempera shards index SHARDS --out {path}"
-
-
-def _relative(url: str, base: Path) -> str:
-    path = local_path(url)
-    if path is None:
-        return url
-    path = path.absolute()
-    return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)

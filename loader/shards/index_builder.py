@@ -28,7 +28,7 @@ from loader.shards.dali_index import read_dali_index, write_dali_index
 from loader.shards.index import IndexRows, ShardIndex, write_index
 from loader.shards.index_checks import COLUMNS
 from loader.shards.parallel import Progress, Runner, run_serially
-from loader.shards.tar import ReadAhead, ReadAt, TarMember, split_name, walk_tar
+from loader.shards.tar import ReadAt, TarMember, read_ahead, split_name, walk_tar
 from loader.storage.connections import Connections
 from loader.storage.shard_files import local_path, open_shard
 
@@ -103,6 +103,7 @@ def _walk_all(
 ) -> list[ShardRows]:
     """Index every shard; return their rows in the order of the shards."""
     total = done = 0
+    # Opening every shard only for its length takes round trips, so it is left out when nobody watches.
     if progress is not None:
         with Connections(allow_hosts=allow_hosts) as connections:
             for url in shards:
@@ -116,6 +117,7 @@ def _walk_all(
     # A walk in this process reports its progress inside a shard; another process reports only whole shards.
     function = walk if run is run_serially else partial(index_shard, allow_hosts=allow_hosts)
     parts: dict[int, ShardRows] = {}
+    # Shards end in any order; their numbers put the rows back in the order of the shards.
     for number, part in run(function, shards):
         parts[number] = part
         done += part.num_bytes
@@ -146,8 +148,9 @@ def index_shard(
         num_bytes = file.num_bytes
         read_at: ReadAt = file.read_at
         members: Iterable[TarMember] | None = None
+        # A local tar may have an `.idx`, which saves the walk.
         if path is None:
-            read_at = ReadAhead(file.read_at).read_at
+            read_at = read_ahead(file.read_at)
         else:
             members = read_dali_index(path.with_suffix(".idx"), read_at, num_bytes)
         if members is None:
@@ -157,7 +160,7 @@ def index_shard(
             if not key or key.endswith("/"):  # a hidden file, such as macOS's ._name
                 continue
             samples.append(sample)
-            images = [member for member in sample if is_image(member.name)]
+            images = [member for member in sample if member.name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS]
             if not images:
                 continue
             skipped += len(images) - 1
@@ -175,11 +178,6 @@ def index_shard(
     if progress is not None:
         progress(num_bytes)
     return ShardRows(num_bytes, np.array(values, np.int64).reshape(-1, 6), keys)
-
-
-def is_image(name: str) -> bool:
-    """Return whether a name ends in an image extension."""
-    return name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
 
 
 def _row(read_at: ReadAt, image: TarMember, sample: list[TarMember], url: str) -> tuple[int, int, int, int, int, int]:
@@ -204,6 +202,7 @@ def _row(read_at: ReadAt, image: TarMember, sample: list[TarMember], url: str) -
 
 
 def _refuse_duplicates(samples: list[list[TarMember]], url: str) -> None:
+    """Raise BadShardError if a tar holds two members of one name; tar itself allows it."""
     seen: dict[str, int] = {}
     for member in (member for sample in samples for member in sample):
         if member.name in seen:

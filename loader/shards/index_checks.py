@@ -54,6 +54,7 @@ def parse_metadata(text: bytes) -> dict[str, Any]:
         if not isinstance(metadata.get(name), list) or not all(isinstance(text, str) for text in metadata[name]):
             raise ValueError(f"{name} must be a list of texts")
     lengths = metadata.get("shard_bytes")
+    # `type(n) is int`, since JSON's true and false are ints to `isinstance`.
     if not isinstance(lengths, list) or not all(type(n) is int and 0 <= n <= LARGEST_SHARD for n in lengths):
         raise ValueError("shard_bytes must be a list of lengths")
     if len(lengths) != len(metadata["shard_urls"]):

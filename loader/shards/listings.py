@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from loader.shards.index import ShardIndex
-from loader.shards.index_builder import IMAGE_EXTENSIONS, is_image
+from loader.shards.index_builder import IMAGE_EXTENSIONS
 from loader.shards.sources import ImageSample, ImageSource
 from loader.storage.connections import Connections
 from loader.storage.shard_files import open_shard
@@ -28,6 +28,10 @@ class Listing(Protocol):
     def class_names(self) -> tuple[str, ...]:
         """Name of each label; empty when unknown."""
 
+    @property
+    def identity(self) -> str:
+        """Digest of the whole listing that changes when its files do, as far as that shows without reading them."""
+
     def __len__(self) -> int: ...
 
     def part(self, start: int, stop: int) -> Self:
@@ -35,9 +39,6 @@ class Listing(Protocol):
 
     def read(self) -> Iterator[ImageSample]:
         """Yield the images in order, unchecked."""
-
-    def identity(self) -> str:
-        """Return a digest that changes when the files do, as far as that shows without reading them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +51,7 @@ class FolderListing:
     """Unique names without dots."""
     labels: tuple[int, ...]
     """-1 for none."""
+    identity: str
     class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -63,9 +65,6 @@ class FolderListing:
         for file, key, label in zip(self.files, self.keys, self.labels, strict=True):
             yield ImageSample(key, Path(file).read_bytes(), label, origin=file)
 
-    def identity(self) -> str:
-        return files_digest(self.files)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TarListing:
@@ -78,7 +77,8 @@ class TarListing:
     """Offset and length of each image, in bytes."""
     keys: tuple[str, ...]
     labels: tuple[int, ...]
-    fingerprint: str
+    identity: str
+    """The index's fingerprint."""
     class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -99,9 +99,6 @@ class TarListing:
                     opened, file = shard, open_shard(self.urls[shard], connections=connections)
                 yield ImageSample(key, file.read_at(offset, size), label, origin=f"{key} in {self.urls[shard]}")
 
-    def identity(self) -> str:
-        return self.fingerprint
-
 
 def list_folder(root: str | Path) -> FolderListing:
     """List images in `root/<class>/*`, or in a flat `root/*` without labels, sorted by path.
@@ -110,7 +107,9 @@ def list_folder(root: str | Path) -> FolderListing:
         ValueError: If there are no images.
     """
     root = Path(root).absolute()
-    files = sorted(path for path in root.rglob("*") if path.is_file() and is_image(path.name))
+    files = sorted(
+        path for path in root.rglob("*") if path.is_file() and path.name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
+    )
     if not files:
         raise ValueError(f"no images under {root}; looked for files ending in {', '.join(IMAGE_EXTENSIONS)}")
     relative = [path.relative_to(root) for path in files]
@@ -118,10 +117,12 @@ def list_folder(root: str | Path) -> FolderListing:
     folder = [path.parts[0] if len(path.parts) > 1 else "" for path in relative]
     names = sorted(set(folder) - {""})
     labels = {name: number for number, name in enumerate(names)} | {"": -1}
+    paths = tuple(str(path) for path in files)
     return FolderListing(
-        files=tuple(str(path) for path in files),
+        files=paths,
         keys=_unique([str(path.with_suffix("")).replace(".", "_") for path in relative], [p.suffix for p in relative]),
         labels=tuple(labels[name] for name in folder),
+        identity=files_digest(paths),
         class_names=tuple(names),
     )
 
@@ -131,6 +132,7 @@ def list_tars(index: ShardIndex) -> TarListing:
     keys = index.keys
     if max(Counter(keys).values()) > 1:
         keys = [f"{Path(index.shard_urls[s]).stem}/{key}" for s, key in zip(index.shard, keys, strict=True)]
+    # A key ends at its first dot in WebDataset, so dots cannot stay.
     keys = [key.replace(".", "_") for key in keys]
     return TarListing(
         urls=tuple(index.shard_urls),
@@ -138,7 +140,7 @@ def list_tars(index: ShardIndex) -> TarListing:
         places=tuple(zip(index.offset.tolist(), index.size.tolist(), strict=True)),
         keys=_unique(keys, [""] * len(keys)),
         labels=tuple(index.label.tolist()),
-        fingerprint=index.fingerprint,
+        identity=index.fingerprint,
         class_names=tuple(index.class_names),
     )
 

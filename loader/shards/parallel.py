@@ -46,6 +46,7 @@ def in_processes(processes: int) -> Runner:
         context.set_forkserver_preload(["loader"])
         pool = ProcessPoolExecutor(min(processes, len(tasks)), mp_context=context)
         try:
+            # All tasks are submitted at once, and results are taken as they end: no slow task holds others up.
             numbers = {pool.submit(function, task): number for number, task in enumerate(tasks)}
             for future in as_completed(numbers):
                 yield numbers[future], future.result()

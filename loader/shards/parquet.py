@@ -29,6 +29,8 @@ class ParquetListing:
     """Column of encoded images."""
     label: str | None
     """Column of labels; None writes no labels."""
+    identity: str
+    """Digest of the files, and of the two columns."""
     class_names: tuple[str, ...] = ()
     start: int = 0
     """First row of this part, counted over all files."""
@@ -52,9 +54,6 @@ class ParquetListing:
             if first < self.stop and first + rows > self.start:
                 yield from self._read_file(number, file, max(0, self.start - first), min(rows, self.stop - first))
             first += rows
-
-    def identity(self) -> str:
-        return files_digest(self.files, self.image, str(self.label))
 
     def _read_file(self, number: int, path: str, start: int, stop: int) -> Iterator[ImageSample]:
         """Yield rows start..stop of one file."""
@@ -92,7 +91,7 @@ def list_parquet(paths: Sequence[str | Path], *, image: str = "image", label: st
     """
     if not paths:
         raise ValueError("no Parquet files; give at least one")
-    files = [Path(path).absolute() for path in paths]
+    files = tuple(str(Path(path).absolute()) for path in paths)
     schema = pq.read_schema(files[0])
     kind = schema.field(image).type if image in schema.names else None
     if kind is None or not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind)):
@@ -102,12 +101,15 @@ def list_parquet(paths: Sequence[str | Path], *, image: str = "image", label: st
         # The Hugging Face libraries store class names in the file's metadata.
         stored: dict[str, Any] = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         names = stored.get("info", {}).get("features", {}).get(label, {}).get("names", [])
+    label_column = label if label in schema.names else None
+    # From the files' footers: no image is read.
     rows = tuple(pq.read_metadata(path).num_rows for path in files)
     return ParquetListing(
-        files=tuple(str(path) for path in files),
+        files=files,
         rows=rows,
         image=image,
-        label=label if label in schema.names else None,
+        label=label_column,
+        identity=files_digest(files, image, str(label_column)),
         class_names=tuple(str(name) for name in names),
         stop=sum(rows),
     )

@@ -53,6 +53,7 @@ class ShardReader:
         data = self.read_range(shard, offset, size)
         if len(data) == size and zlib.crc32(data) == crc32:
             return data
+        # Which of the two causes? A replaced shard has another length, or no such member at this place.
         num_bytes = self._file(shard).num_bytes
         if num_bytes != self._num_bytes[shard]:
             raise self._stale(shard, f"its length changed to {num_bytes} bytes")
@@ -75,6 +76,7 @@ class ShardReader:
 
     def waits_for(self) -> tuple[str, float] | None:
         """Return the URL of the shard whose read has lasted longest of those under way, and its age in seconds."""
+        # A copy, since the reading threads add and remove items meanwhile.
         oldest = min(list(self._reads.values()), key=lambda read: read[1], default=None)
         return None if oldest is None else (self._urls[oldest[0]], time.monotonic() - oldest[1])
 

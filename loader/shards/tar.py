@@ -24,6 +24,7 @@ _WITHOUT_DATA: Final = (b"1", b"2", b"3", b"4", b"5", b"6")
 """Links, devices, directories and pipes: no data follows their header, whatever its size field holds."""
 _USED_FIELDS: Final = ("path", "size", "GNU.sparse.name")
 _ZEROS: Final = bytes(BLOCK)
+_COPY_AGAIN: Final = "Copy it again, or rebuild it with `tempera shards build`."
 
 ReadAt = Callable[[int, int], bytes]
 """(offset, size) -> bytes; fewer only at the end of the file."""
@@ -57,15 +58,20 @@ def walk_tar(read_at: ReadAt, total_bytes: int, *, url: str) -> Iterator[TarMemb
     while True:
         block = read_at(position, BLOCK)
         if len(block) < BLOCK:
-            raise _truncated(url, position, "it has no end-of-archive marker")
+            raise BadShardError(f"{url} is truncated: it has no end-of-archive marker (byte {position}). {_COPY_AGAIN}")
         if block == _ZEROS:
             return  # the archive ends with zero blocks; one is enough for us
         kind = _kind(block)
+        # A PAX size belongs to the member, not to a further record between the two.
         size = _member_size(block, None if kind in _METADATA else extra.get("size"), url=url, position=position)
         size = 0 if kind in _WITHOUT_DATA else size
         data = position + BLOCK
+        # Before anything of the member is read: the size is the file's own claim.
         if data + size > total_bytes:
-            raise _truncated(url, position, f"a member of {size} bytes does not fit in {total_bytes}")
+            raise BadShardError(
+                f"{url} is truncated: a member of {size} bytes does not fit in {total_bytes} (byte {position}). "
+                f"{_COPY_AGAIN}"
+            )
         position = data + -(-size // BLOCK) * BLOCK
         # Records of these kinds describe the member after them (`g`: all members after it).
         if kind in _METADATA:
@@ -100,30 +106,40 @@ def is_member_header(block: bytes, size: int) -> bool:
 
 def member_name(block: bytes) -> str:
     """Return the name in a member's own header; a record before it may hold a longer one."""
+    # Only POSIX headers ("ustar" and a zero) have a prefix; GNU's keep times in those bytes.
     name = block[:100].rstrip(b"\0").split(b"\0", 1)[0]
     prefix = block[345:500].split(b"\0", 1)[0] if block[257:263] == b"ustar\0" else b""
     return (prefix + b"/" + name if prefix else name).decode("utf-8", "surrogateescape")
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Return a member's sample key and extension: WebDataset splits at the first dot after the last slash."""
+    """Return a member's sample key and extension.
+
+    WebDataset splits at the first dot after the last slash: "a/b.seg.png" is ("a/b", "seg.png").
+    """
     dot = name.find(".", name.rfind("/") + 1)
     return (name, "") if dot < 0 else (name[:dot], name[dot + 1 :])
 
 
-class ReadAhead:
-    """Turns a walk of small, rising reads of a remote tar into few large ones. For one thread."""
+def read_ahead(read_at: ReadAt, *, chunk_bytes: int = 8 << 20) -> ReadAt:
+    """Turn a walk of small, rising reads into few large ones: over a network each read costs a round trip.
 
-    def __init__(self, read_at: ReadAt, *, chunk_bytes: int = 8 << 20) -> None:
-        self._read_at, self._chunk_bytes = read_at, chunk_bytes
-        self._start, self._data = 0, b""
+    Args:
+        read_at: Reads a range of the tar.
+        chunk_bytes: Least length of a read.
 
-    def read_at(self, offset: int, size: int) -> bytes:
-        """Return the range; fewer bytes only past the end."""
-        if not self._start <= offset or offset + size > self._start + len(self._data):
-            self._start, self._data = offset, self._read_at(offset, max(size, self._chunk_bytes))
-        at = offset - self._start
-        return self._data[at : at + size]
+    Returns:
+        A function that reads the same ranges, for one thread.
+    """
+    start, data = 0, b""
+
+    def read(offset: int, size: int) -> bytes:
+        nonlocal start, data
+        if not start <= offset or offset + size > start + len(data):
+            start, data = offset, read_at(offset, max(size, chunk_bytes))
+        return data[offset - start : offset - start + size]
+
+    return read
 
 
 def _kind(block: bytes) -> bytes:
@@ -152,6 +168,7 @@ def _checksum_ok(block: bytes) -> bool:
     total = sum(block) - sum(block[148:156]) + 8 * 32
     if stored == total:
         return True
+    # Read as signed, each byte from 128 up counts 256 less.
     high = sum(byte >= 128 for byte in block[:148]) + sum(byte >= 128 for byte in block[156:])
     return stored == total - 256 * high
 
@@ -193,9 +210,3 @@ def _read_metadata(body: bytes, kind: bytes, *, url: str) -> dict[str, str]:
     if kind == b"g" and "size" in fields:
         raise BadShardError(f"{url} is not a valid tar: one record gives all its members one size. Rebuild it.")
     return fields
-
-
-def _truncated(url: str, position: int, why: str) -> BadShardError:
-    return BadShardError(
-        f"{url} is truncated: {why} (byte {position}). Copy it again, or rebuild it with `tempera shards build`."
-    )

@@ -50,8 +50,9 @@ def build_shards(
         raise ValueError(f"{out} already holds shards; give an empty directory or remove them")
     out.mkdir(parents=True, exist_ok=True)
 
+    # One sample is read ahead, so that no shard is opened for nothing when the source ends.
     samples, total, written = iter(source.samples), source.num_samples or 0, 0
-    pending = list(islice(samples, 1))  # the next sample; empty at the end
+    pending = list(islice(samples, 1))
     if not pending:
         raise ValueError(f"no images to write into {out}")
 
@@ -91,6 +92,7 @@ def write_tar(path: Path, samples: Iterable[Members]) -> None:
         for members in samples:
             writer.write(members)
         writer.close()
+        # The rename that follows must not be on disk before the bytes are.
         file.flush()
         os.fsync(file.fileno())
 
@@ -110,6 +112,7 @@ def members_of(sample: ImageSample) -> Members:
     """
     if "." in sample.key or not sample.key:
         raise ValueError(f"sample keys must have no dots; got {sample.key!r}")
+    # The format decides the extension: names in real datasets are often wrong. Loaders have their own limit of pixels.
     try:
         kind = read_header(sample.data, max_pixels=2**40).format
     except BadSampleError as error:

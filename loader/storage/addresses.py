@@ -28,6 +28,7 @@ def check_form(url: str, *, allow_hosts: tuple[str, ...] = ()) -> SplitResult:
     Raises:
         ValueError: If its scheme or form is refused.
     """
+    # webdataset's own syntax: "pipe:" would run a shell command, and braces stand for many shards.
     if re.match(r"\s*pipe:", url, re.IGNORECASE) or "\0" in url or re.search(r"\{[^}]*(\.\.|,)[^}]*\}", url):
         raise ValueError(f"pipes and brace patterns are not shards; got {url[:100]!r}. List the shards one by one.")
     parts = urlsplit(url)
@@ -70,6 +71,7 @@ def checked_addresses(parts: SplitResult, *, allow_hosts: tuple[str, ...]) -> li
 def _is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
+        # An IPv6 address that holds an IPv4 one may lead to it, so the inner address decides.
         inside = ip.ipv4_mapped or ip.sixtofour
         if ip in _NAT64 or ip in _COMPATIBLE:
             inside = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)

@@ -46,6 +46,7 @@ class Connection(http.client.HTTPConnection):
             except OSError:
                 if number == len(self._addresses):
                     raise
+        # http.client's own connect sets this too: without it the kernel holds back small requests.
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.target[0] == "https":
             context = _tls_context(os.environ.get("SSL_CERT_FILE"))
@@ -109,6 +110,7 @@ class Connections:
         with self._lock:
             idle, self._idle = self._idle, {}
             trusting, self._trusting = self._trusting, {}
+        # Without the lock: closing may wait for the network.
         for further in trusting.values():
             further.close()
         for connections in idle.values():

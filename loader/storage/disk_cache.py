@@ -72,6 +72,7 @@ class DiskCache:
             data = path.read_bytes()
         except OSError:
             return None
+        # A torn write or a bad disk: removed, so that the image is fetched and written anew.
         if zlib.crc32(data) != crc32:
             with suppress(OSError):
                 path.unlink()
@@ -106,6 +107,7 @@ class DiskCache:
 
     def _reserve(self, num_bytes: int) -> bool:
         """Take room for an image out of the bytes that this process has reserved."""
+        # A larger image could not fit even after an eviction.
         if num_bytes > self._max_bytes * (1 - _KEPT_SHARE):
             return False
         with self._mutex:
@@ -117,7 +119,7 @@ class DiskCache:
                     if self.num_bytes + more > self._max_bytes:
                         self._evict()
                     # Counted before the write: a crash leaves the count too high, never the directory too full.
-                    self._count(more)
+                    os.pwrite(self._lock, struct.pack("<q", max(0, self.num_bytes + more)), 0)
                     self._reserved += more
             self._reserved -= num_bytes
             return True
@@ -128,7 +130,7 @@ class DiskCache:
         for number in range(_FOLDERS):
             with os.scandir(self._root / f"{number:02x}") as entries:
                 for entry in entries:
-                    with suppress(FileNotFoundError):
+                    with suppress(FileNotFoundError):  # a reader removes damaged images meanwhile
                         status = entry.stat()
                         if not entry.name.startswith(_TEMPORARY):
                             found.append((status.st_mtime, status.st_size, entry.path))
@@ -141,12 +143,10 @@ class DiskCache:
                 total -= size
                 if total <= self._max_bytes * _KEPT_SHARE:
                     break
-        self._count(total - self.num_bytes)
-
-    def _count(self, more: int) -> None:
-        os.pwrite(self._lock, struct.pack("<q", max(0, self.num_bytes + more)), 0)
+        os.pwrite(self._lock, struct.pack("<q", total), 0)
 
     def _path(self, name: str) -> Path:
+        # Hashed, since names hold URLs of any length and slashes; 256 folders keep each of them short.
         digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=20).hexdigest()
         return self._root / digest[:2] / digest[2:]
 

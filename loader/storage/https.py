@@ -58,6 +58,7 @@ class HttpShard:
         self._locate = locate or (lambda: name)
         self._etag: str | None = None
         self.num_bytes = 0
+        # One byte is enough to learn the length and the ETag. HEAD would not do: signed URLs are for GET only.
         self.num_bytes = self._retry(0, 1)[1]
 
     def read_at(self, offset: int, size: int) -> bytes:
@@ -103,8 +104,9 @@ class HttpShard:
                     continue
                 return self._checked_body(response, offset, size, timeout_s)
             finally:
+                # Unread bytes would be taken for the next answer, so such a connection cannot serve again.
                 if response.isclosed() and connection.sock is not None:
-                    self._connections.give(connection)  # its answer was read to the end
+                    self._connections.give(connection)
                 else:
                     connection.close()
         raise StorageUnavailable(f"{self._name} redirects more than {_MAX_REDIRECTS} times")
@@ -148,6 +150,7 @@ class HttpShard:
         if status != 206 or found is None:
             raise StorageUnavailable(f"{self._name} answered HTTP {status} to a ranged read; it must serve byte ranges")
         first, last, total = (int(number) for number in found.groups())
+        # The first answer sets both; every later one must be of the same version.
         etag = response.headers.get("ETag")
         if self.num_bytes and (etag != self._etag or total != self.num_bytes):
             raise StaleIndexError(

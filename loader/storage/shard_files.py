@@ -26,15 +26,14 @@ class ShardFile(Protocol):
     def read_at(self, offset: int, size: int) -> bytes:
         """Return the range; fewer bytes only past the end."""
 
-    def close(self) -> None:
-        """Release it."""
+    def close(self) -> None: ...
 
 
 class LocalShard:
     """A shard in the file system. Threads share a descriptor by `pread`; a mapping would crash on a truncated file."""
 
     def __init__(self, path: str | Path) -> None:
-        self._fd = -1
+        self._fd = -1  # `__del__` runs even when this raises
         # Opening a device can have effects, and opening a pipe waits for its other end: neither is opened.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise BadShardError(f"a shard must be a regular file; {path} is none. Name a .tar file.")
@@ -46,6 +45,7 @@ class LocalShard:
 
     def read_at(self, offset: int, size: int) -> bytes:
         data = os.pread(self._fd, size, offset)
+        # One call may return less than is there: Linux stops at 2 GiB.
         while 0 < len(data) < size:
             more = os.pread(self._fd, size - len(data), offset + len(data))
             if not more:

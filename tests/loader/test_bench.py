@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from loader.bench.images import bench_loader, probabilities, rate, rates, sweep_dali
+from loader.bench.images import bench_loader, probabilities, sweep_dali
 from loader.bench.index import bench_index
 from loader.bench.peers import PEERS
+from loader.bench.rates import rate, rates
 from loader.decode.memory import keep_freed_memory
 
 
@@ -25,7 +26,7 @@ def test_probabilities_have_the_effective_size_asked_for(num_samples, effective_
 
 def test_a_rate_leaves_out_the_warm_up(monkeypatch):
     clock = itertools.count(0, 0.1)
-    monkeypatch.setattr("loader.bench.images.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("loader.bench.rates.time.perf_counter", lambda: next(clock))
     slow_then_fast = itertools.chain([1] * 3, itertools.repeat(5))
     assert rate(slow_then_fast, 1.0) == pytest.approx(50, rel=0.1)
 

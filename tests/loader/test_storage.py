@@ -27,7 +27,7 @@ from loader import (
     Transform,
     build_index,
 )
-from loader.shards.tar import ReadAhead
+from loader.shards.tar import read_ahead
 from loader.storage.addresses import check_form, checked_addresses
 from loader.storage.buckets import BucketShard
 from loader.storage.connections import Connections
@@ -373,8 +373,8 @@ def test_reading_ahead_gives_the_same_bytes_in_fewer_reads():
         reads.append((offset, size))
         return data[offset : offset + size]
 
-    ahead = ReadAhead(read_at, chunk_bytes=10_000)
+    ahead = read_ahead(read_at, chunk_bytes=10_000)
     for offset in range(0, 99_000, 700):
-        assert ahead.read_at(offset, 512) == data[offset : offset + 512]
-    assert ahead.read_at(5, 50_000) == data[5:50_005]
+        assert ahead(offset, 512) == data[offset : offset + 512]
+    assert ahead(5, 50_000) == data[5:50_005]
     assert len(reads) < 14

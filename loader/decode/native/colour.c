@@ -77,12 +77,14 @@ static inline __m256i load_samples(const uint8_t *at) {
     return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)at));
 }
 
+/* Convert sixteen pixels: red = y + 1.402 cr, blue = y + 1.772 cb, green = y - 0.344 cb - 0.714 cr. */
 static inline void convert_pixels(const uint8_t *y_at, const uint8_t *cb_at, const uint8_t *cr_at, uint8_t *rgb) {
     const __m256i centre = _mm256_set1_epi16(128), half = _mm256_set1_epi32(1 << 15);
     __m256i y = load_samples(y_at);
     __m256i cb = _mm256_sub_epi16(load_samples(cb_at), centre), cr = _mm256_sub_epi16(load_samples(cr_at), centre);
     __m256i red = _mm256_add_epi16(cr, scale(cr, R_CR));
     __m256i blue = _mm256_add_epi16(_mm256_add_epi16(cb, cb), scale(cb, B_CB));
+    /* Green has two products: they are added and rounded in 32 bits, as in libjpeg. */
     __m256i factors = _mm256_set1_epi32((int)((uint32_t)G_CR << 16 | (G_CB & 0xFFFF)));
     __m256i low = _mm256_madd_epi16(_mm256_unpacklo_epi16(cb, cr), factors);
     __m256i high = _mm256_madd_epi16(_mm256_unpackhi_epi16(cb, cr), factors);

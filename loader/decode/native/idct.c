@@ -57,11 +57,13 @@ static inline __attribute__((always_inline)) Vector descale(Wide x, const int sh
 /* Eight one-dimensional transforms per block, across the registers, in place. */
 static inline __attribute__((always_inline)) void transform(Vector v[8], const int shift) {
     Wide even0 = scaled(_mm256_add_epi16(v[0], v[4])), even1 = scaled(_mm256_sub_epi16(v[0], v[4]));
+    /* Each rotation by a cosine pair is one multiply-and-add of interleaved 16-bit values. */
     Wide even2 = rotate(v[2], v[6], pair(F_0_541, F_0_541 - F_1_847));
     Wide even3 = rotate(v[2], v[6], pair(F_0_541 + F_0_765, F_0_541));
     Wide e0 = add(even0, even3), e3 = subtract(even0, even3);
     Wide e1 = add(even1, even2), e2 = subtract(even1, even2);
 
+    /* The odd part, with its products combined as in libjpeg-turbo's SIMD code. */
     Vector z3 = _mm256_add_epi16(v[3], v[7]), z4 = _mm256_add_epi16(v[1], v[5]);
     Wide w3 = rotate(z3, z4, pair(F_1_175 - F_1_961, F_1_175));
     Wide w4 = rotate(z3, z4, pair(F_1_175, F_1_175 - F_0_390));
@@ -104,6 +106,7 @@ static inline __attribute__((always_inline)) void transform_columns(Vector v[8])
     Vector flat = _mm256_slli_epi16(v[0], PASS1_BITS);
     int zeros = _mm256_movemask_epi8(_mm256_cmpeq_epi8(rest, _mm256_setzero_si256()));
     bool flat_low = (uint16_t)zeros == 0xFFFF, flat_high = (uint32_t)zeros >> 16 == 0xFFFF;
+    /* Both are flat: no multiplication. One is flat: transform both, then put its columns back. */
     if (flat_low && flat_high) {
         for (int i = 0; i < 8; i++) v[i] = flat;
         return;
@@ -127,6 +130,7 @@ static void transform_two(int16_t coefficients[2][BLOCK_SIZE], const uint16_t *c
     transpose(v);
     transform(v, DESCALE_PASS2);
     transpose(v);
+    /* Samples are centred at 0 until here; saturation to -128 .. 127 comes before the shift to 0 .. 255. */
     const Vector middle = _mm256_set1_epi8((char)0x80);
     for (int i = 0; i < 8; i += 2) {
         Vector rows = _mm256_add_epi8(_mm256_packs_epi16(v[i], v[i + 1]), middle);
@@ -141,7 +145,7 @@ static void transform_two(int16_t coefficients[2][BLOCK_SIZE], const uint16_t *c
 /* Transform the pending blocks, one or two, and zero their coefficients for the next ones. */
 void transform_pending(PendingBlocks *pending) {
     if (!pending->count) return;
-    uint8_t unused[BLOCK_SIZE];
+    uint8_t unused[BLOCK_SIZE]; /* of the second block, if only one is pending */
     if (pending->count == 1) {
         pending->quantizer[1] = pending->quantizer[0];
         pending->out[1] = unused;

@@ -51,6 +51,7 @@ static Plane plane_for(const Frame *frame, const Component *component, Box box) 
 }
 
 static bool take_workspace(Workspace *space, const Frame *frame, Box box) {
+    /* One allocation for all, so that a failed one leaves nothing to free. */
     size_t row = (size_t)box.width + 2 * ROOM, total = 2 * row + sizeof(uint16_t) * row, sizes[MAX_COMPONENTS];
     for (int i = 0; i < frame->num_components; i++) {
         Plane *plane = &space->planes[i];
@@ -77,6 +78,7 @@ static bool take_block(BitReader *reader, const Frame *frame, int i, Plane *plan
     int16_t *coefficients = pending->coefficients[pending->count];
     int last = read_block(reader, dc, ac, mean, coefficients);
     if (last < 0) return false;
+    /* Smooth areas have many blocks of one colour, which need no transform. */
     if (last == 0) {
         fill_block(coefficients[0], quantizer, out, plane->stride);
         coefficients[0] = 0;
@@ -106,6 +108,7 @@ static bool read_scan(const Frame *frame, Plane *planes) {
     for (int row = 0; row < down; row++)
         for (int column = 0; column < across; column++) {
             if (frame->restart_interval && to_restart-- == 0) {
+                /* Behind a restart marker means are counted from 0 again. */
                 if (!next_interval(&reader, marker)) return false;
                 memset(means, 0, sizeof means);
                 marker = (marker + 1) % 8;
