@@ -44,7 +44,6 @@ class Metric:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the labels, in order."""
         return ("run", self.label) if self.label else ("run",)
 
 

@@ -24,6 +24,7 @@ DPI = 120
 
 @contextmanager
 def _axes(path: Path, *, width: float = 7.2, height: float = 3.6) -> Iterator[Axes]:
+    """Yield empty axes; save the figure when the block ends. Width and height are in inches."""
     # Not pyplot: it keeps every figure until it is closed, and it may be used by one thread only.
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -51,6 +52,7 @@ def effective_size(
         axes.plot(steps, scheduled, color=GREY, linestyle="--", label="schedule")
         axes.step(steps, used, color=WARM, where="post", label="in force")
         axes.set(xlabel="optimizer step", ylabel="effective dataset size", ylim=(0, 0.7))
+        # While effective size grows evenly, temperature grows tenfold and more: it needs a logarithmic axis.
         right = axes.twinx()
         right.spines[["top"]].set_visible(False)
         right.step(steps, temperature, color=COOL, where="post", linewidth=1, label="temperature")
@@ -70,6 +72,7 @@ def curves(path: Path, *, series: Mapping[str, tuple[Sequence[float], Sequence[f
     """
     with _axes(path) as axes:
         for (name, (xs, ys)), color in zip(series.items(), (WARM, COOL, GREY, "#edae49", "#66a182"), strict=False):
+            # Points of a short curve, an evaluation every few epochs, must be seen; in a long one they hide the line.
             marker = "o" if len(xs) < 40 else None
             axes.plot(xs, ys, color=color, label=name, marker=marker, markersize=3, linewidth=1.4)
         axes.set(xlabel=x, ylabel=y)
@@ -98,7 +101,7 @@ def prototypes(path: Path, *, rows: Sequence[tuple[str, NDArray[np.uint8]]]) -> 
 
     Args:
         path: PNG to write.
-        rows: (label of the cluster, images uint8[n,3,H,W]), n at most equal between rows.
+        rows: (label of the cluster, images uint8[n,3,H,W]); n may differ between rows.
     """
     columns = max(len(images) for _, images in rows)
     figure = Figure(figsize=(1.2 + 0.62 * columns, 0.66 * len(rows) + 0.5), layout="constrained")
@@ -107,7 +110,7 @@ def prototypes(path: Path, *, rows: Sequence[tuple[str, NDArray[np.uint8]]]) -> 
     for (label, images), axes_row in zip(rows, grid, strict=True):
         for axes in axes_row:
             axes.set_axis_off()
-        for image, axes in zip(images, axes_row, strict=False):
+        for image, axes in zip(images, axes_row, strict=False):  # a small cluster has fewer images than columns
             axes.imshow(image.transpose(1, 2, 0), interpolation="nearest")
         axes_row[0].text(-0.15, 0.5, label, transform=axes_row[0].transAxes, ha="right", va="center", fontsize=8)
     figure.suptitle("each row one cluster: nearest to the prototype on the left, farthest on the right", fontsize=9)

@@ -43,7 +43,7 @@ def write_run_report(run: RunDir, config: RunConfig) -> Path:
     # Figures, curves and pictures come from the files and never from the live run: a finished run gets the same page.
     sections = [*figure_sections(run, config), Section(title="Curves", pictures=_curves(run))]
     for name, title in TITLES.items():
-        found = predictions(run.report, name)
+        found = step_pictures(run.report, name)
         if found:
             sections.append(Section(title=title, pictures=found))
     train = config.train
@@ -52,7 +52,7 @@ def write_run_report(run: RunDir, config: RunConfig) -> Path:
     return write_report(run.report, title=config.name, lead=lead, sections=sections, data=data)
 
 
-def predictions(folder: Path, name: str | None = None) -> dict[Path, str]:
+def step_pictures(folder: Path, name: str | None = None) -> dict[Path, str]:
     """Return the trainer's pictures in order of step, with captions; only those of one kind when a name is given."""
     found = {}
     for path in sorted(folder.glob("step-*.png")):

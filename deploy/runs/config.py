@@ -64,13 +64,13 @@ class TrainersConfig:
 
     @property
     def range(self) -> int | tuple[int, int]:
-        """Number of ranks, or (least, most) for an elastic group."""
+        """Return the number of ranks, or (least, most) for an elastic group, as Ray Train takes it."""
         return (self.min_workers, self.workers) if self.min_workers else self.workers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
-    """One run."""
+    """Everything that decides a run; each part is the config of the component that uses it."""
 
     name: str
     """Name of the run: letters, digits, '-' and '_'. The actors are named after it."""
@@ -154,7 +154,10 @@ def load_config(path: Path) -> RunConfig:
         raise ValueError(f"{path} must hold a JSON object, a run's configuration; it holds {type(value).__name__}.")
     try:
         return from_dict(RunConfig, value)
-    except (ValueError, TypeError) as error:  # an unknown or missing field, or a value out of range
+    except (
+        ValueError,
+        TypeError,
+    ) as error:  # TypeError: a field is missing, or a value has another type
         raise ValueError(f"{path} must hold a configuration of this version of Tempera: {error}") from error
 
 

@@ -50,7 +50,7 @@ class Endpoint:
 
 
 class RunDir:
-    """Paths of one run and the few files that deploy itself writes. Making one reads and writes nothing."""
+    """Paths of one run and the few files that deploy itself writes. Making an instance touches no file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -60,8 +60,8 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.report = path / "report"
         self.consumed = path / "consumed.jsonl"
-        # While one of these two exists, the ranks write a checkpoint and stop, or pause. Files, because ranks on other
-        # nodes share this folder with the driver and nothing else.
+        # While one of these two exists, the ranks write a checkpoint and stop, or pause. They are files because ranks on
+        # other nodes share this folder, and see them without a call to the driver.
         self.stop_request = path / "stop"
         self.pause_request = path / "pause"
         self.api = path / "api.json"
@@ -98,12 +98,12 @@ class RunDir:
 
     @property
     def is_alive(self) -> bool:
-        """Whether a process drives the run, with or without Ray."""
+        """Tell whether a process of this machine drives the run, with or without Ray."""
         return self.api_url() is not None or self.endpoint() is not None
 
     @contextmanager
     def published(self, endpoint: Endpoint) -> Iterator[None]:
-        """Publish the addresses of the run's actors until the block ends."""
+        """Write the addresses of the run's actors to cluster.json, and remove it when the block ends."""
         write_json(self.path / "cluster.json", asdict(endpoint))
         try:
             yield

@@ -15,7 +15,7 @@ from deploy.console import table
 from deploy.observe.run_log import describe_entry, knob_history, log_entries
 from deploy.report import plots
 from deploy.report.report import Section, write_report
-from deploy.report.run import predictions
+from deploy.report.run import step_pictures
 from deploy.runs.config import RunConfig
 from deploy.runs.rundir import RunDir
 from scoring import Prototypes, solve_temperature
@@ -101,7 +101,7 @@ def write_demo_report(run: RunDir, figures: DemoFigures, *, config: RunConfig, t
     sections = [
         Section(title="Nearest-neighbour accuracy", columns=COLUMNS, rows=figures.rows()),
         Section(title="What the model saw", pictures=pictures),
-        Section(title="What the model predicts", pictures=predictions(run.report)),
+        Section(title="What the model predicts", pictures=step_pictures(run.report)),
         Section(title="Who changed what", columns=("author", "what", "window", "step", "why"), rows=log_rows),
         Section(
             title="Prototypes",
