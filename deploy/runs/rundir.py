@@ -60,8 +60,8 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.report = path / "report"
         self.consumed = path / "consumed.jsonl"
-        # While one of these two exists, the ranks write a checkpoint and stop, or pause. They are files because ranks on
-        # other nodes share this folder, and see them without a call to the driver.
+        # While one of these two exists, the ranks write a checkpoint and stop, or pause. They are files because ranks
+        # on other nodes share this folder, and see them without a call to the driver.
         self.stop_request = path / "stop"
         self.pause_request = path / "pause"
         self.api = path / "api.json"
