@@ -86,12 +86,7 @@ def bars(*facts: ProgressColumn) -> Progress:
         *facts,
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    return Progress(*columns, console=ERR, disable=not _interactive())
-
-
-def _interactive() -> bool:
-    """Tell whether bars and spinners may be drawn."""
-    return ERR.is_terminal and not FOR_SCRIPT.get()
+    return Progress(*columns, console=ERR, disable=not ERR.is_terminal or FOR_SCRIPT.get())
 
 
 @contextmanager
@@ -109,10 +104,10 @@ def progress_bar(description: str) -> Iterator[Advance]:
 @contextmanager
 def working(description: str) -> Iterator[None]:
     """Show a spinner on standard error for a step of unknown length. No bar may be shown at the same time."""
-    with ERR.status(description) if _interactive() else nullcontext():
+    with ERR.status(description) if ERR.is_terminal and not FOR_SCRIPT.get() else nullcontext():
         yield
 
 
 def say(message: str) -> None:
-    """Print one line on standard error."""
+    """Print one line on standard error, where it does not mix with an answer or --json."""
     ERR.print(message, highlight=False)

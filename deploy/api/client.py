@@ -15,9 +15,9 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx2
 
@@ -31,9 +31,13 @@ TRIES = 2
 LOG_PAGE = 500
 
 
-def has_url_in_environment() -> bool:
-    """Return whether TEMPERA_API_URL names the API of a run, which may be on another machine."""
-    return bool(os.environ.get(URL))
+def find_run_here(path: Path | None) -> RunDir | None:
+    """Return the run as `find_run` does; None where TEMPERA_API_URL names one, which may be on another machine.
+
+    Raises:
+        RunError: there is none.
+    """
+    return None if path is None and os.environ.get(URL) else find_run(path)
 
 
 def author_name() -> str:
@@ -60,8 +64,8 @@ class ChangedSince(Refused):
         self.version, self.winner = version, winner
 
 
-class RunClient:
-    """A live run. Use as a context manager, or close it."""
+class RunClient(AbstractContextManager["RunClient"]):
+    """A live run. Use as a context manager: it holds a connection."""
 
     def __init__(self, url: str, token: str, *, timeout_s: float = TIMEOUT_S) -> None:
         """Send nothing yet.
@@ -108,23 +112,16 @@ class RunClient:
         Raises:
             RunError: there is none.
         """
-        if path is None and has_url_in_environment():
+        run = find_run_here(path)
+        if run is None:
             token = os.environ.get(TOKEN, "").strip()
             if not token:
                 raise RunError(f"{TOKEN} must hold the run's token where {URL} is set: the text of its api-token file.")
             return cls(os.environ[URL], token)
-        return cls.attach(find_run(path))
+        return cls.attach(run)
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self._http.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -134,19 +131,18 @@ class RunClient:
         Raises:
             Refused: with the API's one line.
         """
-        return _value(
-            self._send("GET", path, params={name: value for name, value in query.items() if value is not None})
-        )
+        return self._request("GET", path, params={name: value for name, value in query.items() if value is not None})
 
     def state(self) -> dict[str, Any]:
         return self.get("state")
 
-    def loaders(self) -> list[dict[str, Any]]:
-        members: list[dict[str, Any]] = self.get("loaders")["members"]
-        return members
-
     def metrics(self, *, points: int, since: int = 0) -> list[dict[str, Any]]:
-        """Return rows of metrics.jsonl from step `since` on, at most `points` with a loss, evenly chosen."""
+        """Return rows of metrics.jsonl.
+
+        Args:
+            points: most rows with a loss, evenly chosen; evaluations and pauses come besides.
+            since: first step.
+        """
         rows: list[dict[str, Any]] = self.get("metrics", points=points, since=since)["rows"]
         return rows
 
@@ -200,39 +196,38 @@ class RunClient:
             ChangedSince: another control came first.
             Refused: out of range.
         """
-        asked = {"kind": kind, "value": value, "expected_version": expected_version, "request": uuid.uuid4().hex}
-        return self._post("controls", author, reason, asked)
+        # The identity lets the server apply once what `_request` may send twice.
+        change = {"kind": kind, "value": value, "expected_version": expected_version, "request": uuid.uuid4().hex}
+        return self._request("POST", "controls", json={"author": author, "reason": reason, **change})
 
     def scale(self, loaders: int, *, author: str, reason: str = "") -> dict[str, Any]:
         """Set the desired number of loader workers; the fleet starts or stops them, and the run log says so."""
-        return self._post("scale", author, reason, {"loaders": loaders})
+        return self._request("POST", "scale", json={"author": author, "reason": reason, "loaders": loaders})
 
     def pause(self, *, author: str, reason: str = "") -> dict[str, Any]:
         """Pause the trainers before their next step."""
-        return self._post("pause", author, reason)
+        return self._request("POST", "pause", json={"author": author, "reason": reason})
 
     def resume(self, *, author: str, reason: str = "") -> dict[str, Any]:
         """Let paused trainers continue."""
-        return self._post("resume", author, reason)
+        return self._request("POST", "resume", json={"author": author, "reason": reason})
 
     def stop(self, *, author: str, reason: str = "") -> dict[str, Any]:
         """Ask the run to write a checkpoint and end."""
-        return self._post("stop", author, reason)
+        return self._request("POST", "stop", json={"author": author, "reason": reason})
 
     def export(self, *, author: str, reason: str = "") -> dict[str, Any]:
         """Write the sample table into the run's report folder; return its "path" and "rows"."""
-        return self._post("export", author, reason)
+        return self._request("POST", "export", json={"author": author, "reason": reason})
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _post(self, path: str, author: str, reason: str, more: dict[str, Any] | None = None) -> dict[str, Any]:
-        return _value(self._send("POST", path, json={"author": author, "reason": reason, **(more or {})}))
-
-    def _send(self, method: str, path: str, **what: Any) -> httpx2.Response:
+    def _request(self, method: str, path: str, **what: Any) -> dict[str, Any]:
         for left in reversed(range(TRIES)):
             try:
-                return self._http.request(method, path, **what)
+                return _value(self._http.request(method, path, **what))
             except httpx2.TransportError as error:
+                # A timeout is not tried again: the run is slow, and the user has waited TIMEOUT_S already.
                 if not left or isinstance(error, httpx2.TimeoutException):
                     raise Refused(
                         f"the run's API at {self.url} does not answer ({error or type(error).__name__}). Has the run "

@@ -31,7 +31,8 @@ def loader(*, images: Path, peers: bool = False, device: Literal["cpu", "cuda"] 
         ("loader", "images/s", "of raw decode"),
         [(name, round(value), f"{value / data['raw_decode']:.2f}") for name, value in figures],
     )
-    others = _figures("cache and index", _flat({"cache_hit_rate": data["cache_hit_rate"], **data["index"]}))
+    more = _flat({"cache_hit_rate": data["cache_hit_rate"], **data["index"]})
+    others = table("cache and index", ("figure", "value"), more)
     return Answer(data=data, view=Group(rated, others))
 
 
@@ -50,18 +51,14 @@ def trainer(*, device: Literal["cpu", "cuda", "auto"] = "cpu") -> Answer:
     targets = [(name, found["value"], found["limit"], found["met"]) for name, found in data["targets"].items()]
     views = (
         table(f"{data['device']}: ours against the plain form", names, rows),
-        _figures("ratios", _flat(data["ratios"])),
+        table("ratios", ("figure", "value"), _flat(data["ratios"])),
     )
     return Answer(data=data, view=Group(*views, table("targets", ("what", "value", "limit", "met"), targets)))
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested figures as (dotted name, value) rows."""
+    """Return nested figures as (dotted name, value) rows."""
     rows: list[tuple[str, Any]] = []
     for name, value in data.items():
         rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
     return rows
-
-
-def _figures(title: str, rows: list[tuple[str, Any]]) -> Any:
-    return table(title, ("figure", "value"), rows)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from rich.console import Group
 from tyro.conf import Positional, arg
 
-from deploy.api.client import RunClient, author_name, has_url_in_environment
+from deploy.api.client import RunClient, author_name, find_run_here
 from deploy.api.token import write_token
 from deploy.commands.jobs import stop_job
 from deploy.console import Answer, say, table, working
@@ -82,7 +82,8 @@ def set_distances(
         reason: why, for the log.
         expected_version: refuse if the run was changed since this control version.
     """
-    value = str(file) if has_url_in_environment() else str(file.resolve())
+    # A run on another machine has its own files; there the path is taken as it is written.
+    value = str(file if find_run_here(run) is None else file.resolve())
     return _control("distances", value, Change(run=run, reason=reason, expected_version=expected_version))
 
 
@@ -143,8 +144,8 @@ def stop(*, run: Path | None = None, reason: str = "", job: str | None = None, a
     """
     if job is not None:
         return stop_job(job, address)
-    # A run on another machine has no directory here to look at.
-    if not has_url_in_environment() and not (found := find_run(run)).is_alive:
+    found = find_run_here(run)
+    if found is not None and not found.is_alive:
         raise RunError(f"{found.path} is not running; there is nothing to stop.")
     with RunClient.find(run) as client:
         reply = client.stop(author=author_name(), reason=reason)
@@ -176,7 +177,7 @@ def log(*, run: Path | None = None, limit: int = 40) -> Answer:
     """
     from deploy.observe.run_log import log_entries, log_table
 
-    found = None if run is None and has_url_in_environment() else find_run(run)
+    found = find_run_here(run)
     if found is None or found.is_alive:
         with RunClient.find(run) as client:
             entries = client.log(limit=limit)
@@ -186,34 +187,24 @@ def log(*, run: Path | None = None, limit: int = 40) -> Answer:
 
 
 def _control(kind: str, value: Any, options: Change) -> Answer:
+    """Make a change; with --dry-run only say when it would be in force and what it would do."""
     with RunClient.find(options.run) as client:
         state = client.state()
+        control, median_s = state["control"], state["latency"]["p50_s"]
+        bound = f"at most {control['bound_steps']} steps"
+        bound += "" if control["bound_s"] is None else f", {control['bound_s']:.1f} s at the present speed"
+        bound += "" if median_s is None else f" (so far {median_s:.1f} s, median)"
         if options.dry_run:
-            return _forecast(client, kind, value, state)
-        say(f"in force in {_bound(state)}")
-        with working("waiting for the run"):
-            reply = client.control(
-                kind, value, author=author_name(), reason=options.reason, expected_version=options.expected_version
-            )
-    rows = [(name.replace("_", " "), item) for name, item in reply.items()]
-    title = f"in force from window {reply['window']} (step {reply['step']})"
-    return Answer(data=reply, view=Group(title, table("", ("", ""), rows)))
-
-
-def _forecast(client: RunClient, kind: str, value: Any, state: dict[str, Any]) -> Answer:
-    """Return when a change would be in force, and what it would do."""
-    data = {"kind": kind, "value": value, **state["control"], "latency": state["latency"]}
-    if kind != "release":
-        data |= client.get("solve", **{kind: value})
+            data = {"kind": kind, "value": value, **control, "latency": state["latency"]}
+            # /solve knows one value's effect; a release brings the schedule's, which changes from window to window.
+            data |= {} if kind == "release" else client.get("solve", **{kind: value})
+            title = f"would be in force from window {data['next_window']} (step {data['next_step']}), in {bound}"
+        else:
+            say(f"in force in {bound}")
+            with working("waiting for the run"):
+                data = client.control(
+                    kind, value, author=author_name(), reason=options.reason, expected_version=options.expected_version
+                )
+            title = f"in force from window {data['window']} (step {data['step']})"
     rows = [(name.replace("_", " "), item) for name, item in data.items() if not isinstance(item, dict)]
-    title = f"would be in force from window {data['next_window']} (step {data['next_step']}), in {_bound(state)}"
     return Answer(data=data, view=Group(title, table("", ("", ""), rows)))
-
-
-def _bound(state: dict[str, Any]) -> str:
-    bound = state["control"]
-    seconds = "" if bound["bound_s"] is None else f", {bound['bound_s']:.1f} s at the present speed"
-    taken = state["latency"]["p50_s"]
-    return f"at most {bound['bound_steps']} steps{seconds}" + (
-        "" if taken is None else f" (so far {taken:.1f} s, median)"
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+from rich.console import Console
 from tyro.conf import Positional
 
 from deploy.console import ERR, OUT, Answer, say, table, working
@@ -12,6 +13,12 @@ from deploy.runs.rundir import RunDir, RunError, find_run
 
 RAY_TARGETS = Path("/tmp/ray/prom_metrics_service_discovery.json")  # noqa: S108 - where Ray writes it
 """Ray's list of the addresses where its nodes export metrics."""
+WRITTEN = (
+    "scrape configuration: prometheus --config.file=prometheus.yml",
+    "alert rules, named by the scrape configuration",
+    "dashboard to import into Grafana",
+)
+"""Purpose of each file, in order."""
 
 
 def dashboard(run: Positional[Path | None] = None, *, open: bool = False) -> Answer | None:
@@ -26,9 +33,9 @@ def dashboard(run: Positional[Path | None] = None, *, open: bool = False) -> Ans
     if address is None:
         _serve_finished(found, open_browser=open)
         return None
-    _open(address, found.api_token, wanted=open)
     data = {"run": str(found.path), "url": address, "token_file": str(found.api_token)}
-    return Answer(data=data, view=f"{found.path}: {_shown(address, found.api_token, at_terminal=OUT.is_terminal)}")
+    page = _show_page(address, found.api_token, OUT, open_browser=open)
+    return Answer(data=data, view=f"{found.path}: {page}")
 
 
 def monitor(run: Positional[Path | None] = None, *, out: Path = Path("monitoring")) -> Answer:
@@ -49,22 +56,24 @@ def monitor(run: Positional[Path | None] = None, *, out: Path = Path("monitoring
     return Answer(data={"files": [str(path) for path in written]}, view=table(f"written to {out}", ("", ""), rows))
 
 
-WRITTEN = (
-    "scrape configuration: prometheus --config.file=prometheus.yml",
-    "alert rules, named by the scrape configuration",
-    "dashboard to import into Grafana",
-)
-"""Purpose of each file, in order."""
+def _show_page(address: str, token_file: Path, console: Console, *, open_browser: bool) -> str:
+    """Return the line that says where the page is, and open it in this machine's browser if wanted.
 
+    A terminal gets the link with the token behind the #, which browsers do not send; a pipe or a log must not hold it.
+    """
+    link = f"{address}/ (its token is in {token_file})"
+    if console.is_terminal or open_browser:
+        with_token = f"{address}/#token={token_file.read_text().strip()}"
+        link = with_token if console.is_terminal else link
+    if open_browser:
+        import webbrowser
 
-def _link(address: str, token_file: Path) -> str:
-    """Return the address of a run's page; browsers do not send the token behind the #."""
-    return f"{address}/#token={token_file.read_text().strip()}"
-
-
-def _shown(address: str, token_file: Path, *, at_terminal: bool) -> str:
-    """Return the link with the token at a terminal, and without it elsewhere: it would be a token in a log."""
-    return _link(address, token_file) if at_terminal else f"{address}/ (its token is in {token_file})"
+        # By way of a file that only its owner reads: every user of the machine can read a browser's command line.
+        page = token_file.with_name("open.html")
+        page.touch(mode=0o600)
+        page.write_text(f'<meta http-equiv="refresh" content="0; url={with_token}">')
+        webbrowser.open(page.resolve().as_uri())
+    return link
 
 
 def _serve_finished(run: RunDir, *, open_browser: bool) -> None:
@@ -79,17 +88,5 @@ def _serve_finished(run: RunDir, *, open_browser: bool) -> None:
             backend = finished_backend(run)
         token = Path(folder) / "api-token"
         with serving(load_config(run.config), run, backend, token_path=token) as address:
-            say(f"{_shown(address, token, at_terminal=ERR.is_terminal)}\nCtrl-C ends it")
-            _open(address, token, wanted=open_browser)
+            say(f"{_show_page(address, token, ERR, open_browser=open_browser)}\nCtrl-C ends it")
             threading.Event().wait()
-
-
-def _open(address: str, token_file: Path, *, wanted: bool) -> None:
-    if wanted:
-        import webbrowser
-
-        # By way of a file that only its owner reads: every user of the machine can read a browser's command line.
-        page = token_file.with_name("open.html")
-        page.touch(mode=0o600)
-        page.write_text(f'<meta http-equiv="refresh" content="0; url={_link(address, token_file)}">')
-        webbrowser.open(page.resolve().as_uri())

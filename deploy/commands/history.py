@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from deploy.api.client import RunClient, author_name, has_url_in_environment
+from deploy.api.client import RunClient, author_name, find_run_here
 from deploy.console import Answer, progress_bar, table, working
-from deploy.runs.rundir import RunDir, find_run
+from deploy.runs.rundir import RunDir
 
 
 def replay(path: Positional[Path]) -> Answer:
@@ -40,7 +40,7 @@ def inspect(*, run: Path | None = None, top: int = 10, export: Path | None = Non
         top: number of samples to list, the most probable ones.
         export: write the whole table into this Parquet file.
     """
-    found = None if run is None and has_url_in_environment() else find_run(run)
+    found = find_run_here(run)
     if found is None or found.is_alive:
         with working("waiting for the run"), RunClient.find(run) as client:
             data = client.get("summary", top=top)

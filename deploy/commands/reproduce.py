@@ -14,7 +14,6 @@ from deploy.console import Answer, table, working
 
 if TYPE_CHECKING:
     from deploy.studies.reproduce import Claim
-    from deploy.studies.reproduce.report import WrittenClaim
 
 POINTS_OF_RAUC = 3
 """Fewest points of curves whose areas are compared."""
@@ -117,7 +116,11 @@ def reproduce(
         )
         for folder, claim in chosen.items()
     ]
-    views = [view for one in written for view in _view(one)]
+    views: list[Table | str] = []
+    for one in written:
+        views.append(table(one.claim.title, one.columns, one.rows))
+        holds = [(str(judged), judged.holds) for judged in one.judged]
+        views += [table("does it hold here?", ("direction", "holds"), holds), f"report: {one.page}"]
     return Answer(data={one.folder.name: one.data for one in written}, view=Group(*views))
 
 
@@ -136,11 +139,3 @@ def chosen_claims(names: tuple[str, ...], *, sweep: bool, only: tuple[str, ...])
         f"{name}-sweep": replace(claim, arms=claim.arms + tuple(arm for arm in claim.sweep if arm.name in kept))
         for name, claim in claims.items()
     }
-
-
-def _view(written: WrittenClaim) -> tuple[Table | str, ...]:
-    return (
-        table(written.claim.title, written.columns, written.rows),
-        table("does it hold here?", ("direction", "holds"), [(str(one), one.holds) for one in written.judged]),
-        f"report: {written.page}",
-    )

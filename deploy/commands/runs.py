@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from deploy.commands.combined import AS_NAMED, Combination
-from deploy.console import Answer, say, table, working
-from deploy.runs.rundir import RunDir
+from deploy.console import OUT, Answer, say, table, working
+from deploy.runs.rundir import RunDir, RunError
 
 if TYPE_CHECKING:
     from deploy.runs.config import RunConfig
@@ -48,7 +49,12 @@ def train(
 
     beside = index.parent / "prototypes.parquet"
     found = prototypes or (beside if beside.is_file() else None)
-    data = DataConfig(index=str(index.resolve()), prototypes=_path(found), test_index=_path(test_index))
+    # Absolute paths: a resumed run may be started in another folder, and Ray's workers always are.
+    data = DataConfig(
+        index=str(index.resolve()),
+        prototypes=str(found.resolve()) if found else None,
+        test_index=str(test_index.resolve()) if test_index else None,
+    )
     config = override(choose(name, RUNS, "a run")(data), (*combined.settings(), *set))
     if dry_run:
         return plan_answer(config)
@@ -103,9 +109,24 @@ def watch(*, run: Path | None = None, every: float = 1.0, once: bool = False) ->
         every: seconds between two updates.
         once: draw once and exit.
     """
-    from deploy.commands.watch import watch as watch_run
+    from rich.live import Live
 
-    watch_run(run, every_s=every, once=once)
+    from deploy.commands.watch import facts_of, frame
+
+    with facts_of(run) as read:
+        facts = read()
+        with Live(frame(facts), console=OUT, auto_refresh=False, screen=not once and OUT.is_terminal) as live:
+            while facts["alive"] and not once:
+                time.sleep(every)
+                try:
+                    facts = read()
+                except RunError:  # the run has ended meanwhile
+                    break
+                live.update(frame(facts), refresh=True)
+    if not once:
+        # The alternate screen is gone with its last drawing: print the end, which the run's files now tell.
+        with facts_of(run) as read:
+            OUT.print(frame(read()))
 
 
 def _run(config: RunConfig, run: RunDir, *, ray: bool) -> Answer:
@@ -118,7 +139,3 @@ def _run(config: RunConfig, run: RunDir, *, ray: bool) -> Answer:
     rows = [("step", result.step), ("reason", result.reason), ("checkpoint", result.checkpoint)]
     rows += [(name, value) for name, value in result.metrics.items() if name != "step"]
     return Answer(data={"run": str(run.path), **asdict(result)}, view=table(config.name, ("", ""), rows))
-
-
-def _path(path: Path | None) -> str | None:
-    return None if path is None else str(path.resolve())

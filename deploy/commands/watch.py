@@ -1,4 +1,4 @@
-"""`tempera watch` and `status`: a terminal view of a run, from its HTTP API while it lives and from its files after.
+"""The view of `tempera watch` and `status`: a run's facts, from its HTTP API while it lives and from its files after.
 
 Neither Ray nor torch is imported, so the view is there at once.
 """
@@ -6,23 +6,21 @@ Neither Ray nor torch is imported, so the view is there at once.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from deploy.api.client import RunClient, has_url_in_environment
-from deploy.console import OUT, table
+from deploy.api.client import RunClient, find_run_here
+from deploy.console import table
 from deploy.observe.run_log import log_entries, log_table
-from deploy.runs.rundir import RunDir, RunError, find_run
+from deploy.runs.rundir import RunDir
 
 BARS = " " + "".join(chr(block) for block in range(0x2581, 0x2589))
 TREND_POINTS = 60
@@ -32,29 +30,6 @@ ReadFacts = Callable[[], dict[str, Any]]
 """Returns the facts behind the view."""
 
 
-def watch(run: Path | None, *, every_s: float, once: bool) -> None:
-    """Redraw until the run ends or the person presses Ctrl-C.
-
-    Args:
-        run: the run's directory, or None for the one that is alive.
-        every_s: seconds between two drawings.
-        once: draw a single time, for scripts and tests.
-    """
-    with facts_of(run) as read:
-        facts = read()
-        with Live(_frame(facts), console=OUT, auto_refresh=False, screen=not once and OUT.is_terminal) as live:
-            while facts["alive"] and not once:
-                time.sleep(every_s)
-                try:
-                    facts = read()
-                except RunError:  # the run has ended meanwhile
-                    break
-                live.update(_frame(facts), refresh=True)
-    if not once:
-        with facts_of(run) as read:
-            OUT.print(_frame(read()))
-
-
 @contextmanager
 def facts_of(path: Path | None) -> Iterator[ReadFacts]:
     """Yield a function that returns the run's facts, over one connection.
@@ -62,7 +37,7 @@ def facts_of(path: Path | None) -> Iterator[ReadFacts]:
     Raises:
         RunError: there is no run.
     """
-    run = None if path is None and has_url_in_environment() else find_run(path)
+    run = find_run_here(path)
     if run is not None and not run.is_alive:
         yield lambda: _facts_of_files(run)
         return
@@ -122,7 +97,11 @@ def status_view(facts: dict[str, Any]) -> RenderableType:
     head = Table.grid(padding=(0, 2))
     state = f"[green]{facts['status']}[/]" if facts["alive"] else "[dim]not running[/]"
     head.add_row("run", f"{facts['name']}  ({facts['run']})  {state}")
-    eta = "" if progress["eta_s"] is None else f"   {_duration(progress['eta_s'])} left"
+    eta = ""
+    if progress["eta_s"] is not None:
+        hours, rest = divmod(round(progress["eta_s"]), 3600)
+        left = f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"
+        eta = f"   {left} left"
     head.add_row("step", f"{step:,} of {facts['total_steps']:,}{eta}")
     head.add_row("", ProgressBar(total=facts["total_steps"], completed=step, width=50))
     if progress["loss"] is not None:
@@ -136,40 +115,29 @@ def status_view(facts: dict[str, Any]) -> RenderableType:
         head.add_row("effective size", f"{size} of {selection['num_samples']:,} samples{held}")
         temperature = "none" if selection["temperature"] is None else f"{selection['temperature']:.4g}"
         head.add_row("temperature", f"{temperature}   policy {selection['policy']}")
-        head.add_row("a change lands", _landing(facts["control"], facts["latency"]))
+        control, latency = facts["control"], facts["latency"]
+        bound = f"at step {control['next_step']:,}, in at most {control['bound_steps']} steps"
+        if control["bound_s"] is not None:
+            bound += f" ({control['bound_s']:.1f} s)"
+        if latency["count"]:
+            bound += f"   {latency['count']} so far: p50 {latency['p50_s']:.2f} s, p99 {latency['p99_s']:.2f} s"
+        head.add_row("a change lands", bound)
     if facts["ray_dashboard"]:
         head.add_row("ray", f"http://{facts['ray_dashboard']}")
     return head
 
 
-def _landing(control: dict[str, Any], latency: dict[str, Any]) -> str:
-    bound = f"at step {control['next_step']:,}, in at most {control['bound_steps']} steps"
-    if control["bound_s"] is not None:
-        bound += f" ({control['bound_s']:.1f} s)"
-    if latency["count"]:
-        bound += f"   {latency['count']} so far: p50 {latency['p50_s']:.2f} s, p99 {latency['p99_s']:.2f} s"
-    return bound
-
-
-def _frame(facts: dict[str, Any]) -> RenderableType:
+def frame(facts: dict[str, Any]) -> RenderableType:
+    """Return the whole view: the head, the trend of the loss, the loaders and the newest changes."""
     parts: list[RenderableType] = [Panel(status_view(facts), title="tempera", title_align="left")]
-    if facts["losses"]:
-        parts.append(Text(f"loss {sparkline(facts['losses'])}"))
+    if losses := facts["losses"]:
+        # A sparkline: block characters, lowest to highest.
+        low, high = min(losses), max(losses)
+        scale = (len(BARS) - 2) / (high - low) if high > low else 0.0
+        parts.append(Text("loss " + "".join(BARS[1 + int((loss - low) * scale)] for loss in losses)))
     if facts["loaders"]:
         columns = ("name", "pid", "node", "images", "images_per_s", "hit_rate", "restarts")
         rows = [tuple(loader.get(name) for name in columns) for loader in facts["loaders"]]
         parts.append(table("loaders", columns, rows))
     parts.append(log_table(facts["log"]))
     return Group(*parts)
-
-
-def sparkline(values: list[float]) -> str:
-    """Return the values as a line of block characters, lowest to highest."""
-    low, high = min(values), max(values)
-    scale = (len(BARS) - 2) / (high - low) if high > low else 0.0
-    return "".join(BARS[1 + int((value - low) * scale)] for value in values)
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"

@@ -85,7 +85,7 @@ def test_a_submitted_run_keeps_its_places_through_scaling_node_loss_and_resume(
 
     def ready() -> list[dict[str, Any]]:
         with RunClient.attach(run) as client:
-            return [loader for loader in client.loaders() if loader["state"] == "ready"]
+            return [loader for loader in client.get("loaders")["members"] if loader["state"] == "ready"]
 
     submitted = tempera(*words)
     assert submitted["placement"] == [

@@ -120,7 +120,7 @@ def survivor(tmp_path_factory: pytest.TempPathFactory, digits: DataConfig) -> It
 
 
 def ready(client: RunClient) -> list[dict[str, Any]]:
-    return [loader for loader in client.loaders() if loader["state"] == "ready"]
+    return [loader for loader in client.get("loaders")["members"] if loader["state"] == "ready"]
 
 
 @pytest.fixture

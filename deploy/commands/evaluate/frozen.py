@@ -123,5 +123,6 @@ def fewshot(
     with progress_bar("draws") as advance:
         rows = few_shot(found[0], found[1], config, progress=advance)
     data = {"encoder": pretrained.name, "classifier": classifier, "pool": pool, "shots": rows}
-    view = table(f"few shots, {pretrained.name}, {draws} draws", list(rows[0]), [list(row.values()) for row in rows])
-    return Answer(data=encoder.keep("fewshot", data), view=view)
+    title = f"few shots, {pretrained.name}, {draws} draws"
+    view = table(title, list(rows[0]), [list(row.values()) for row in rows])
+    return encoder.answer("fewshot", title, data, view)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
+from rich.table import Table
 from tyro.conf import arg
 
 from deploy.console import Answer, table
@@ -78,18 +79,15 @@ class EncoderOptions:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def keep(self, name: str, data: dict[str, Any]) -> dict[str, Any]:
-        """Write the figures as NAME.json, and return them with the file's path."""
+    def answer(self, name: str, title: str, data: dict[str, Any], view: Table | None = None) -> Answer:
+        """Write the figures as NAME.json, and show `view`, or a table of those that are single values."""
         path = self.folder() / f"{name}.json"
-        found = {**data, "file": str(path)}
-        write_json(path, found)
-        return found
-
-    def answer(self, name: str, title: str, data: dict[str, Any]) -> Answer:
-        """Write the figures as NAME.json, and show those that are single values."""
-        kept = self.keep(name, data)
-        rows = [(key, value) for key, value in kept.items() if not isinstance(value, list | dict)]
-        return Answer(data=kept, view=table(title, ("", ""), rows))
+        figures = {**data, "file": str(path)}
+        write_json(path, figures)
+        if view is None:
+            rows = [(key, value) for key, value in figures.items() if not isinstance(value, list | dict)]
+            view = table(title, ("", ""), rows)
+        return Answer(data=figures, view=view)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
