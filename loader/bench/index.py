@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from loader.shards.index import IndexRows, ShardIndex, write_index
+from loader.shards.index import ShardIndex, write_index
 from loader.shards.index_builder import build_index
 from loader.shards.index_checks import COLUMNS
 
@@ -88,10 +88,8 @@ def write_large_index(path: Path, num_samples: int) -> Path:
     num_shards = -(-num_samples // _SAMPLES_A_SHARD)
     write_index(
         path,
-        IndexRows(
-            columns={name: values[name].astype(kind) for name, kind in COLUMNS.items()},
-            keys=[f"n{i % 1000:08d}_{i}" for i in range(num_samples)],
-        ),
+        {name: values[name].astype(kind) for name, kind in COLUMNS.items()},
+        [f"n{i % 1000:08d}_{i}" for i in range(num_samples)],
         shard_urls=[f"train-{i:06d}.tar" for i in range(num_shards)],
         shard_bytes=[162 << 20] * num_shards,
         class_names=[f"n{i:08d}" for i in range(1000)],

@@ -21,9 +21,7 @@ class EncodedImage:
     sample_id: int
     """Row of the sample index. The same id always names the same bytes."""
     data: bytes
-    """The encoded image."""
     header: ImageHeader
-    """Its parsed header."""
     box: NDArray[np.int32]
     """(top, left, height, width) of the part to resize, in pixels."""
     flip: bool

@@ -32,13 +32,11 @@ _PNG_MAGIC: Final = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageHeader:
-    """The fields of a header that passed the check."""
+    """The fields of a header that passed the check, sides in pixels."""
 
     format: ImageFormat
     width: int
-    """Pixels."""
     height: int
-    """Pixels."""
     components: int
     """Colour channels in the file: 1 gray, 3 colour, 4 CMYK or with alpha."""
     frame_offset: int = 0

@@ -22,16 +22,12 @@ Rgb = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The part of a resized box that becomes a row of a batch."""
+    """Sides of a whole box after the resize, and the corner of the square in it that becomes a row of a batch."""
 
     height: int
-    """Height of the whole box after the resize, in pixels."""
     width: int
-    """Width of the whole box after the resize, in pixels."""
     top: int
-    """First row that is kept."""
     left: int
-    """First column that is kept."""
 
 
 def resize_window(height: int, width: int, transform: Transform) -> Window:

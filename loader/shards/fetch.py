@@ -36,15 +36,12 @@ Fetched = dict[int, Future[dict[int, bytes | BadSampleError]]]
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Samples of one shard that are read together."""
+    """Samples of one shard that are read together: `size` bytes from `offset` on, ids in the order of their places."""
 
     shard: int
     offset: int
-    """In bytes."""
     size: int
-    """In bytes."""
     sample_ids: tuple[int, ...]
-    """In the order of their places."""
 
 
 def plan_ranges(index: ShardIndex, sample_ids: Sequence[int]) -> Iterator[Range]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Self
@@ -44,20 +43,11 @@ _ROWS_PER_READ: Final = 1 << 14
 _BYTES_PER_READ: Final = 1 << 16
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class IndexRows:
-    """The numeric columns of an index, each of length N, and the keys."""
-
-    columns: dict[str, NDArray[Any]]
-    keys: list[str] = field(repr=False)
-
-
 class ShardIndex:
     """A loaded sample index. Numeric columns are in memory (24 bytes per sample); keys are read on demand."""
 
     def __init__(self, path: Path, columns: dict[str, NDArray[Any]], metadata: dict[str, Any]) -> None:
         self.path = path
-        """Path of the Parquet file."""
         self.shard_urls: list[str] = [url if "://" in url else str(path.parent / url) for url in metadata["shard_urls"]]
         """URL or absolute path of each shard."""
         self.shard_bytes: list[int] = metadata["shard_bytes"]
@@ -195,9 +185,23 @@ class ShardIndex:
 
 
 def write_index(
-    path: Path, rows: IndexRows, *, shard_urls: list[str], shard_bytes: list[int], class_names: list[str]
+    path: Path,
+    columns: dict[str, NDArray[Any]],
+    keys: list[str],
+    *,
+    shard_urls: list[str],
+    shard_bytes: list[int],
+    class_names: list[str],
 ) -> None:
     """Write an index under a temporary name, then rename it, so that a reader never sees a part of it.
+
+    Args:
+        path: Of the Parquet file.
+        columns: The arrays of `COLUMNS`, each of length N, with "offset" in bytes.
+        keys: N names.
+        shard_urls: The shards, in the order of their numbers.
+        shard_bytes: Length of each.
+        class_names: Name of each label; empty when unknown.
 
     Raises:
         ValueError: If a shard is too long.
@@ -221,9 +225,9 @@ def write_index(
         "shard_urls": stored_urls,
         "shard_bytes": shard_bytes,
         "class_names": class_names,
-        "fingerprint": fingerprint(rows),
+        "fingerprint": fingerprint(columns, keys),
     }
-    table = pa.table({**rows.columns, "key": pa.array(rows.keys, pa.string())})
+    table = pa.table({**columns, "key": pa.array(keys, pa.string())})
     table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata).encode()})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -251,11 +255,11 @@ def _read_column(file: pq.ParquetFile, name: str, kind: Any) -> NDArray[Any]:
     return column
 
 
-def fingerprint(rows: IndexRows) -> str:
+def fingerprint(columns: dict[str, NDArray[Any]], keys: list[str]) -> str:
     """Return the SHA-256 of everything that a model could see: size, CRC-32, sides, label and key of each sample."""
     digest = hashlib.sha256(b"tempera.index.1")
     # Places are left out, and bytes are little-endian: the same images packed differently have the same digest.
     for name in ("size", "crc32", "width", "height", "label"):
-        digest.update(np.ascontiguousarray(rows.columns[name], dtype=np.dtype(COLUMNS[name]).newbyteorder("<")).data)
-    digest.update("\0".join(rows.keys).encode("utf-8", "surrogateescape"))
+        digest.update(np.ascontiguousarray(columns[name], dtype=np.dtype(COLUMNS[name]).newbyteorder("<")).data)
+    digest.update("\0".join(keys).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from loader.decode.header import read_header
 from loader.errors import BadSampleError, BadShardError
 from loader.shards.dali_index import read_dali_index, write_dali_index
-from loader.shards.index import IndexRows, ShardIndex, write_index
+from loader.shards.index import ShardIndex, write_index
 from loader.shards.index_checks import COLUMNS
 from loader.shards.parallel import Progress, Runner, run_serially
 from loader.shards.tar import ReadAt, TarMember, read_ahead, split_name, walk_tar
@@ -46,7 +46,6 @@ class ShardRows:
     """One shard's share of an index."""
 
     num_bytes: int
-    """Length of the shard."""
     values: NDArray[np.int64]
     """int64[n, 6]: offset, size, crc32, width, height, label."""
     keys: list[str]
@@ -90,7 +89,8 @@ def build_index(
     out.parent.mkdir(parents=True, exist_ok=True)
     write_index(
         out,
-        IndexRows(columns=columns, keys=keys),
+        columns,
+        keys,
         shard_urls=shards,
         shard_bytes=[part.num_bytes for part in parts],
         class_names=_class_names(shards[0]),

@@ -24,7 +24,6 @@ class ImageSample:
     key: str
     """Unique name. It may have directories, but no dots."""
     data: bytes
-    """The encoded image."""
     label: int = -1
     """Class; -1 writes no `.cls`."""
     origin: str = ""

@@ -32,13 +32,11 @@ ReadAt = Callable[[int, int], bytes]
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """One regular file in a tar."""
+    """One regular file in a tar: `size` bytes from `offset` on."""
 
     name: str
     offset: int
-    """First of its bytes in the tar."""
     size: int
-    """Its length in bytes."""
 
 
 def walk_tar(read_at: ReadAt, total_bytes: int, *, url: str) -> Iterator[TarMember]:
