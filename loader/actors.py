@@ -67,6 +67,17 @@ class RayLoaders:
         self._attaching: dict[ActorHandle[Any], ray.ObjectRef[Any]] = {}
 
     def members(self) -> tuple[str, ...]:
+        """Return the loaders of the fleet's last answer that were not found dead; ask it again twice a second."""
+        if self._refreshing is None:
+            if time.monotonic() - self._refreshed_s >= _REFRESH_S:
+                self._refreshing, self._refreshed_s = self._fleet.actor.call.remote("members"), time.monotonic()
+        elif is_done(self._refreshing):
+            refreshing, self._refreshing = self._refreshing, None
+            try:
+                answer: dict[str, ActorHandle[Any]] = ray.get(refreshing, timeout=CALL_TIMEOUT_S)
+                self._members = {name: actor for name, actor in answer.items() if actor not in self._gone}
+            except RayError as error:  # the members known so far may well be alive: the stream goes on with them
+                log.warning("the loader fleet did not name its members: %s", first_line(error))
         return tuple(self._members)
 
     def submit(self, member: str, spec: BatchSpec) -> Handle:
@@ -137,24 +148,9 @@ class RayLoaders:
         else:
             self._ring.free_once(slot, lambda: is_done(request.reference))
 
-    def refresh(self) -> None:
-        """Update the members, without waiting: start a call to the fleet, or use the answer of the one under way."""
-        if self._refreshing is None:
-            if time.monotonic() - self._refreshed_s >= _REFRESH_S:
-                self._refreshing, self._refreshed_s = self._fleet.actor.call.remote("members"), time.monotonic()
-            return
-        if not is_done(self._refreshing):
-            return
-        refreshing, self._refreshing = self._refreshing, None
-        try:
-            answer: dict[str, ActorHandle[Any]] = ray.get(refreshing, timeout=CALL_TIMEOUT_S)
-        except RayError as error:
-            log.warning("the loader fleet did not name its members: %s", first_line(error))
-            return
-        self._members = {name: actor for name, actor in answer.items() if actor not in self._gone}
-
     def observe(self, wait_share: float) -> None:
-        self._fleet.observe(wait_share)
+        # The answer is not waited for: a fleet that misses a report of two seconds loses little.
+        self._fleet.actor.call.remote("observe", wait_share)
 
     def explain(self, members: Sequence[str]) -> dict[str, str]:
         """Return what each member waits for; all are called at once and have two seconds."""

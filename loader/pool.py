@@ -19,7 +19,10 @@ class LoaderPool(Protocol):
     """Sends specs to loaders and collects pixels. Any member can serve any spec."""
 
     def members(self) -> tuple[str, ...]:
-        """Return the names of the loaders that are believed to be alive."""
+        """Return the names of the loaders that are believed to be alive, without waiting.
+
+        The belief is brought up to date here: a stream asks many times a second.
+        """
 
     def submit(self, member: str, spec: BatchSpec) -> Handle:
         """Send a spec to a loader.
@@ -40,9 +43,6 @@ class LoaderPool(Protocol):
 
     def release(self, handle: Handle) -> None:
         """Give back the pixels of a request: their memory may be used again."""
-
-    def refresh(self) -> None:
-        """Update the members, without waiting."""
 
     def observe(self, wait_share: float) -> None:
         """Report the share of its time that the trainer waited since the last report, without waiting."""
@@ -78,9 +78,6 @@ class LocalLoaders:
 
     def release(self, handle: Handle) -> None:
         """Do nothing: every request has its own memory."""
-
-    def refresh(self) -> None:
-        """Do nothing: these loaders live as long as the process."""
 
     def observe(self, wait_share: float) -> None:
         """Do nothing: the number of these loaders is fixed."""

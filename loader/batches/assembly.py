@@ -117,7 +117,6 @@ class Assembler:
                     self._progress_s = time.monotonic()
                     continue
                 self._collect()
-                self._loaders.refresh()  # while all known members are stuck, only a new one can help
                 self._hedge()
                 self._check_stall()
                 yield None
@@ -157,7 +156,6 @@ class Assembler:
                 self._windows.prefetch(window + 1)
             self._groups.append(group)
             self._limit.planned(len(group))
-            self._loaders.refresh()
             self._send(group, np.arange(len(group)))
 
     def _send(self, group: Group, rows: NDArray[np.int64], tried: tuple[str, ...] = ()) -> None:
@@ -168,7 +166,6 @@ class Assembler:
                 self._last_fault = "no loader is alive"
                 self._check_stall()
                 time.sleep(_POLL_S)
-                self._loaders.refresh()
             avoid = {*tried, *self._suspects()}
             if avoid.issuperset(members):
                 avoid = set(tried)  # a late member is a better choice than one that just failed these rows
@@ -183,7 +180,6 @@ class Assembler:
                 except LoaderLost as error:
                     # It has just left: its rows are routed again, among the members that are there then.
                     self._last_fault = str(error)
-                    self._loaders.refresh()
                     self._check_stall()
                     unsent.append(part)
                     continue
@@ -227,7 +223,6 @@ class Assembler:
     def _reroute(self, request: _Request, error: LoaderLost) -> None:
         """Request the rows of a lost loader from others."""
         self._last_fault = str(error)
-        self._loaders.refresh()
         rows = request.group.missing(request.rows)
         if len(rows):
             self._stats.rerouted += 1
@@ -237,15 +232,16 @@ class Assembler:
         """Send overdue requests to another loader as well (Dean and Barroso, 2013), once to every member there is."""
         now = time.monotonic()
         for request in list(self._requests.values()):
-            if now - request.sent_s < self._deadline.seconds or len(rows := request.group.missing(request.rows)) == 0:
+            rows, age_s = request.group.missing(request.rows), now - request.sent_s
+            if request.hedged or not len(rows) or age_s < self._deadline.seconds:
                 continue
             # Names are compared, not counted: of a fleet that shrank, fewer members may be left than were asked.
             tried = (*request.tried, request.member)
-            if request.hedged or set(tried).issuperset(self._loaders.members()):
+            if set(tried).issuperset(self._loaders.members()):
                 continue
             request.hedged = True
             self._stats.hedged += 1
-            self._last_fault = f"{request.member} owes {len(rows)} images for {now - request.sent_s:.1f} s"
+            self._last_fault = f"{request.member} owes {len(rows)} images for {age_s:.1f} s"
             self._send(request.group, rows, tried)
 
     def _suspects(self) -> set[str]:

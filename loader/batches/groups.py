@@ -96,7 +96,6 @@ class Group:
         for row, place in zip(rows[wanted], np.flatnonzero(wanted), strict=True):
             self._rows_of_rgb[row] = received[place]  # one by one: all at once would copy them twice
         self._missing[rows[wanted]] = False
-        # Bad rows stay missing: the caller requests their substitutes.
         return [self._substitute(int(rows[sample.row]), sample) for sample in bad]
 
     def batches(self) -> list[Batch]:

@@ -2,7 +2,7 @@
 
 The trainer owns a ring of anonymous memory (memfd). Loaders map it through the owner's /proc entry, so it has no name
 in the file system and leaves nothing behind: the kernel frees it when the last process that maps it is gone, kill -9 or
-not. Loaders unmap a ring as soon as its owner has died or closed it.
+not. Loaders unmap a ring as soon as its owner has died or dropped it.
 
 A slot belongs to one request. A loader writes into it until it answers or dies, so the slot of a request that was given
 up waits until one of the two is certain: a late write must never land in another request's images.
@@ -62,7 +62,7 @@ class Ring:
     """
 
     def __init__(self, num_bytes: int) -> None:
-        size = _PAGE + -(-num_bytes // _PAGE) * _PAGE
+        size = _PAGE + -(-num_bytes // _PAGE) * _PAGE  # the nonce has the first page
         self._fd = -1  # `__del__` needs it even if the next line fails
         self._fd = os.memfd_create("tempera-ring", os.MFD_CLOEXEC)
         os.ftruncate(self._fd, size)
@@ -179,7 +179,7 @@ class RingUser:
         return None if mapping is None else _images(mapping.memory, slot, num_images, size)
 
     def drop_orphans(self) -> None:
-        """Unmap rings whose owners have died or closed them."""
+        """Unmap rings whose owners have died or dropped them."""
         with self._lock:
             for nonce, mapping in list(self._rings.items()):
                 if not mapping.is_owned():

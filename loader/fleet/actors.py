@@ -144,7 +144,7 @@ class LoaderFleet:
         threading.Thread(target=self._supervise, name="fleet", daemon=True).start()
 
     def call(self, method: FleetMethod, *args: object, **options: object) -> Any:
-        """Call a method of the fleet; `FleetClient` has them all, with types."""
+        """Call a method of `Fleet`."""
         return getattr(self._fleet, method)(*args, **options)
 
     def close(self) -> None:
@@ -169,10 +169,6 @@ class FleetClient:
     def scale(self, size: int, *, author: str, reason: str = "") -> ScaleReply:
         """Set the desired number of loaders; returns at once."""
         return self._call("scale", size, author=author, reason=reason)
-
-    def observe(self, wait_share: float) -> None:
-        """Report the share of its time that a trainer waited since its last report. Does not wait for an answer."""
-        self.actor.call.remote("observe", wait_share)
 
     def members(self, *, timeout_s: float = CALL_TIMEOUT_S) -> dict[str, Any]:
         """Return the actors of the loaders that are ready, by name."""
@@ -224,7 +220,7 @@ def start_fleet(
         size: Loaders to start with.
         name: Name of the fleet's actor in the current namespace.
         num_cpus: CPUs that Ray reserves for each loader when `specs` is a config; 0 reserves none.
-        policy: Lets the fleet scale by what `FleetClient.observe` reports; None leaves the size to people.
+        policy: Lets the fleet scale by the trainers' waits; None leaves the size to people.
         memory: File on this node that keeps the desired size should the fleet's process die; removed at the start.
             Without one a restarted fleet has `size` loaders again.
         ready_timeout_s: Longest wait, in seconds.

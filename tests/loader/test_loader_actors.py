@@ -171,7 +171,7 @@ def test_a_fleet_with_a_policy_grows_when_a_trainer_waits(local_ray, digit_index
 
     policy = ScalePolicy(max_size=2, patience=1, cooldown_s=0, period_s=0)
     client = start_fleet(digit_index.path, LoaderConfig(), size=1, name="elastic", num_cpus=0, policy=policy)
-    client.observe(0.4)
+    client.actor.call.remote("observe", 0.4)
     wait_until(lambda: client.status()["size"] == 2)
     assert (client.status()["author"], client.status()["reason"]) == (
         "fleet",

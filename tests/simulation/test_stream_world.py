@@ -131,12 +131,10 @@ class World:
 
     # the pool
     def members(self):
-        return self.believed
-
-    def refresh(self):
         if self.now_s - self.asked_s > 0.5:
             self.asked_s = self.now_s
             self.believed = tuple(name for name, member in self.loaders.items() if member.alive)
+        return self.believed
 
     def submit(self, member, spec):
         state = self.loaders.get(member)
