@@ -86,7 +86,6 @@ class LocalLoaders:
         return {name: self._workers[name].waits_for() for name in members}
 
     def close(self) -> None:
-        """Stop the queues and close the loaders."""
         for name, worker in self._workers.items():
             self._queues[name].shutdown(cancel_futures=True)
             worker.close()

@@ -193,7 +193,7 @@ class LoaderWorker:
         for row in rows:
             probability = 0.0 if spec.probability is None else float(spec.probability[row])
             demand = Demand(probability, int(spec.draws[row]))
-            # With every request, hit or miss, the cache learns how soon the sample is wanted again.
+            # A hit also tells the cache how soon the sample is wanted again.
             cached = self._cache.get(int(spec.sample_ids[row]), demand)
             if cached is not None:
                 box = crop(cached, plan.boxes[row])

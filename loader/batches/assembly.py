@@ -26,7 +26,7 @@ from loader.decode.buffers import ImageBuffers
 from loader.errors import LoaderLost, StreamStalled
 from loader.pool import Handle, LoaderPool
 
-_SPARED_FOR = 10.0
+_SPARED_FACTOR = 10.0
 _MAX_SPARED_S = 30.0
 """A member that answered late gets no work for ten times as long as it took: a straggler costs a tenth of a wait."""
 _POLL_S = 0.05
@@ -204,7 +204,7 @@ class Assembler:
             now = time.monotonic()
             took_s = now - request.sent_s
             if took_s > self._deadline.seconds:
-                self._spared_until[request.member] = now + min(_SPARED_FOR * took_s, _MAX_SPARED_S)
+                self._spared_until[request.member] = now + min(_SPARED_FACTOR * took_s, _MAX_SPARED_S)
             # A late answer says little about usual times. One whose rows have come from elsewhere counts nothing, and
             # another no more than the deadline it missed: deadlines triple where all members are slow, and stay short
             # where one was frozen.

@@ -58,7 +58,6 @@ class Group:
 
     @property
     def done(self) -> bool:
-        """True when every row has its pixels."""
         return not self._missing.any()
 
     def missing(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:

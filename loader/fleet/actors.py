@@ -126,7 +126,7 @@ class RayProcess:
 
 
 class LoaderFleet:
-    """The named actor that owns the loaders. Ray restarts it if it dies; it then starts as many as it had."""
+    """The named actor that owns the loaders. Ray restarts it when it dies; it then starts as many as it had."""
 
     def __init__(
         self, index: str, specs: Sequence[LoaderSpec], size: int, policy: ScalePolicy | None, memory: Path | None
@@ -175,11 +175,10 @@ class FleetClient:
         return self._call("members", timeout_s=timeout_s)
 
     def status(self) -> dict[str, Any]:
-        """Return what `Fleet.status` describes."""
+        """Return `Fleet.status`."""
         return self._call("status")
 
     def events(self, after: int = 0) -> list[FleetEvent]:
-        """Return the events with a sequence number above `after`."""
         return self._call("events", after)
 
     def close(self) -> None:

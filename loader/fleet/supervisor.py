@@ -144,7 +144,7 @@ class Fleet:
             previous, self._size = self._size, _checked(size)
             self._author, self._reason = author, reason
             if self._scaler is not None:
-                # The autoscaler must see the effect of this size before it judges again, whoever set it.
+                # The autoscaler must see the effect of this size before it judges again, even when a person set it.
                 self._scaler.restart_cooldown(self._clock())
             self._event("scale", author, f"{previous} -> {size} loaders" + (f": {reason}" if reason else ""))
             return ScaleReply(previous=previous, size=size, author=author, reason=reason)
