@@ -198,27 +198,25 @@ class RunClient(AbstractContextManager["RunClient"]):
         """
         # The identity lets the server apply once what `_request` may send twice.
         change = {"kind": kind, "value": value, "expected_version": expected_version, "request": uuid.uuid4().hex}
-        return self._request("POST", "controls", json={"author": author, "reason": reason, **change})
+        return self.post("controls", author=author, reason=reason, **change)
 
     def scale(self, loaders: int, *, author: str, reason: str = "") -> dict[str, Any]:
         """Set the desired number of loader workers; the fleet starts or stops them, and the run log says so."""
-        return self._request("POST", "scale", json={"author": author, "reason": reason, "loaders": loaders})
+        return self.post("scale", author=author, reason=reason, loaders=loaders)
 
-    def pause(self, *, author: str, reason: str = "") -> dict[str, Any]:
-        """Pause the trainers before their next step."""
-        return self._request("POST", "pause", json={"author": author, "reason": reason})
+    def post(self, path: str, *, author: str, reason: str = "", **body: Any) -> dict[str, Any]:
+        """POST to a path below /api/v1/: "pause", "resume", "stop" or "export".
 
-    def resume(self, *, author: str, reason: str = "") -> dict[str, Any]:
-        """Let paused trainers continue."""
-        return self._request("POST", "resume", json={"author": author, "reason": reason})
+        Args:
+            path: what to do; see `deploy.api.changes` for the replies.
+            author: for the log.
+            reason: for the log.
+            body: other fields of the request.
 
-    def stop(self, *, author: str, reason: str = "") -> dict[str, Any]:
-        """Ask the run to write a checkpoint and end."""
-        return self._request("POST", "stop", json={"author": author, "reason": reason})
-
-    def export(self, *, author: str, reason: str = "") -> dict[str, Any]:
-        """Write the sample table into the run's report folder; return its "path" and "rows"."""
-        return self._request("POST", "export", json={"author": author, "reason": reason})
+        Raises:
+            Refused: with the API's one line, as for a run that is over.
+        """
+        return self._request("POST", path, json={"author": author, "reason": reason, **body})
 
     # -- inside -------------------------------------------------------------------------------------------------------
 

@@ -55,12 +55,6 @@ class Consumption:
             self._requested_s.extend(float(row["asked"]) for row in fresh)
             return received
 
-    @property
-    def step(self) -> int | None:
-        """The newest step whose batch was received; None before the first."""
-        with self._lock:
-            return self._received[-1][0] if self._received else None
-
     def step_at(self, time_s: float) -> int | None:
         """Return the last step whose batch was requested by that time; None where it is not known.
 
@@ -71,15 +65,18 @@ class Consumption:
             before = bisect_right(self._requested_s, time_s)
             return self._received[before - 1][0] if before else None
 
-    def seconds_per_step(self) -> float | None:
-        """Return the mean of the last SPEED_S seconds; None before two steps."""
+    def progress(self) -> tuple[int, float | None]:
+        """Return the newest step whose batch was received, and the mean seconds of a step over the last SPEED_S.
+
+        The step is 0 before the first batch; the seconds are None before two steps.
+        """
         with self._lock:
             received = list(self._received)
         if not received:
-            return None
+            return 0, None
         begin = bisect_left(received, received[-1][1] - SPEED_S, key=lambda one: one[1])
         (first, began_s), (last, ended_s) = received[max(0, min(begin, len(received) - 2))], received[-1]
-        return (ended_s - began_s) / (last - first) if last > first and ended_s > began_s else None
+        return last, (ended_s - began_s) / (last - first) if last > first and ended_s > began_s else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,7 +146,13 @@ def quantile(values: list[float], share: float) -> float | None:
 
 
 def bound_steps(window_steps: int, *, ranks: int = 1) -> int:
-    """Return the most steps that the trainer takes from a request to the first batch drawn under it."""
-    # It finishes its step, and one of several ranks may be at the next one already; the window that follows may have
-    # been drawn, and the prefetched one after it as well.
+    """Return the most steps that the trainer takes from a request to the first batch drawn under it.
+
+    It finishes its step, and one of several ranks may be at the next one already; the window that follows may have been
+    drawn, and the prefetched one after it as well.
+
+    Args:
+        window_steps: optimizer steps of a window.
+        ranks: trainer processes.
+    """
     return min(ranks, 2) + window_steps * (1 + PREFETCHED_WINDOWS)

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
+from deploy.api.models import Limit
 from deploy.observe.run_log import SCHEDULE, plain_entry
 from deploy.runs.config import RunConfig
 from scoring import LogEntry, Prototypes
@@ -83,8 +84,8 @@ class LogIndex:
         stride = -(-len(points) // CURVE_POINTS)
         return points[::-1][::stride][::-1]  # from the end on: the present value is always among them
 
-    def bad_samples(self, limit: int) -> dict[str, Any]:
-        """Return the "total" of draws that met a bad sample, and the last "samples", as `models.BadSamples`."""
+    def bad_samples(self, limit: Limit = 100) -> dict[str, Any]:
+        """Return the samples that could not be decoded, and why."""
         self.update()
         with self._lock:
             newest = sorted(self._bad.values(), key=lambda sample: -sample["time"])[:limit]

@@ -58,13 +58,10 @@ class ApiOptions:
     @property
     def hosts(self) -> frozenset[str]:
         """Every name that the server answers to, without the port."""
-        return LOOPBACK_NAMES | {name.lower() for name in (*self.allow_hosts, self._own_name)}
-
-    def url(self, port: int) -> str:
-        return f"http://{self._own_name}:{port}"
+        return LOOPBACK_NAMES | {name.lower() for name in (*self.allow_hosts, self.own_name)}
 
     @property
-    def _own_name(self) -> str:
+    def own_name(self) -> str:
         """Name of the bound address on this machine; an address that means all of them includes the loopback."""
         if self.bind in EVERY_ADDRESS:
             return "127.0.0.1"

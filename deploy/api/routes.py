@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any
 
 import anyio
@@ -16,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from deploy.api import changes, models
 from deploy.api.options import STREAMS
-from deploy.api.service import RunService
+from deploy.api.service import Act, RunService
 from deploy.observe.prometheus import CONTENT_TYPE, metrics_text
 
 API = "/api/v1"
@@ -31,6 +32,11 @@ BEARER = HTTPBearer(auto_error=False, description="The run's token, from the fil
 """For the description only; `guards` compares the token."""
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": models.ErrorResponse} for status in (400, 401, 403, 404, 405, 413, 415, 422, 429, 503)
+}
+ACTS: dict[Act, str] = {
+    "pause": "Pause the trainers before their next step.",
+    "resume": "Let paused trainers continue.",
+    "stop": "Ask the run to write a checkpoint and end.",
 }
 CONFLICT: dict[int | str, dict[str, Any]] = {409: {"model": models.ConflictResponse}}
 
@@ -48,7 +54,7 @@ def build_router(service: RunService) -> APIRouter:
         ("/scores", service.scores, models.Scores),
         ("/loaders", service.loaders, models.Loaders),
         ("/log", service.entries, models.LogPage),
-        ("/bad-samples", service.bad_samples, models.BadSamples),
+        ("/bad-samples", service.log_index.bad_samples, models.BadSamples),
         ("/samples/top", service.top, models.TopSamples),
         ("/samples/{sample_id}", service.sample, models.Sample),
     ):
@@ -56,13 +62,22 @@ def build_router(service: RunService) -> APIRouter:
         router.add_api_route(API + path, read, response_model=answer, response_model_exclude_unset=True, tags=["look"])
     for path, change, reply in (
         ("/scale", service.scale, changes.ScaleResponse),
-        ("/pause", service.pause, changes.RunResponse),
-        ("/resume", service.resume, changes.RunResponse),
-        ("/stop", service.stop, changes.RunResponse),
         ("/export", service.export, changes.ExportResponse),
     ):
         router.add_api_route(
             API + path, change, methods=["POST"], response_model=reply, tags=["change"], responses=CONFLICT
+        )
+
+    for kind, effect in ACTS.items():
+        router.add_api_route(
+            f"{API}/{kind}",
+            partial(service.act, kind),
+            name=kind,
+            description=effect,
+            methods=["POST"],
+            response_model=changes.RunResponse,
+            tags=["change"],
+            responses=CONFLICT,
         )
 
     @router.post(API + "/controls", response_model=changes.ControlResponse, tags=["change"], responses=CONFLICT)

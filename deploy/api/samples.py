@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +43,7 @@ class Samples:
         """
         self._config, self._file = config, file
         self._lock = threading.Lock()
+        self._worker: LoaderWorker | None = None
         self._jpeg = functools.lru_cache(PICTURES)(self._make_jpeg)
         self._loaded = functools.lru_cache(1)(Prototypes.load)
 
@@ -56,19 +57,19 @@ class Samples:
         path = self._file() or self._config.data.prototypes
         return None if path is None else self._loaded(path)
 
-    @functools.cached_property
-    def _worker(self) -> LoaderWorker:
-        from loader import LoaderWorker
-
-        return LoaderWorker(self._config.data.index, LoaderConfig(threads=1))
-
-    def describe(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """Return a sample's figures with its key, label and cluster."""
-        sample_id = sample["sample_id"]
-        label, names, prototypes = int(self.index.label[sample_id]), self.index.class_names, self.prototypes
-        name = names[label] if 0 <= label < len(names) else None if label < 0 else str(label)
-        cluster = None if prototypes is None else int(prototypes.cluster[sample_id])
-        return {**sample, "key": str(self.index.keys[sample_id]), "label": name, "cluster": cluster}
+    def describe(self, samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return samples' figures with their keys, labels and clusters."""
+        # Once for all of them: the file in use is in the log.
+        prototypes, names = self.prototypes, self.index.class_names
+        described = []
+        for sample in samples:
+            sample_id = sample["sample_id"]
+            label = int(self.index.label[sample_id])
+            name = names[label] if 0 <= label < len(names) else None if label < 0 else str(label)
+            cluster = None if prototypes is None else int(prototypes.cluster[sample_id])
+            key = str(self.index.keys[sample_id])
+            described.append({**sample, "key": key, "label": name, "cluster": cluster})
+        return described
 
     def prototype_ids(self, k: int) -> list[int]:
         """Return the sample nearest to its centroid of each cluster, the k largest clusters first."""
@@ -76,6 +77,7 @@ class Samples:
         if prototypes is None:
             return []
         distance, cluster = prototypes.distance, prototypes.cluster
+        # By cluster and then by distance: the first row of each cluster is its prototype.
         order = np.lexsort((distance, cluster))
         nearest = order[np.unique(cluster[order], return_index=True)[1]]
         sizes = np.bincount(cluster)[cluster[nearest]]
@@ -97,11 +99,13 @@ class Samples:
         return self._jpeg(sample_id, side)
 
     def _make_jpeg(self, sample_id: int, side: int) -> bytes:
-        from loader import BatchSpec
+        from loader import BatchSpec, LoaderWorker
         from loader.sweep import evaluation_transform
 
         ids = np.array([sample_id])
-        with self._lock:
+        with self._lock:  # one decoder, for one request at a time
+            if self._worker is None:
+                self._worker = LoaderWorker(self._config.data.index, LoaderConfig(threads=1))
             spec = BatchSpec(sample_ids=ids, draws=ids, seed=0, transform=evaluation_transform(side))
             pixels = self._worker.load(spec)
         if pixels.bad:
@@ -112,5 +116,5 @@ class Samples:
 
     def close(self) -> None:
         """Close the shards, if any were opened."""
-        if worker := self.__dict__.get("_worker"):  # a cached property that nobody asked for has opened nothing
-            worker.close()
+        if self._worker is not None:
+            self._worker.close()

@@ -71,7 +71,7 @@ def serving(
     announced = token_path is None
     path = token_path or run.api_token
     listener = _listen(options)
-    url = options.url(listener.getsockname()[1])
+    url = f"http://{options.own_name}:{listener.getsockname()[1]}"
     if options.bind not in ("127.0.0.1", "::1", "localhost"):
         log.warning("the API listens at %s, beyond this machine, and does not encrypt", options.bind)
     write_token(path, options.token)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Query
 
@@ -33,6 +32,7 @@ from scoring.policies import DIRECTION
 STATE_S, VIEW_S = 0.25, 2.0
 """Seconds that a state, and a view of the whole table, are cached."""
 SCHEDULE_POINTS = 200
+Act = Literal["pause", "resume", "stop"]
 
 
 class Conflict(Exception):
@@ -67,8 +67,8 @@ class RunService:
         self._started_s = time.time()
         names = (*POLICIES, *config.curriculum.user_policies, config.curriculum.policy)
         self._policies = {name: any(factor in DIRECTION for factor in name.split("*")) for name in names}
-        self._log = LogIndex(lambda **bounds: backend.log(None, **bounds), initial=initial_in_force(config))
-        self.samples = Samples(config, file=lambda: self._log.update().distances)
+        self.log_index = LogIndex(lambda **bounds: backend.log(None, **bounds), initial=initial_in_force(config))
+        self.samples = Samples(config, file=lambda: self.log_index.update().distances)
         self.num_readers = 0
         """Readers of the event stream; counted in the server's only thread."""
         self.over = threading.Event()
@@ -94,7 +94,7 @@ class RunService:
         stride = window_steps * max(1, -(-total // (window_steps * SCHEDULE_POINTS)))
         scheduled = [[step, schedule(step / total)] for step in (*range(0, total, stride), total)]
         manual = bool(self.state()["selection"]["manual"])
-        past = self._cache.get("curve", VIEW_S / 4, self._log.curve)
+        past = self._cache.get("curve", VIEW_S / 4, self.log_index.curve)
         return {"past": past, "scheduled": scheduled, "manual": manual, "window_steps": window_steps}
 
     def distribution(self, bins: Annotated[int, Query(ge=1, le=512)] = 64) -> dict[str, Any]:
@@ -125,24 +125,21 @@ class RunService:
             found = self._view("samples", ids=tuple(self.samples.prototype_ids(k)))
         else:
             found = self._view("top", by=by, k=k)
-        return {"by": by, "samples": [self.samples.describe(sample) for sample in found["samples"]]}
+        return {"by": by, "samples": self.samples.describe(found["samples"])}
 
     def sample(self, sample_id: SampleId) -> dict[str, Any]:
         """Return what is known of one sample."""
         self.samples.require(sample_id)
-        return self.samples.describe(self._view("samples", ids=(sample_id,))["samples"][0])
+        return self.samples.describe(self._view("samples", ids=(sample_id,))["samples"])[0]
 
     def scores(self) -> dict[str, Any]:
         """Return score quantiles by kind, and the selection rounds."""
-        return {**self._view("scores"), "rounds": self._cache.get("rounds", VIEW_S, lambda: self._log.update().rounds)}
+        rounds = self._cache.get("rounds", VIEW_S, lambda: self.log_index.update().rounds)
+        return {**self._view("scores"), "rounds": rounds}
 
     def loaders(self) -> dict[str, Any]:
         """Return the loader workers, their desired number, who asked for it and why."""
         return self._cache.get("loaders", STATE_S, self.backend.loaders)
-
-    def bad_samples(self, limit: Limit = 100) -> dict[str, Any]:
-        """Return the samples that could not be decoded, and why."""
-        return self._log.bad_samples(limit)
 
     def entries(
         self, limit: Limit = 50, before: Annotated[int | None, Query(ge=1)] = None, changes: bool = False
@@ -178,7 +175,7 @@ class RunService:
         try:
             reply = self.backend.selection.control(Control(**request.model_dump()))
         except VersionConflict as conflict:
-            winner = self._log.update().last_control
+            winner = self.log_index.update().last_control
             raise Conflict(request.expected_version, conflict.current, winner) from None
         self._cache.clear()
         # A paused run measures nothing: the latency would be how long a person pauses it.
@@ -201,17 +198,22 @@ class RunService:
         self._cache.clear()
         return asdict(reply)
 
-    def pause(self, request: RunRequest) -> dict[str, Any]:
-        """Pause the trainers before their next step."""
-        return self._request("pause", request, self.run.pause_request.touch)
+    def act(self, kind: Act, request: RunRequest) -> dict[str, bool]:
+        """Pause the trainers before their next step, let them continue, or make the run write a checkpoint and end.
 
-    def resume(self, request: RunRequest) -> dict[str, Any]:
-        """Let paused trainers continue."""
-        return self._request("resume", request, lambda: self.run.pause_request.unlink(missing_ok=True))
-
-    def stop(self, request: RunRequest) -> dict[str, Any]:
-        """Ask the run to write a checkpoint and end."""
-        return self._request("stop", request, self.run.stop_request.touch)
+        Raises:
+            WrongState: the run is over.
+        """
+        self._require_alive()
+        # Into the log first: an act without an author must not happen.
+        self.backend.selection.record(Event(kind=kind, author=request.author, message=request.reason))
+        if kind == "resume":
+            self.run.pause_request.unlink(missing_ok=True)
+        else:
+            (self.run.pause_request if kind == "pause" else self.run.stop_request).touch()
+        self.latency.forget()
+        self._cache.clear()
+        return self._requests()
 
     def export(self, request: RunRequest) -> dict[str, Any]:
         """Write the sample table as Parquet into the run's report folder."""
@@ -226,15 +228,6 @@ class RunService:
         """Return a view of `scoring.views`, at most VIEW_S old: it reads the whole table."""
         key = (name, *sorted(arguments.items()))
         return self._cache.get(key, VIEW_S, lambda: finite(self.backend.selection.view(name, **arguments)))
-
-    def _request(self, kind: str, request: RunRequest, act: Callable[[], None]) -> dict[str, bool]:
-        self._require_alive()
-        # Into the log first: an act without an author must not happen.
-        self.backend.selection.record(Event(kind=kind, author=request.author, message=request.reason))
-        act()
-        self.latency.forget()
-        self._cache.clear()
-        return self._requests()
 
     def _requests(self) -> dict[str, bool]:
         self.metric_lines.update()
@@ -253,10 +246,10 @@ class RunService:
         config, over = self.config, self.backend.read_only
         selection = dict(finite(self.backend.selection.state()))
         requests = self._requests()
-        step_s = None if over else self.consumption.seconds_per_step()
+        received, step_s = self.consumption.progress()
         last, total = self.metric_lines.last_with_loss(), config.train.total_steps
         # Metrics are logged every few steps; what the trainer consumed is newer.
-        step = max(int(last.get("step", 0)), self.consumption.step or 0)
+        step = max(int(last.get("step", 0)), received)
         # A trainer that went back to a checkpoint takes all windows that are drawn before it reaches a new one.
         steps = bound_steps(config.train.window_steps, ranks=config.trainers.workers)
         steps = max(steps, int(selection["next_step"]) - step)
@@ -287,7 +280,7 @@ class RunService:
                 "policies": self._policies,
             },
             "latency": self.latency.summary(),
-            "bad_samples": self._log.bad_samples(0)["total"],
+            "bad_samples": self.log_index.bad_samples(0)["total"],
             "paused": requests["paused"],
             "pausing": requests["pausing"],
             "read_only": over,

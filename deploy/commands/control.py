@@ -117,7 +117,7 @@ def pause(*, run: Path | None = None, reason: str = "") -> Answer:
         reason: why, for the log.
     """
     with RunClient.find(run) as client:
-        reply = client.pause(author=author_name(), reason=reason)
+        reply = client.post("pause", author=author_name(), reason=reason)
     return Answer(data=reply, view="the run pauses before its next step; `tempera continue` continues it.")
 
 
@@ -129,7 +129,7 @@ def go_on(*, run: Path | None = None, reason: str = "") -> Answer:
         reason: why, for the log.
     """
     with RunClient.find(run) as client:
-        reply = client.resume(author=author_name(), reason=reason)
+        reply = client.post("resume", author=author_name(), reason=reason)
     return Answer(data=reply, view="the run continues.")
 
 
@@ -148,7 +148,7 @@ def stop(*, run: Path | None = None, reason: str = "", job: str | None = None, a
     if found is not None and not found.is_alive:
         raise RunError(f"{found.path} is not running; there is nothing to stop.")
     with RunClient.find(run) as client:
-        reply = client.stop(author=author_name(), reason=reason)
+        reply = client.post("stop", author=author_name(), reason=reason)
     return Answer(data=reply, view="the run was asked to stop; it writes a checkpoint first.")
 
 

@@ -44,7 +44,7 @@ def inspect(*, run: Path | None = None, top: int = 10, export: Path | None = Non
     if found is None or found.is_alive:
         with working("waiting for the run"), RunClient.find(run) as client:
             data = client.get("summary", top=top)
-            written = None if export is None else client.export(author=author_name())
+            written = None if export is None else client.post("export", author=author_name())
         if export is not None and written is not None:
             shutil.copyfile(written["path"], export)
             data["exported_rows"] = written["rows"]

@@ -45,12 +45,12 @@ def run(tmp_path_factory: pytest.TempPathFactory, digits: DataConfig) -> Iterato
     """A run that is paused while the tests send their requests, which is quicker, and continues afterwards."""
     with alive(tmp_path_factory.mktemp("guards") / "run", tiny(digits, steps=10**6)) as run:
         with RunClient.attach(run) as client:
-            client.pause(author="test")
+            client.post("pause", author="test")
             wait_for(lambda: client.state()["paused"], "the rest")
         yield run
         with RunClient.attach(run) as client:
             before = client.state()["progress"]["step"]
-            client.resume(author="test")
+            client.post("resume", author="test")
             wait_for(lambda: client.state()["progress"]["step"] > before, "a step after all this")
 
 

@@ -87,4 +87,4 @@ def test_what_is_consumed_is_noted_in_a_file_that_stays_small(tmp_path: Path, mo
     assert np.array_equal(steps[steps % 2 == 0], np.arange(0, 10_000, 2)), "no window is missed, none is told twice"
     assert [consumption.step_at(at) for at in (91.005, 91.015, 1000.0)] == [9000, 9001, 9999]
     assert consumption.step_at(0.5) is None
-    assert consumption.seconds_per_step() == pytest.approx(0.01, rel=0.01)
+    assert consumption.progress() == (9999, pytest.approx(0.01, rel=0.01))

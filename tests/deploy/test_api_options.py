@@ -34,10 +34,8 @@ def test_options_that_cannot_be_are_refused_by_name(variables: dict[str, str], w
     with pytest.raises(ValueError, match=words) as failure:
         ApiOptions.from_environment(variables)
     assert "short" not in str(failure.value)
-    assert ApiOptions(bind="0.0.0.0").url(80) == "http://127.0.0.1:80"
-    assert (ApiOptions(bind="::1").url(80), "10.0.0.5" in ApiOptions(bind="10.0.0.5").hosts) == (
-        "http://[::1]:80",
-        True,
-    )
+    assert ApiOptions(bind="0.0.0.0").own_name == "127.0.0.1"
+    assert ApiOptions(bind="::1").own_name == "[::1]"
+    assert "10.0.0.5" in ApiOptions(bind="10.0.0.5").hosts
     good = ApiOptions.from_environment({"TEMPERA_API_HOSTS": "a.example, b.example", "TEMPERA_API_PORT": "8123"})
     assert (good.port, good.allow_hosts, good.bind) == (8123, ("a.example", "b.example"), "127.0.0.1")

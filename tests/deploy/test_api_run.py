@@ -150,14 +150,14 @@ def test_other_distances_are_taken_into_use_and_shown(
 
 
 def test_a_resting_run_takes_no_step_and_goes_on(client: RunClient) -> None:
-    client.pause(author="ann", reason="lunch")
+    client.post("pause", author="ann", reason="lunch")
     wait_for(lambda: client.state()["run"]["status"] == "paused", "the rest")
     step = client.metrics(points=1)[-1]["step"]
     held = client.control("effective_size", 0.4, author="ann")
     time.sleep(0.5)
     assert client.metrics(points=1)[-1]["step"] == step
     before = client.state()["latency"]["count"]
-    assert client.resume(author="ann")["pausing"] is False
+    assert client.post("resume", author="ann")["pausing"] is False
     wait_for(lambda: client.metrics(points=1)[-1]["step"] > held["step"], "the steps after it")
     assert client.state()["paused"] is False
     assert client.state()["latency"]["count"] == before, "a pause is no latency"
@@ -194,7 +194,7 @@ def test_what_is_shown_is_what_the_selection_has(client: RunClient, run: RunDir)
     assert picture.headers["content-type"] == "image/jpeg"
     assert picture.content.startswith(b"\xff\xd8")
     assert client.get("bad-samples") == {"total": 0, "samples": []}
-    assert client.export(author="ann")["rows"] == 1437
+    assert client.post("export", author="ann")["rows"] == 1437
     assert (run.report / "samples.parquet").is_file()
 
 
@@ -221,10 +221,10 @@ def test_the_stream_brings_states_and_new_rows(client: RunClient) -> None:
 @pytest.fixture
 def resting(client: RunClient) -> Iterator[None]:
     """Pause the run of the other tests: it draws from torch's global generator, which this process shares."""
-    client.pause(author="test")
+    client.post("pause", author="test")
     wait_for(lambda: client.state()["paused"], "the rest")
     yield
-    client.resume(author="test")
+    client.post("resume", author="test")
 
 
 @pytest.mark.usefixtures("resting")
@@ -282,9 +282,9 @@ def test_a_run_that_is_over_is_served_for_reading(tmp_path: Path, digits: DataCo
             assert sum(client.get("distribution")["sampled_mass"]) == pytest.approx(1.0)
             assert client.get("samples/top", by="times_drawn", k=1)["samples"][0]["times_drawn"] > 0
             assert client.get("loaders")["members"] == []
-            for act in (client.pause, client.stop, client.export):
+            for act in ("pause", "stop", "export"):
                 with pytest.raises(Refused, match="tempera resume"):
-                    act(author="ann")
+                    client.post(act, author="ann")
             with pytest.raises(Refused, match="tempera resume"):
                 client.control("effective_size", 0.3, author="ann")
     assert not token.exists()

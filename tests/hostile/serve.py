@@ -15,14 +15,14 @@ def main() -> None:
     index, prototypes, out = sys.argv[1:]
     with alive(Path(out), tiny(DataConfig(index=index, prototypes=prototypes), steps=10**6)) as run:
         with RunClient.attach(run) as client:
-            client.pause(author="test")
+            client.post("pause", author="test")
             wait_for(lambda: client.state()["paused"], "the rest")
         sys.stdout.write(json.dumps({"ready": True}) + "\n")
         sys.stdout.flush()
         sys.stdin.read()
         with RunClient.attach(run) as client:
             before = client.state()["progress"]["step"]
-            client.resume(author="test")
+            client.post("resume", author="test")
             wait_for(lambda: client.state()["progress"]["step"] > before, "a step after all this")
         sys.stdout.write(json.dumps({"went_on": True}) + "\n")
 

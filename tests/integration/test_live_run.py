@@ -166,12 +166,12 @@ def test_a_run_under_ray_rests_on_request_and_its_control_latency_is_measured(
         client.control("effective_size", 0.3, author="ann")
         wait_until(lambda: client.state()["latency"]["count"] > 0, process)
         wait_until(lambda: "control_latency" in kinds(client), process)
-        client.pause(author="ann", reason="lunch")
+        client.post("pause", author="ann", reason="lunch")
         wait_until(lambda: client.state()["paused"], process)
         step = len(losses(run))
         time.sleep(1.0)
         assert len(losses(run)) == step
-        assert client.resume(author="ann")["pausing"] is False
+        assert client.post("resume", author="ann")["pausing"] is False
         wait_until(lambda: len(losses(run)) > step, process)
         assert {"effective_size", "control_latency", "pause", "resume"} <= kinds(client)
         loaders = client.state()["fleet"]
