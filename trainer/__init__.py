@@ -7,7 +7,7 @@ under Ray Train. Configs import no torch; the names below that need it import it
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from trainer.config import ModelConfig, TrainConfig, from_dict, model_size, to_dict
+from trainer.config import ModelConfig, TrainConfig, from_dict, model_size
 from trainer.errors import CheckpointError, NonFiniteLossError, TrainerError
 from trainer.methods import METHODS, build_method
 from trainer.progress import Progress, TrainResult
@@ -18,23 +18,21 @@ if TYPE_CHECKING:
     from trainer.methods.base import Method
     from trainer.methods.losses import Losses
     from trainer.randomness import StepRandomness
-    from trainer.ranks.context import Distributed, SingleProcess, current_context
+    from trainer.ranks.context import Context, current_context
     from trainer.record.checkpoint import Checkpoints, load_checkpoint
-    from trainer.record.export import load_encoder, load_method
+    from trainer.record.export import load_method
     from trainer.windows import ScheduledWindows
 
 _MODULES = {
     "Checkpoints": "trainer.record.checkpoint",
-    "Distributed": "trainer.ranks.context",
+    "Context": "trainer.ranks.context",
     "Losses": "trainer.methods.losses",
     "Method": "trainer.methods.base",
     "RunHooks": "trainer.loop",
     "ScheduledWindows": "trainer.windows",
-    "SingleProcess": "trainer.ranks.context",
     "StepRandomness": "trainer.randomness",
     "current_context": "trainer.ranks.context",
     "load_checkpoint": "trainer.record.checkpoint",
-    "load_encoder": "trainer.record.export",
     "load_method": "trainer.record.export",
     "train": "trainer.loop",
 }
@@ -50,7 +48,7 @@ __all__ = [
     "METHODS",
     "CheckpointError",
     "Checkpoints",
-    "Distributed",
+    "Context",
     "Losses",
     "Method",
     "ModelConfig",
@@ -58,7 +56,6 @@ __all__ = [
     "Progress",
     "RunHooks",
     "ScheduledWindows",
-    "SingleProcess",
     "StepRandomness",
     "TrainConfig",
     "TrainResult",
@@ -67,10 +64,8 @@ __all__ = [
     "current_context",
     "from_dict",
     "load_checkpoint",
-    "load_encoder",
     "load_method",
     "model_size",
     "read_metrics",
-    "to_dict",
     "train",
 ]

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import ray.train
 from ray.exceptions import GetTimeoutError, RayError
@@ -80,6 +80,7 @@ def train_on_ray(
     Raises:
         ray.train.TrainingFailedError: a rank or the controller failed more often than max_failures.
     """
+    # A trainer fits once: each start of the controller needs a new one.
     make_trainer = partial(
         DataParallelTrainer,
         partial(_train_rank, job),  # as train_loop_config the controller would unpickle the job, and import its modules
@@ -101,7 +102,15 @@ def train_on_ray(
 
 
 def fit_with_restarts(make_trainer: Callable[[], Any], *, max_failures: int) -> Any:
-    """Train, and start Ray Train's controller again when a call that Ray lost ends it, as often as a rank may fail."""
+    """Train, and start Ray Train's controller again when a call that Ray lost ends it, as often as a rank may fail.
+
+    Args:
+        make_trainer: makes a trainer; `fit` of each is called once.
+        max_failures: restarts; -1 restarts without end.
+
+    Raises:
+        ray.train.ControllerError: the controller failed more often, or by an error that is not Ray's.
+    """
     # Ray Train restarts its controller itself only while the ranks have not started; it has ended them by now.
     for failures in itertools.count(1):
         try:
@@ -112,17 +121,6 @@ def fit_with_restarts(make_trainer: Callable[[], Any], *, max_failures: int) -> 
             reason = str(error.controller_failure).partition("\n")[0]
             log.warning("Ray Train's controller failed; training continues from the newest checkpoint (%s)", reason)
     raise AssertionError("unreachable")
-
-
-class RankGroup(BackendConfig):
-    """Configuration of the ranks' process group."""
-
-    def __init__(self, backend: str) -> None:
-        self.backend = backend
-
-    @property
-    def backend_cls(self) -> type[Backend]:
-        return _RankBackend
 
 
 class _RankBackend(Backend):
@@ -141,10 +139,20 @@ class _RankBackend(Backend):
         ray.get([worker_group.execute_single_async(rank, join_group, number=rank, **group) for rank in ranks])
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+        # A rank that hangs in a collective cannot leave; Ray Train kills it after this.
         try:
             ray.get(worker_group.execute_async(leave_group), timeout=_LEAVE_TIMEOUT_S)
         except GetTimeoutError:
             log.warning("the ranks did not leave their process group within %.0f s", _LEAVE_TIMEOUT_S)
+
+
+@dataclass(frozen=True, slots=True)
+class RankGroup(BackendConfig):
+    """Configuration of the ranks' process group."""
+
+    backend: str
+    """`nccl` or `gloo`."""
+    backend_cls: ClassVar[type[Backend]] = _RankBackend  # a property in Ray's class
 
 
 def _set_rank_variables() -> None:
@@ -156,7 +164,7 @@ def _set_rank_variables() -> None:
 
 
 def _train_rank(job: TrainJob) -> TrainResult:
-    """Run one rank."""
+    """Make the parts of a job in this rank's process and train."""
     import torch
 
     from trainer.loop import RunHooks, train
@@ -172,24 +180,22 @@ def _train_rank(job: TrainJob) -> TrainResult:
         run_dir=job.run_dir,
         selection=job.make_selection(context) if job.make_selection else None,
         context=context,
-        hooks=replace(hooks, should_save=PreemptionNotice()),
+        hooks=replace(hooks, should_save=partial(_nodes_will_leave, set())),
     )
 
 
-class PreemptionNotice:
-    """Returns True once for each notice that nodes of the group will be removed, so that a checkpoint is written.
+def _nodes_will_leave(known: set[str]) -> bool:
+    """Return True once for each notice that nodes of the group will be removed, so that a checkpoint is written.
 
     Training goes on until a node is gone; Ray Train then restarts the group, on the remaining nodes when it is
     elastic, and does not count it as a failure. Every rank must call it equally often.
+
+    Args:
+        known: ids of nodes whose notice was seen; new ones are added.
     """
-
-    def __init__(self) -> None:
-        self._known: set[str] = set()
-
-    def __call__(self) -> bool:
-        info = ray.train.get_preemption_info()
-        new = set(info.preempted_node_ids) - self._known if info is not None else set()
-        self._known |= new
-        if new:
-            log.warning("nodes %s will be removed; writing a checkpoint", ", ".join(sorted(new)))
-        return bool(new)
+    info = ray.train.get_preemption_info()
+    new = set(info.preempted_node_ids) - known if info is not None else set()
+    known |= new
+    if new:
+        log.warning("nodes %s will be removed; writing a checkpoint", ", ".join(sorted(new)))
+    return bool(new)

@@ -2,7 +2,7 @@
 
 Frozen values, checked when they are made; no torch is imported. `ModelConfig` describes the network and its method;
 `TrainConfig` nests it and adds the recipe. Constants of the papers are the defaults, with their origin beside them.
-`to_dict` and `from_dict` are the JSON form kept in a run directory.
+A run directory keeps `dataclasses.asdict` of it as JSON, which `from_dict` reads.
 """
 
 import dataclasses
@@ -83,7 +83,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         size, patch = self.image_size, self.patch_size
         require(patch >= 1, f"patch_size must be 1 pixel or more; got {patch}.")
-        near = max(round(size / patch), 1) * patch if patch else 0
+        near = max(round(size / patch), 1) * patch
         require(size % patch == 0, f"image_size must be a multiple of patch_size ({patch}); got {size}. Try {near}.")
         require(self.width % self.heads == 0, f"width must be a multiple of heads ({self.heads}); got {self.width}.")
         require(self.width % 4 == 0, f"width must be a multiple of 4 for sin-cos positions; got {self.width}.")
@@ -94,6 +94,7 @@ class ModelConfig:
         )
         require(0 <= self.drop_path < 1, f"drop_path must be in [0, 1); got {self.drop_path}.")
         require(0 < self.mask_ratio < 1, f"mask_ratio must be in (0, 1); got {self.mask_ratio}.")
+        # A ratio inside (0, 1) can still round to no patch where an image has few.
         require(
             0 < self.num_visible < self.num_patches,
             f"mask_ratio must leave at least one visible and one masked patch of {self.num_patches}; "
@@ -102,7 +103,7 @@ class ModelConfig:
 
     @property
     def grid(self) -> int:
-        """Patches along one side of the image."""
+        """Patches along one side of the image; the tokens of a ViT form a grid of this side."""
         return self.image_size // self.patch_size
 
     @property
@@ -248,13 +249,8 @@ def choose(name: str, choices: Mapping[str, T], what: str) -> T:
     raise ValueError(f"{what} must be one of {', '.join(choices)}; got {name!r}.{hint}")
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """Return a config as plain JSON values; the inverse of `from_dict`."""
-    return dataclasses.asdict(config)
-
-
 def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
-    """Build a config dataclass from plain values, nested ones included.
+    """Build a config dataclass from `dataclasses.asdict` of one, or from the same after a way through JSON.
 
     Raises:
         ValueError: a field is unknown (the nearest name is given) or breaks a rule.
@@ -262,21 +258,14 @@ def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
     hints = typing.get_type_hints(kind)
     known: dict[str, Any] = {}
     for name, value in values.items():
-        choose(name, hints, f"a field of {kind.__name__}")
-        known[name] = _convert(hints[name], value)
+        hint = choose(name, hints, f"a field of {kind.__name__}")
+        if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+            value = from_dict(typing.cast(type, hint), value)  # noqa: PLW2901
+        # JSON has no tuples: a list stands for one wherever the type allows a tuple (no field takes a list).
+        elif isinstance(value, list) and typing.get_origin(hint) in (tuple, typing.Union, types.UnionType):
+            value = tuple(value)  # noqa: PLW2901
+        known[name] = value
     return kind(**known)
-
-
-def _convert(hint: Any, value: Any) -> Any:
-    """Turn JSON's lists into tuples and its objects into dataclasses where the field's type says so."""
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return from_dict(typing.cast(type, hint), value)
-    origin = typing.get_origin(hint)
-    if origin is tuple and isinstance(value, list):
-        return tuple(value)
-    if origin in (typing.Union, types.UnionType) and isinstance(value, list):
-        return tuple(value)
-    return value
 
 
 __all__ = [
@@ -298,5 +287,4 @@ __all__ = [
     "from_dict",
     "model_size",
     "require",
-    "to_dict",
 ]

@@ -17,8 +17,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from trainer.models.vit import transformer_blocks, use_plain_attention
 from trainer.optim import build_optimizers
 from trainer.progress import TrainResult, selects_after
 from trainer.ranks.context import Context, current_context, pick_device, rank_batch
-from trainer.ranks.stop_pause import Agreement
+from trainer.ranks.stop_pause import pause_or_stop
 from trainer.record.profiling import trace
 from trainer.record.recorder import Batch, OnEvaluate, OnMilestone, OnStep, Recorder, Stream
 from trainer.sharding import share_over_ranks
@@ -103,14 +104,16 @@ def train(
     with (
         ScoreReporter(selection, producer=f"trainer-{context.rank}", kind=kind) as scores,
         _sigterm_flag() as terminated,
-        run,
+        closing(run.checkpoints),
         trace(config.profile_steps, run.directory / f"trace-rank-{context.rank}.json") as profiler,
     ):
-        agreement = Agreement(
+        stops = partial(
+            pause_or_stop,
             context,
             state.device,
             stop=lambda: terminated.is_set() or bool(hooks.should_stop and hooks.should_stop()),
             pause=hooks.should_pause,
+            paused=run.paused,
         )
         # The run may have stopped during the sweep that this checkpoint precedes; a repeated report is merged once.
         if sweep and selects_after(state.progress, config.model.pass_):
@@ -121,7 +124,7 @@ def train(
             _check_batch(batch, state)
             # An audit hook may record which batches this rank consumed; without one the event costs some 50 ns.
             sys.audit("tempera.batch", state, str(run_dir), context.rank, batch)
-            result = train_step(state, batch.images)
+            result = train_step(state, batch.images)  # queues the work; a GPU computes it while the loop goes on
             run.count(batch, result)
             if profiler:
                 profiler.step()
@@ -138,12 +141,14 @@ def train(
                 run.evaluate(hooks.on_evaluate)
             if hooks.on_milestone and (last or done == config.total_steps // 2):
                 run.evaluate(hooks.on_milestone)
+            # On several ranks the agreement is an exchange that waits for the device; on one it costs nothing.
             asks = context.world_size == 1 or done % _STOP_STEPS == 0
-            if asks and not last and agreement.stops(run.paused):
+            if asks and not last and stops():
                 scores.flush(done)
                 return run.finish("stopped")
             if last:
                 break
+            # Every rank asks at the same step: `any` is collective, and so is writing a sharded checkpoint.
             save = hooks.should_save and done % _STOP_STEPS == 0 and context.any(hooks.should_save(), state.device)
             if save or (config.checkpoint_every and done % config.checkpoint_every == 0):
                 scores.flush(done)
@@ -171,6 +176,7 @@ def build_state(config: TrainConfig, context: Context | None = None) -> TrainSta
     method = build_method(config.method, config.model).to(device)
     if config.precision == "float64":
         method.double()
+    # The backward pass of torch's fused attention in bf16 on a CPU takes ten times as long as in float32.
     if config.precision == "bf16" and device.type == "cpu":
         use_plain_attention(method)
     if config.compile_blocks == "on" or (config.compile_blocks == "auto" and device.type == "cuda"):
@@ -178,6 +184,7 @@ def build_state(config: TrainConfig, context: Context | None = None) -> TrainSta
             block.compile(dynamic=False)  # in place: names and the state dict stay; one kernel for each shape
     method.pixel_mean, method.pixel_std = config.mean, config.std
     model = share_over_ranks(method, config, context, device)
+    # After sharding, which replaces the parameters: each rank averages and optimizes its own shards.
     averages = (
         {n: p.detach().clone() for n, p in method.named_parameters() if p.requires_grad} if config.ema_decay else {}
     )
@@ -214,6 +221,7 @@ def _check_batch(batch: Batch, state: TrainState) -> None:
 def _sigterm_flag() -> Iterator[threading.Event]:
     """Turn SIGTERM into an event while the loop runs; Python allows that in the main thread only."""
     event = threading.Event()
+    # A run in another thread is stopped by its hook alone.
     if threading.current_thread() is not threading.main_thread():
         yield event
         return

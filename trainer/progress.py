@@ -36,25 +36,22 @@ class Progress:
     @property
     def epoch(self) -> int:
         """Epoch of this step, from 0."""
-        return self._epoch_of(self.step)
+        return int(self.position(self.step))
 
     @property
     def num_epochs(self) -> int:
         """Epochs of the run, incomplete ones included, 1 or more."""
-        return self._epoch_of(max(self.total_steps - 1, 0)) + 1
+        return max(math.ceil(self.position(self.total_steps)), 1)
 
     def position(self, step: int) -> float:
-        """Return the epochs done before a step, with the share of the one in progress."""
+        """Return the epochs done before a step, with the share of the one in progress.
+
+        Exact at the epochs' ends: a division of whole numbers that has no remainder is not rounded.
+        """
         full = self.full_epochs * self.epoch_steps
         if not self.short_steps or step <= full:
             return step / self.epoch_steps
         return self.full_epochs + (step - full) / self.short_steps
-
-    def _epoch_of(self, step: int) -> int:
-        full = self.full_epochs * self.epoch_steps
-        if not self.short_steps or step < full:
-            return step // self.epoch_steps
-        return self.full_epochs + (step - full) // self.short_steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +69,7 @@ class TrainResult:
 
 
 def progress_at(config: TrainConfig, step: int) -> Progress:
-    """Return the progress of a run at a step."""
+    """Return the progress of a run at a step; a run without `epoch_steps` counts a hundred epochs."""
     epoch_steps = config.epoch_steps or max(config.total_steps // 100, 1)
     selection = config.model.pass_
     return Progress(
@@ -85,7 +82,7 @@ def progress_at(config: TrainConfig, step: int) -> Progress:
 
 
 def predictor_trains(epoch: int, config: PassConfig) -> bool:
-    """Return whether the predictor trains in an epoch: 17, 18, 19, 37, ... by default."""
+    """Return whether the predictor trains in an epoch (from 0): 17, 18, 19, 37, ... by default."""
     return epoch % config.period >= config.period - config.predictor_epochs
 
 
@@ -115,7 +112,11 @@ def cost_epochs(num_epochs: int, config: PassConfig) -> float:
 def total_steps(num_samples: int, global_batch: int, num_epochs: int, config: PassConfig) -> int:
     """Return the optimizer steps of a run whose selections keep floor(keep * N) samples.
 
-    The last partial batch of an epoch is dropped.
+    Args:
+        num_samples: samples of the data set, N.
+        global_batch: images of a step; the last partial batch of an epoch is dropped.
+        num_epochs: epochs of either length.
+        config: how the run selects.
     """
     full = min(num_epochs, config.full_epochs)
     short = math.floor(config.keep * num_samples) // global_batch

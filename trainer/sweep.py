@@ -23,7 +23,6 @@ from scoring import SelectionPort, masked_mean_score, patch_weighted_score
 from trainer.methods.base import SelectingMethod
 from trainer.precision import autocast
 from trainer.randomness import SampleRandomness
-from trainer.ranks.context import Context
 from trainer.sharding import unsharded
 from trainer.step import TrainState, normalise
 
@@ -49,7 +48,15 @@ class SweepResult:
 
 
 class Sweep:
-    """Scores all samples when the training loop calls it."""
+    """Scores all samples when the training loop calls it.
+
+    Args:
+        batches: gives (sample ids, uint8[B, 3, H, W]) for the ids it is called with, each once, with the evaluation
+            crop.
+        selection: receives the scores.
+        num_samples: samples of the data set; their ids are 0 .. num_samples - 1.
+        after: called on rank 0 when all ranks have reported, e.g. to set the policy that keeps the top share.
+    """
 
     def __init__(
         self,
@@ -59,27 +66,19 @@ class Sweep:
         num_samples: int,
         after: Callable[[SweepResult], None] | None = None,
     ) -> None:
-        """Keep the parts of a sweep.
-
-        Args:
-            batches: gives (sample ids, uint8[B, 3, H, W]) for the ids it is called with, each once, with the
-                evaluation crop.
-            selection: receives the scores.
-            num_samples: samples of the data set; their ids are 0 .. num_samples - 1.
-            after: called on rank 0 when all ranks have reported, e.g. to set the policy that keeps the top share.
-        """
         self._batches, self._selection, self._after = batches, selection, after
         self._num_samples = num_samples
 
     def __call__(self, state: TrainState) -> SweepResult:
-        """Score this rank's samples with the present model, and report them."""
+        """Score this rank's samples with the present model, and report them. All ranks call this."""
         context = state.context
-        wanted = rank_samples(self._num_samples, context)
+        wanted = np.arange(context.rank, self._num_samples, context.world_size)
         seen = np.zeros(self._num_samples, bool)
         # Whole weights: a sharded forward pass is collective, and ranks need not have equally many batches.
         method = unsharded(state.method, state.config, state.device)
         state = replace(state, method=method)
         method.eval()
+        # An empty part first, so that a rank without samples has arrays to join.
         ids_parts, score_parts = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
         for batch_ids, images in self._batches(wanted):
             ids = np.asarray(batch_ids, np.int64)
@@ -98,7 +97,7 @@ class Sweep:
             missing=len(wanted) - len(ids),
             non_finite=int((~finite).sum()),
         )
-        context.barrier()
+        context.barrier()  # the policy may rank by scores: all must be reported before it is set
         if self._after and context.rank == 0:
             self._after(result)
         context.barrier()  # no rank asks for a window before rank 0 has set the policy
@@ -118,7 +117,13 @@ class Sweep:
 
 @torch.no_grad()
 def score_batch(state: TrainState, images_u8: Tensor, sample_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return the scores of uint8 images, float32[B], by the configured rule."""
+    """Return the scores of uint8[B, 3, H, W] images, float32[B], larger for harder ones.
+
+    Args:
+        state: the run; `pass_.score` of its model config is the rule, "pass" or "bss".
+        images_u8: the images.
+        sample_ids: int64[B]; with "bss" they seed each image's mask, so that a repeated sweep gives equal scores.
+    """
     method, settings = state.method, state.config.model.pass_
     assert isinstance(method, SelectingMethod), "methods that cannot select are refused when they are built"
     images = normalise(images_u8.to(state.device, non_blocking=True), state.config)
@@ -132,8 +137,3 @@ def score_batch(state: TrainState, images_u8: Tensor, sample_ids: NDArray[np.int
             losses = method.reconstruct(images, method.draw_mask(len(images), randomness, like=images))
             score_B = masked_mean_score(losses.patch_loss_BN, losses.mask_BN)
     return score_B.float().cpu().numpy()
-
-
-def rank_samples(num_samples: int, context: Context) -> NDArray[np.int64]:
-    """Return the sample ids that a rank scores: together the ranks have each once."""
-    return np.arange(context.rank, num_samples, context.world_size)

@@ -26,6 +26,12 @@ class ScheduledWindows:
     """A source of windows whose requests carry the trainer's scheduled effective size.
 
     The size is a function of the window's number, so every rank, and a resumed run, sends the same.
+
+    Args:
+        selection: draws the windows.
+        schedule: effective size, in (0, 1], by the share of the run that is done; None leaves it to the selection.
+        window_steps: optimizer steps of a window.
+        total_steps: optimizer steps of the run.
     """
 
     def __init__(
@@ -45,9 +51,9 @@ class ScheduledWindows:
         except ValueError:
             # A service that died while its disk was full has lost the windows it could not write. Requested in order,
             # before anything is changed, they are drawn again as they were.
-            for forgotten in range(max(0, index - _MOST_FORGOTTEN), index):
-                self._request(forgotten)
-            return self._request(index)
+            for again in range(max(0, index - _MOST_FORGOTTEN), index + 1):
+                window = self._request(again)
+            return window
 
     def _request(self, index: int) -> Window:
         if self.schedule is None:
@@ -61,6 +67,11 @@ class ScoreReporter:
 
     Use as a context manager. A failed report is logged and counted; training goes on, the next window brings newer
     scores.
+
+    Args:
+        selection: receives the reports; None drops the scores.
+        producer: name of this rank; with a report's step it tells a repeated report from a new one.
+        kind: name of the score, "bss" or "loss".
     """
 
     def __init__(self, selection: SelectionPort | None, *, producer: str, kind: str = "bss") -> None:
@@ -76,6 +87,7 @@ class ScoreReporter:
         return self
 
     def __exit__(self, *error: object) -> None:
+        # None ends the thread after the reports before it; a selection that takes none must not hold up the end.
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=_CLOSE_TIMEOUT_S)
             self._thread.join(_CLOSE_TIMEOUT_S)
@@ -92,6 +104,7 @@ class ScoreReporter:
         """Give the collected scores to the sending thread; `step`, the steps done so far, numbers the report."""
         if not self._ids:
             return
+        # Joined here, on the device: one copy to the host for a window, not one for each step.
         report = (step, np.concatenate(self._ids), torch.cat(self._values))
         self._ids, self._values = [], []
         try:

@@ -92,7 +92,7 @@ def launch_in_process(config: RunConfig, run: RunDir, *, should_stop: Callable[[
         RunError: the directory holds another run.
     """
     from loader import LoaderWorker, LocalLoaders
-    from trainer import SingleProcess, train
+    from trainer import Context, train
 
     with ExitStack() as stack:
         selection_config = stack.enter_context(_prepared(config, run))
@@ -104,7 +104,7 @@ def launch_in_process(config: RunConfig, run: RunDir, *, should_stop: Callable[[
         stack.enter_context(_requests(run))
         backend = RunBackend(selection=selection, fleet=LocalFleet(workers))
         stack.enter_context(serving(config, run, backend))
-        context = SingleProcess()
+        context = Context()
         rank = RankParts(config=config, run=run, reach_selection=lambda: selection, reach_loaders=lambda: loaders)
         hooks = rank.hooks(context)
         return train(

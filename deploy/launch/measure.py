@@ -15,7 +15,7 @@ from deploy.runs.config import RunConfig
 from loader import BatchSpec, LoaderWorker
 from trainer import METHODS, TrainConfig
 from trainer.loop import build_state
-from trainer.ranks.context import SingleProcess, pick_device
+from trainer.ranks.context import Context, pick_device
 from trainer.step import TrainState, train_step
 from trainer.sweep import score_batch
 
@@ -81,7 +81,7 @@ def probe_trainer(config: TrainConfig, *, rank_batch: int) -> TrainerProbe | Non
     images = min(rank_batch, SMALL_CPU_IMAGES if config.model.num_patches <= 64 else CPU_IMAGES)
     if device.type == "cuda":
         images = max(1, rank_batch // config.accumulation_steps)
-    state = build_state(replace(config, global_batch=images, accumulation_steps=1, total_steps=10**6), SingleProcess())
+    state = build_state(replace(config, global_batch=images, accumulation_steps=1, total_steps=10**6), Context())
     size = config.model.image_size
     pixels = torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8)
 

@@ -20,7 +20,7 @@ from trainer.config import ClmaeConfig, ConmimConfig, ModelConfig, SwinConfig
 from trainer.masking import Mask, from_mask
 from trainer.methods import build_method
 from trainer.methods.base import Method
-from trainer.record.official import from_official
+from trainer.record.official import MAPS
 
 TOLERANCE = 1e-6  # sin-cos positions are float32 in every official implementation
 OFFICIAL: dict[str, dict[str, float]] = {
@@ -156,7 +156,7 @@ def golden_bootmae() -> Any:
     shape = {**SMALL, "heads": 4, "decoder_width": 32, "decoder_heads": 4}
     method = _build("bootmae", ModelConfig(image_size=64, patch_size=16, masking="random", **shape))
     positions = {"pos_embed": method.encoder.pos_embed.data, "de_pos_embed": method.pixel_decoder.pos_embed.data}
-    method.load_state_dict(from_official("bootmae", fill_state(bootmae_official(positions))))
+    method.load_state_dict(MAPS["bootmae"](fill_state(bootmae_official(positions))))
     return method
 
 
@@ -241,7 +241,7 @@ def _build(name: str, config: ModelConfig) -> Any:
 
 
 def _fill(method: Method, name: str, official: Mapping[str, Tensor]) -> Method:
-    method.load_state_dict(from_official(name, fill_state(official)))
+    method.load_state_dict(MAPS[name](fill_state(official)))
     return method
 
 

@@ -40,7 +40,7 @@ from loader import (
 from loader.errors import LoaderLost
 from loader.fleet.supervisor import Fleet
 from scoring import RunLog, Selection
-from trainer import RunHooks, SingleProcess, train
+from trainer import Context, RunHooks, train
 
 SCRIPT = "<img src=x onerror=hacked()>"
 """In every sample's key: markup that must be shown and not run."""
@@ -184,7 +184,7 @@ def _ticking(fleet: Fleet, over: threading.Event) -> Iterator[None]:
 def _training(
     config: RunConfig, run: RunDir, selection: Selection, fleet: Fleet, over: threading.Event
 ) -> Iterator[None]:
-    context, pool = SingleProcess(), FleetPool(fleet)
+    context, pool = Context(), FleetPool(fleet)
     rank = RankParts(config=config, run=run, reach_selection=lambda: selection, reach_loaders=lambda: pool)
     failures: list[BaseException] = []
 

@@ -20,7 +20,7 @@ from deploy.runs.overrides import override
 from deploy.runs.recipes import debug
 from deploy.runs.rundir import Endpoint, RunDir, RunError
 from scoring import RunLog
-from trainer import METHODS, SingleProcess
+from trainer import METHODS, Context
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_ranks_under_ray_see_what_is_asked_of_a_run_whose_folder_was_named_relat
     RunDir(Path("run")).stop_request.touch()
     RunDir(Path("run")).pause_request.touch()
     monkeypatch.chdir(ranks_place)
-    hooks = jobs[0].make_hooks(SingleProcess())
+    hooks = jobs[0].make_hooks(Context())
     assert hooks.should_stop()
     assert hooks.should_pause()
     assert Path(jobs[0].run_dir) == persons_place / "run"

@@ -31,7 +31,7 @@ from loader.sweep import evaluation_transform, sweep
 from scoring import Prototypes
 from tests.deploy.api_run import WINDOW_STEPS, alive, tiny, wait_for
 from trainer.evaluate.knn import embed_pools
-from trainer.record.export import load_encoder
+from trainer.record.export import load_method
 
 
 def answer(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def test_a_run_scores_with_its_own_encoder(
     found = Prototypes.load(run.path / "prototypes" / "step-00000004.parquet")
     assert (found.num_clusters, found.centroids.shape[1]) == (7, 48)
     assert found.fingerprint == ShardIndex.load(digits.index).fingerprint
-    encoder = load_encoder(run.path)
+    encoder = load_method(run.path)[1].encoder
     _, images, _ = next(sweep(Path(digits.index), evaluation_transform(32), ids=np.arange(3)))
     config = debug(digits).train
     expected = embed_pools(encoder, [images], mean=config.mean, std=config.std)["cls"]

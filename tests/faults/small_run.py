@@ -20,7 +20,7 @@ from scoring import RunLog, Selection
 from tests.faults.failpoints import failpoints
 from tests.faults.oracle import RECORDED
 from tests.integration.checker import Verdict, check, read_evidence
-from trainer import RunHooks, SingleProcess, train
+from trainer import Context, RunHooks, train
 
 STEPS = 50
 SETTINGS = (
@@ -61,7 +61,7 @@ def drive(
         part = replace(part, snapshot_windows=2)
         selection = Selection(prototype_distances(config), part, runlog=runlog)
         rank = RankParts(config=config, run=run, reach_selection=lambda: selection, reach_loaders=lambda: pool)
-        context = SingleProcess()
+        context = Context()
         train(
             config.train,
             rank.stream(context),

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from trainer import CheckpointError, Checkpoints, load_checkpoint
+from trainer.record.checkpoint import checkpoint_paths
 
 
 def save(checkpoints, step, metric=None, value=1.0):
@@ -26,7 +27,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step, metric in enumerate([0.9, 0.3, 0.8, 0.7, 0.6]):
         save(checkpoints, step, metric)
-    assert [path.name[-1] for path in checkpoints.paths()] == ["1", "3", "4"]
+    assert [path.name[-1] for path in checkpoint_paths(tmp_path)] == ["1", "3", "4"]
 
 
 def test_the_step_does_not_wait_for_the_disk_and_sees_a_copy(tmp_path, monkeypatch):
@@ -36,7 +37,7 @@ def test_the_step_does_not_wait_for_the_disk_and_sees_a_copy(tmp_path, monkeypat
     monkeypatch.setattr(checkpoints, "_write", lambda *args: (disk.wait(60), write(*args))[1])
     weight = torch.zeros(8)
     checkpoints.save(1, {"model": {"w": weight}}, {})
-    assert checkpoints.paths() == []
+    assert checkpoint_paths(tmp_path) == []
     weight.fill_(9.0)
     disk.set()
     assert not load_checkpoint(checkpoints.wait()).tensors["model"]["w"].any()

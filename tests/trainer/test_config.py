@@ -1,14 +1,14 @@
 import ast
 import inspect
 import json
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 
 import pytest
 from trainer_fakes import tiny, tiny_run
 
 import trainer.config
 import trainer.method_config
-from trainer import METHODS, ModelConfig, TrainConfig, build_method, from_dict, model_size, to_dict
+from trainer import METHODS, ModelConfig, TrainConfig, build_method, from_dict, model_size
 from trainer.config import ClmaeConfig, ConmimConfig, MtoConfig, PassConfig, SwinConfig
 
 
@@ -22,8 +22,8 @@ def test_a_config_survives_json():
         betas=(0.8, 0.9),
         milestones=(0.5, 0.75),
     )
-    assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config
-    assert hash(from_dict(TrainConfig, json.loads(json.dumps(to_dict(config))))) == hash(config)
+    assert from_dict(TrainConfig, json.loads(json.dumps(asdict(config)))) == config
+    assert hash(from_dict(TrainConfig, json.loads(json.dumps(asdict(config))))) == hash(config)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torchmetrics.detection import MeanAveragePrecision
@@ -19,7 +20,7 @@ from trainer.evaluate.detection import (
 )
 from trainer.evaluate.detection_data import CocoFolder, jitter, letterbox
 from trainer.evaluate.encoders import encoder_of_run
-from trainer.evaluate.vitdet import PlainBackbone, WindowBlock, global_blocks, relative_bias
+from trainer.evaluate.vitdet import PlainBackbone, WindowBlock, relative_bias
 
 CPU = torch.device("cpu")
 SMALL = {"image_size": 64, "width": 16, "box_width": 32, "regions": 16, "proposals": 50, "window": 2}
@@ -153,7 +154,9 @@ def test_a_block_that_attends_everywhere_is_timms_while_its_positions_are_zero(p
     assert torch.allclose(corner, trunk.blocks[0](tokens[:, :2, :2].flatten(1, 2)), atol=1e-5)
     odd = torch.randn(1, 5, 3, 32)
     assert windowed(odd).shape == odd.shape
-    assert global_blocks(12) == (2, 5, 8, 11)
+    deep = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    windows = [block.window for block in PlainBackbone(deep, grid=14, window=7).blocks]
+    assert [number for number, window in enumerate(windows) if not window] == [2, 5, 8, 11]
     levels = PlainBackbone(pretrained.build(image_size=64), grid=8, window=2, width=8)(torch.rand(1, 3, 64, 96))
     assert {name: tuple(found.shape[1:]) for name, found in levels.items()} == {
         "0": (8, 32, 48),
@@ -173,8 +176,8 @@ def test_rates_fall_with_depth_and_at_the_milestones(pretrained):
     assert scales["backbone.blocks.1.block.mlp.fc1.weight"][0] == pytest.approx(0.7)
     assert scales["backbone.blocks.0.rel_pos_h"] == pytest.approx((0.49, 0.0))
     assert scales["backbone.trunk.patch_embed.proj.weight"][0] == pytest.approx(0.343)
-    rate = step_rate(DETECTION["vitdet_100"], 1000)
-    assert [rate(step) for step in (249, 800, 900, 970)] == pytest.approx([1e-4, 1e-4, 1e-5, 1e-6])
+    rates = [step_rate(DETECTION["vitdet_100"], 1000, step) for step in (249, 800, 900, 970)]
+    assert rates == pytest.approx([1e-4, 1e-4, 1e-5, 1e-6])
 
 
 def test_crops_move_boxes_and_masks_alike(boxes):

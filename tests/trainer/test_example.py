@@ -6,7 +6,7 @@ import pytest
 import torch
 from trainer_fakes import FakeStream, tiny_run
 
-from trainer import METHODS, Method, RunHooks, load_encoder, read_metrics, train
+from trainer import METHODS, Method, RunHooks, load_method, read_metrics, train
 from trainer.methods.base import PixelMethod, SelectingMethod
 from trainer.methods.mae import Mae
 
@@ -29,7 +29,7 @@ def test_a_method_of_one_class_trains_resumes_and_gives_its_encoder(tmp_path):
     losses = [line["loss"] for line in read_metrics(tmp_path / "metrics.jsonl")]
     assert len(losses) == 20
     assert losses[-1] < 0.9 * losses[0]
-    assert load_encoder(tmp_path).features(torch.rand(1, 3, 16, 16)).shape == (1, 17, 32)
+    assert load_method(tmp_path)[1].encoder.features(torch.rand(1, 3, 16, 16)).shape == (1, 17, 32)
 
 
 def test_the_example_is_at_most_forty_lines_and_the_readme_shows_it_as_it_is():

@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -70,11 +72,11 @@ def test_the_probe_is_level_with_sklearn_on_kept_features():
 
 
 def test_rates_warm_up_and_scale_with_the_batch():
-    rate = cosine_rate(LINEAR["mae"], batch=16384, steps=78)
+    rate = partial(cosine_rate, LINEAR["mae"], 16384, 78)
     assert rate(0) == 0.0
     assert rate(78 * 10) == pytest.approx(6.4)
     assert rate(78 * 50) == pytest.approx(3.2)
-    assert cosine_rate(LINEAR["clmae"], batch=64, steps=10)(100) == pytest.approx(0.1)
+    assert cosine_rate(LINEAR["clmae"], 64, 10, 100) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("config", [{"augment": True}, {"augment": False, "pool": "mean", "layer": 1}], ids=str)

@@ -10,7 +10,7 @@ import torch
 from trainer_fakes import FakeSelection, FakeStream, tiny, tiny_run
 
 import trainer.step as step_module
-from trainer import NonFiniteLossError, RunHooks, load_checkpoint, load_encoder, read_metrics, train
+from trainer import NonFiniteLossError, RunHooks, load_checkpoint, load_method, read_metrics, train
 from trainer.loop import build_state
 from trainer.step import train_step
 
@@ -198,11 +198,11 @@ def test_a_finished_run_stays_finished(tmp_path):
 
 def test_the_trained_encoder_loads_from_the_run_directory(tmp_path):
     run(tiny_run(ema_decay=0.5), tmp_path)
-    encoder = load_encoder(tmp_path)
+    encoder = load_method(tmp_path)[1].encoder
     images = torch.rand(2, 3, 16, 16)
     assert encoder.features(images).shape == (2, 17, 32)
     assert not encoder.training
-    assert not torch.equal(encoder.features(images), load_encoder(tmp_path, averaged=True).features(images))
+    assert not torch.equal(encoder.features(images), load_method(tmp_path, averaged=True)[1].encoder.features(images))
 
 
 def test_bad_runs_say_what_is_wrong(tmp_path):

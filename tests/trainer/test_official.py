@@ -9,7 +9,7 @@ from trainer_fakes import tiny
 from trainer import build_method
 from trainer.config import ConmimConfig
 from trainer.evaluate.encoders import encoder_of_official
-from trainer.record.official import from_official, load_official, read_weights
+from trainer.record.official import load_official, read_weights
 
 SHAPE = {"image_size": 16, "patch_size": 4, "width": 32, "depth": 2, "heads": 2}
 
@@ -54,7 +54,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"an official bootmae checkpoint must hold"):
         load_official("bootmae", tmp_path / "mae.safetensors", **SHAPE)
     with pytest.raises(ValueError, match=r"got 'bootmea'\. Did you mean 'bootmae'\?"):
-        from_official("bootmea", {})
+        load_official("bootmea", tmp_path / "mae.safetensors")
 
 
 def test_what_is_more_than_tensors_is_not_read(tmp_path):

@@ -10,7 +10,6 @@ from trainer import (
     ModelConfig,
     Progress,
     RunHooks,
-    SingleProcess,
     StepRandomness,
     TrainConfig,
     build_method,
@@ -29,7 +28,7 @@ from trainer.progress import (
     selects_after,
     total_steps,
 )
-from trainer.sweep import Sweep, rank_samples, score_batch
+from trainer.sweep import Sweep, score_batch
 
 IMAGENET = 1_281_167
 PAPER = PassConfig(enabled=True)
@@ -157,11 +156,6 @@ def test_duplicates_and_missing_samples_are_counted_once():
     result = Sweep(lambda ids: [(picked, images[picked])], selection, num_samples=4)(state)
     assert (result.scored, result.missing) == (3, 1)
     assert sorted(selection.reports[0][0].tolist()) == [0, 1, 2]
-
-
-def test_the_ranks_share_the_samples():
-    parts = [rank_samples(10, SingleProcess(rank, 0, 3)).tolist() for rank in range(3)]
-    assert sorted(sample for part in parts for sample in part) == list(range(10))
 
 
 def test_a_run_sweeps_after_its_full_epochs_and_again_each_period(tmp_path):

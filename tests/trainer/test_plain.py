@@ -3,7 +3,7 @@ import torch
 from trainer_fakes import tiny
 
 from trainer import METHODS, StepRandomness, build_method
-from trainer.bench.plain import PLAIN, order_of, plain_masker
+from trainer.bench.plain import PLAIN, plain_masker
 from trainer.config import ConmimConfig
 from trainer.masking import random_mask
 
@@ -27,7 +27,7 @@ def losses(name, phase="model"):
     else:
         ours = method.reconstruct(images, mask).total
     plain = plain_masker if phase == "masker" else PLAIN[name]
-    return method, ours, plain(method, images, order_of(mask))
+    return method, ours, plain(method, images, torch.cat([mask.visible_BV, mask.masked_BM], dim=1))
 
 
 def test_the_fast_form_has_the_loss_and_gradient_of_the_plain_one(name):

@@ -33,7 +33,7 @@ def test_a_step_with_the_masker_costs_about_three_and_a_half_mae_steps():
 def test_utilisation_is_null_where_the_peak_is_not_known(tmp_path):
     assert peak_flops(torch.device("cpu")) is None
     config = tiny_run(total_steps=2, warmup_steps=0)
-    assert utilisation(config, torch.device("cpu"), 1)(1000)["tflops_per_s"] == pytest.approx(
+    assert utilisation(1000, config, torch.device("cpu"), 1)["tflops_per_s"] == pytest.approx(
         image_flops("mae", config.model) / 1e9
     )
     train(config, FakeStream(config), run_dir=tmp_path)

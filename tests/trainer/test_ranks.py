@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from trainer_fakes import FakeSelection, FakeStream, tiny, tiny_run
 
 from tests.integration import doors
-from trainer import Distributed, RunHooks, load_checkpoint, load_method, read_metrics, train
+from trainer import RunHooks, current_context, load_checkpoint, load_method, read_metrics, train
 from trainer.config import ConmimConfig, PassConfig
 from trainer.loop import build_state
 from trainer.ranks.rendezvous import LOOPBACK, join_group, open_store
@@ -57,7 +57,7 @@ def rank_main(rank: int, directory: str) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
     port = port_of(rank, Path(directory, "port"))
     join_group(backend="gloo", host=LOOPBACK, port=port, number=rank, world_size=2)
-    context = Distributed()
+    context = current_context()
     Path(directory, f"doors-{rank}.json").write_text(json.dumps(list(doors.listeners([os.getpid()]))))
     for name, config in RUNS.items():
         selection, evaluated = FakeSelection(), []

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
@@ -15,7 +16,7 @@ from trainer.evaluate.segmentation import (
     starts,
 )
 from trainer.evaluate.segmentation_data import SceneAugment, SceneFolder
-from trainer.evaluate.upernet import default_taps
+from trainer.evaluate.upernet import UperNet
 
 CPU = torch.device("cpu")
 
@@ -123,8 +124,9 @@ def test_bad_data_and_recipes_are_refused(scenes, tmp_path, tiny_encoder):
     with pytest.raises(ValueError, match=r"stride must be at most crop \(16\); got 17"):
         SegmentationConfig(crop=16, stride=17)
     assert (SEGMENTATION["ade20k_80k"].steps, SEGMENTATION["ade20k_160k"].steps) == (80_000, 160_000)
-    assert default_taps(12) == (3, 5, 7, 11)
-    rate = poly_rate(SEGMENTATION["ade20k_160k"])
-    assert rate(1499) == pytest.approx(4e-4 * (1 - 1499 / 160_000))
-    assert rate(159_999) < 1e-8
+    deep = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    assert UperNet(deep, 2, width=8).taps == [3, 5, 7, 11]
+    recipe = SEGMENTATION["ade20k_160k"]
+    assert poly_rate(recipe, 1499) == pytest.approx(4e-4 * (1 - 1499 / 160_000))
+    assert poly_rate(recipe, 159_999) < 1e-8
     assert sorted(epoch_order(draw, 5, 0) for draw in range(5, 10)) == [0, 1, 2, 3, 4]

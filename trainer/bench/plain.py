@@ -1,7 +1,8 @@
 """The methods written plainly, as the official code does: sort, gather, un-shuffle, predict everything, mask the loss.
 
-Each function takes one of our methods and computes its loss with the method's own weights. It is the reference of the
-tests and the baseline of the benchmark; training does not call it.
+Each function takes one of our methods, normalised images and an order of the patches, visible ones first, and computes
+the loss with the method's own weights. It is the reference of the tests and the baseline of the benchmark; training
+does not call it.
 
 Shapes: B batch, N patches, V visible, D width, T tokens, E decoder width.
 """
@@ -12,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.masking import Mask
 from trainer.methods.base import Method
 from trainer.methods.bootmae import Bootmae, CrossDecoder
 from trainer.methods.clmae import Clmae, masker_losses
@@ -136,7 +136,7 @@ def _cross_decode(decoder: CrossDecoder, latent: Tensor, context: Tensor, order_
 
 
 def _patch_errors(method: Mae, images_BCHW: Tensor, prediction_BNP: Tensor) -> Tensor:
-    """Return the mean squared error of every patch, hidden or not."""
+    """Return the mean squared error of every patch, hidden or not, [B, N]."""
     target = patchify(images_BCHW, method.config.patch_size)
     if method.config.norm_pix:
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + VARIANCE_EPS) ** 0.5
@@ -144,15 +144,10 @@ def _patch_errors(method: Mae, images_BCHW: Tensor, prediction_BNP: Tensor) -> T
 
 
 def _mask(order_BN: Tensor, num_visible: int) -> Tensor:
-    """Return the 0/1 mask of an order, put back into image order by a gather."""
+    """Return the mask of an order, float32[B, N], 1 for hidden patches, put back into image order by a gather."""
     mask = torch.ones(order_BN.shape, device=order_BN.device)
     mask[:, :num_visible] = 0
     return torch.gather(mask, 1, order_BN.argsort(dim=1))
-
-
-def order_of(mask: Mask) -> Tensor:
-    """Return the order of patches that a mask stands for: visible ones, then masked ones."""
-    return torch.cat([mask.visible_BV, mask.masked_BM], dim=1)
 
 
 PLAIN: dict[str, PlainLoss] = {

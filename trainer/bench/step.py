@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from trainer.bench.plain import PLAIN, order_of, plain_masker
+from trainer.bench.plain import PLAIN, plain_masker
 from trainer.config import ConmimConfig, MtoConfig, PassConfig, TrainConfig, model_size, require
 from trainer.loop import build_state
 from trainer.masking import random_mask
@@ -88,7 +88,10 @@ def bench_trainer(
     cuda = place.type == "cuda"
     add_ons = cases[0] if cases else Case("mae", "vit_b", 256 if cuda else 2)
     cases = cases or (CUDA_CASES if cuda else CPU_CASES)
-    peak = peak_flops(place) or measured_peak(place)
+    peak = peak_flops(place)
+    if peak is None:  # no published peak: the best of five large matrix products
+        left, right = torch.rand(2, 1024, 1024, device=place)
+        peak = 2 * 1024**3 / min(_seconds(lambda: left @ right, place) for _ in range(5))
     rows = []
     for number, case in enumerate(cases):
         rows.append(_row(case, place, peak, turns))
@@ -121,7 +124,7 @@ def bench_trainer(
 
 
 def _row(case: Case, device: torch.device, peak: float, turns: int) -> dict[str, Any]:
-    """Measure one case."""
+    """Measure one case and return its row of the table."""
     state = build_state(_config(case, device))
     images = _images(case, state)
     ours, plain = _alternate([lambda: _ours(state, images), _plain_step(case, device, images)], device, turns)
@@ -152,7 +155,7 @@ def _ratios(case: Case, rows: list[dict[str, Any]], device: torch.device, turns:
         "clmae": build_state(replace(plain, method="clmae")),
     }
     images = _images(case, states["mae"])
-    states["pass"].method.eval()
+    states["pass"].method.eval()  # a sweep scores with stochastic depth off
     ids = torch.arange(case.batch).numpy()
     steps: list[Step] = [
         lambda: _passes(states["mae"], images),
@@ -228,8 +231,8 @@ def _plain_step(case: Case, device: torch.device, images_u8: Tensor) -> Step:
         mask = random_mask(config.model, len(images), StepRandomness(seed=0, step=0), like=images)
         for phase in method.phases:
             with autocast(device, config.precision):
-                loss = losses[phase](method, images, order_of(mask))
-            loss.item()
+                loss = losses[phase](method, images, torch.cat([mask.visible_BV, mask.masked_BM], dim=1))
+            loss.item()  # waits for the device in every step, as official loops do to log
             torch.autograd.backward(loss, inputs=parameters[phase])
             optimizers[phase].step()
             optimizers[phase].zero_grad()
@@ -238,13 +241,16 @@ def _plain_step(case: Case, device: torch.device, images_u8: Tensor) -> Step:
 
 
 def _ours(state: TrainState, images_u8: Tensor) -> None:
-    """Do one of our steps."""
-    state.step = 0  # so that the schedule never ends
+    """Do one training step as a run does, at the first step of its schedules."""
+    state.step = 0  # the schedule of a long measurement would end
     train_step(state, images_u8)
 
 
 def _passes(state: TrainState, images_u8: Tensor, phase: str = "model") -> None:
-    """Do the forward and backward passes of one phase without the update: its cost does not depend on the batch."""
+    """Do the forward and backward passes of one phase.
+
+    Without the update, whose cost does not depend on the batch and would hide the add-ons' share in small ones.
+    """
     images = normalise(images_u8.to(state.device), state.config)
     with autocast(state.device, state.config.precision):
         loss = state.method(images, StepRandomness(seed=0, step=0), phase)
@@ -253,6 +259,7 @@ def _passes(state: TrainState, images_u8: Tensor, phase: str = "model") -> None:
 
 
 def _config(case: Case, device: torch.device) -> TrainConfig:
+    """Return the run of a case; on a CPU with a small ConMIM projector: the usual one would be most of a tiny step."""
     model = model_size(case.size, masking="random")
     if device.type == "cpu":
         model = replace(model, conmim=ConmimConfig(hidden=256, projection=64))
@@ -260,6 +267,7 @@ def _config(case: Case, device: torch.device) -> TrainConfig:
 
 
 def _images(case: Case, state: TrainState) -> Tensor:
+    """Return uint8[batch, 3, H, W] random images, the same in every call."""
     size = state.config.model.image_size
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (case.batch, 3, size, size), dtype=torch.uint8, generator=generator)
@@ -282,10 +290,3 @@ def _memory(state: TrainState, images_u8: Tensor) -> int:
     trained = sum(p.numel() * p.element_size() for p in state.method.parameters() if p.requires_grad)
     # The kept tensors include the weights; gradients and AdamW's two moments come on top.
     return sum(kept.values()) + 3 * trained
-
-
-def measured_peak(device: torch.device) -> float:
-    """Return the FLOP/s of a large float32 matrix product, the best of five."""
-    side = 1024
-    left, right = torch.rand(side, side, device=device), torch.rand(side, side, device=device)
-    return 2 * side**3 / min(_seconds(lambda: left @ right, device) for _ in range(5))

@@ -25,7 +25,14 @@ SWITCH = 0.5  # probability of cutmix where both are on (all recipes)
 
 
 class Augment:
-    """Turns uint8 crops and labels into normalised images and soft targets."""
+    """Turns uint8 crops and labels into normalised images and soft targets.
+
+    Args:
+        config: recipe.
+        num_classes: columns of the targets.
+        mean: pixel mean by channel, in [0, 1].
+        std: pixel standard deviation by channel.
+    """
 
     def __init__(
         self, config: FinetuneConfig, num_classes: int, *, mean: Sequence[float], std: Sequence[float]
@@ -47,7 +54,10 @@ class Augment:
         )
 
     def __call__(self, images_u8: Tensor, labels_B: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Return (float32[B, 3, H, W], targets float32[B, C]) of a step."""
+        """Return (float32[B, 3, H, W], targets float32[B, C]) of a step from uint8[B, 3, H, W] and int64[B].
+
+        An odd batch, which cannot be mixed in pairs, gets smoothed targets.
+        """
         source = np.random.SeedSequence([self.config.seed, step]).generate_state(2)
         random.seed(int(source[0]))
         np.random.seed(int(source[1]))  # noqa: NPY002  # timm draws from it
@@ -61,7 +71,8 @@ class Augment:
             if generator.random() < self.config.erase:
                 erase(image, generator)
         if self.mixer is None or len(images) % 2:
-            return images, smooth(labels_B, self.num_classes, self.config.smoothing)
+            spread = self.config.smoothing / self.num_classes
+            return images, F.one_hot(labels_B, self.num_classes).float() * (1 - self.config.smoothing) + spread
         mixed, targets = self.mixer(images, labels_B)
         return mixed, targets.float()
 
@@ -69,6 +80,7 @@ class Augment:
 def erase(image: Tensor, generator: np.random.Generator) -> None:
     """Replace a rectangle of a normalised image by noise of unit variance, in place."""
     channels, height, width = image.shape
+    # The aspect is drawn by its logarithm: wide and tall are equally likely. One that does not fit is drawn again.
     for _ in range(ERASE_ATTEMPTS):
         area = generator.uniform(*ERASE_AREA) * height * width
         aspect = math.exp(generator.uniform(math.log(ERASE_ASPECT), -math.log(ERASE_ASPECT)))
@@ -78,8 +90,3 @@ def erase(image: Tensor, generator: np.random.Generator) -> None:
             noise = generator.standard_normal((channels, rows, columns), np.float32)
             image[:, top : top + rows, left : left + columns] = torch.from_numpy(noise)
             return
-
-
-def smooth(labels_B: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """Return smoothed one-hot targets, float32[B, C]."""
-    return F.one_hot(labels_B, num_classes).float() * (1 - smoothing) + smoothing / num_classes

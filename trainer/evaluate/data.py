@@ -26,7 +26,10 @@ EVALUATION_SHARE = 256 / 224
 
 
 def center_crop(size: int) -> Transform:
-    """Return the evaluation crop: short side resized to 256/224 of the size, the middle cut out."""
+    """Return the evaluation crop: short side resized to 256/224 of the size, the middle cut out.
+
+    Below 64 pixels the short side becomes the size, so that a square image is not cut at all.
+    """
     return Transform(
         kind="center_crop", size=size, short_side=round(size * EVALUATION_SHARE) if size >= 64 else size, flip=False
     )
@@ -34,6 +37,8 @@ def center_crop(size: int) -> Transform:
 
 class LabelledShards:
     """The labelled samples of an index.
+
+    `len` counts them; a row is a sample's place among them, from 0.
 
     Args:
         index: sample index (Parquet).
@@ -77,9 +82,15 @@ class LabelledShards:
     def load(
         self, rows: NDArray[np.integer[Any]], transform: Transform, *, seed: int = 0, draws: Any = None
     ) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
-        """Return (images uint8[n,3,H,W], labels int64[n], rows) of samples by row.
+        """Return (images uint8[n, 3, H, W], labels int64[n], rows int64[n]) of samples by row.
 
         Samples that cannot be decoded are left out and listed in `bad`.
+
+        Args:
+            rows: the samples.
+            transform: crop and size.
+            seed: seed of a random crop.
+            draws: number of each crop for its random numbers; the rows by default, so that a repeated call repeats it.
         """
         rows = np.asarray(rows, np.int64)
         draws = rows if draws is None else np.asarray(draws, np.int64)
@@ -91,17 +102,10 @@ class LabelledShards:
         return images, torch.from_numpy(self.labels[rows[good]]), rows[good]
 
     def in_order(self, transform: Transform, *, batch: int = 256) -> Iterator[tuple[Tensor, Tensor, NDArray[np.int64]]]:
-        """Yield all samples once, in order, read ahead by one batch."""
-        starts = range(0, len(self), batch)
+        """Yield (images, labels, rows) of all samples once, in order, read ahead by one batch; see `load`."""
         rows = np.arange(len(self))
-        yield from ahead(lambda i: self.load(rows[starts[i] : starts[i] + batch], transform), range(len(starts)))
-
-    def shuffled(self, step: int, *, batch: int, seed: int) -> NDArray[np.int64]:
-        """Return the rows of a training step: epochs are permutations, the last partial batch is dropped."""
-        steps = self.epoch_steps(batch)
-        epoch, place = divmod(step, steps)
-        order = np.random.default_rng([seed, epoch]).permutation(len(self))
-        return order[place * batch : (place + 1) * batch]
+        batches = range(-(-len(self) // batch))
+        yield from ahead(lambda i: self.load(rows[i * batch : (i + 1) * batch], transform), batches)
 
     def epoch_steps(self, batch: int) -> int:
         """Return the whole batches of an epoch.
@@ -116,8 +120,14 @@ class LabelledShards:
         return len(self) // batch
 
     def train_batch(self, step: int, transform: Transform, *, batch: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Return the images and labels of a training step, randomly cropped."""
-        rows = self.shuffled(step, batch=batch, seed=seed)
+        """Return the images and labels of a training step, randomly cropped.
+
+        Epochs are permutations; the last partial batch of each is dropped.
+        """
+        epoch, place = divmod(step, self.epoch_steps(batch))
+        order = np.random.default_rng([seed, epoch]).permutation(len(self))
+        rows = order[place * batch : (place + 1) * batch]
+        # A sample is drawn again in the next epoch: its crop is numbered by the draw, not by the sample.
         images, labels, _ = self.load(rows, transform, seed=seed, draws=step * batch + np.arange(len(rows)))
         return images, labels
 

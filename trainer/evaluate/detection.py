@@ -9,8 +9,8 @@ linear layer with norms in the box head, norms in the mask head.
 import contextlib
 import io
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +129,14 @@ def detection(
     def make(step: int) -> Any:
         pairs = []
         for draw in range(step * batch, (step + 1) * batch):
+            # The 1 keeps these numbers apart from those of `epoch_order`, which has [seed, epoch].
             generator = np.random.default_rng([config.seed, 1, draw])
             image, target = train.load(epoch_order(draw, len(train), config.seed))
             pairs.append(jitter(image, target, side=config.image_size, scale=config.scale, generator=generator))
         return pairs
 
     def loss(pairs: Any) -> Tensor:
+        # torchvision's detector returns its losses by name in training, and detections in eval mode.
         images = [image.to(device) for image, _ in pairs]
         targets = [{name: value.to(device) for name, value in target.items()} for _, target in pairs]
         losses: dict[str, Tensor] = model(images, targets)
@@ -149,7 +151,7 @@ def detection(
         optimizer=torch.optim.AdamW(detector_groups(model, config), lr=0.0, betas=(0.9, 0.999)),
         batch=make,
         loss=loss,
-        rate=step_rate(config, config.epochs * steps),
+        rate=partial(step_rate, config, config.epochs * steps),
         total_steps=config.epochs * steps,
         precision=precision,
         settings={"config": repr(config), "samples": len(train), "encoder": pretrained.name},
@@ -161,7 +163,16 @@ def detection(
 
 
 def build_detector(pretrained: PretrainedEncoder, config: DetectionConfig, *, num_classes: int) -> MaskRCNN:
-    """Return Mask R-CNN with the encoder's encoder; `num_classes` counts the background."""
+    """Return torchvision's Mask R-CNN on the pretrained encoder, with ViTDet's heads.
+
+    Args:
+        pretrained: a plain ViT.
+        config: sizes of the parts.
+        num_classes: categories and the background.
+
+    Raises:
+        ValueError: the encoder is not a plain ViT.
+    """
     trunk = pretrained.build(image_size=config.image_size, drop_path=config.drop_path)
     patch = int(trunk.patch_embed.patch_size[0]) if hasattr(trunk, "patch_embed") else 16  # type: ignore[index,union-attr]
     grid = config.image_size // patch
@@ -189,7 +200,15 @@ def build_detector(pretrained: PretrainedEncoder, config: DetectionConfig, *, nu
 def detect(
     model: nn.Module, test: CocoFolder, *, side: int, device: torch.device, precision: Precision = "auto"
 ) -> list[dict[str, Any]]:
-    """Return detections in COCO's result format: ids, bbox (x, y, width, height), score, segmentation."""
+    """Return detections in COCO's result format: ids, bbox (x, y, width, height), score, segmentation.
+
+    Args:
+        model: the detector, in eval mode.
+        test: images; boxes and masks are returned in their own pixels.
+        side: side of the square that an image is fitted into.
+        device: where to compute.
+        precision: as in training.
+    """
     found: list[dict[str, Any]] = []
     for number in range(len(test)):
         image, _ = test.load(number)
@@ -216,29 +235,32 @@ def detect(
 
 
 def average_precision(test: CocoFolder, found: list[dict[str, Any]]) -> dict[str, float]:
-    """Return COCO's ap, ap50 and ap75 of boxes and of masks, in [0, 1]; 0 without detections."""
+    """Return COCO's ap, ap50 and ap75 of boxes and of masks, in [0, 1], as ap_box, ap_mask, ...; 0 without detections.
+
+    Args:
+        test: the annotated images.
+        found: the result of `detect`.
+    """
     figures: dict[str, float] = {}
     for kind, name in (("bbox", "box"), ("segm", "mask")):
         values = [0.0, 0.0, 0.0]
         if found:
             with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+                # loadRes adds fields to what it is given: both kinds need entries of their own.
                 rated = COCOeval(test.coco, test.coco.loadRes([dict(one) for one in found]), kind)
                 rated.evaluate()
                 rated.accumulate()
                 rated.summarize()
+            # pycocotools gives -1 where no category has an annotation.
             values = [max(float(value), 0.0) for value in rated.stats[:3]]
         figures |= dict(zip((f"ap_{name}", f"ap50_{name}", f"ap75_{name}"), values, strict=True))
     return figures
 
 
-def step_rate(config: DetectionConfig, total: int) -> Callable[[int], float]:
-    """Return the rate of a step: linear warm-up, then a tenth after each milestone."""
-
-    def rate(step: int) -> float:
-        falls = sum(step >= share * total for share in config.milestones)
-        return config.lr * 0.1**falls * min((step + 1) / max(config.warmup_steps, 1), 1.0)
-
-    return rate
+def step_rate(config: DetectionConfig, total_steps: int, step: int) -> float:
+    """Return the learning rate of a step, from 0: linear warm-up, then a tenth after each milestone (ViTDet)."""
+    falls = sum(step >= share * total_steps for share in config.milestones)
+    return config.lr * 0.1**falls * min((step + 1) / max(config.warmup_steps, 1), 1.0)
 
 
 def detector_groups(model: MaskRCNN, config: DetectionConfig) -> list[dict[str, Any]]:

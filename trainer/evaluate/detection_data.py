@@ -32,13 +32,14 @@ class CocoFolder:
                 self.coco = COCO(str(annotations))
             self.ids: list[int] = sorted(self.coco.getImgIds())
             self.categories: list[int] = sorted(self.coco.getCatIds())
+            self.files: dict[int, str] = {one["id"]: one["file_name"] for one in self.coco.loadImgs(self.ids)}
         except (OSError, ValueError, KeyError, AssertionError) as error:
             raise ValueError(f"annotations must be a COCO instances file; {annotations} is not ({error}).") from error
         require(
             bool(self.ids and self.categories),
             f"a COCO file must hold images and categories; {annotations}'s are empty.",
         )
-        missing = [name for name in map(self.file, self.ids) if not (self.images / name).is_file()]
+        missing = [name for name in self.files.values() if not (self.images / name).is_file()]
         require(
             not missing,
             f"all images of {annotations} must be in {images}; {len(missing)} are not, first {missing[:1]}.",
@@ -47,18 +48,18 @@ class CocoFolder:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def file(self, image_id: int) -> str:
-        return str(self.coco.loadImgs([image_id])[0]["file_name"])
-
     def load(self, number: int) -> tuple[Tensor, Target]:
-        """Return (image uint8[3, H, W], boxes float32[n, 4] xyxy, labels int64[n], masks uint8[n, H, W]); no crowds."""
+        """Return (image uint8[3, H, W], boxes float32[n, 4] xyxy, labels int64[n], masks uint8[n, H, W]) of an image.
+
+        Crowds are left out: a region of many objects is no box to learn; COCO's test ignores them itself.
+        """
         image_id = self.ids[number]
-        with Image.open(self.images / self.file(image_id)) as opened:
+        with Image.open(self.images / self.files[image_id]) as opened:
             pixels = torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)
         found = self.coco.loadAnns(self.coco.getAnnIds([image_id], iscrowd=False))
         found = [one for one in found if one["bbox"][2] > 0 and one["bbox"][3] > 0]
         boxes = torch.tensor([one["bbox"] for one in found], dtype=torch.float32).view(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
+        boxes[:, 2:] += boxes[:, :2]  # COCO has x, y, width, height; torchvision's detectors take corners
         masks = [torch.from_numpy(self.coco.annToMask(one)) for one in found]
         labels = [1 + self.categories.index(one["category_id"]) for one in found]
         target = {
@@ -70,7 +71,10 @@ class CocoFolder:
 
 
 def letterbox(image: Tensor, side: int) -> tuple[Tensor, float]:
-    """Return the image in [0, 1] fitted into the top left of a square, and its scale."""
+    """Return a uint8[3, H, W] image in [0, 1] fitted into the top left of a square, float32[3, side, side].
+
+    The second value is the factor from its pixels to those of the square.
+    """
     height, width = image.shape[1:]
     scale = side / max(height, width)
     size = max(round(height * scale), 1), max(round(width * scale), 1)
@@ -83,7 +87,7 @@ def jitter(
 ) -> tuple[Tensor, Target]:
     """Return the pair at a random scale, cropped or padded to a square, mirrored with probability 1/2.
 
-    It is large-scale jitter (Ghiasi et al., arXiv:2012.07177).
+    Large-scale jitter (Ghiasi et al., arXiv:2012.07177).
 
     Args:
         image: uint8[3, H, W].
@@ -97,6 +101,7 @@ def jitter(
     size = max(round(height * factor), 1), max(round(width * factor), 1)
     pixels = F.interpolate(image[None].float() / 255, size=size, mode="bilinear", antialias=True)[0].clamp(0, 1)
     masks = F.interpolate(target["masks"][:, None].float(), size=size, mode="nearest-exact")[:, 0].to(torch.uint8)
+    # By the rounded size, not by `factor`: boxes stay where their masks are.
     ratio = torch.tensor([size[1] / width, size[0] / height] * 2)
     boxes = target["boxes"] * ratio
     top, left = (int(generator.integers(max(length - side, 0) + 1)) for length in size)

@@ -43,13 +43,17 @@ class PretrainedEncoder:
     """Builds timm's model with the encoder's weights: build(num_classes=, image_size=, drop_path=)."""
 
     def pixel_statistics(self, device: torch.device | None = None, levels: int = 1) -> tuple[Tensor, Tensor]:
-        """Return mean and deviation by channel, float32[3, 1, 1] each, of pixels in 0..levels."""
+        """Return mean and deviation by channel, float32[3, 1, 1] each, of pixels in 0..levels (255 for bytes)."""
         mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * levels for values in (self.mean, self.std))
         return mean, std
 
 
 class TimmEncoder(nn.Module):
-    """A timm model as an encoder of tokens; the mean of the tokens stands in where there is no class token."""
+    """A timm model as an encoder of tokens, like the encoders of our methods.
+
+    Args:
+        model: any timm model with `forward_features`, without a classifier.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -58,10 +62,14 @@ class TimmEncoder(nn.Module):
         self.width = int(getattr(model, "num_features", 0))
 
     def features(self, images_BCHW: Tensor) -> Tensor:
-        """Return the class token and the patch tokens, [B, 1 + N, D], after the last norm."""
+        """Return the class token and the patch tokens, [B, 1 + N, D], after the last norm.
+
+        The mean of the patch tokens stands in for a class token where the model has none (Swin, ConvNeXt).
+        """
         tokens: Any = self.model.forward_features(images_BCHW)  # type: ignore[operator]
         if tokens.ndim == 4:  # Swin gives [B, H, W, D], networks of convolutions [B, D, H, W]
             tokens = (tokens if tokens.shape[-1] == self.width else tokens.permute(0, 2, 3, 1)).flatten(1, 2)
+        # Of several prefix tokens the first is the class token; registers are left out.
         first = tokens[:, :1] if self.prefix else tokens.mean(dim=1, keepdim=True)
         return torch.cat([first, tokens[:, self.prefix :]], dim=1)
 
@@ -107,6 +115,7 @@ def encoder_of_official(
     Raises:
         ValueError: the file cannot be read or does not fit.
     """
+    # Official checkpoints do not keep their pixel statistics; all five methods train with ImageNet's.
     config, encoder = load_official(method, weights, size, **({} if image_size is None else {"image_size": image_size}))
     kind, arguments = timm_arguments(encoder, config)
     return PretrainedEncoder(
@@ -164,7 +173,16 @@ def _build_class(
     image_size: int | None = None,
     drop_path: float = 0.0,
 ) -> nn.Module:
-    """Build a timm class for a task and give it an encoder's weights."""
+    """Build a timm class for a task and give it an encoder's weights.
+
+    Args:
+        kind: name in TIMM_CLASSES.
+        arguments: those of pre-training, from `timm_arguments`.
+        state: weights under timm's names.
+        num_classes: of a new classifier; 0 gives none.
+        image_size: side of the images; that of pre-training by default.
+        drop_path: stochastic depth of the last block.
+    """
     changed = {**arguments, "num_classes": num_classes, "drop_path_rate": drop_path, "global_pool": "avg"}
     if image_size is not None:
         changed["img_size"] = image_size
@@ -186,7 +204,7 @@ def _build_timm(
     image_size: int | None = None,
     drop_path: float = 0.0,
 ) -> nn.Module:
-    """Build a timm model for a task and give it weights."""
+    """Build a timm model for a task and give it weights; without a state timm downloads its own."""
     arguments: dict[str, Any] = {"num_classes": num_classes, "pretrained": state is None}
     arguments |= {"img_size": image_size} if image_size is not None else {}
     arguments |= {"drop_path_rate": drop_path} if drop_path else {}
@@ -215,12 +233,13 @@ def load_into(model: nn.Module, state: State) -> nn.Module:
     resize: Any = RESIZERS.get(type(model), lambda found, of: found)
     wanted = model.state_dict()
 
-    def fits(name: str, value: Tensor) -> bool:
-        """Tell whether the model has the tensor; only heads may be missing or of another shape."""
-        return not name.startswith(HEADS) or (name in wanted and wanted[name].shape == value.shape)
-
     try:
-        found = {name: value for name, value in resize(dict(state), model).items() if fits(name, value)}
+        # Only a head may be left over or of another shape; it is dropped here, so that the task's own stays as built.
+        found = {
+            name: value
+            for name, value in resize(dict(state), model).items()
+            if not name.startswith(HEADS) or (name in wanted and wanted[name].shape == value.shape)
+        }
         missing, left = model.load_state_dict(found, strict=False)
     except (RuntimeError, KeyError, ValueError) as error:
         raise ValueError(f"the weights must fit the model; {str(error).splitlines()[-1].strip()}") from error

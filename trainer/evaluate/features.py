@@ -67,14 +67,25 @@ class Extractor:
                 taken: list[Tensor] = []
                 with self.block.register_forward_hook(lambda module, inputs, output: taken.append(output)):
                     self.encoder.features(images)
-                # The output after the norm has one leading token; a block has all of the model's prefix tokens.
+                # `features` returns one leading token; a block's output has all of the model's prefix tokens.
                 found = torch.cat([taken[0][:, :1], taken[0][:, self.prefix :]], dim=1)
         return found.float()
 
     def extract(
         self, shards: LabelledShards, pools: tuple[Pool, ...], *, batch: int = 256, progress: Progress | None = None
     ) -> dict[Pool, Features]:
-        """Return the features of all images with the evaluation crop, by pooling; each array is allocated once."""
+        """Return the features of all images with the evaluation crop, by pooling.
+
+        Args:
+            shards: the images; those that cannot be decoded are left out.
+            pools: what to keep of the tokens.
+            batch: images of one forward pass.
+            progress: called with (images done, all images).
+
+        Raises:
+            ValueError: no image can be decoded.
+        """
+        # Allocated once for all images: joining batches at the end would need the memory twice.
         values: dict[Pool, NDArray[np.float32]] = {}
         kept: list[NDArray[np.int64]] = []
         done = 0

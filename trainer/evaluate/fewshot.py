@@ -85,14 +85,24 @@ def few_shot(
 
 
 def draw_shots(labels: NDArray[np.int64], shots: int, *, seed: Sequence[int]) -> NDArray[np.int64]:
-    """Return the rows of `shots` images of every class that occurs, int64[classes * shots], class by class."""
+    """Return the rows of `shots` images of every class that occurs, int64[classes * shots], class by class.
+
+    Args:
+        labels: int64[N], at least `shots` of each class.
+        shots: images a class, without repetition.
+        seed: words that seed the generator of this draw alone: other draws do not depend on it.
+    """
     generator = np.random.default_rng(seed)
     classes = np.unique(labels)
     return np.concatenate([generator.choice(np.flatnonzero(labels == c), shots, replace=False) for c in classes])
 
 
 def logistic(train: Features, test: Features) -> Figures:
-    """Classify by logistic regression on features brought to unit variance; its strength is chosen by folds."""
+    """Classify by logistic regression on features brought to unit variance; its strength is chosen by folds.
+
+    Returns: acc1, acc5 and the strength.
+    """
+    # Float64: the gradient's tolerance is at float32's rounding.
     values, labels = torch.from_numpy(train.values).double(), torch.from_numpy(train.labels)
     mean, std = values.mean(dim=0), values.std(dim=0, correction=0).clamp(min=1e-6)
     values, held_out = (values - mean) / std, (torch.from_numpy(test.values).double() - mean) / std
@@ -111,6 +121,7 @@ def choose_strength(values_BD: Tensor, labels_B: Tensor) -> float:
     folds = min(FOLDS, smallest)
     if folds < 2:
         return 1.0
+    # Stratified, so that every fold trains on every class even with two images of each.
     place = torch.zeros_like(labels_B)
     for label in torch.unique(labels_B):
         mine = labels_B == label
@@ -153,13 +164,16 @@ def logistic_regression(
         torch.autograd.backward(loss)
         return loss
 
-    with torch.enable_grad():
+    with torch.enable_grad():  # the caller may be inside no_grad
         solver.step(closure)  # type: ignore[no-untyped-call]
     return weight.detach(), bias.detach()
 
 
 def lars(train: Features, test: Features) -> Figures:
-    """Classify by CL-MAE's probe: LARS, batch norm without weights, a rate that is not scaled by the batch."""
+    """Classify by CL-MAE's probe: LARS, batch norm without weights, a rate that is not scaled by the batch.
+
+    Returns: acc1 and acc5.
+    """
     config = LinearConfig(lr_batch=0, batch=LARS_BATCH, augment=False)
     found = probe_features(train, test, config, device=torch.device("cpu"))
     return {"acc1": found["acc1"], "acc5": found["acc5"]}

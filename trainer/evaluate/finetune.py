@@ -4,6 +4,7 @@ Shapes: B batch, C classes.
 """
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def finetune(
     Returns: acc1 and acc5 of the last test, best_acc1, and the curve.
     """
     size = image_size or pretrained.image_size
+    # Mixup and cutmix pair the images of a batch: a small data set may need to leave one out.
     batch = min(config.batch, len(train) - len(train) % 2 if config.mixup or config.cutmix else len(train))
     steps = train.epoch_steps(batch)
     classes = max(train.num_classes, test.num_classes)
@@ -86,7 +88,7 @@ def finetune(
         optimizer=torch.optim.AdamW(layer_groups(model, config), lr=0.0, betas=config.betas),
         batch=make,
         loss=loss,
-        rate=cosine_rate(config, batch, steps),
+        rate=partial(cosine_rate, config, batch, steps),
         total_steps=config.epochs * steps,
         clip_norm=config.clip_norm,
         average=average,
@@ -107,7 +109,7 @@ def accuracy(
     device: torch.device,
     precision: Precision = "auto",
 ) -> dict[str, float]:
-    """Return acc1 and acc5 of a classifier on all images, evaluation crop."""
+    """Return acc1 and acc5 of a classifier in eval mode on all images, evaluation crop."""
     shift, scale = pretrained.pixel_statistics(device, 255)
     scores, wanted = [], []
     with torch.no_grad(), autocast(device, precision):
@@ -132,7 +134,10 @@ def layer_groups(model: nn.Module, config: FinetuneConfig) -> list[dict[str, Any
 
 
 def layer_numbers(model: nn.Module) -> dict[str, int]:
-    """Return the layer of each parameter: 0 for the embeddings, then the blocks, the last for norm and head."""
+    """Return the layer of each parameter: 0 for the embeddings, then the blocks, the last for norm and head.
+
+    A model for which timm has no order of layers has one layer.
+    """
     matcher: Any = getattr(model, "group_matcher", None)
     if matcher is None:
         return dict.fromkeys((name for name, _ in model.named_parameters()), 0)

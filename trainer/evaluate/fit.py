@@ -75,6 +75,7 @@ def fit(
     """
     require(job.total_steps >= 1, f"total_steps must be 1 or more; got {job.total_steps}.")
     checkpoints = None if directory is None else Checkpoints(directory, keep=1)
+    # However the fit ends, the checkpoint being written is finished, and the model can be used.
     try:
         start, history = _restore(job, checkpoints)
         steps = range(start, job.total_steps)
@@ -106,7 +107,7 @@ def fit(
 
 
 def _train_step(job: Fit, step: int, batch: Any) -> Tensor:
-    """Do one optimizer step and return its loss."""
+    """Do one optimizer step and return its loss, still on the device."""
     torch.manual_seed(step)  # dropout and stochastic depth are a function of the step, so that a fit can be continued
     with autocast(next(job.model.parameters()).device, job.precision):
         loss = job.loss(batch)
@@ -154,12 +155,22 @@ def named_groups(
 
 
 def classifier_figures(curve: list[Figures], epochs: int) -> Figures:
-    """Return acc1 and acc5 of the last evaluation, best_acc1, the epochs and the curve."""
+    """Return acc1 and acc5 of the last evaluation, best_acc1, the epochs and the curve.
+
+    Args:
+        curve: the evaluations in order, each with acc1 and acc5.
+        epochs: of the whole training.
+    """
     last, best = curve[-1], max(line["acc1"] for line in curve)
     return {"acc1": last["acc1"], "acc5": last["acc5"], "best_acc1": best, "epochs": epochs, "curve": curve}
 
 
 def _restore(job: Fit, checkpoints: Checkpoints | None) -> tuple[int, list[Figures]]:
+    """Continue from the newest checkpoint, and return its step and the evaluations so far.
+
+    Raises:
+        ValueError: the checkpoint is of other settings.
+    """
     found = checkpoints.latest() if checkpoints else None
     if found is None:
         return 0, []

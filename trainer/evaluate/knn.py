@@ -76,6 +76,7 @@ def embed_pools(
         ValueError: there are no batches.
     """
     encoder: Any = getattr(model, "encoder", model)
+    # Computed in the encoder's own precision, float64 included; the features leave it as float32.
     reference = next(encoder.parameters())
     shift, scale = (
         torch.tensor(values, dtype=reference.dtype, device=reference.device).view(3, 1, 1) * 255
@@ -96,7 +97,7 @@ def embed_pools(
 
 
 def pooled(tokens_BTD: Tensor, pool: Pool) -> Tensor:
-    """Return the class token, or the mean of the patch tokens, [B, D]."""
+    """Return the class token, or the mean of the patch tokens, [B, D], of tokens with the class token first."""
     return tokens_BTD[:, 0] if pool == "cls" else tokens_BTD[:, 1:].mean(dim=1)
 
 
@@ -142,6 +143,7 @@ def neighbour_figures(
     stored_labels = torch.as_tensor(np.asarray(train[1], np.int64), device=device)
     wanted = torch.as_tensor(np.asarray(test[1], np.int64), device=device)
     right = among = done = 0
+    # Votes are summed in float64: ties must be ties, not what is left of rounding.
     for similarity_QK, index_QK in _neighbours(
         rule, train[0], test[0], exclude_self=exclude_self, device=device, backend=backend
     ):
@@ -250,6 +252,7 @@ def _nearest(
         if own is not None:
             mine = torch.arange(own, own + len(queries_QD), device=columns.device)
             similarity[columns[None] == mine[:, None]] = -torch.inf
+        # The best of the blocks so far compete with this block: memory does not grow with the stored rows.
         best = torch.cat([best, similarity], dim=1)
         rows = torch.cat([rows, columns.expand(len(queries_QD), -1)], dim=1)
         best, chosen = best.topk(min(rule.k, best.shape[1]), dim=1)
@@ -258,7 +261,10 @@ def _nearest(
 
 
 def _prepared(features: NDArray[np.float32], rule: Protocol, device: str) -> Tensor:
-    """Return one block of features as the metric compares them."""
+    """Return one block of features as the metric compares them: float32, of unit length for the cosine.
+
+    Block by block, so that a normalised copy of all stored features is never held.
+    """
     block = torch.as_tensor(np.asarray(features, np.float32), device=device)
     if rule.normalise:
         block = torch.nn.functional.layer_norm(block, block.shape[1:])

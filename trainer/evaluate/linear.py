@@ -7,6 +7,7 @@ Shapes: B batch, D width.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,6 @@ from trainer.evaluate.metrics import top_k
 from trainer.evaluate.recipes import LinearConfig, cosine_rate
 
 CROP_SCALE = (0.08, 1.0)  # of the probe's random crops
-
-
-class Probe(nn.Sequential):
-    """Batch norm without weights, and a linear layer with small weights."""
-
-    def __init__(self, width: int, num_classes: int) -> None:
-        classifier = nn.Linear(width, num_classes)
-        super().__init__(nn.BatchNorm1d(width, affine=False, eps=1e-6), classifier)
-        nn.init.trunc_normal_(classifier.weight, std=0.01)
-        nn.init.zeros_(classifier.bias)
 
 
 def linear_probe(
@@ -67,14 +58,18 @@ def linear_probe(
         batch = min(config.batch, len(train))
         crop = Transform(size=pretrained.image_size, scale=CROP_SCALE)
 
-        def make(step: int) -> Any:
-            return train.train_batch(step, crop, batch=batch, seed=config.seed)
-
-        def read(pair: Any) -> tuple[Tensor, Tensor]:
-            return pooled(extractor.tokens(pair[0]), config.pool), pair[1].to(device)
-
-        sizes = {"samples": len(train), "num_classes": train.num_classes}
-        return _probe(make, read, held_out, config, **sizes, device=device, directory=directory, progress=progress)
+        # Images are made in the loop's thread; the encoder runs in the step, on the device.
+        return _probe(
+            lambda step: train.train_batch(step, crop, batch=batch, seed=config.seed),
+            lambda images, labels: (pooled(extractor.tokens(images), config.pool), labels.to(device)),
+            held_out,
+            config,
+            samples=len(train),
+            num_classes=train.num_classes,
+            device=device,
+            directory=directory,
+            progress=progress,
+        )
     stored = extractor.extract(train, (config.pool,))[config.pool]
     return probe_features(stored, held_out, config, device=device, directory=directory, progress=progress)
 
@@ -88,27 +83,33 @@ def probe_features(
     directory: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Figures:
-    """Train a probe on kept features; the arguments and the result are those of `linear_probe`."""
+    """Train a probe on features that are computed already; arguments and result are those of `linear_probe`."""
     values, labels = torch.from_numpy(train.values), torch.from_numpy(train.labels)
     batch = min(config.batch, len(values))
     steps = len(values) // batch
 
-    def make(step: int) -> Any:
+    def make(step: int) -> tuple[Tensor, Tensor]:
         epoch, place = divmod(step, steps)
         order = np.random.default_rng([config.seed, epoch]).permutation(len(values))
         rows = torch.from_numpy(order[place * batch : (place + 1) * batch])
         return values[rows], labels[rows]
 
-    def read(pair: Any) -> tuple[Tensor, Tensor]:
-        return pair[0].to(device), pair[1].to(device)
-
-    sizes = {"samples": len(values), "num_classes": int(labels.max()) + 1}
-    return _probe(make, read, test, config, **sizes, device=device, directory=directory, progress=progress)
+    return _probe(
+        make,
+        lambda features, labels: (features.to(device), labels.to(device)),
+        test,
+        config,
+        samples=len(values),
+        num_classes=int(labels.max()) + 1,
+        device=device,
+        directory=directory,
+        progress=progress,
+    )
 
 
 def _probe(
-    make: Callable[[int], Any],
-    read: Callable[[Any], tuple[Tensor, Tensor]],
+    make: Callable[[int], tuple[Tensor, Tensor]],
+    read: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     test: Features,
     config: LinearConfig,
     *,
@@ -118,14 +119,20 @@ def _probe(
     directory: str | Path | None,
     progress: Progress | None,
 ) -> Figures:
+    """Train a probe on batches from `make` that `read` turns into (features [B, D], labels [B]) on the device."""
     batch = min(config.batch, samples)
     steps = samples // batch
     torch.manual_seed(config.seed)
-    probe = Probe(test.values.shape[1], max(num_classes, int(test.labels.max()) + 1)).to(device)
+    # MAE's head: the norm has no weights, and those of the classifier start small.
+    width, classes = test.values.shape[1], max(num_classes, int(test.labels.max()) + 1)
+    classifier = nn.Linear(width, classes)
+    nn.init.trunc_normal_(classifier.weight, std=0.01)
+    nn.init.zeros_(classifier.bias)
+    probe = nn.Sequential(nn.BatchNorm1d(width, affine=False, eps=1e-6), classifier).to(device)
     values, labels = torch.from_numpy(test.values).to(device), torch.from_numpy(test.labels).to(device)
 
     def loss(pair: Any) -> Tensor:
-        features_BD, wanted_B = read(pair)
+        features_BD, wanted_B = read(*pair)
         return F.cross_entropy(probe(features_BD), wanted_B)
 
     def evaluate(step: int) -> Figures:
@@ -137,7 +144,7 @@ def _probe(
         optimizer=Lars(named_groups(probe.named_parameters(), weight_decay=0.0)),
         batch=make,
         loss=loss,
-        rate=cosine_rate(config, batch, steps),
+        rate=partial(cosine_rate, config, batch, steps),
         total_steps=config.epochs * steps,
         precision="float32",
         settings={"config": repr(config), "samples": samples},

@@ -13,13 +13,19 @@ IGNORED = 255
 
 
 def top_k(scores_BC: Tensor, labels_B: Tensor) -> dict[str, float]:
-    """Return acc1 and acc5 in [0, 1]: the share of samples whose label is among the 1 or 5 largest scores."""
+    """Return acc1 and acc5 in [0, 1]: the share of samples whose label is among the 1 or 5 largest scores.
+
+    With five classes or fewer acc5 is 1.
+    """
     ranked = scores_BC.topk(min(5, scores_BC.shape[1]), dim=1).indices == labels_B[:, None]
     return {"acc1": ranked[:, 0].double().mean().item(), "acc5": ranked.any(dim=1).double().mean().item()}
 
 
 class PixelCounts:
-    """Counts of (true class, predicted class) pairs of pixels, and the figures that follow from them."""
+    """Counts pairs of (true class, predicted class) of pixels over many label maps.
+
+    Figures are made of the sums over all images, as mmseg's are, and are not means over images.
+    """
 
     def __init__(self, num_classes: int) -> None:
         self.pairs: NDArray[np.int64] = np.zeros((num_classes, num_classes), np.int64)

@@ -60,7 +60,10 @@ def rauc(
 def common_curve(
     first: Sequence[tuple[float, float]], second: Sequence[tuple[float, float]]
 ) -> tuple[list[float], list[float], list[float]]:
-    """Return (epochs, first scores, second scores) where both curves of (epoch, score) were measured, in order."""
+    """Return (epochs, first scores, second scores) where both curves of (epoch, score) were measured, in order.
+
+    Runs may be evaluated at different epochs; interpolating between them would invent scores.
+    """
     left, right = dict(first), dict(second)
     epochs = sorted(left.keys() & right.keys())
     return epochs, [left[epoch] for epoch in epochs], [right[epoch] for epoch in epochs]

@@ -4,7 +4,6 @@ They are for ViT-B unless the name says another size.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from trainer.config import require
@@ -138,23 +137,20 @@ LINEAR: dict[str, LinearConfig] = {
 }
 
 
-def cosine_rate(config: FinetuneConfig | LinearConfig, batch: int, steps: int) -> Callable[[int], float]:
-    """Return the rate of a step: linear warm-up, then a half cosine, by fractional epoch (MAE's lr_sched).
+def cosine_rate(config: FinetuneConfig | LinearConfig, batch: int, steps: int, step: int) -> float:
+    """Return the learning rate of a step: linear warm-up, then a half cosine, by fractional epoch (MAE's lr_sched).
 
     Args:
         config: recipe; a linear probe starts and ends at 0.
         batch: images of a step, which scale base_lr.
         steps: steps of an epoch.
+        step: the step, from 0.
     """
     peak = config.base_lr * (batch / config.lr_batch if config.lr_batch else 1.0)
     low, end = (config.warmup_lr, config.min_lr) if isinstance(config, FinetuneConfig) else (0.0, 0.0)
-    warmup = min(config.warmup_epochs, config.epochs - 1)
-
-    def rate(step: int) -> float:
-        epoch = step / steps
-        if epoch < warmup:
-            return low + (peak - low) * epoch / warmup
-        done = (epoch - warmup) / (config.epochs - warmup)
-        return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * done))
-
-    return rate
+    warmup = min(config.warmup_epochs, config.epochs - 1)  # a short run keeps one epoch of the cosine
+    epoch = step / steps
+    if epoch < warmup:
+        return low + (peak - low) * epoch / warmup
+    done = (epoch - warmup) / (config.epochs - warmup)
+    return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * done))

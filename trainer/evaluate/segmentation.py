@@ -5,11 +5,13 @@ Shapes: B batch, C classes, H W image.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.config import Precision, require
@@ -17,7 +19,7 @@ from trainer.evaluate.encoders import PretrainedEncoder
 from trainer.evaluate.finetune import layer_numbers
 from trainer.evaluate.fit import Figures, Fit, Progress, fit, named_groups
 from trainer.evaluate.metrics import PixelCounts
-from trainer.evaluate.segmentation_data import SceneAugment, SceneFolder, fit_within, pad
+from trainer.evaluate.segmentation_data import SceneAugment, SceneFolder, fit_within
 from trainer.evaluate.upernet import UperNet
 from trainer.precision import autocast
 
@@ -113,7 +115,7 @@ def segmentation(
         optimizer=torch.optim.AdamW(backbone_groups(model, config), lr=0.0, betas=(0.9, 0.999)),
         batch=make,
         loss=loss,
-        rate=poly_rate(config),
+        rate=partial(poly_rate, config),
         total_steps=config.steps,
         precision=precision,
         settings={"config": repr(config), "classes": classes, "samples": len(train), "encoder": pretrained.name},
@@ -146,15 +148,23 @@ def measure(
                 stride=config.stride,
                 num_classes=num_classes,
             )
-        own = torch.nn.functional.interpolate(scores[None], size=labels.shape, mode="bilinear", align_corners=False)
+        own = F.interpolate(scores[None], size=labels.shape, mode="bilinear", align_corners=False)
         counts.add(own[0].argmax(dim=0).cpu(), labels)
     return counts.figures()
 
 
 def slide(score: Callable[[Tensor], Tensor], image: Tensor, *, crop: int, stride: int, num_classes: int) -> Tensor:
-    """Return the mean scores [C, H, W] of windows that cover an image [3, H, W]; the last ones end at its border."""
+    """Return the mean scores [C, H, W] of windows that cover an image [3, H, W]; the last ones end at its border.
+
+    Args:
+        score: the scores [1, C, crop, crop] of one window [1, 3, crop, crop].
+        image: normalised.
+        crop: side of a window.
+        stride: step between windows, at most `crop`.
+        num_classes: C.
+    """
     height, width = image.shape[1:]
-    padded = pad(image, max(height, width, crop), 0.0)[:, : max(height, crop), : max(width, crop)]
+    padded = F.pad(image, (0, max(crop - width, 0), 0, max(crop - height, 0)))  # to one window at least
     total = padded.new_zeros(num_classes, *padded.shape[1:])
     seen = padded.new_zeros(padded.shape[1:])
     # Windows overlap; every pixel's scores are averaged over the windows that saw it.
@@ -167,24 +177,26 @@ def slide(score: Callable[[Tensor], Tensor], image: Tensor, *, crop: int, stride
 
 
 def starts(length: int, crop: int, stride: int) -> list[int]:
-    """Return the first pixels of the windows along a side; the last window ends at the border."""
+    """Return the first pixels of the windows along a side; the last window ends at the border, as in mmseg."""
     return [*range(0, length - crop, stride), length - crop]
 
 
 def epoch_order(draw: int, samples: int, seed: int) -> int:
-    """Return the sample of a draw: every epoch is a permutation."""
+    """Return the sample of a draw: every epoch is a permutation.
+
+    Args:
+        draw: images drawn before this one, over all epochs.
+        samples: images of the data set.
+        seed: seed of the order.
+    """
     epoch, place = divmod(draw, samples)
     return int(np.random.default_rng([seed, epoch]).permutation(samples)[place])
 
 
-def poly_rate(config: SegmentationConfig) -> Callable[[int], float]:
-    """Return the rate of a step: linear warm-up, then a straight line to 0 (power 1)."""
-
-    def rate(step: int) -> float:
-        falling = config.base_lr * (1 - step / config.steps)
-        return falling * min((step + 1) / max(config.warmup_steps, 1), 1.0)
-
-    return rate
+def poly_rate(config: SegmentationConfig, step: int) -> float:
+    """Return the learning rate of a step, from 0: linear warm-up times a straight line to 0 (mmseg's poly, power 1)."""
+    falling = config.base_lr * (1 - step / config.steps)
+    return falling * min((step + 1) / max(config.warmup_steps, 1), 1.0)
 
 
 def backbone_groups(model: UperNet, config: SegmentationConfig) -> list[dict[str, Any]]:

@@ -58,7 +58,7 @@ class SceneFolder:
         return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(shifted)
 
     def num_classes(self) -> int:
-        """Return one above the largest class of all label maps; reads them all."""
+        """Return one above the largest class of all label maps; reads them all, 1 if no pixel is known."""
         found = [labels[labels != IGNORED] for _, labels in map(self.load, range(len(self)))]
         return 1 + max((int(labels.max()) for labels in found if labels.numel()), default=0)
 
@@ -91,15 +91,25 @@ class SceneAugment:
         pixels, labels = (part[..., top : top + self.crop, left : left + self.crop] for part in (pixels, labels))
         if generator.random() < 0.5:
             pixels, labels = pixels.flip(-1), labels.flip(-1)
-        return pad(distort(pixels, generator), self.crop, 0.0), pad(labels, self.crop, IGNORED)
+        # The padding of a small image is black, and no class: it counts nowhere in the loss.
+        margin = (0, self.crop - labels.shape[1], 0, self.crop - labels.shape[0])
+        return F.pad(distort(pixels, generator), margin), F.pad(labels, margin, value=IGNORED)
 
 
 def fit_within(image: Tensor, labels: Tensor, base: tuple[int, int], scale: float) -> tuple[Tensor, Tensor]:
-    """Return the pair as large as fits into the base box times a scale, its shape kept."""
+    """Return the pair as large as fits into the base box times a scale, its aspect kept.
+
+    Args:
+        image: float[3, H, W] in [0, 1].
+        labels: int64[H, W].
+        base: longest and shortest side of the box, either way round.
+        scale: factor on the box.
+    """
     height, width = labels.shape
     factor = scale * min(max(base) / max(height, width), min(base) / min(height, width))
     size = max(round(height * factor), 1), max(round(width * factor), 1)
     resized = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False, antialias=True)[0]
+    # Class numbers have no order: they are taken from the nearest pixel, never mixed.
     nearest = F.interpolate(labels[None, None].float(), size=size, mode="nearest-exact")[0, 0].long()
     return resized.clamp(0, 1), nearest
 
@@ -117,8 +127,3 @@ def distort(pixels: Tensor, generator: np.random.Generator) -> Tensor:
     if generator.random() < 0.5:
         pixels = change.adjust_hue(pixels, float(generator.uniform(-HUE, HUE)))
     return pixels
-
-
-def pad(values: Tensor, side: int, fill: float) -> Tensor:
-    """Return values padded at the right and bottom to a square."""
-    return F.pad(values, (0, side - values.shape[-1], 0, side - values.shape[-2]), value=fill)

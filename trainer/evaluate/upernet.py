@@ -30,7 +30,7 @@ class UperNet(nn.Module):
         backbone: timm model with `forward_intermediates`.
         num_classes: classes of pixels.
         width: channels of the head (768 for ViT-B).
-        taps: blocks whose outputs are read; spread evenly by default ([3, 5, 7, 11] of 12).
+        taps: four blocks whose outputs are read; spread evenly by default ([3, 5, 7, 11] of 12).
 
     Raises:
         ValueError: the backbone gives no maps of one resolution.
@@ -47,7 +47,9 @@ class UperNet(nn.Module):
         )
         trunk: Any = backbone
         self.backbone = trunk
-        self.taps = list(default_taps(blocks) if taps is None else taps)
+        if taps is None:  # the official configs' blocks for ViT-B; the last of each quarter otherwise
+            taps = (3, 5, 7, 11) if blocks == 12 else [max(round(blocks * part / 4) - 1, 0) for part in (1, 2, 3, 4)]
+        self.taps = list(taps)
         inner = int(trunk.embed_dim)
         self.up4 = nn.Sequential(
             nn.ConvTranspose2d(inner, inner, 2, 2),
@@ -81,6 +83,7 @@ class UperNet(nn.Module):
         """Return the joined map at the finest stride from maps of falling resolution."""
         coarse = maps[3]
         pooled = [resize(pool(coarse), coarse.shape[2:]) for pool in self.pools]
+        # From the coarsest map, which has seen the whole image, down to the finest.
         above = self.bottleneck(torch.cat([coarse, *pooled], dim=1))
         levels = [above]
         for level in (2, 1, 0):
@@ -100,20 +103,14 @@ class UperNet(nn.Module):
         return main + AUXILIARY_WEIGHT * auxiliary
 
 
-def default_taps(blocks: int) -> tuple[int, int, int, int]:
-    """Return four blocks: 3, 5, 7 and 11 of 12; thirds of other depths."""
-    if blocks == 12:
-        return 3, 5, 7, 11
-    return tuple(max(round(blocks * part / 4) - 1, 0) for part in (1, 2, 3, 4))  # type: ignore[return-value]
-
-
 def conv(inner: int, out: int, kernel: int) -> nn.Sequential:
-    """Return convolution, batch norm, ReLU."""
+    """Return convolution, batch norm, ReLU; the resolution stays."""
+    # No bias: the norm would take it off again.
     return nn.Sequential(
         nn.Conv2d(inner, out, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)
     )
 
 
 def resize(maps_BDHW: Tensor, size: Sequence[int]) -> Tensor:
-    """Return maps at another size, bilinear."""
+    """Return [B, D, H, W] maps at another (height, width), bilinear."""
     return F.interpolate(maps_BDHW, size=list(size), mode="bilinear", align_corners=False)

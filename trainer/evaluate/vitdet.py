@@ -23,16 +23,15 @@ WINDOW = 14
 
 
 class WindowBlock(nn.Module):
-    """A timm block on a map of tokens, with attention inside windows (or everywhere) and relative positions."""
+    """A timm block on a map of tokens, with attention inside windows (or everywhere) and relative positions.
+
+    Args:
+        block: timm's block; its weights are used.
+        window: side of a window in tokens; 0 attends everywhere.
+        grid: side of the map, for the relative positions of global attention.
+    """
 
     def __init__(self, block: nn.Module, *, window: int, grid: int) -> None:
-        """Wrap a block.
-
-        Args:
-            block: timm's block; its weights are used.
-            window: side of a window in tokens; 0 attends everywhere.
-            grid: side of the map, for the relative positions of global attention.
-        """
         super().__init__()
         taken: Any = block
         self.block = taken
@@ -74,7 +73,15 @@ class WindowBlock(nn.Module):
 
 
 def relative_bias(query_BNHWd: Tensor, table_h: Tensor, table_w: Tensor) -> Tensor:
-    """Return the bias of relative positions, [B, N, H W, H W]: q . (R_h[row distance] + R_w[column distance])."""
+    """Return the bias of relative positions, [B, N, H W, H W]: q . (R_h[row distance] + R_w[column distance]).
+
+    Decomposed by axis (MViTv2, arXiv:2112.01526): two tables of one side each, not one of all pairs.
+
+    Args:
+        query_BNHWd: queries before scaling, on their map.
+        table_h: [2 * side - 1, d], a vector for each distance between rows.
+        table_w: the same for columns.
+    """
     height, width = query_BNHWd.shape[2:4]
     rows, columns = distances(table_h, height), distances(table_w, width)
     by_row = torch.einsum("bnhwd,hkd->bnhwk", query_BNHWd, rows.to(query_BNHWd.dtype))
@@ -84,7 +91,12 @@ def relative_bias(query_BNHWd: Tensor, table_h: Tensor, table_w: Tensor) -> Tens
 
 
 def distances(table: Tensor, side: int) -> Tensor:
-    """Return the vectors of all pairs of places along a side, [side, side, d]; a table of another size is resized."""
+    """Return the vectors of all pairs of places along a side, [side, side, d].
+
+    Args:
+        table: [2 * n - 1, d]; one of another side is resized.
+        side: places.
+    """
     if len(table) != 2 * side - 1:
         table = F.interpolate(table.T[None], size=2 * side - 1, mode="linear", align_corners=False)[0].T
     place = torch.arange(side, device=table.device)
@@ -113,7 +125,8 @@ class PlainBackbone(nn.Module):
         model: Any = trunk
         self.trunk = model
         self.patch = int(model.patch_embed.patch_size[0])
-        everywhere = set(global_blocks(len(model.blocks)))
+        # The last block of each quarter (2, 5, 8, 11 of 12) carries information between the windows.
+        everywhere = {max(round(len(model.blocks) * part / 4) - 1, 0) for part in (1, 2, 3, 4)}
         self.blocks = nn.ModuleList(
             [
                 WindowBlock(block, window=0 if number in everywhere else min(window, grid), grid=grid)
@@ -126,6 +139,7 @@ class PlainBackbone(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> "OrderedDict[str, Tensor]":
         """Return maps of [B, 256, h, w] named 0 to 3 and pool, at strides 4, 8, 16, 32 and 64."""
+        # The class token is left out: a map has no place for it.
         map_BDHW = self.trunk.patch_embed.proj(images_BCHW)
         x = map_BDHW.permute(0, 2, 3, 1) + self.positions(map_BDHW.shape[2:])
         for block in self.blocks:
@@ -142,11 +156,6 @@ class PlainBackbone(nn.Module):
             square = F.interpolate(square, size=tuple(size), mode="bicubic", align_corners=False)
         positions: Tensor = square.permute(0, 2, 3, 1)
         return positions
-
-
-def global_blocks(blocks: int) -> tuple[int, ...]:
-    """Return the blocks that attend everywhere: the last of each quarter (2, 5, 8, 11 of 12)."""
-    return tuple(sorted({max(round(blocks * part / 4) - 1, 0) for part in (1, 2, 3, 4)}))
 
 
 class Pyramid(nn.Module):
@@ -172,6 +181,7 @@ class Pyramid(nn.Module):
 
     def forward(self, map_BDHW: Tensor) -> "OrderedDict[str, Tensor]":
         maps = OrderedDict((str(number), level(map_BDHW)) for number, level in enumerate(self.levels))
+        # Stride 64 for the largest anchors only; subsampled without learning, as in FPN.
         maps["pool"] = F.max_pool2d(maps["3"], 1, 2)
         return maps
 

@@ -1,8 +1,8 @@
 """Losses that depend on the whole global batch: rows and statistics over all ranks, with their gradients.
 
-Without a process group, or with one rank, everything here is the identity. Otherwise every rank must call it, with
-equally many rows, and the loss made from the result is the same on every rank; the mean over the ranks of the
-gradients is then the gradient of one process that saw the whole batch.
+Without a process group, or with one rank, `gather_rows` is the identity and `GlobalBatchNorm` is BatchNorm1d.
+Otherwise every rank must call them, with equally many rows, and the loss made from the result is the same on every
+rank; the mean over the ranks of the gradients is then the gradient of one process that saw the whole batch.
 """
 
 from typing import Any
@@ -24,6 +24,7 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        # Every rank's loss depends on these rows: sum the gradients over the ranks, then take this rank's part.
         gradient = gradients[0].contiguous().clone()
         dist.all_reduce(gradient)
         return gradient.narrow(0, dist.get_rank() * ctx.count, ctx.count)
@@ -53,6 +54,7 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         sums = gather_rows(torch.stack([input.mean(dim=0), input.square().mean(dim=0)])[None])
         mean, square = sums.mean(dim=0)
         variance = (square - mean.square()).clamp(min=0)
+        # BatchNorm1d keeps the unbiased variance for evaluation, and normalises by the biased one in training.
         with torch.no_grad():
             count = len(input) * dist.get_world_size()
             momentum = 0.1 if self.momentum is None else self.momentum

@@ -1,13 +1,8 @@
-"""This process among the ranks of a run, its device, and the few collectives that the loop needs.
-
-`SingleProcess` is a run without torch.distributed; `Distributed` reads the process group that a launcher (Ray Train,
-torchrun) has made.
-"""
+"""This process among the ranks of a run, its device, and the few collectives that the loop needs."""
 
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -16,77 +11,42 @@ from torch import Tensor, nn
 from trainer.config import TrainConfig, require
 
 
-class Context(Protocol):
-    """Rank, world size and collectives."""
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Place of a process among the ranks, and collectives over the default process group.
 
-    @property
-    def rank(self) -> int:
-        """This process among all, from 0."""
+    `Context()` is a run of one process: it needs no process group, and its collectives return their input.
+    """
 
-    @property
-    def local_rank(self) -> int:
-        """This process on its node, from 0: the number of its GPU."""
-
-    @property
-    def world_size(self) -> int:
-        """Processes of the run."""
+    rank: int = 0
+    """This process among all, from 0."""
+    local_rank: int = 0
+    """This process on its node, from 0: the number of its GPU."""
+    world_size: int = 1
+    """Processes of the run."""
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean of a tensor over the ranks."""
-
-    def any(self, flag: bool, device: torch.device) -> bool:
-        """Return whether the flag is True on any rank."""
-
-    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace gradients by their mean over the ranks."""
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-
-
-@dataclass(frozen=True, slots=True)
-class SingleProcess:
-    """A run of one process."""
-
-    rank: int = 0
-    local_rank: int = 0
-    world_size: int = 1
-
-    def mean(self, values: Tensor) -> Tensor:
-        return values
-
-    def any(self, flag: bool, device: torch.device) -> bool:
-        return flag
-
-    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Do nothing: one rank's gradients are the mean."""
-
-    def barrier(self) -> None:
-        """Return at once: one rank is all ranks."""
-
-
-class Distributed:
-    """The ranks of the default process group."""
-
-    def __init__(self) -> None:
-        self.rank = dist.get_rank()
-        self.world_size = dist.get_world_size()
-        self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
-
-    def mean(self, values: Tensor) -> Tensor:
-        """Return the mean over the ranks, as a sum: gloo has no average."""
-        values = values.clone()
-        dist.all_reduce(values)
+        if self.world_size == 1:
+            return values
+        values = values.clone()  # all_reduce works in place
+        dist.all_reduce(values)  # a sum: gloo has no average
         return values / self.world_size
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        total = torch.tensor(float(flag), device=device)
-        dist.all_reduce(total, op=dist.ReduceOp.MAX)
-        return bool(total.item())
+        """Return whether the flag is True on any rank; waits for the device."""
+        if self.world_size == 1:
+            return flag
+        largest = torch.tensor(float(flag), device=device)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return bool(largest.item())
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace gradients by their mean over the ranks, in one flat exchange."""
+        """Replace the gradients by their mean over the ranks."""
+        if self.world_size == 1:
+            return
         grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        # One flat exchange: small tensors sent one by one would each pay the network's latency.
         flat = torch.cat([grad.flatten() for grad in grads])
         dist.all_reduce(flat)
         flat /= self.world_size
@@ -94,16 +54,22 @@ class Distributed:
             grad.copy_(piece.view_as(grad))
 
     def barrier(self) -> None:
-        dist.barrier()
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            dist.barrier()
 
 
 def current_context() -> Context:
-    """Return the context of this process: the process group's when there is one."""
-    return Distributed() if dist.is_available() and dist.is_initialized() else SingleProcess()
+    """Return this process's place in the group that a launcher (Ray Train, torchrun) made, or a run of one process."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return Context()
+    rank = dist.get_rank()
+    # Launchers set LOCAL_RANK; without it all ranks are taken to be on one node.
+    return Context(rank, int(os.environ.get("LOCAL_RANK", rank)), dist.get_world_size())
 
 
 def pick_device(name: str, local_rank: int) -> torch.device:
-    """Return the device of this rank.
+    """Return the device of this rank; `auto` is its GPU when there is one.
 
     Raises:
         ValueError: a GPU is asked for and there is none.

@@ -16,7 +16,11 @@ _opened: list[Any] = []
 
 
 def open_store(host: str) -> int:
-    """Open the store of a new group in rank 0's process; returns its port."""
+    """Open the store of a new group in rank 0's process and return its port.
+
+    Args:
+        host: address of rank 0's node; the loopback keeps the store off the network.
+    """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch does not list it among its exports
 
     if host == LOOPBACK:
@@ -34,9 +38,18 @@ def open_store(host: str) -> int:
 
 
 def join_group(*, backend: str, host: str, port: int, number: int, world_size: int) -> None:
-    """Become a rank of the group; returns when all ranks have joined."""
+    """Become a rank of the group; returns when all ranks have joined, or raises after half an hour.
+
+    Args:
+        backend: `nccl` or `gloo`.
+        host: address of rank 0's node.
+        port: port that `open_store` returned there.
+        number: this rank, from 0.
+        world_size: ranks of the group.
+    """
     import torch.distributed as dist
 
+    # gloo binds to the address of the host's name unless it is told the interface.
     if host == LOOPBACK:
         loopback = next(name for _, name in socket.if_nameindex() if name in ("lo", "lo0"))
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)

@@ -16,40 +16,31 @@ POLL_S = 0.1
 """Seconds between two checks while the run pauses."""
 
 
-class Agreement:
-    """One answer of all ranks.
+def pause_or_stop(
+    context: Context,
+    device: torch.device,
+    *,
+    stop: Callable[[], bool],
+    pause: Callable[[], bool] | None,
+    paused: Callable[[], AbstractContextManager[None]],
+) -> bool:
+    """Pause while any rank asks for it, then return whether to stop. All ranks call this after the same step.
 
     Args:
         context: the ranks.
         device: where their collectives run.
-        stop: called on this rank; True ends the run.
-        pause: called on this rank; the run pauses while any rank returns True. None never pauses.
+        stop: called on this rank; True on any ends the run, a paused one as well.
+        pause: called on this rank; the run pauses while any rank returns True. None on all ranks never pauses.
+        paused: entered for as long as the run pauses.
     """
-
-    def __init__(
-        self, context: Context, device: torch.device, *, stop: Callable[[], bool], pause: Callable[[], bool] | None
-    ) -> None:
-        self._context, self._device, self._stop, self._pause = context, device, stop, pause
-
-    def stops(self, paused: Callable[[], AbstractContextManager[None]]) -> bool:
-        """Pause while any rank asks for it, then return whether to stop. All ranks call this after the same step.
-
-        Args:
-            paused: entered for as long as the run pauses.
-        """
-        if self._stops():
-            return True
-        if not self._pauses():
-            return False
-        with paused():
-            while self._pauses():
-                time.sleep(POLL_S)
-                if self._stops():
-                    return True
+    if context.any(stop(), device):
+        return True
+    if pause is None or not context.any(pause(), device):
         return False
-
-    def _stops(self) -> bool:
-        return self._context.any(self._stop(), self._device)
-
-    def _pauses(self) -> bool:
-        return self._pause is not None and self._context.any(self._pause(), self._device)
+    with paused():
+        # Every rank makes the same collectives in the same order here: each leaves the loop by a shared answer only.
+        while context.any(pause(), device):
+            time.sleep(POLL_S)
+            if context.any(stop(), device):
+                return True
+    return False

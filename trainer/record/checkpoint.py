@@ -6,6 +6,7 @@ CRC-32. A thread writes it under a temporary name, syncs and renames it: the tra
 the tensors. A damaged checkpoint is refused and the one before it is loaded.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -59,12 +60,19 @@ class Checkpoints:
     def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
         """Copy the tensors on their device and write the checkpoint in the background; waits for the one before it.
 
-        `state["metric"]`, a number that is better when lower, decides which checkpoint is the best.
+        Args:
+            step: optimizer steps done; it names the directory.
+            tensors: by file (`model`, `optimizer`, `ema`) and name.
+            state: JSON values beside them. `metric`, a number that is better when lower, decides which is the best.
+
+        Raises:
+            CheckpointError: the write of the one before it failed.
         """
-        self.wait()
+        self.wait()  # one at a time: each copy takes the memory of weights and moments once more
         copies = {
             file: {name: value.detach().clone() for name, value in group.items()} for file, group in tensors.items()
         }
+        # The writing thread waits for this event, not the training step: the copies are queued behind its kernels.
         on_gpu = any(value.is_cuda for group in tensors.values() for value in group.values())
         copied = torch.cuda.current_stream().record_event() if on_gpu else None
         self._pending = self._writer.submit(self._write, step, copies, dict(state), copied)
@@ -90,17 +98,13 @@ class Checkpoints:
         finally:
             self._writer.shutdown()
 
-    def paths(self) -> list[Path]:
-        """Return the directories of whole checkpoints, oldest first."""
-        return _checkpoints_in(self.directory)
-
     def latest(self) -> Checkpoint | None:
         """Load the newest checkpoint that is intact, None when there is none at all.
 
         Raises:
             CheckpointError: there are checkpoints and every one is damaged.
         """
-        paths = self.paths()
+        paths = checkpoint_paths(self.directory)
         for path in reversed(paths):
             try:
                 return load_checkpoint(path)
@@ -126,8 +130,14 @@ class Checkpoints:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         sys.audit(FAILPOINT, "checkpoint.write")
-        for file, group in tensors.items():
-            save_file(_to_host(group, copied), temporary / f"{file}.safetensors")
+        # On a GPU the copy to the host runs on a stream of its own, while the next steps run.
+        stream = torch.cuda.stream(torch.cuda.Stream()) if copied else contextlib.nullcontext()  # type: ignore[no-untyped-call]
+        with stream:
+            if copied:
+                copied.wait()
+            for file, group in tensors.items():
+                on_host = {name: value.to("cpu").contiguous() for name, value in group.items()}
+                save_file(on_host, temporary / f"{file}.safetensors")
         files = {
             path.name: {"bytes": path.stat().st_size, "crc32": _crc32(path)} for path in temporary.glob("*.safetensors")
         }
@@ -142,10 +152,11 @@ class Checkpoints:
         temporary.rename(final)
         sys.audit(FAILPOINT, "checkpoint.renamed")
         _sync(self.directory)
-        paths = self.paths()
+        paths = checkpoint_paths(self.directory)
         metrics = {path: json.loads((path / "state.json").read_text("ascii")).get("metric") for path in paths}
         scored = [path for path in paths if metrics[path] is not None]
         best = min(scored, key=lambda path: metrics[path], default=None)
+        # After the rename: at every moment at least `keep` whole checkpoints are on the disk.
         for path in paths[: -self.keep]:
             if path != best:
                 shutil.rmtree(path)
@@ -160,7 +171,7 @@ def load_checkpoint(path: str | Path, *, only: str | None = None) -> Checkpoint:
     """
     directory = Path(path)
     for place in (directory, directory / "checkpoints"):
-        if inside := _checkpoints_in(place):
+        if inside := checkpoint_paths(place):
             directory = inside[-1]
             break
     try:
@@ -187,11 +198,18 @@ def load_checkpoint(path: str | Path, *, only: str | None = None) -> Checkpoint:
     return Checkpoint(directory, state, tensors)
 
 
-def _checkpoints_in(directory: Path) -> list[Path]:
+def checkpoint_paths(directory: Path) -> list[Path]:
+    """Return the checkpoint directories inside a directory, oldest first; an unfinished one has another name."""
+    # The step is padded with zeros, so that the order of the names is that of the steps.
     return sorted(path for path in directory.glob(f"{_PREFIX}*") if (path / "state.json").is_file())
 
 
 def _load_verified(path: Path, expected: Mapping[str, int]) -> dict[str, Tensor]:
+    """Return the tensors of one file.
+
+    Raises:
+        CheckpointError: its size or CRC-32 is not the expected one, or it cannot be read.
+    """
     try:
         if path.stat().st_size != expected["bytes"] or _crc32(path) != expected["crc32"]:
             raise CheckpointError(
@@ -206,7 +224,10 @@ def _load_verified(path: Path, expected: Mapping[str, int]) -> dict[str, Tensor]
 
 
 def optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Return the state of the optimizers as tensors named `phase/parameter/moment`."""
+    """Return the state of the optimizers as tensors named `phase/parameter/moment`.
+
+    Torch's own state dict has positions instead, which depend on how the parameters are grouped.
+    """
     return {
         f"{phase}/{name}/{moment}": value
         for phase, optimizer in optimizers.items()
@@ -235,16 +256,8 @@ def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
     return [pair for group in optimizer.param_groups for pair in zip(group["names"], group["params"], strict=True)]
 
 
-def _to_host(group: dict[str, Tensor], copied: torch.cuda.Event | None) -> dict[str, Tensor]:
-    """Return the tensors on the CPU; a GPU copies them on a separate stream, while the next steps run."""
-    if copied is None:
-        return {name: value.contiguous() for name, value in group.items()}
-    with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
-        copied.wait()
-        return {name: value.to("cpu").contiguous() for name, value in group.items()}
-
-
 def _crc32(path: Path) -> int:
+    """Return the CRC-32 of a file, read in pieces: the weights of a large model need not fit in memory twice."""
     crc = 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -253,7 +266,7 @@ def _crc32(path: Path) -> int:
 
 
 def _sync(path: Path) -> None:
-    """Push a file or a directory entry to the disk."""
+    """Push a file, or the names in a directory, to the disk; returns when they would survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -48,6 +48,7 @@ def load_method(path: str | Path, *, averaged: bool = False) -> tuple[TrainConfi
         f"averaged weights need a run with ema_decay above 0; {checkpoint.path} has none. Leave averaged out.",
     )
     method = build_method(config.method, config.model)
+    # The average has the trained weights alone; buffers and teachers are those of the checkpoint.
     method.load_state_dict(checkpoint.tensors["model"] | (checkpoint.tensors["ema"] if averaged else {}))
     return config, method.eval()
 
@@ -62,11 +63,6 @@ def teacher_of(method: Method, name: str) -> nn.Module:
         if isinstance(found := getattr(method, attribute, None), nn.Module):
             return found
     raise ValueError(f"a teacher needs a run of bootmae or conmim; this one is of {name}. Take its encoder.")
-
-
-def load_encoder(path: str | Path, *, averaged: bool = False) -> nn.Module:
-    """Load the trained encoder of a run, in eval mode on the CPU; `features(images)` returns its tokens."""
-    return load_method(path, averaged=averaged)[1].encoder
 
 
 def export_timm(path: str | Path, out_dir: str | Path, *, weights: Weights = "encoder") -> Path:
@@ -94,7 +90,8 @@ def export_timm(path: str | Path, out_dir: str | Path, *, weights: Weights = "en
 
 
 def timm_state(encoder: nn.Module) -> dict[str, Tensor]:
-    """Return the encoder's weights under timm's names; without mask tokens, which timm does not have."""
+    """Return the encoder's weights under timm's names, ready for `load_state_dict` of the class in `timm_arguments`."""
+    # Our encoders have timm's names but for mask tokens, which timm does not have; a Swin is kept as a part.
     source = encoder.trunk if isinstance(encoder, swin.SwinEncoder) else encoder
     return {name: value.detach() for name, value in source.state_dict().items() if name != "mask_token"}
 

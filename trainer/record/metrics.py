@@ -10,7 +10,12 @@ from typing import Any
 
 
 class MetricsLog:
-    """Appends lines to metrics.jsonl; a resumed run drops the lines that it is about to write again."""
+    """Appends lines to metrics.jsonl; a resumed run drops the lines that it is about to write again.
+
+    Args:
+        path: the file; its directory is made.
+        clock: seconds since the epoch, for the field `time` of a line.
+    """
 
     def __init__(self, path: str | Path, *, clock: Callable[[], float] = time.time) -> None:
         self.path = Path(path)
@@ -19,6 +24,7 @@ class MetricsLog:
 
     def rewind(self, step: int) -> None:
         """Drop the lines of steps at or after `step`, and a torn last line."""
+        # Written aside and renamed: a reader, or a crash, finds the old lines or the new ones.
         kept = [line for line in read_metrics(self.path) if line["step"] < step]
         temporary = self.path.with_suffix(".writing")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), "ascii")
@@ -44,7 +50,11 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 class Meter:
-    """Images a second and the share of the time that a step waits for data, since the last reading."""
+    """Measures images a second, and the share of the time that a step waits for data, between two readings.
+
+    Args:
+        clock: seconds from any origin.
+    """
 
     def __init__(self, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -53,6 +63,7 @@ class Meter:
         self._wait_s = 0.0
 
     def add(self, images: int, wait_s: float) -> None:
+        """Count the images of one step and the seconds that it waited for them."""
         self._images += images
         self._wait_s += wait_s
 

@@ -1,12 +1,12 @@
 """Checkpoints of the official implementations, renamed to our parameters.
 
-Each method's map is one function: official names and tensors in, our names and tensors out. `load_official` reads a
-published checkpoint, renames it and keeps the encoder; `from_official` renames a whole state dict.
+Each method's map is one function in MAPS: official names and tensors in, our names and tensors out. `load_official`
+reads a published checkpoint, renames it and keeps the encoder.
 """
 
 import argparse
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,6 @@ from trainer.methods import build_method
 State = dict[str, Tensor]
 
 
-def from_official(method: str, state: Mapping[str, Tensor]) -> State:
-    """Return the state dict of our method from the official one.
-
-    Raises:
-        ValueError: the method is unknown; the message gives the nearest name.
-    """
-    return choose(method, MAPS, "method")(dict(state))
-
-
 def load_official(method: str, path: str | Path, size: str = "vit_b", **fields: Any) -> tuple[ModelConfig, nn.Module]:
     """Return the shape and the encoder of an official checkpoint, in eval mode on the CPU.
 
@@ -39,16 +30,17 @@ def load_official(method: str, path: str | Path, size: str = "vit_b", **fields: 
         fields: other fields of the shape, such as image_size.
 
     Raises:
-        ValueError: the file cannot be read, or names or shapes do not fit the encoder; the first ones are named.
+        ValueError: the method is unknown, the file cannot be read, or names or shapes do not fit the encoder (the
+            first ones are named).
     """
-    stored = read_weights(path)
+    rename, stored = choose(method, MAPS, "method"), read_weights(path)
     # The initial value is overwritten; what counts is whether the blocks have LayerScale, as ConMIM's have.
     scaled = {"layer_scale": 0.1} if any(".gamma_" in name for name in stored) else {}
     config = model_size(size, **{**scaled, **fields})
     encoder = build_method(method, config).encoder
     wanted, prefix = encoder.state_dict(), "encoder."
     try:
-        renamed = from_official(method, stored)
+        renamed = rename(stored)
     except KeyError as error:
         raise ValueError(f"an official {method} checkpoint must hold {error}; {path} does not.") from error
     found = {name.removeprefix(prefix): value for name, value in renamed.items() if name.startswith(prefix)}
@@ -90,13 +82,13 @@ def read_weights(path: str | Path) -> State:
 
 def _mae(state: State) -> State:
     """MAE: timm names for the encoder; `decoder_x` and `mask_token` belong to the decoder."""
-
-    def ours(name: str) -> str:
-        if name == "mask_token":
-            return "decoder.mask_token"
-        return re.sub("^decoder_", "decoder.", name) if name.startswith("decoder_") else f"encoder.{name}"
-
-    return {ours(name): value for name, value in state.items()}
+    ours: State = {}
+    for name, value in state.items():
+        if name == "mask_token" or name.startswith("decoder_"):
+            ours["decoder." + name.removeprefix("decoder_")] = value
+        else:
+            ours["encoder." + name] = value
+    return ours
 
 
 def _simmim(state: State) -> State:
@@ -108,7 +100,7 @@ def _simmim(state: State) -> State:
             ours["head.weight"] = _channel_last(value.flatten(1))
         elif name == "decoder.0.bias":
             ours["head.bias"] = _channel_last(value)
-        elif not name.endswith(("attn_mask", "relative_position_index")):
+        elif not name.endswith(("attn_mask", "relative_position_index")):  # computed from the size
             renamed = name
             if swin and name != "encoder.mask_token":
                 # timm has a stage's downsampling at the start of the next stage.
@@ -135,31 +127,28 @@ def _clmae(state: State) -> State:
 
 def _bootmae(state: State) -> State:
     """BootMAE: names of the second decoder end in _1, biases are fused, the teacher starts as the encoder."""
+    parts = dict(decode_blocks="blocks", decode_norm="norm", down="embed", mask_token="mask_token", lm_head="pred")  # noqa: S106
     ours: State = {}
     for name, value in _fuse_biases(state).items():
-        renamed = _bootmae_name(name)
+        head, _, rest = name.partition(".")
+        part = parts.get(head.removesuffix("_1"))
+        if name == "de_pos_embed":
+            renamed = "pixel_decoder.pos_embed"
+        elif part is None:
+            renamed = f"encoder.{name}"
+        else:
+            decoder = "feature_decoder" if head.endswith("_1") else "pixel_decoder"
+            renamed = f"{decoder}.{part}.{rest}".rstrip(".").replace(".c_attn.", ".cross.")
         ours[renamed] = value
         if renamed.startswith("encoder."):
             ours[renamed.replace("encoder.", "teacher.", 1)] = value
+    # The official feature decoder reads the encoder's positions; ours keeps a copy of them.
     ours["feature_decoder.pos_embed"] = state["pos_embed"]
     # The pixel head is a transposed convolution, [decoder width, channel, row, column]; ours is linear.
     weight = ours.pop("pixel_decoder.pred.proj.weight")
     ours["pixel_decoder.pred.weight"] = weight.permute(2, 3, 1, 0).flatten(0, 2)
     ours["pixel_decoder.pred.bias"] = ours.pop("pixel_decoder.pred.proj.bias").repeat(weight.shape[2] * weight.shape[3])
     return ours
-
-
-def _bootmae_name(name: str) -> str:
-    """Return our name of a BootMAE parameter."""
-    parts = dict(decode_blocks="blocks", decode_norm="norm", down="embed", mask_token="mask_token", lm_head="pred")  # noqa: S106
-    if name == "de_pos_embed":
-        return "pixel_decoder.pos_embed"
-    head, _, rest = name.partition(".")
-    decoder = "feature_decoder" if head.endswith("_1") else "pixel_decoder"
-    part = parts.get(head.removesuffix("_1"))
-    if part is None:
-        return f"encoder.{name}"
-    return f"{decoder}.{part}.{rest}".rstrip(".").replace(".c_attn.", ".cross.")
 
 
 def _fuse_biases(state: State) -> State:

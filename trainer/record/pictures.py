@@ -33,14 +33,18 @@ from trainer.step import normalise
 
 _CELL_INCHES = 1.4
 _GREY = 0.5  # of a hidden patch, in [0, 1]
-_RANDOMNESS = StepRandomness(seed=0, step=0)
 
 
 class Pictures:
-    """Writes the pictures of a run's method on some images whenever it is called."""
+    """Writes the pictures of a run's method on some images whenever it is called.
+
+    Args:
+        config: the run.
+        images_u8: uint8[B, 3, H, W], one row of a picture each.
+        out_dir: directory of the pictures, usually `report/`; it is made when the first is written.
+    """
 
     def __init__(self, config: TrainConfig, images_u8: NDArray[np.uint8], out_dir: str | Path) -> None:
-        """Keep the images, uint8[B, 3, H, W], one row of a picture each, and the directory, usually `report/`."""
         self.config, self.out_dir = config, Path(out_dir)
         self.images_u8 = torch.as_tensor(np.asarray(images_u8))
 
@@ -56,7 +60,10 @@ class Pictures:
 
 
 def save_whole(figure: Figure, path: Path, *, dpi: int) -> None:
-    """Write a figure as PNG beside its place and rename it there: a reader finds a whole picture or none."""
+    """Write a figure as PNG beside its place and rename it there: a reader finds a whole picture or none.
+
+    The name written first is hidden, so that a page that lists `*.png` does not show it half done.
+    """
     aside = path.with_name(f".{path.name}.tmp")
     figure.savefig(aside, dpi=dpi, format="png")
     aside.replace(path)
@@ -70,16 +77,22 @@ def draw(method: Method, config: TrainConfig, images_u8: Tensor) -> dict[str, Co
     device = next(method.parameters()).device
     images = normalise(images_u8.to(device), config)
     pictures: dict[str, Columns] = {}
+    shown = _visible(method, images)
     if isinstance(method, PixelMethod):
-        pictures["reconstructions"] = reconstructions(method, images, _mask(method, images))
+        # One seed for all steps and runs: pictures differ by the weights alone.
+        mask = method.draw_mask(len(images), StepRandomness(seed=0, step=0), like=images)
+        pictures["reconstructions"] = reconstructions(method, images, mask)
         if method.config.mto.enabled:
-            pictures["affinity"] = affinities(method, images, _mask(method, images))
+            pictures["affinity"] = affinities(method, images, mask)
+    # A learned map beside the mask that it leads to.
     if isinstance(method, Clmae):
         keep_BN = method.keep_probability(images)
-        pictures["masks"] = _masked_by(method, images, "keep probability", keep_BN, method.learned_mask(keep_BN))
+        seen = _grey(method, images, method.learned_mask(keep_BN))
+        pictures["masks"] = {"image": shown, "keep probability": _map(keep_BN), "seen": seen}
     if isinstance(method, SelectingMethod) and method.predictor is not None:
         loss_BN = method.difficulty(images)
-        pictures["predictor"] = _masked_by(method, images, "predicted loss", loss_BN, method.difficulty_mask(loss_BN))
+        seen = _grey(method, images, method.difficulty_mask(loss_BN))
+        pictures["predictor"] = {"image": shown, "predicted loss": _map(loss_BN), "seen": seen}
     return pictures
 
 
@@ -97,11 +110,6 @@ def reconstructions(method: PixelMethod, images: Tensor, mask: Mask) -> Columns:
     }
 
 
-def _masked_by(method: Method, images: Tensor, title: str, values_BN: Tensor, mask: Mask) -> Columns:
-    """Return the image, a value for each patch, and the image under the mask that the values give."""
-    return {"image": _visible(method, images), title: _map(values_BN), "seen": _grey(method, images, mask)}
-
-
 def affinities(method: PixelMethod, images: Tensor, mask: Mask) -> Columns:
     """Return the image and, in three layers, the share of masked tokens' similarity that each visible one has."""
     with watching(method) as taps:
@@ -110,6 +118,7 @@ def affinities(method: PixelMethod, images: Tensor, mask: Mask) -> Columns:
     columns: Columns = {"image": _visible(method, images)}
     for layer in sorted({0, len(layers) // 2, len(layers) - 1}):
         masked, visible = layers[layer]
+        # The attention-like softmax whose entropy MTO calls heterogeneity (Eq. 2), averaged over the masked tokens.
         share_BV = similarity(masked, visible, method.config.mto).softmax(dim=-1).mean(dim=1)
         merged = math.isqrt(mask.visible_BV.shape[1] // visible.shape[1])  # patches along a side of a Swin's token
         shown = shrink_mask(mask, method.config.grid, merged) if merged > 1 else mask
@@ -176,11 +185,6 @@ def grid(columns: Columns) -> Figure:
     return figure
 
 
-def _mask(method: Method, images: Tensor) -> Mask:
-    """Return the fixed mask of the pictures."""
-    return method.draw_mask(len(images), _RANDOMNESS, like=images)
-
-
 def _visible(method: Method, images: Tensor) -> NDArray[Any]:
     """Return normalised images as [B, H, W, 3] in [0, 1]."""
     shift, scale = (images.new_tensor(values).view(3, 1, 1) for values in (method.pixel_mean, method.pixel_std))
@@ -188,7 +192,7 @@ def _visible(method: Method, images: Tensor) -> NDArray[Any]:
 
 
 def _grey(method: Method, images: Tensor, mask: Mask) -> NDArray[Any]:
-    """Return images whose hidden patches are grey."""
+    """Return normalised images as `_visible` does, with the hidden patches grey."""
     hidden = _map(mask.mask_BN)
     scale = images.shape[-1] // hidden.shape[-1]
     cover = hidden.repeat(scale, axis=1).repeat(scale, axis=2)[..., None]
@@ -196,6 +200,6 @@ def _grey(method: Method, images: Tensor, mask: Mask) -> NDArray[Any]:
 
 
 def _map(values_BN: Tensor) -> NDArray[Any]:
-    """Return values of patches as maps, [B, side, side]."""
+    """Return values of the patches of a square grid as maps, float32[B, side, side]."""
     side = round(values_BN.shape[1] ** 0.5)
     return values_BN.view(-1, side, side).detach().float().cpu().numpy()

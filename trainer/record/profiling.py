@@ -1,7 +1,6 @@
 """The cost of a step: floating-point operations, their share of the device's peak, and a trace of the time."""
 
 import functools
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ _SKIPPED_STEPS = 10  # steps before a trace: allocation and compilation are over
 @functools.cache
 def image_flops(method_name: str, model: ModelConfig) -> float:
     """Return the operations of one image's forward and backward passes, counted on the meta device."""
+    # Meta tensors have shapes only, so that ViT-H is counted at once; the run's random numbers stay as they were.
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         method = build_method(method_name, model)
         images = torch.zeros(2, 3, model.image_size, model.image_size)
@@ -45,19 +45,20 @@ def peak_flops(device: torch.device) -> float | None:
     """Return the bf16 peak of a known GPU in FLOP/s, None for any other device."""
     if device.type != "cuda":
         return None
+    # The first match counts, so that the longer of two names is listed first.
     name = torch.cuda.get_device_name(device)
     return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
 
 
-def utilisation(config: TrainConfig, device: torch.device, world_size: int) -> Callable[[float], dict[str, Any]]:
-    """Return a function from images/s to `tflops_per_s`, and `mfu` in [0, 1] where the peak is known."""
-    flops, peak = image_flops(config.method, config.model), peak_flops(device)
+def utilisation(
+    images_per_s: float, config: TrainConfig, device: torch.device, world_size: int
+) -> dict[str, float | None]:
+    """Return `tflops_per_s` of all ranks, and `mfu`, its share of their peak in [0, 1]; None where that is not known.
 
-    def of(images_per_s: float) -> dict[str, Any]:
-        achieved = flops * images_per_s
-        return {"tflops_per_s": achieved / 1e12, "mfu": achieved / (peak * world_size) if peak else None}
-
-    return of
+    MFU is defined in PaLM's appendix B (arXiv:2204.02311).
+    """
+    achieved, peak = image_flops(config.method, config.model) * images_per_s, peak_flops(device)
+    return {"tflops_per_s": achieved / 1e12, "mfu": achieved / (peak * world_size) if peak else None}
 
 
 def trace(steps: int, path: Path) -> AbstractContextManager[Any]:

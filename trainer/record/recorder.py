@@ -4,10 +4,11 @@ The loop decides when; the recorder reads the numbers off the device, writes on 
 for device values here and nowhere else.
 """
 
+import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -16,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.config import TrainConfig, to_dict
+from trainer.config import TrainConfig
 from trainer.errors import NonFiniteLossError
 from trainer.methods.base import Method
 from trainer.optim import learning_rate
 from trainer.progress import TrainResult
-from trainer.record.checkpoint import Checkpoints, load_optimizer_tensors, optimizer_tensors
+from trainer.record.checkpoint import Checkpoints, checkpoint_paths, load_optimizer_tensors, optimizer_tensors
 from trainer.record.metrics import Meter, MetricsLog
-from trainer.record.profiling import utilisation
+from trainer.record.profiling import image_flops, utilisation
 from trainer.sharding import load_whole, place_like, unsharded, whole
 from trainer.step import StepResult, TrainState
 
@@ -49,11 +50,8 @@ class Batch(Protocol):
     """Seconds that the loop waited for it."""
 
 
-class Stream(Protocol):
-    """Batches of one rank that can be resumed."""
-
-    def __iter__(self) -> Iterator[Any]:
-        """Yield one batch a step; the loop checks their fields."""
+class Stream(Iterable[Any], Protocol):
+    """Batches of one rank, one a step, that can be resumed; the loop checks the batches' fields."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the cursor."""
@@ -63,14 +61,21 @@ class Stream(Protocol):
 
 
 class Recorder:
-    """The files of a run in progress; only rank 0 writes."""
+    """The files of a run in progress; only rank 0 writes.
+
+    Args:
+        state: the run; `restore` continues it in place.
+        stream: its cursor is saved and restored with the weights.
+        directory: run directory.
+        on_step: called with (steps done, metrics) after every line of a step; None on all ranks but 0.
+    """
 
     def __init__(self, state: TrainState, stream: Stream, directory: Path, on_step: OnStep | None) -> None:
         self.state, self.stream, self.directory, self.on_step = state, stream, directory, on_step
         self.checkpoints = Checkpoints(directory / "checkpoints", keep=state.config.keep_checkpoints)
         self.metrics = MetricsLog(directory / "metrics.jsonl")
+        image_flops(state.config.method, state.config.model)  # counted and kept before the meter's time runs
         self.meter = Meter()
-        self.utilisation = utilisation(state.config, state.device, state.context.world_size)
         self.last: dict[str, Any] = {}
         self._unread: list[tuple[int, np.ndarray, StepResult]] = []
         self._loss_sum: Tensor | None = None
@@ -78,14 +83,13 @@ class Recorder:
         self._saved_step = -1
         self._substituted = 0
 
-    def __enter__(self) -> "Recorder":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.checkpoints.close()
-
     def restore(self, *, resume: bool) -> None:
-        """Continue from the newest checkpoint, if there is one."""
+        """Continue from the newest checkpoint, if there is one. All ranks call this.
+
+        Raises:
+            ValueError: `resume` is False and there is one, or it is of another run.
+            CheckpointError: there are checkpoints, none intact.
+        """
         checkpoint = self.checkpoints.latest()
         state = self.state
         if checkpoint is None:
@@ -104,6 +108,7 @@ class Recorder:
             start = state.step = self._saved_step = checkpoint.state["step"]
             self.stream.load_state_dict(checkpoint.state["stream"])
             log.info("resumed at step %d from %s", start, checkpoint.path)
+        # Lines after the checkpoint are of steps that will be done again.
         if state.context.rank == 0:
             self.metrics.rewind(start + 1)
         state.context.barrier()
@@ -127,6 +132,7 @@ class Recorder:
         unread, self._unread = self._unread, []
         if not unread or all(torch.stack([result.grad_norm for _, _, result in unread]).isfinite().tolist()):
             return
+        # A GPU has done further steps since; the first bad one is reported.
         step, ids, result = next(entry for entry in unread if not entry[2].grad_norm.isfinite())
         losses = result.per_sample_B.float().cpu().numpy()
         bad = [int(sample_id) for sample_id in ids[~np.isfinite(losses)]]
@@ -136,8 +142,13 @@ class Recorder:
         raise NonFiniteLossError(step, bad, str(path))
 
     def log_step(self, batch: Batch, result: StepResult) -> None:
-        """Read the numbers of the step, check them, write them."""
+        """Read the numbers of the step off the device, check them, and write a line. All ranks call this.
+
+        Raises:
+            NonFiniteLossError: a gradient since the last check is not finite.
+        """
         self.check_finite()
+        # All in one tensor, so that the ranks exchange once and the device is waited for once.
         numbers = {"loss": result.loss, **result.parts}
         numbers["bad_samples"] = result.loss.new_tensor(self._substituted * self.state.context.world_size)
         self._substituted = 0
@@ -145,7 +156,9 @@ class Recorder:
         values: dict[str, Any] = dict(zip(numbers, mean.tolist(), strict=True))
         values |= {"lr": learning_rate(self.state.config, self.state.step - 1), "grad_norm": float(result.grad_norm)}
         speed = self.meter.read()
-        values |= {"version": int(batch.version), **speed, **self.utilisation(speed["images_per_s"])}
+        config, world_size = self.state.config, self.state.context.world_size
+        values |= {"version": int(batch.version), **speed}
+        values |= utilisation(speed["images_per_s"], config, self.state.device, world_size)
         self.last = {"step": self.state.step, **values}
         if self.state.context.rank == 0:
             self.metrics.write(self.state.step, values)
@@ -184,8 +197,10 @@ class Recorder:
         if state.step == self._saved_step:
             return
         self._saved_step = state.step
+        # The mean loss since the last checkpoint tells the best one: a single step's is noise.
         loss = state.context.mean(self._loss_sum / self._loss_steps).item() if self._loss_sum is not None else None
         self._loss_sum, self._loss_steps = None, 0
+        # Gathering sharded weights is collective: all ranks do it, and the others drop them.
         tensors = {"model": whole(state.method.state_dict()), "optimizer": whole(optimizer_tensors(state.optimizers))}
         if state.averages:
             tensors["ema"] = whole(state.averages)
@@ -193,15 +208,15 @@ class Recorder:
             self.checkpoints.save(
                 state.step,
                 tensors,
-                {"config": to_dict(state.config), "stream": self.stream.state_dict(), "metric": loss},
+                {"config": dataclasses.asdict(state.config), "stream": self.stream.state_dict(), "metric": loss},
             )
 
     def finish(self, reason: Literal["finished", "stopped"]) -> TrainResult:
         """Write the last checkpoint, wait for it, and return how the run ended."""
         self.checkpoint()
-        self.checkpoints.wait()
+        self.checkpoints.wait()  # on rank 0, before the others may read it
         self.state.context.barrier()
-        path = self.checkpoints.paths()[-1]
+        path = checkpoint_paths(self.checkpoints.directory)[-1]
         log.info("%s at step %d; checkpoint %s", reason, self.state.step, path)
         return TrainResult(step=self.state.step, reason=reason, checkpoint=str(path), metrics=self.last)
 
@@ -224,7 +239,7 @@ _FREE_TO_CHANGE = frozenset(
 
 def _check_same_run(saved: dict[str, Any], config: TrainConfig, path: Path) -> None:
     """Raise ValueError when a checkpoint is of another run: another method, model or field that shapes the numbers."""
-    current = json.loads(json.dumps(to_dict(config)))  # tuples become lists, as in the saved one
+    current = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists, as in the saved one
     if saved.get("method") != current["method"]:
         raise ValueError(
             f"a checkpoint must be of the method that resumes it ({current['method']}); {path} is of "
