@@ -60,24 +60,13 @@ def build_router(service: RunService) -> APIRouter:
     ):
         # Fields that were not set are left out: a selection in this process has no Ray node.
         router.add_api_route(API + path, read, response_model=answer, response_model_exclude_unset=True, tags=["look"])
-    for path, change, reply in (
-        ("/scale", service.scale, changes.ScaleResponse),
-        ("/export", service.export, changes.ExportResponse),
-    ):
-        router.add_api_route(
-            API + path, change, methods=["POST"], response_model=reply, tags=["change"], responses=CONFLICT
-        )
-
+    change: dict[str, Any] = {"methods": ["POST"], "tags": ["change"], "responses": CONFLICT}
+    router.add_api_route(API + "/scale", service.scale, response_model=changes.ScaleResponse, **change)
+    router.add_api_route(API + "/export", service.export, response_model=changes.ExportResponse, **change)
     for kind, effect in ACTS.items():
+        act = partial(service.act, kind)
         router.add_api_route(
-            f"{API}/{kind}",
-            partial(service.act, kind),
-            name=kind,
-            description=effect,
-            methods=["POST"],
-            response_model=changes.RunResponse,
-            tags=["change"],
-            responses=CONFLICT,
+            f"{API}/{kind}", act, name=kind, description=effect, response_model=changes.RunResponse, **change
         )
 
     @router.post(API + "/controls", response_model=changes.ControlResponse, tags=["change"], responses=CONFLICT)

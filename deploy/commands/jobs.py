@@ -57,12 +57,12 @@ def submit(
     """
     from deploy.remote.jobs import ray_jobs
 
-    words = ["train", name]
-    paths = {"index": index, "out": out, "prototypes": prototypes, "test-index": test_index}
+    named = {"index": index, "out": out, "prototypes": prototypes, "test-index": test_index}
+    paths = {option: path for option, path in named.items() if path is not None}
     for option, path in paths.items():
-        if path is not None and not path.is_absolute():
+        if not path.is_absolute():
             raise RunError(f"--{option} must be an absolute path on the cluster; got {path}.")
-        words += [f"--{option}", str(path)] if path is not None else []
+    words = ["train", name, *(word for option, path in paths.items() for word in (f"--{option}", str(path)))]
     settings = [*combined.settings(), *set]
     config = _check_run(name, index, settings, module)
     client = ray_jobs.connect(address)

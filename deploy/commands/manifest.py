@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from deploy.commands.combined import AS_NAMED, Combination
 from deploy.console import Answer, say
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pods:
+    """Sizes and numbers of the pods."""
+
+    loader_cpus: int = 8
+    """cores of a loader pod."""
+    loader_memory: int = 32
+    """GiB of a loader pod; half of it is shared memory."""
+    max_loaders: int = 8
+    """most loader pods."""
+    trainer_cpus: int = 16
+    """cores of a trainer pod."""
+    trainer_memory: int = 128
+    """GiB of a trainer pod; half of it is shared memory."""
+    gpus_per_trainer: int = 8
+    """GPUs of a trainer pod, for runs with trainers.use_gpu."""
+
+
+PodOptions = Annotated[Pods, arg(name="")]
+"""Type of the command's parameter; its options have no prefix."""
+USUAL_PODS = Pods()
 
 
 def kuberay(
@@ -22,12 +47,7 @@ def kuberay(
     claim: str = "tempera-shared",
     token_secret: str = "tempera-token",  # noqa: S107 - the secret's name
     env_secret: str = "",
-    loader_cpus: int = 8,
-    loader_memory: int = 32,
-    max_loaders: int = 8,
-    trainer_cpus: int = 16,
-    trainer_memory: int = 128,
-    gpus_per_trainer: int = 8,
+    pods: PodOptions = USUAL_PODS,
     metrics_namespace: str = "prometheus",
 ) -> Answer:
     """Write a run's RayCluster, NetworkPolicy and RayJob for KubeRay 1.7.
@@ -43,12 +63,7 @@ def kuberay(
         claim: ReadWriteMany PersistentVolumeClaim, mounted at /shared.
         token_secret: secret with the cluster's token.
         env_secret: secret whose keys become environment variables, as for object storage.
-        loader_cpus: cores of a loader pod.
-        loader_memory: GiB of a loader pod; half of it is shared memory.
-        max_loaders: most loader pods.
-        trainer_cpus: cores of a trainer pod.
-        trainer_memory: GiB of a trainer pod; half of it is shared memory.
-        gpus_per_trainer: GPUs of a trainer pod, for runs with trainers.use_gpu.
+        pods: how large they are, and how many.
         metrics_namespace: namespace that may scrape the metrics.
     """
     import ray
@@ -65,15 +80,14 @@ def kuberay(
     words = ["train", name, "--index", str(index), "--out", f"{SHARED}/runs/{config.name}"]
     words += ["--prototypes", str(prototypes)] if prototypes else []
     settings = PodSettings(image=image, claim=claim, token_secret=token_secret, env_secret=env_secret)
-    gpus = gpus_per_trainer if config.trainers.use_gpu else 0
+    gpus = pods.gpus_per_trainer if config.trainers.use_gpu else 0
+    loader_gib, trainer_gib = pods.loader_memory, pods.trainer_memory
     options = KubernetesOptions(
         settings=settings,
-        loader=PodNeeds(cpus=loader_cpus, memory_gib=loader_memory, shared_memory_gib=loader_memory // 2),
-        trainer=PodNeeds(
-            cpus=trainer_cpus, memory_gib=trainer_memory, shared_memory_gib=trainer_memory // 2, gpus=gpus
-        ),
+        loader=PodNeeds(cpus=pods.loader_cpus, memory_gib=loader_gib, shared_memory_gib=loader_gib // 2),
+        trainer=PodNeeds(cpus=pods.trainer_cpus, memory_gib=trainer_gib, shared_memory_gib=trainer_gib // 2, gpus=gpus),
         head=PodNeeds(cpus=4, memory_gib=16, shared_memory_gib=4),
-        max_loader_pods=max_loaders,
+        max_loader_pods=pods.max_loaders,
         ray_version=ray.__version__,
         metrics_namespace=metrics_namespace,
     )

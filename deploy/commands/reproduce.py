@@ -14,6 +14,9 @@ from deploy.console import Answer, table, working
 
 if TYPE_CHECKING:
     from deploy.studies.reproduce import Claim
+    from deploy.studies.reproduce.plan import Plan
+    from deploy.studies.reproduce.queue import Queue
+    from deploy.studies.reproduce.study import Study
 
 POINTS_OF_RAUC = 3
 """Fewest points of curves whose areas are compared."""
@@ -65,7 +68,6 @@ def reproduce(
     """
     from deploy.studies.reproduce.plan import Scale, make_plans
     from deploy.studies.reproduce.queue import in_turn, side_by_side
-    from deploy.studies.reproduce.report import write_claim
     from deploy.studies.reproduce.study import Study, prepare_data
     from loader import ShardIndex
     from trainer import model_size
@@ -75,11 +77,12 @@ def reproduce(
     require(evaluations >= 0, f"--evaluations must be 0 or more; got {evaluations}.")
     require(workers is None or workers >= 1, f"--workers must be 1 or more; got {workers}.")
     chosen = chosen_claims(claims, sweep=sweep, only=only)
-    compared = [folder for folder, claim in chosen.items() if claim.baseline is not None]
+    # The area below a curve of one or two points says nothing of its rise.
+    compared = ", ".join(folder for folder, claim in chosen.items() if claim.baseline is not None)
+    least = POINTS_OF_RAUC if compared else 0
     require(
-        not compared or evaluations >= POINTS_OF_RAUC,
-        f"--evaluations must be {POINTS_OF_RAUC} or more where curves are compared ({', '.join(compared)}); got "
-        f"{evaluations}.",
+        evaluations >= least,
+        f"--evaluations must be {least} or more where curves are compared ({compared}); got {evaluations}.",
     )
     image_size = model_size(size).image_size
     folder = f"data-{samples or 'all'}" + (f"-test-{test_samples}" if test_samples else "")
@@ -105,23 +108,27 @@ def reproduce(
             workers=workers or 1,
         )
     study = Study(scale=next(iter(plans.values())).scale, seeds=seeds, data=images, out=out)
-    study.run(
-        [arm for claim in chosen.values() for arm in claim.arms], queue=side_by_side(workers) if workers else in_turn
-    )
+    return _train_and_report(study, chosen, plans, out=out, queue=side_by_side(workers) if workers else in_turn)
+
+
+def _train_and_report(
+    study: Study, claims: dict[str, Claim], plans: dict[str, Plan], *, out: Path, queue: Queue
+) -> Answer:
+    """Train the arms that have no outcome yet, and write each claim's report into its folder."""
+    from deploy.studies.reproduce.report import write_claim
+
+    study.run([arm for claim in claims.values() for arm in claim.arms], queue=queue)
     with working("neighbours of raw pixels and of untrained weights"):
         floor = study.floor()
-    written = [
-        write_claim(
-            out / folder, plan=plans[folder], claim=claim, outcomes=list(study.outcomes(claim.arms)), floor=floor
-        )
-        for folder, claim in chosen.items()
-    ]
-    views: list[Table | str] = []
-    for one in written:
-        views.append(table(one.claim.title, one.columns, one.rows))
-        holds = [(str(judged), judged.holds) for judged in one.judged]
-        views += [table("does it hold here?", ("direction", "holds"), holds), f"report: {one.page}"]
-    return Answer(data={one.folder.name: one.data for one in written}, view=Group(*views))
+    data, views = {}, list[Table | str]()
+    for folder, claim in claims.items():
+        outcomes = list(study.outcomes(claim.arms))
+        written = write_claim(out / folder, plan=plans[folder], claim=claim, outcomes=outcomes, floor=floor)
+        data[written.folder.name] = written.data
+        holds = [(str(judged), judged.holds) for judged in written.judged]
+        views.append(table(claim.title, written.columns, written.rows))
+        views += [table("does it hold here?", ("direction", "holds"), holds), f"report: {written.page}"]
+    return Answer(data=data, view=Group(*views))
 
 
 def chosen_claims(names: tuple[str, ...], *, sweep: bool, only: tuple[str, ...]) -> dict[str, Claim]:
