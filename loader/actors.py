@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 import ray
@@ -16,7 +17,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from loader.batch import BatchSpec, Pixels
-from loader.batches.ring import Ring, Slot, is_running
+from loader.batches.ring import Ring, Slot
 from loader.errors import LoaderLost
 from loader.fleet.actors import CALL_TIMEOUT_S, FleetClient, first_line, is_done
 from loader.pool import Handle
@@ -143,10 +144,10 @@ class RayLoaders:
             self._ring.free(slot)
         elif request.lost:
             # Ray may report a loss while the process still runs, behind a broken network: only its end is proof.
-            pid = self._pids[request.actor]
-            self._ring.free_once(slot, lambda: not is_running(pid))
+            process = Path(f"/proc/{self._pids[request.actor]}")
+            self._ring.free(slot, lambda: not process.exists())
         else:
-            self._ring.free_once(slot, lambda: is_done(request.reference))
+            self._ring.free(slot, lambda: is_done(request.reference))
 
     def observe(self, wait_share: float) -> None:
         # The answer is not waited for: a fleet that misses a report of two seconds loses little.

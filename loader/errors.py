@@ -1,14 +1,13 @@
-"""The errors of this package that callers may catch. Each keeps its arguments across a process boundary."""
+"""The errors of this package that callers may catch.
+
+Each is made from its message alone: Ray rebuilds errors from their positional arguments in the caller's process.
+"""
 
 from __future__ import annotations
 
 
 class LoaderError(Exception):
     """Base of every error that this package raises on purpose."""
-
-    def __reduce__(self) -> tuple[type[LoaderError], tuple[object, ...], dict[str, object]]:
-        """Rebuild from the positional arguments: Ray re-raises errors in the caller's process."""
-        return type(self), self.args, dict(self.__dict__)
 
 
 class MissingIndexError(LoaderError):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from loader.batch import BadSample, Batch, BatchSpec
 from loader.batches.groups import Group
-from loader.batches.next_use import NextUse
+from loader.batches.next_use import cache_hints
 from loader.batches.routing import Deadline, route
 from loader.batches.substitution import BadSampleLimit
 from loader.batches.windows import WindowFetcher
@@ -92,7 +92,10 @@ class Assembler:
         self._stats, self._on_bad, self._delivered = stats, on_bad, delivered
         self._next_step = delivered()
         self._groups: deque[Group] = deque()
-        self._buffers, self._next_use = ImageBuffers(), NextUse()
+        self._buffers = ImageBuffers()
+        self._hints: NDArray[np.float64] = np.zeros(0)
+        self._hints_of: tuple[int, bool] | None = None
+        """The window that the hints are for, and whether the window after it was known."""
         self._requests: dict[Handle, _Request] = {}
         self._deadline = Deadline(least_s=config.request_deadline_s)
         self._spared_until: dict[str, float] = {}
@@ -147,9 +150,11 @@ class Assembler:
             window_end = min((window + 1) * config.window_steps, config.total_steps)
             steps = range(self._next_step, min(self._next_step + group_steps, window_end))
             draws = self._windows.get(window)
-            # With whatever of the next window is here already: a hint is not worth a wait.
-            hints = self._next_use.hints(draws, self._windows.peek(window + 1))
-            group = Group(draws, steps, config, hints=hints, buffers=self._buffers)
+            # A hint is not worth a wait: the next window counts once it is here. Many groups share the hints of one.
+            following = self._windows.peek(window + 1)
+            if self._hints_of != (window, following is not None):
+                self._hints, self._hints_of = cache_hints(draws, following), (window, following is not None)
+            group = Group(draws, steps, config, hints=self._hints, buffers=self._buffers)
             self._next_step = steps.stop
             in_flight += len(steps)
             if steps.stop + prefetch_steps > window_end and window < furthest:

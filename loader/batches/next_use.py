@@ -23,25 +23,14 @@ def draws_until_next(sample_ids: NDArray[np.int64]) -> NDArray[np.float64]:
     return distance
 
 
-class NextUse:
-    """Cache hints for the windows of one stream, each computed once."""
+def cache_hints(window: Window, following: Window | None) -> NDArray[np.float64]:
+    """Return float64[S*G] in (0, 1], the rate per draw at which each draw's sample is used from then on.
 
-    def __init__(self) -> None:
-        self._key: tuple[int, bool] | None = None
-        self._hints: NDArray[np.float64] = np.zeros(0)
-
-    def hints(self, window: Window, following: Window | None) -> NDArray[np.float64]:
-        """Return float64[S*G] in (0, 1], the rate per draw at which each draw's sample is used from then on.
-
-        Args:
-            window: The window whose draws are requested next.
-            following: The window after it, if it is known already.
-        """
-        # Many groups are planned from one window; hints are computed again only when the next one has come.
-        key = (window.index, following is not None)
-        if key != self._key:
-            # The next window counts as what follows; the draws of this one are those that need hints.
-            known = [np.asarray(draws.sample_ids, np.int64) for draws in (window, following) if draws is not None]
-            rate = 1 / draws_until_next(np.concatenate(known))[: len(known[0])]
-            self._key, self._hints = key, np.maximum(np.asarray(window.probability, np.float64), rate)
-        return self._hints
+    Args:
+        window: The window whose draws are requested next.
+        following: The window after it, if it is known already.
+    """
+    # The next window counts as what follows; the draws of this one are those that need hints.
+    known = [np.asarray(draws.sample_ids, np.int64) for draws in (window, following) if draws is not None]
+    rate = 1 / draws_until_next(np.concatenate(known))[: len(known[0])]
+    return np.maximum(np.asarray(window.probability, np.float64), rate)

@@ -71,17 +71,26 @@ class Ring:
         self._memory[:_NONCE_BYTES] = nonce
         self.address = RingAddress(os.getpid(), self._fd, nonce)
         self._free = [(_PAGE, size - _PAGE)]
-        self._given_up: list[tuple[Slot, Callable[[], bool]]] = []
+        """(offset, size) of what no slot has, in bytes."""
+        self._given_back: list[tuple[Slot, Callable[[], bool]]] = []
 
     def allocate(self, num_bytes: int) -> Slot | None:
         """Return a slot, or None when there is no room."""
-        # Slots that were given up are looked at here and nowhere else: until memory is wanted, nobody misses them.
-        given_up, self._given_up = self._given_up, []
-        for slot, is_safe in given_up:
+        # Memory comes back here and nowhere else: until some is wanted, nobody misses it.
+        parts, unsafe = self._free, []
+        for slot, is_safe in self._given_back:
             if is_safe():
-                self.free(slot)
+                parts.append((slot.offset, slot.num_bytes))
             else:
-                self._given_up.append((slot, is_safe))
+                unsafe.append((slot, is_safe))
+        self._given_back = unsafe
+        # Neighbours are joined, or the ring would fall into pieces too small for any request.
+        self._free = []
+        for offset, size in sorted(parts):
+            if self._free and sum(self._free[-1]) == offset:
+                self._free[-1] = (self._free[-1][0], self._free[-1][1] + size)
+            else:
+                self._free.append((offset, size))
         # First fit: requests of a stream are of a few sizes, so little is lost between them.
         wanted = -(-num_bytes // _PAGE) * _PAGE
         for number, (offset, size) in enumerate(self._free):
@@ -91,39 +100,19 @@ class Ring:
                 return Slot(self.address.nonce, offset, wanted)
         return None
 
+    def free(self, slot: Slot, is_safe: Callable[[], bool] = lambda: True) -> None:
+        """Give a slot back; it is used again once `is_safe` says that no loader can write to it any more."""
+        self._given_back.append((slot, is_safe))
+
     def images(self, slot: Slot, num_images: int, size: int) -> NDArray[np.uint8]:
         """Return uint8[n, 3, size, size] in a slot, in channels-last memory, without copying."""
         return _images(self._memory, slot, num_images, size).numpy()
-
-    def free(self, slot: Slot) -> None:
-        """Free a slot whose request was answered, or whose loader is dead."""
-        # Neighbours are joined at once, or the ring would fall into pieces too small for any request.
-        joined: list[tuple[int, int]] = []
-        for offset, size in sorted([*self._free, (slot.offset, slot.num_bytes)]):
-            if joined and joined[-1][0] + joined[-1][1] == offset:
-                joined[-1] = (joined[-1][0], joined[-1][1] + size)
-            else:
-                joined.append((offset, size))
-        self._free = joined
-
-    def free_once(self, slot: Slot, is_safe: Callable[[], bool]) -> None:
-        """Free a slot as soon as `is_safe` says that no loader can write to it any more."""
-        self._given_up.append((slot, is_safe))
 
     def __del__(self) -> None:
         # Loaders watch the descriptor: while it is open they keep the memory mapped. Images that the trainer still
         # holds keep the mapping itself alive, so nothing is unmapped here.
         if self._fd >= 0:
             os.close(self._fd)
-
-
-def is_running(pid: int) -> bool:
-    """Return whether a process of this machine exists."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @dataclass(frozen=True, slots=True)

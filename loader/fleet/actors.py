@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 FLEET_NAME: Final = "loader-fleet"
 CALL_TIMEOUT_S: Final = 10.0
-_TICK_S, _START_TIMEOUT_S = 0.25, 120.0
+_RETRY_S, _START_TIMEOUT_S = 0.25, 120.0
 _WATCH_S: Final = 1.0
 """A check is always under way, and answers after this time; a death ends it at once."""
 _SILENCE_S: Final = 10.0
@@ -41,7 +41,7 @@ _SILENCE_S: Final = 10.0
 _IN_SLOT: Final = np.zeros((0, 3, 0, 0), np.uint8)
 _LOADER_GROUPS: Final = {"load": 2, "control": 1, "watch": 1}
 """Calls that a loader works on at a time, by group: it must answer checks while it decodes."""
-FleetMethod = Literal["scale", "observe", "members", "status", "events"]
+FleetMethod = Literal["scale", "observe", "members", "status", "events", "close"]
 _remote: Any = ray.remote  # Applied late, and untyped: its annotations do not know all options.
 
 
@@ -140,21 +140,11 @@ class LoaderFleet:
             return RayProcess(actor.options(**needs).remote(index, spec.config))
 
         self._fleet = Fleet(launch, size=size, clock=time.time, policy=policy, memory=memory)
-        self._stopped = threading.Event()
-        threading.Thread(target=self._supervise, name="fleet", daemon=True).start()
+        threading.Thread(target=self._fleet.run, name="fleet", daemon=True).start()
 
     def call(self, method: FleetMethod, *args: object, **options: object) -> Any:
         """Call a method of `Fleet`."""
         return getattr(self._fleet, method)(*args, **options)
-
-    def close(self) -> None:
-        """End every loader and stop replacing them."""
-        self._stopped.set()
-        self._fleet.close()
-
-    def _supervise(self) -> None:
-        while not self._stopped.wait(_TICK_S):
-            self._fleet.tick()
 
 
 class FleetClient:
@@ -184,7 +174,7 @@ class FleetClient:
     def close(self) -> None:
         """End every loader, then the fleet."""
         with suppress(RayError):
-            ray.get(self.actor.close.remote(), timeout=CALL_TIMEOUT_S)
+            ray.get(self.actor.call.remote("close"), timeout=CALL_TIMEOUT_S)
         ray.kill(self.actor)
 
     def _call(self, method: FleetMethod, *args: object, timeout_s: float = CALL_TIMEOUT_S, **options: object) -> Any:
@@ -195,9 +185,9 @@ class FleetClient:
             except RayTaskError as error:
                 raise error.cause from error  # what the fleet raised, such as ValueError: it did answer
             except RayError as error:
-                if not isinstance(error, ActorUnavailableError) or time.monotonic() + _TICK_S > deadline:
+                if not isinstance(error, ActorUnavailableError) or time.monotonic() + _RETRY_S > deadline:
                     raise LoaderLost(f"the loader fleet did not answer {method}: {first_line(error)}") from error
-            time.sleep(_TICK_S)  # the network failed: every method may be called twice
+            time.sleep(_RETRY_S)  # the network failed: every method may be called twice
 
 
 def start_fleet(

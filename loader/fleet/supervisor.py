@@ -24,6 +24,7 @@ State = Literal["starting", "ready", "lost"]
 EventKind = Literal["scale", "loader_started", "loader_lost", "loader_removed", "fleet_restarted"]
 
 _MAX_LOADERS: Final = 1024
+_TICK_S: Final = 0.25
 _MIN_PAUSE_S: Final = 0.25
 _MAX_PAUSE_S: Final = 15.0
 _MIN_STARTING: Final = 8
@@ -126,6 +127,7 @@ class Fleet:
         self._events: deque[FleetEvent] = deque(maxlen=10_000)  # a loader that dies for days must not fill memory
         self._sequence = 0
         self._lock = threading.RLock()  # `observe` calls `scale`
+        self._closed = threading.Event()
         self._size, self._author, self._reason = _checked(size), "fleet", "initial size"
         last = load_desired_size(memory) if memory is not None else None
         if last is not None:
@@ -157,6 +159,11 @@ class Fleet:
             infos = {name: slot.process.info for name, slot in self._slots.items() if slot.process is not None}
             decision = self._scaler.report(wait_share, infos, size=self._size, now_s=self._clock())
             return None if decision is None else self.scale(decision.size, author="fleet", reason=decision.reason)
+
+    def run(self) -> None:
+        """Call `tick` four times a second until `close`."""
+        while not self._closed.wait(_TICK_S):
+            self.tick()
 
     def tick(self) -> None:
         """Look at every loader once: launch the missing, replace the lost, drain those beyond the desired size."""
@@ -206,7 +213,8 @@ class Fleet:
             }
 
     def close(self) -> None:
-        """End every loader now."""
+        """End every loader now, and replace none."""
+        self._closed.set()
         with self._lock:
             for slot in self._slots.values():
                 if slot.process is not None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from loader.batches.next_use import NextUse, draws_until_next
+from loader.batches.next_use import cache_hints, draws_until_next
 from loader.batches.windows import FixedWindow
 from loader.cache import Demand, PixelCache
 
@@ -30,18 +30,17 @@ def window(index: int, ids: np.ndarray, probability: np.ndarray) -> FixedWindow:
 def test_hints_are_the_rate_until_the_next_draw_or_the_probability():
     probability = np.array([0.7, 0.2, 0.1])
     first, second = window(0, np.array([0, 1, 1, 2]), probability), window(1, np.array([1, 2, 2, 2]), probability)
-    next_use = NextUse()
-    assert next_use.hints(first, None).tolist() == [0.7, 1.0, 0.2, 0.1]
-    assert next_use.hints(first, second).tolist() == [0.7, 1.0, 0.5, 0.5]
-    assert next_use.hints(second, None).tolist() == [0.2, 1.0, 1.0, 0.1]
+    assert cache_hints(first, None).tolist() == [0.7, 1.0, 0.2, 0.1]
+    assert cache_hints(first, second).tolist() == [0.7, 1.0, 0.5, 0.5]
+    assert cache_hints(second, None).tolist() == [0.2, 1.0, 1.0, 0.1]
 
 
 def hit_rate(windows: list[FixedWindow], *, clairvoyant: bool) -> float:
     """Hits of a cache of a tenth of the samples in the second half of the windows."""
-    cache, next_use = PixelCache(100 * IMAGE.nbytes), NextUse()
+    cache = PixelCache(100 * IMAGE.nbytes)
     hits = asked = 0
     for number, draws in enumerate(windows):
-        hints = next_use.hints(draws, None) if clairvoyant else draws.probability
+        hints = cache_hints(draws, None) if clairvoyant else draws.probability
         for at, (sample, hint) in enumerate(zip(draws.sample_ids.tolist(), hints.tolist(), strict=True)):
             demand = Demand(hint, draws.first_draw + at)
             hit = cache.get(sample, demand) is not None

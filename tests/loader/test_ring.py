@@ -127,7 +127,7 @@ def test_nothing_is_left_of_a_ring_whose_owner_was_killed():
 def test_a_slot_given_up_is_free_only_when_it_is_safe():
     ring, safe = Ring(1 << 16), []
     capacity = free_bytes(ring)
-    ring.free_once(ring.allocate(capacity), lambda: bool(safe))
+    ring.free(ring.allocate(capacity), lambda: bool(safe))
     assert free_bytes(ring) == 0
     assert ring.allocate(1) is None
     safe.append(True)
