@@ -127,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 when an answer reports a failure, 2 for an error that the user can fix, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    # Taken out here: tyro knows an option only behind the command that declares it.
     as_json = "--json" in words
     parsed = _parse([word for word in words if word != "--json"] or ["--help"])
     if isinstance(parsed, int):
@@ -137,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted.", status=INTERRUPTED)
     except Exception as error:
+        # One line is enough for a wrong path or value; a defect needs its traceback.
         if os.environ.get("TEMPERA_TRACEBACK") or not _is_user_error(error):
             raise
         return _fail(_one_line("\n".join([str(error), *getattr(error, "__notes__", ())])))
@@ -152,6 +154,7 @@ def _parse(words: Sequence[str]) -> Callable[[], Answer | None] | int:
     """Return the command with its arguments bound, or the exit status when there is nothing to run."""
     stderr = io.StringIO()
     try:
+        # tyro prints its errors in a box and exits; help goes to standard output and exits with 0.
         with contextlib.redirect_stderr(stderr):
             command: Callable[[], Answer | None] = build_app().cli(prog="tempera", description=DESCRIPTION, args=words)
     except SystemExit as stop:

@@ -19,6 +19,7 @@ Reason = Annotated[str, StringConstraints(max_length=500, pattern=r"^[^\x00-\x1f
 class RunRequest(BaseModel):
     """Pause, resume, stop, export."""
 
+    # Strict: neither "2" nor true is a number of loaders.
     model_config = ConfigDict(
         strict=True, extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )

@@ -160,8 +160,10 @@ class RunClient(AbstractContextManager["RunClient"]):
 
     def events(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield ("state" | "metrics" | "trouble", data) of the event stream until the run ends."""
+        # The server sends a beat every second: silence for TIMEOUT_S means that it is gone.
         with self._http.stream("GET", "stream", timeout=httpx2.Timeout(TIMEOUT_S, connect=CONNECT_S)) as response:
             if response.status_code != httpx2.codes.OK:
+                # A streamed body must be read before it can be parsed.
                 response.read()
                 _value(response)
             name = ""

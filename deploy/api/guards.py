@@ -82,6 +82,7 @@ class Guard:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 given = list(message.get("headers", ()))
+                # A route's own header wins: pictures may be cached.
                 names = {name for name, _ in given}
                 message["headers"] = given + [header for header in extra if header[0] not in names]
             await send(message)
@@ -92,6 +93,7 @@ class Guard:
         except Refused as refused:
             await _refuse(refused, send_with_headers, receive)
             return
+        # The peer has gone; nobody is left to answer.
         if body is None:
             return
         given = False
@@ -104,6 +106,7 @@ class Guard:
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
+        # Readers of the stream stay for hours; they must not use up REQUESTS_IN_WORK.
         counted = scope["path"] != STREAM_PATH
         self._working += counted
         try:
@@ -120,6 +123,7 @@ class Guard:
             raise Refused(405, f"the API reads with GET and changes with POST; got {scope['method'][:16]}.")
         host = _one(headers, b"host")
         text = (host or b"").decode("latin-1").lower()
+        # The port does not count: the near end of a forwarded port has another.
         name, colon, port = text.rpartition(":")
         if host is None or (name if colon and port.isdigit() else text) not in self._hosts:
             raise Refused(
@@ -144,6 +148,7 @@ class Guard:
                     "of the run directory.",
                     (b"www-authenticate", b"Bearer"),
                 )
+        # Checked after the token: requests without it must not use up the owner's rate.
         if not self._bucket.take() or self._working >= REQUESTS_IN_WORK:
             raise Refused(429, "too many requests at once; try again in a second.", (b"retry-after", b"1"))
 
@@ -190,6 +195,7 @@ async def _body(scope: Scope, receive: Receive) -> bytes | None:
         raise Refused(400, "a body must have a length or come in chunks, not both.", (b"connection", b"close"))
     too_large = Refused(413, f"the body must be at most {BODY_BYTES} bytes.")
     length = _one(headers, b"content-length") or b"0"
+    # The digits are counted first: int() of a very long text is slow.
     if not length.isdigit() or len(length) > 18 or int(length) > BODY_BYTES:
         raise too_large
     if scope["method"] == "POST":

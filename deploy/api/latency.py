@@ -74,6 +74,7 @@ class Consumption:
             received = list(self._received)
         if not received:
             return 0, None
+        # Two steps at least, however long they take.
         begin = bisect_left(received, received[-1][1] - SPEED_S, key=lambda one: one[1])
         (first, began_s), (last, ended_s) = received[max(0, min(begin, len(received) - 2))], received[-1]
         return last, (ended_s - began_s) / (last - first) if last > first and ended_s > began_s else None
@@ -116,8 +117,10 @@ class LatencyMeter:
         done: list[tuple[PendingChange, float]] = []
         with self._lock:
             for step, time_s in received:
+                # A cut file or a resumed run may pass over a step, so later steps count as well.
                 due = [change for change in self._pending if change.step <= step]
                 self._pending = [change for change in self._pending if change.step > step]
+                # The first rank may run on another node, whose clock is behind.
                 done += [(change, max(0.0, time_s - change.arrived_s)) for change in due]
             self._seconds.extend(latency_s for _, latency_s in done)
             self._count += len(done)

@@ -24,6 +24,7 @@ class LineIndex:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        # Reentrant: the readers update first.
         self._lock = threading.RLock()
         self._inode = -1
         self.restarts = -1
@@ -39,6 +40,7 @@ class LineIndex:
                 if self._end:
                     self._clear()
                 return 0
+            # A resumed run rewinds its metrics: another file, or a shorter one.
             if facts.st_ino != self._inode or facts.st_size < self._end:
                 self._clear()
                 self._inode = facts.st_ino

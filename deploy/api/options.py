@@ -49,6 +49,7 @@ class ApiOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:
             raise ValueError(f"TEMPERA_API_PORT must be in 0..65535; got {self.port}.")
+        # A header holds ASCII, and a space ends the token in it.
         if self.token and (len(self.token) < TOKEN_CHARACTERS or not self.token.isascii() or " " in self.token):
             raise ValueError(
                 f"TEMPERA_API_TOKEN must be {TOKEN_CHARACTERS} or more ASCII characters without spaces; got "

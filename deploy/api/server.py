@@ -74,6 +74,7 @@ def serving(
     url = f"http://{options.own_name}:{listener.getsockname()[1]}"
     if options.bind not in ("127.0.0.1", "::1", "localhost"):
         log.warning("the API listens at %s, beyond this machine, and does not encrypt", options.bind)
+    # Before api.json names the address: its reader needs the token at once.
     write_token(path, options.token)
     try:
         service = RunService(config, run, backend)
@@ -90,11 +91,13 @@ def serving(
             _thread(service, options, path, listener),
             exporter(service.state) if exporter else nullcontext(),
         ):
+            # A finished run may be resumed meanwhile: api.json is then the other process's.
             if announced:
                 write_json(run.api, {"url": url, "pid": os.getpid()})
             log.info("API at %s", url)
             yield url
     finally:
+        # `tempera dashboard --open` has written the token into open.html too.
         listener.close()
         for secret in (path, path.with_name("open.html")):
             secret.unlink(missing_ok=True)
@@ -122,6 +125,7 @@ def _thread(service: RunService, options: ApiOptions, token: Path, listener: soc
     )
     thread = threading.Thread(target=server.run, args=([listener],), name="api", daemon=True)
     thread.start()
+    # uvicorn has no event for its start; it sets a flag.
     deadline = time.monotonic() + START_TIMEOUT_S
     while not server.started:
         if not thread.is_alive() or time.monotonic() > deadline:
@@ -132,12 +136,14 @@ def _thread(service: RunService, options: ApiOptions, token: Path, listener: soc
     finally:
         service.over.set()
         server.should_exit = True
+        # uvicorn takes FINISH_S for the answers in work; a thread that is stuck ends with the process.
         thread.join(3 * FINISH_S)
 
 
 def _listen(options: ApiOptions) -> socket.socket:
     family = socket.AF_INET6 if ":" in options.bind else socket.AF_INET
     listener = socket.socket(family)
+    # A run that is resumed at once finds its port still in TIME_WAIT.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((options.bind, options.port))
@@ -166,12 +172,14 @@ class BoundedProtocol(H11Protocol):
         self._wait_for_request()
         if len(self.connections) > CONNECTIONS:
             others = cast("set[BoundedProtocol]", self.connections) - {self}
+            # If all others are at work, close the newest.
             idle = [other for other in others if not other.is_working]
             victim = min(idle, key=lambda other: other._idle_since_s) if idle else self
             victim.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        # A timer left behind keeps this connection in memory until it fires.
         for timer in (self._deadline, self._unread):
             if timer is not None:
                 timer.cancel()
@@ -197,6 +205,7 @@ class BoundedProtocol(H11Protocol):
         return cycle is not None and not cycle.response_complete
 
     def _wait_for_request(self) -> None:
+        # Anew after each answer: a connection that is kept alive must send its next head in time.
         self._idle_since_s = self.loop.time()
         if self._deadline is not None:
             self._deadline.cancel()

@@ -66,6 +66,7 @@ class RunService:
         self._cache = TtlCache()
         self._started_s = time.time()
         names = (*POLICIES, *config.curriculum.user_policies, config.curriculum.policy)
+        # A policy may be a product, as in "pass*hard": it has a temperature where one of its factors has.
         self._policies = {name: any(factor in DIRECTION for factor in name.split("*")) for name in names}
         self.log_index = LogIndex(lambda **bounds: backend.log(None, **bounds), initial=initial_in_force(config))
         self.samples = Samples(config, file=lambda: self.log_index.update().distances)
@@ -91,6 +92,7 @@ class RunService:
         """Return the effective size: what was in force, and what is scheduled."""
         total, window_steps = self.config.train.total_steps, self.config.train.window_steps
         schedule = self.config.curriculum.schedule_by_progress()
+        # A schedule's value is used once per window; points inside a window would never be in force.
         stride = window_steps * max(1, -(-total // (window_steps * SCHEDULE_POINTS)))
         scheduled = [[step, schedule(step / total)] for step in (*range(0, total, stride), total)]
         manual = bool(self.state()["selection"]["manual"])
@@ -148,6 +150,7 @@ class RunService:
 
         With `changes` the schedule's entries and the bad samples are left out.
         """
+        # One more than wanted tells whether there are older ones.
         found = self.backend.log(limit + 1, before=before, without=QUIET_KINDS if changes else ())
         return {"entries": [plain_entry(entry) for entry in found[-limit:]], "more": len(found) > limit}
 
@@ -230,6 +233,7 @@ class RunService:
         return self._cache.get(key, VIEW_S, lambda: finite(self.backend.selection.view(name, **arguments)))
 
     def _requests(self) -> dict[str, bool]:
+        # "pausing" is the request; the trainer writes "paused" when it has stopped before a step.
         self.metric_lines.update()
         alive = not self.backend.read_only
         return {

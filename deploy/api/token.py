@@ -19,6 +19,7 @@ RECHECK_S = 0.5
 def write_token(path: Path, token: str = "") -> str:
     """Write a token, by default a new one, into a file that only its owner reads, and return it."""
     token = token or secrets.token_urlsafe(32)
+    # Create with mode 0600, then rename: no other user can read it, and no reader sees half of it.
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
     aside.unlink(missing_ok=True)
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -45,4 +46,5 @@ class TokenFile:
                 self._token = self._path.read_text().strip().encode()
             except OSError:
                 self._token = b""
+        # Two empty tokens compare equal; a missing file must refuse everyone.
         return hmac.compare_digest(candidate, self._token) and bool(self._token)

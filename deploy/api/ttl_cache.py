@@ -29,6 +29,7 @@ class TtlCache:
             if len(self._computing) >= MOST_KEYS:
                 self._answers, self._computing = {}, {}
             computing = self._computing.setdefault(key, threading.Lock())
+        # Other threads with the same key wait here, then find the answer.
         with computing:
             began_s, answer = self._answers.get(key, (float("-inf"), None))
             if self._clock() - began_s < ttl_s:

@@ -144,6 +144,7 @@ def stop(*, run: Path | None = None, reason: str = "", job: str | None = None, a
     """
     if job is not None:
         return stop_job(job, address)
+    # A run on another machine has no directory here to look at.
     found = find_run_here(run)
     if found is not None and not found.is_alive:
         raise RunError(f"{found.path} is not running; there is nothing to stop.")

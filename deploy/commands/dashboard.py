@@ -83,6 +83,7 @@ def _serve_finished(run: RunDir, *, open_browser: bool) -> None:
     from deploy.api.server import serving
     from deploy.runs.config import load_config
 
+    # Not in the run directory: a run that is resumed meanwhile has its own token there.
     with tempfile.TemporaryDirectory(prefix="tempera-") as folder:
         with working(f"{run.path} is over; reading its log"):
             backend = finished_backend(run)

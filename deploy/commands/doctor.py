@@ -47,6 +47,7 @@ def doctor(
         with working("examining this machine"):
             found = examine(directory=out, index=index, allow_hosts=allow_hosts)
         findings = [asdict(finding) for finding in found]
+    # One machine needs no column for its name.
     on_nodes = any(finding["node"] for finding in findings)
     columns = ("", "check", *(("node",) if on_nodes else ()), "found", "what to do")
     fields = ("check", *(("node",) if on_nodes else ()), "found", "advice")
@@ -70,6 +71,7 @@ def _ask_cluster(
         status = ray_jobs.follow(client, job_id, show=lines.append, advance=lambda _: None)
     answers = [line for line in lines if line.startswith(ANSWER)]
     if not answers:
+        # The reason is in what the job printed: no interpreter, no package, no memory.
         for line in lines[-20:]:
             ERR.print(line, markup=False, highlight=False, soft_wrap=True)
         raise RunError(f"the doctor's job on {address} {status} without an answer; its log is above.")

@@ -46,6 +46,7 @@ def inspect(*, run: Path | None = None, top: int = 10, export: Path | None = Non
             data = client.get("summary", top=top)
             written = None if export is None else client.post("export", author=author_name())
         if export is not None and written is not None:
+            # The run writes into its own report folder, never to a path that a request names.
             shutil.copyfile(written["path"], export)
             data["exported_rows"] = written["rows"]
     else:

@@ -59,6 +59,7 @@ def submit(
 
     named = {"index": index, "out": out, "prototypes": prototypes, "test-index": test_index}
     paths = {option: path for option, path in named.items() if path is not None}
+    # The job's folder is a copy of the packages on the head: a relative path would be below that.
     for option, path in paths.items():
         if not path.is_absolute():
             raise RunError(f"--{option} must be an absolute path on the cluster; got {path}.")

@@ -119,6 +119,7 @@ def up(description: Positional[Path], *, out: Path | None = None, start: bool = 
     path.write_text(to_yaml(config, cluster))
     say(f"{path} is valid for Ray's own schema; `ray up {path}` starts the cluster, `ray down {path}` ends it")
     if start:
+        # The `ray` of this environment, whatever PATH finds.
         ray = str(Path(sys.executable).parent / "ray")
         done = subprocess.run([ray, "up", str(path)], check=False)  # noqa: S603 - no shell, and our own file
         return Answer(data={"file": str(path), "rc": done.returncode}, view=str(path), ok=done.returncode == 0)

@@ -89,6 +89,7 @@ def reproduce(
     images = prepare_data(data, out / folder, samples=samples, test_samples=test_samples, size=image_size)
     scale = Scale(
         samples=len(ShardIndex.load(images.index)),
+        # A placeholder: the plan decides the epochs.
         epochs=1,
         global_batch=batch,
         size=size,

@@ -112,6 +112,7 @@ def _of_index(
     if index is None:
         raise ValueError("tempera score needs an index.parquet, --from-run or --compare; got none of them.")
     if size is None and features not in OUR_SPACES:
+        # Imports torch and timm, which our own feature spaces do not need.
         from scoring.features.encoders import model_size
 
         size = model_size(features)

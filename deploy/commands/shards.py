@@ -119,7 +119,9 @@ def _listing(source: Path, image: str, label: str, run: Runner) -> Listing:
 
     if not source.exists():
         raise ValueError(f"the source must be a folder of images, Parquet files or tars; {source} does not exist.")
+    # files_with_suffix returns a single file whatever its name is.
     if found := [path for path in files_with_suffix(source, ".tar") if path.suffix == ".tar"]:
+        # A tar has no table of contents: index it to list its images.
         with tempfile.TemporaryDirectory() as scratch, progress_bar("reading tars") as advance:
             index = loader.build_index(found, Path(scratch) / "index.parquet", progress=advance, run=run)
             return loader.list_tars(index)

@@ -81,6 +81,7 @@ def _facts_of_files(run: RunDir) -> dict[str, Any]:
         "progress": {"total_steps": total, "eta_s": None, **{name: last.get(name) for name in names}},
         "metrics": last,
         "losses": [row["loss"] for row in lines.choose(since=0, points=TREND_POINTS) if "loss" in row],
+        # Restoring the selection from the log takes too long for a view.
         "selection": None,
         "control": None,
         "latency": None,

@@ -48,6 +48,7 @@ def knn(
                 backend=backend,
                 progress=advance,
             )
+        # metrics.jsonl calls the nearest neighbour of the class token nn_cls.
         data["nn_cls" if name == "nn" else name] = figures["acc1"]
         if name == "clmae":
             data["clmae_any_of_5"] = figures["any_k"]

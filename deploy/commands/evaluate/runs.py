@@ -60,6 +60,7 @@ def _curve(path: Path, metric: str) -> list[tuple[float, float]]:
     from deploy.runs.config import load_config
 
     run = RunDir(path).require()
+    # Curves are compared by epochs: runs may differ in batch, and so in steps.
     steps = load_config(run.config).train.epoch_steps or 1
     curve = [(line["step"] / steps, line[metric]) for line in run.metric_lines() if line.get(metric) is not None]
     if not curve:

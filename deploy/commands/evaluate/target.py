@@ -151,6 +151,7 @@ def changed(config: C, settings: tuple[str, ...]) -> C:
         name, equals, text = setting.partition("=")
         if not equals:
             raise ValueError(f"a setting must be field=value; got {setting!r}.")
+        # Values are JSON; a bare word is text, so that no quotes have to pass the shell.
         try:
             values[name] = json.loads(text)
         except json.JSONDecodeError:
