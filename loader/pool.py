@@ -52,7 +52,14 @@ class LoaderPool(Protocol):
 
 
 class LocalLoaders:
-    """Loaders in this process, one request at a time each; their threads do the work."""
+    """Loaders in this process, one request at a time each; their threads do the work.
+
+    Args:
+        workers: One for each loader. They are closed with the pool.
+
+    Raises:
+        ValueError: There are none.
+    """
 
     def __init__(self, workers: Sequence[LoaderWorker]) -> None:
         if not workers:

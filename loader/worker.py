@@ -48,7 +48,15 @@ FAILPOINT = "tempera.failpoint"
 
 
 class LoaderWorker:
-    """Loads the pixels of specs from the shards of one index."""
+    """Loads the pixels of specs from the shards of one index. A context manager.
+
+    Args:
+        index: Path of the sample index.
+        config: Threads, decoder, and caches.
+
+    Raises:
+        MissingIndexError: The index does not exist or cannot be read.
+    """
 
     def __init__(self, index: str | Path, config: LoaderConfig) -> None:
         self.config = config

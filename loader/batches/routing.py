@@ -57,6 +57,10 @@ class Deadline:
     """The age at which a request is late: three times the 95th percentile of a typical member, at least a floor.
 
     The typical member is the median one, the faster of two: a straggler must not make its own lateness typical.
+
+    Args:
+        least_s: The floor, in seconds.
+        history: Requests of each member that are remembered.
     """
 
     def __init__(self, *, least_s: float, history: int = 64) -> None:

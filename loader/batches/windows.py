@@ -54,7 +54,14 @@ class WindowSource(Protocol):
     """Source of windows; the same index always gives the same window."""
 
     def window(self, index: int) -> Window:
-        """Return a window. A stream fetches them in order, at most one ahead of the step it delivers."""
+        """Return a window: the same draws in every process and after every restart.
+
+        A stream calls this from a thread of its own, in order, at most one window ahead of the step that it delivers.
+        What it raises ends the stream.
+
+        Args:
+            index: Number of the window, from 0.
+        """
 
 
 class WindowFetcher:
@@ -130,7 +137,15 @@ class FixedWindow:
 
 
 class FixedWindows:
-    """Windows over given sample ids, in order and without end: for evaluation and feature extraction."""
+    """Windows over given sample ids, in order and without end: for evaluation and feature extraction.
+
+    Args:
+        sample_ids: int64[N], rows of the sample index.
+        config: Sizes.
+
+    Raises:
+        ValueError: There are no ids.
+    """
 
     def __init__(self, sample_ids: NDArray[np.int64], config: StreamConfig) -> None:
         if not len(sample_ids):

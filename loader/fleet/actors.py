@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -147,17 +147,27 @@ class LoaderFleet:
         return getattr(self._fleet, method)(*args, **options)
 
 
+@dataclass(frozen=True, slots=True)
 class FleetClient:
     """Calls to a running fleet. Can be sent to other Ray processes.
 
     Each method that returns an answer raises LoaderLost when the fleet does not give it in time.
     """
 
-    def __init__(self, actor: Any) -> None:
-        self.actor = actor
+    actor: Any
+    """Handle of the LoaderFleet."""
 
     def scale(self, size: int, *, author: str, reason: str = "") -> ScaleReply:
-        """Set the desired number of loaders; returns at once."""
+        """Set the desired number of loaders. Returns at once; loaders start and end afterwards.
+
+        Args:
+            size: Loaders, in 1..1024.
+            author: Person or component that asks, for status and events.
+            reason: One line for people.
+
+        Raises:
+            ValueError: The size is out of range.
+        """
         return self._call("scale", size, author=author, reason=reason)
 
     def members(self, *, timeout_s: float = CALL_TIMEOUT_S) -> dict[str, Any]:
