@@ -90,7 +90,18 @@ class Sweep:
         method.train()
         ids, scores = np.concatenate(ids_parts), np.concatenate(score_parts)
         finite = np.isfinite(scores)
-        self._report(ids[finite], scores[finite], state)
+        reported, values = ids[finite], scores[finite]
+        for number, start in enumerate(range(0, len(reported), _REPORT_SAMPLES)):
+            part = slice(start, start + _REPORT_SAMPLES)
+            # A sweep repeated after a restart has the same producer and sequence: its reports are merged once.
+            self._selection.report_scores(
+                reported[part],
+                values[part],
+                kind=state.config.model.pass_.score,
+                step=state.step,
+                producer=f"sweep-{context.rank}-{number}",
+                sequence=state.step,
+            )
         result = SweepResult(
             step=state.step,
             scored=len(ids),
@@ -103,16 +114,6 @@ class Sweep:
         context.barrier()  # no rank asks for a window before rank 0 has set the policy
         log.info("scored %d samples at step %d; %d missing", result.scored, result.step, result.missing)
         return result
-
-    def _report(self, ids: NDArray[np.int64], scores: NDArray[np.float32], state: TrainState) -> None:
-        kind = state.config.model.pass_.score
-        for number, start in enumerate(range(0, len(ids), _REPORT_SAMPLES)):
-            part = slice(start, start + _REPORT_SAMPLES)
-            # A sweep repeated after a restart has the same producer and sequence: its reports are merged once.
-            producer = f"sweep-{state.context.rank}-{number}"
-            self._selection.report_scores(
-                ids[part], scores[part], kind=kind, step=state.step, producer=producer, sequence=state.step
-            )
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from loader import ShardIndex
 from loader.sweep import evaluation_transform, sweep
 from scoring import Event
 from trainer import Method
-from trainer.evaluate.knn import embed_pools, nearest_neighbour_accuracy
+from trainer.evaluate.knn import embed_pools, neighbour_figures
 from trainer.record.pictures import Pictures
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,8 @@ class NearestNeighbourProbe:
 
     def _accuracy(self, gallery: NDArray[np.float32], test: NDArray[np.float32]) -> float:
         alone = self.test is self.gallery
-        return nearest_neighbour_accuracy(gallery, self.gallery.labels, test, self.test.labels, exclude_self=alone)
+        known, wanted = (gallery, self.gallery.labels), (test, self.test.labels)
+        return neighbour_figures("nn", known, wanted, exclude_self=alone)["acc1"]
 
 
 def probe_of(config: RunConfig) -> NearestNeighbourProbe:

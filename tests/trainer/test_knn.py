@@ -9,7 +9,7 @@ from trainer_fakes import tiny
 
 from trainer import build_method
 from trainer.evaluate import knn
-from trainer.evaluate.knn import PROTOCOLS, embed_pools, memory_bytes, nearest_neighbour_accuracy, neighbour_figures
+from trainer.evaluate.knn import PROTOCOLS, Protocol, embed_pools, memory_bytes, neighbour_figures
 
 
 def clouds(seed, count, spread=1.0):
@@ -25,36 +25,37 @@ def test_one_neighbour_equals_sklearn(seed, monkeypatch):
     monkeypatch.setattr(knn, "_QUERY_ROWS", 11)
     (train, labels), (test, wanted) = clouds(seed, 150), clouds(seed + 10, 60)
     reference = KNeighborsClassifier(1, metric="cosine").fit(train, labels).score(test, wanted)
-    assert nearest_neighbour_accuracy(train, labels, test, wanted) == pytest.approx(reference)
+    assert neighbour_figures("nn", (train, labels), (test, wanted))["acc1"] == pytest.approx(reference)
 
 
 def test_votes_win_over_similarity_and_ties_go_to_the_nearer():
     train = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]], np.float32)
     labels = np.array([0, 1, 1, 1])
     query = np.array([[1, 0.02]], np.float32)
-    assert nearest_neighbour_accuracy(train, labels, query, np.array([0]), k=2) == 1.0
-    assert nearest_neighbour_accuracy(train, labels, query, np.array([1]), k=3) == 1.0
+    for k, wanted in ((2, 0), (3, 1)):
+        found = neighbour_figures(Protocol(k=k), (train, labels), (query, np.array([wanted])))
+        assert found["acc1"] == 1.0
 
 
 def test_weighted_votes_equal_sklearn_with_the_same_weights():
     (train, labels), (test, wanted) = clouds(0, 150), clouds(10, 60)
     reference = KNeighborsClassifier(20, metric="cosine", weights=lambda distance: np.exp(-distance / 0.07))
-    score = nearest_neighbour_accuracy(train, labels, test, wanted, k=20, temperature=0.07)
-    assert score == pytest.approx(reference.fit(train, labels).score(test, wanted))
+    score = neighbour_figures("weighted", (train, labels), (test, wanted))
+    assert score["acc1"] == pytest.approx(reference.fit(train, labels).score(test, wanted))
 
 
 def test_a_sample_is_not_its_own_neighbour():
-    features, labels = clouds(0, 80, spread=3.0)
-    assert nearest_neighbour_accuracy(features, labels, features, labels) == 1.0
-    assert nearest_neighbour_accuracy(features, labels, features, labels, exclude_self=True) < 0.9
+    known = clouds(0, 80, spread=3.0)
+    assert neighbour_figures("nn", known, known)["acc1"] == 1.0
+    assert neighbour_figures("nn", known, known, exclude_self=True)["acc1"] < 0.9
 
 
 def test_labels_are_needed():
     features, labels = clouds(0, 10)
     with pytest.raises(ValueError, match="need a label for every train sample"):
-        nearest_neighbour_accuracy(features, np.full(10, -1), features, labels)
+        neighbour_figures("nn", (features, np.full(10, -1)), (features, labels))
     with pytest.raises(ValueError, match=r"k must be in 1\.\.10; got 11"):
-        nearest_neighbour_accuracy(features, labels, features, labels, k=11)
+        neighbour_figures(Protocol(k=11), (features, labels), (features, labels))
 
 
 def test_embedding_takes_uint8_batches_and_leaves_the_mode_alone():

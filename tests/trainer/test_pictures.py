@@ -11,7 +11,7 @@ from trainer.methods.bootmae import standardise_channels
 from trainer.methods.mae import standardise
 from trainer.models.vit import patchify
 from trainer.randomness import StepRandomness
-from trainer.record.pictures import Pictures, draw, heterogeneity_plot, reconstructions, watching
+from trainer.record.pictures import Pictures, draw, heterogeneity_plot, reconstructions
 
 SHAPE = {"image_size": 64, "patch_size": 16, "conmim": ConmimConfig(hidden=16, projection=8)}
 EXPECTED = {
@@ -66,10 +66,12 @@ def test_the_predictors_map_and_the_affinities_are_drawn_when_they_are_on():
         assert "observer" not in vars(method)
 
 
-def test_watching_ends_with_the_context_even_after_an_error():
-    method = build_method("mae", tiny(mto=MtoConfig(enabled=True)))
-    with pytest.raises(RuntimeError, match="stop"), watching(method):
-        raise RuntimeError("stop")
+def test_a_method_is_as_before_when_drawing_its_affinities_fails(monkeypatch):
+    config = tiny_run(model=tiny(**SHAPE, mto=MtoConfig(enabled=True)))
+    method = build_method("mae", config.model)
+    monkeypatch.setattr(method, "reconstruct", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        draw(method, config, FakeStream(config).images(range(1)))
     assert "observer" not in vars(method)
 
 

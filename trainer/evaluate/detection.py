@@ -27,7 +27,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from trainer.config import Precision, require
+from trainer.config import require
 from trainer.evaluate.detection_data import CocoFolder, jitter, letterbox
 from trainer.evaluate.encoders import PretrainedEncoder
 from trainer.evaluate.fit import Figures, Fit, Progress, fit, named_groups
@@ -103,19 +103,14 @@ def detection(
     device: torch.device,
     directory: str | Path | None = None,
     progress: Progress | None = None,
-    precision: Precision = "auto",
 ) -> Figures:
-    """Train Mask R-CNN and return COCO's APs of boxes and masks, in [0, 1].
+    """Train Mask R-CNN on a plain ViT and return COCO's APs of boxes and masks, in [0, 1], and their curve.
 
-    Args:
-        pretrained: encoder whose weights the backbone takes; a plain ViT.
-        train: images to learn from.
-        test: images to test on; its categories must be those of `train`.
-        config: recipe.
-        device: where to compute.
-        directory: for checkpoints; an interrupted training there is continued.
-        progress: called with (steps done, all steps).
-        precision: as in training.
+    Every test writes a checkpoint to `directory`, from which an interrupted training continues. `progress` is called
+    with (steps done, all steps).
+
+    Raises:
+        ValueError: the encoder is not a plain ViT, or the categories of both sets differ.
     """
     require(
         train.categories == test.categories,
@@ -143,7 +138,7 @@ def detection(
         return torch.stack([value.float() for value in losses.values()]).sum()
 
     def evaluate(step: int) -> Figures:
-        found = detect(model, test, side=config.image_size, device=device, precision=precision)
+        found = detect(model, test, side=config.image_size, device=device)
         return {"epoch": step // steps, **average_precision(test, found)}
 
     job = Fit(
@@ -153,7 +148,6 @@ def detection(
         loss=loss,
         rate=partial(step_rate, config, config.epochs * steps),
         total_steps=config.epochs * steps,
-        precision=precision,
         settings={"config": repr(config), "samples": len(train), "encoder": pretrained.name},
     )
     every = config.test_epochs * steps
@@ -165,10 +159,7 @@ def detection(
 def build_detector(pretrained: PretrainedEncoder, config: DetectionConfig, *, num_classes: int) -> MaskRCNN:
     """Return torchvision's Mask R-CNN on the pretrained encoder, with ViTDet's heads.
 
-    Args:
-        pretrained: a plain ViT.
-        config: sizes of the parts.
-        num_classes: categories and the background.
+    `num_classes` counts the background.
 
     Raises:
         ValueError: the encoder is not a plain ViT.
@@ -197,23 +188,16 @@ def build_detector(pretrained: PretrainedEncoder, config: DetectionConfig, *, nu
     )
 
 
-def detect(
-    model: nn.Module, test: CocoFolder, *, side: int, device: torch.device, precision: Precision = "auto"
-) -> list[dict[str, Any]]:
-    """Return detections in COCO's result format: ids, bbox (x, y, width, height), score, segmentation.
+def detect(model: nn.Module, test: CocoFolder, *, side: int, device: torch.device) -> list[dict[str, Any]]:
+    """Return the detections of a model in eval mode, on images fitted into squares, in COCO's result format.
 
-    Args:
-        model: the detector, in eval mode.
-        test: images; boxes and masks are returned in their own pixels.
-        side: side of the square that an image is fitted into.
-        device: where to compute.
-        precision: as in training.
+    It has ids, bbox (x, y, width, height), score and segmentation, in pixels of the image itself.
     """
     found: list[dict[str, Any]] = []
     for number in range(len(test)):
         image, _ = test.load(number)
         boxed, scale = letterbox(image, side)
-        with torch.no_grad(), autocast(device, precision):
+        with torch.no_grad(), autocast(device, "auto"):
             output = {name: value.cpu() for name, value in model([boxed.to(device)])[0].items()}
         height, width = image.shape[1:]
         inside = slice(max(round(height * scale), 1)), slice(max(round(width * scale), 1))  # the rest is padding
@@ -235,12 +219,7 @@ def detect(
 
 
 def average_precision(test: CocoFolder, found: list[dict[str, Any]]) -> dict[str, float]:
-    """Return COCO's ap, ap50 and ap75 of boxes and of masks, in [0, 1], as ap_box, ap_mask, ...; 0 without detections.
-
-    Args:
-        test: the annotated images.
-        found: the result of `detect`.
-    """
+    """Return COCO's ap, ap50 and ap75 of boxes and of masks, in [0, 1] (ap_box, ap_mask, ...); 0 without detections."""
     figures: dict[str, float] = {}
     for kind, name in (("bbox", "box"), ("segm", "mask")):
         values = [0.0, 0.0, 0.0]

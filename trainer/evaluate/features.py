@@ -3,7 +3,6 @@
 Shapes: B batch, D width, T tokens, N images.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,13 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainer.config import Precision, require
+from trainer.config import require
 from trainer.evaluate.data import LabelledShards, center_crop
 from trainer.evaluate.encoders import PretrainedEncoder
+from trainer.evaluate.fit import Progress
 from trainer.evaluate.knn import Pool, pooled
 from trainer.precision import autocast
-
-Progress = Callable[[int, int], None]
 
 
 class Features(NamedTuple):
@@ -36,16 +34,13 @@ class Extractor:
         pretrained: the encoder.
         device: where to compute.
         layer: tokens after this many blocks, before any norm, as BootMAE's linear probe reads them; 0 takes the output.
-        precision: as in training.
 
     Raises:
         ValueError: the encoder has fewer blocks.
     """
 
-    def __init__(
-        self, pretrained: PretrainedEncoder, device: torch.device, *, layer: int = 0, precision: Precision = "auto"
-    ) -> None:
-        self.pretrained, self.device, self.precision = pretrained, device, precision
+    def __init__(self, pretrained: PretrainedEncoder, device: torch.device, *, layer: int = 0) -> None:
+        self.pretrained, self.device = pretrained, device
         self.encoder: Any = pretrained.encoder.to(device).eval().requires_grad_(False)
         blocks = getattr(getattr(self.encoder, "model", self.encoder), "blocks", ())
         require(
@@ -60,7 +55,7 @@ class Extractor:
     def tokens(self, images_u8: Tensor) -> Tensor:
         """Return tokens of uint8[B, 3, H, W] images, float32[B, 1 + N, D], the class token first."""
         images = (images_u8.to(self.device, non_blocking=True).float() - self.shift) / self.scale
-        with autocast(self.device, self.precision):
+        with autocast(self.device, "auto"):
             if self.block is None:
                 found: Tensor = self.encoder.features(images)
             else:
@@ -74,13 +69,9 @@ class Extractor:
     def extract(
         self, shards: LabelledShards, pools: tuple[Pool, ...], *, batch: int = 256, progress: Progress | None = None
     ) -> dict[Pool, Features]:
-        """Return the features of all images with the evaluation crop, by pooling.
+        """Return the features of all images with the evaluation crop, by pooling; broken images are left out.
 
-        Args:
-            shards: the images; those that cannot be decoded are left out.
-            pools: what to keep of the tokens.
-            batch: images of one forward pass.
-            progress: called with (images done, all images).
+        `progress` is called with (images done, all images).
 
         Raises:
             ValueError: no image can be decoded.

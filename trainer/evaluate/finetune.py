@@ -13,7 +13,6 @@ from timm.models._manipulate import group_with_matcher
 from torch import Tensor, nn
 
 from loader import Transform
-from trainer.config import Precision
 from trainer.evaluate.augment import Augment
 from trainer.evaluate.data import LabelledShards, center_crop
 from trainer.evaluate.encoders import PretrainedEncoder
@@ -36,23 +35,12 @@ def finetune(
     evaluate_epochs: int = 1,
     directory: str | Path | None = None,
     progress: Progress | None = None,
-    precision: Precision = "auto",
 ) -> Figures:
-    """Fine-tune and return accuracies.
+    """Fine-tune on `train` and return acc1 and acc5 of the last test, best_acc1 and the curve.
 
-    Args:
-        pretrained: where the weights come from.
-        train: images to learn from.
-        test: images to classify.
-        config: recipe.
-        device: where to compute.
-        image_size: side of the crops; the encoder's own by default.
-        evaluate_epochs: epochs between tests; the last one is always tested.
-        directory: for checkpoints; an interrupted fine-tuning there is continued.
-        progress: called with (steps done, all steps).
-        precision: as in training.
-
-    Returns: acc1 and acc5 of the last test, best_acc1, and the curve.
+    Crops are of `image_size`, the encoder's own by default. Every `evaluate_epochs`, and after the last, `test` is
+    classified and a checkpoint goes to `directory`, from which an interrupted fine-tuning continues. `progress` is
+    called with (steps done, all steps).
     """
     size = image_size or pretrained.image_size
     # Mixup and cutmix pair the images of a batch: a small data set may need to leave one out.
@@ -80,8 +68,7 @@ def finetune(
 
     def evaluate(step: int) -> Figures:
         tested = average if average is not None else model
-        figures = accuracy(tested, test, pretrained, size=size, device=device, precision=precision)
-        return {"epoch": step // steps, **figures}
+        return {"epoch": step // steps, **accuracy(tested, test, pretrained, size=size, device=device)}
 
     job = Fit(
         model=model,
@@ -93,7 +80,6 @@ def finetune(
         clip_norm=config.clip_norm,
         average=average,
         average_decay=config.average_decay,
-        precision=precision,
         settings={"config": repr(config), "image_size": size, "samples": len(train), "encoder": pretrained.name},
     )
     curve = fit(job, directory=directory, evaluate=evaluate, evaluate_every=evaluate_epochs * steps, progress=progress)
@@ -101,18 +87,12 @@ def finetune(
 
 
 def accuracy(
-    model: nn.Module,
-    shards: LabelledShards,
-    pretrained: PretrainedEncoder,
-    *,
-    size: int,
-    device: torch.device,
-    precision: Precision = "auto",
+    model: nn.Module, shards: LabelledShards, pretrained: PretrainedEncoder, *, size: int, device: torch.device
 ) -> dict[str, float]:
     """Return acc1 and acc5 of a classifier in eval mode on all images, evaluation crop."""
     shift, scale = pretrained.pixel_statistics(device, 255)
     scores, wanted = [], []
-    with torch.no_grad(), autocast(device, precision):
+    with torch.no_grad(), autocast(device, "auto"):
         for images, labels, _ in shards.in_order(center_crop(size)):
             scores.append(model((images.to(device).float() - shift) / scale).float())
             wanted.append(labels.to(device))

@@ -165,38 +165,6 @@ def neighbour_figures(
     return {"acc1": right / done, "any_k": among / done}
 
 
-def nearest_neighbour_accuracy(
-    train_features: NDArray[np.float32],
-    train_labels: NDArray[np.integer[Any]],
-    test_features: NDArray[np.float32],
-    test_labels: NDArray[np.integer[Any]],
-    *,
-    k: int = 1,
-    temperature: float | None = None,
-    exclude_self: bool = False,
-    device: str = "cpu",
-) -> float:
-    """Return the share of test rows whose k nearest training rows by cosine vote for the right label, in [0, 1].
-
-    Args:
-        train_features: float32[S, D].
-        train_labels: int[S], 0 or more.
-        test_features: float32[Q, D].
-        test_labels: int[Q], 0 or more.
-        k: neighbours that vote.
-        temperature: weigh a vote by exp(similarity / temperature), as DINO does with k=20 and .07; without it votes
-            count the same, and a tie goes to the label whose neighbours are nearer in sum.
-        exclude_self: the test set is the training set; a row is not its own neighbour.
-        device: where to compute.
-
-    Raises:
-        ValueError: labels are missing (negative), sizes do not fit, or k is out of range.
-    """
-    train, test = (train_features, train_labels), (test_features, test_labels)
-    rule = Protocol(k=k, temperature=temperature)
-    return neighbour_figures(rule, train, test, exclude_self=exclude_self, device=device)["acc1"]
-
-
 def memory_bytes(queries: int, stored: int, width: int, k: int = 20) -> int:
     """Return the peak memory of the search and its features, in bytes, with torch; faiss keeps the features twice.
 

@@ -9,7 +9,6 @@ Shapes: B batch, D width.
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -39,39 +38,30 @@ def linear_probe(
     directory: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Figures:
-    """Train a probe and return accuracies.
+    """Train a probe on a frozen encoder and return acc1 and acc5 of the last epoch, best_acc1 and the curve.
 
-    Args:
-        pretrained: the encoder; it stays frozen.
-        train: images to learn from.
-        test: images to classify.
-        config: recipe.
-        device: where to compute.
-        directory: for checkpoints; an interrupted probe there is continued.
-        progress: called with (steps done, all steps).
-
-    Returns: acc1 and acc5 of the last epoch, best_acc1 over epochs (which is what MAE reports), and the curve.
+    best_acc1, over the epochs, is what MAE reports. Every epoch writes a checkpoint to `directory`, from which an
+    interrupted probe continues. `progress` is called with (steps done, all steps).
     """
     extractor = Extractor(pretrained, device, layer=config.layer)
     held_out = extractor.extract(test, (config.pool,))[config.pool]
-    if config.augment:
-        batch = min(config.batch, len(train))
-        crop = Transform(size=pretrained.image_size, scale=CROP_SCALE)
-
-        # Images are made in the loop's thread; the encoder runs in the step, on the device.
-        return _probe(
-            lambda step: train.train_batch(step, crop, batch=batch, seed=config.seed),
-            lambda images, labels: (pooled(extractor.tokens(images), config.pool), labels.to(device)),
-            held_out,
-            config,
-            samples=len(train),
-            num_classes=train.num_classes,
-            device=device,
-            directory=directory,
-            progress=progress,
-        )
-    stored = extractor.extract(train, (config.pool,))[config.pool]
-    return probe_features(stored, held_out, config, device=device, directory=directory, progress=progress)
+    if not config.augment:
+        stored = extractor.extract(train, (config.pool,))[config.pool]
+        return probe_features(stored, held_out, config, device=device, directory=directory, progress=progress)
+    batch = min(config.batch, len(train))
+    crop = Transform(size=pretrained.image_size, scale=CROP_SCALE)
+    # Images are made in the loop's thread; the encoder runs in the step, on the device.
+    return _probe(
+        lambda step: train.train_batch(step, crop, batch=batch, seed=config.seed),
+        lambda images: pooled(extractor.tokens(images), config.pool),
+        held_out,
+        config,
+        samples=len(train),
+        num_classes=train.num_classes,
+        device=device,
+        directory=directory,
+        progress=progress,
+    )
 
 
 def probe_features(
@@ -96,7 +86,7 @@ def probe_features(
 
     return _probe(
         make,
-        lambda features, labels: (features.to(device), labels.to(device)),
+        lambda features: features.to(device),
         test,
         config,
         samples=len(values),
@@ -109,7 +99,7 @@ def probe_features(
 
 def _probe(
     make: Callable[[int], tuple[Tensor, Tensor]],
-    read: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    embed: Callable[[Tensor], Tensor],
     test: Features,
     config: LinearConfig,
     *,
@@ -119,7 +109,7 @@ def _probe(
     directory: str | Path | None,
     progress: Progress | None,
 ) -> Figures:
-    """Train a probe on batches from `make` that `read` turns into (features [B, D], labels [B]) on the device."""
+    """Train a probe on (inputs, labels) of a step from `make`; `embed` turns inputs into features on the device."""
     batch = min(config.batch, samples)
     steps = samples // batch
     torch.manual_seed(config.seed)
@@ -131,10 +121,6 @@ def _probe(
     probe = nn.Sequential(nn.BatchNorm1d(width, affine=False, eps=1e-6), classifier).to(device)
     values, labels = torch.from_numpy(test.values).to(device), torch.from_numpy(test.labels).to(device)
 
-    def loss(pair: Any) -> Tensor:
-        features_BD, wanted_B = read(*pair)
-        return F.cross_entropy(probe(features_BD), wanted_B)
-
     def evaluate(step: int) -> Figures:
         logits = torch.cat([probe(part) for part in torch.split(values, 8192)])
         return {"epoch": step // steps, **top_k(logits, labels)}
@@ -143,7 +129,7 @@ def _probe(
         model=probe,
         optimizer=Lars(named_groups(probe.named_parameters(), weight_decay=0.0)),
         batch=make,
-        loss=loss,
+        loss=lambda pair: F.cross_entropy(probe(embed(pair[0])), pair[1].to(device)),
         rate=partial(cosine_rate, config, batch, steps),
         total_steps=config.epochs * steps,
         precision="float32",

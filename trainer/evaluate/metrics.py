@@ -21,28 +21,22 @@ def top_k(scores_BC: Tensor, labels_B: Tensor) -> dict[str, float]:
     return {"acc1": ranked[:, 0].double().mean().item(), "acc5": ranked.any(dim=1).double().mean().item()}
 
 
-class PixelCounts:
-    """Counts pairs of (true class, predicted class) of pixels over many label maps.
+def count_pixels(predicted: Tensor, wanted: Tensor, num_classes: int) -> NDArray[np.int64]:
+    """Return the pixels of two label maps of one shape by (true class, predicted class), int64[C, C].
 
-    Figures are made of the sums over all images, as mmseg's are, and are not means over images.
+    Pixels whose true class is 255 are left out.
     """
+    known = wanted != IGNORED
+    index = wanted[known].long() * num_classes + predicted[known].long()
+    return torch.bincount(index, minlength=num_classes**2).view(num_classes, num_classes).cpu().numpy()
 
-    def __init__(self, num_classes: int) -> None:
-        self.pairs: NDArray[np.int64] = np.zeros((num_classes, num_classes), np.int64)
 
-    def add(self, predicted: Tensor, wanted: Tensor) -> None:
-        """Count the pixels of label maps of one shape; pixels labelled 255 are left out."""
-        classes = len(self.pairs)
-        known = wanted != IGNORED
-        index = wanted[known].long() * classes + predicted[known].long()
-        self.pairs += torch.bincount(index, minlength=classes**2).view(classes, classes).cpu().numpy()
-
-    def figures(self) -> dict[str, float]:
-        """Return miou and macc (means over the classes that occur) and aacc, in [0, 1]."""
-        hit, wanted, predicted = np.diag(self.pairs), self.pairs.sum(axis=1), self.pairs.sum(axis=0)
-        union = wanted + predicted - hit
-        return {
-            "miou": float((hit[union > 0] / union[union > 0]).mean()),
-            "aacc": float(hit.sum() / max(wanted.sum(), 1)),
-            "macc": float((hit[wanted > 0] / wanted[wanted > 0]).mean()),
-        }
+def pixel_figures(pairs: NDArray[np.int64]) -> dict[str, float]:
+    """Return miou and macc (means over the classes that occur) and aacc, in [0, 1], of summed `count_pixels`."""
+    hit, wanted, predicted = np.diag(pairs), pairs.sum(axis=1), pairs.sum(axis=0)
+    union = wanted + predicted - hit
+    return {
+        "miou": float((hit[union > 0] / union[union > 0]).mean()),
+        "aacc": float(hit.sum() / max(wanted.sum(), 1)),
+        "macc": float((hit[wanted > 0] / wanted[wanted > 0]).mean()),
+    }

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.config import Precision, require
+from trainer.config import require
 from trainer.evaluate.encoders import PretrainedEncoder
 from trainer.evaluate.finetune import layer_numbers
 from trainer.evaluate.fit import Figures, Fit, Progress, fit, named_groups
-from trainer.evaluate.metrics import PixelCounts
+from trainer.evaluate.metrics import count_pixels, pixel_figures
 from trainer.evaluate.segmentation_data import SceneAugment, SceneFolder, fit_within
 from trainer.evaluate.upernet import UperNet
 from trainer.precision import autocast
@@ -77,19 +77,11 @@ def segmentation(
     num_classes: int = 0,
     directory: str | Path | None = None,
     progress: Progress | None = None,
-    precision: Precision = "auto",
 ) -> Figures:
-    """Train UperNet and return miou, aacc and macc in [0, 1].
+    """Train UperNet on data in ADE20K's layout and return miou, aacc and macc in [0, 1], and their curve.
 
-    Args:
-        pretrained: encoder whose weights the backbone takes.
-        root: data in ADE20K's layout.
-        config: recipe.
-        device: where to compute.
-        num_classes: classes of pixels; counted in the label maps when 0.
-        directory: for checkpoints; an interrupted training there is continued.
-        progress: called with (steps done, all steps).
-        precision: as in training.
+    Classes are counted in the label maps when `num_classes` is 0. Every test writes a checkpoint to `directory`, from
+    which an interrupted training continues. `progress` is called with (steps done, all steps).
     """
     train, test = SceneFolder(root, "training"), SceneFolder(root, "validation")
     classes = num_classes or max(train.num_classes(), test.num_classes())
@@ -104,23 +96,22 @@ def segmentation(
         pairs = [augment(*train.load(epoch_order(draw, len(train), config.seed)), draw) for draw in draws]
         return torch.stack([image for image, _ in pairs]), torch.stack([labels for _, labels in pairs])
 
-    def loss(pair: tuple[Tensor, Tensor]) -> Tensor:
-        return model.loss((pair[0].to(device) - shift) / scale, pair[1].to(device))
-
-    def evaluate(step: int) -> Figures:
-        return measure(model, test, pretrained, config, num_classes=classes, device=device, precision=precision)
-
     job = Fit(
         model=model,
         optimizer=torch.optim.AdamW(backbone_groups(model, config), lr=0.0, betas=(0.9, 0.999)),
         batch=make,
-        loss=loss,
+        loss=lambda pair: model.loss((pair[0].to(device) - shift) / scale, pair[1].to(device)),
         rate=partial(poly_rate, config),
         total_steps=config.steps,
-        precision=precision,
         settings={"config": repr(config), "classes": classes, "samples": len(train), "encoder": pretrained.name},
     )
-    curve = fit(job, directory=directory, evaluate=evaluate, evaluate_every=config.test_every, progress=progress)
+    curve = fit(
+        job,
+        directory=directory,
+        evaluate=lambda step: measure(model, test, pretrained, config, num_classes=classes, device=device),
+        evaluate_every=config.test_every,
+        progress=progress,
+    )
     return {**{name: curve[-1][name] for name in ("miou", "aacc", "macc")}, "classes": classes, "curve": curve}
 
 
@@ -132,15 +123,15 @@ def measure(
     *,
     num_classes: int,
     device: torch.device,
-    precision: Precision = "auto",
 ) -> dict[str, float]:
-    """Return the figures of a model over all images at their own size, by sliding windows."""
+    """Return miou, aacc and macc of a model over all images at their own size, by sliding windows."""
     shift, scale = pretrained.pixel_statistics(device)
-    counts = PixelCounts(num_classes)
+    # Summed over all images, as mmseg does, not averaged over images.
+    pairs = np.zeros((num_classes, num_classes), np.int64)
     for number in range(len(test)):
         image, labels = test.load(number)
         resized, _ = fit_within(image.float() / 255, labels, config.base, 1.0)
-        with torch.no_grad(), autocast(device, precision):
+        with torch.no_grad(), autocast(device, "auto"):
             scores = slide(
                 lambda window: model(window)[0].float(),
                 (resized.to(device) - shift) / scale,
@@ -149,8 +140,8 @@ def measure(
                 num_classes=num_classes,
             )
         own = F.interpolate(scores[None], size=labels.shape, mode="bilinear", align_corners=False)
-        counts.add(own[0].argmax(dim=0).cpu(), labels)
-    return counts.figures()
+        pairs += count_pixels(own[0].argmax(dim=0).cpu(), labels, num_classes)
+    return pixel_figures(pairs)
 
 
 def slide(score: Callable[[Tensor], Tensor], image: Tensor, *, crop: int, stride: int, num_classes: int) -> Tensor:

@@ -16,11 +16,7 @@ _opened: list[Any] = []
 
 
 def open_store(host: str) -> int:
-    """Open the store of a new group in rank 0's process and return its port.
-
-    Args:
-        host: address of rank 0's node; the loopback keeps the store off the network.
-    """
+    """Open the store of a new group in rank 0's process, reachable at `host`, and return its port."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch does not list it among its exports
 
     if host == LOOPBACK:
@@ -38,14 +34,9 @@ def open_store(host: str) -> int:
 
 
 def join_group(*, backend: str, host: str, port: int, number: int, world_size: int) -> None:
-    """Become a rank of the group; returns when all ranks have joined, or raises after half an hour.
+    """Become rank `number`, from 0, of the group; returns when all ranks have joined, or raises after half an hour.
 
-    Args:
-        backend: `nccl` or `gloo`.
-        host: address of rank 0's node.
-        port: port that `open_store` returned there.
-        number: this rank, from 0.
-        world_size: ranks of the group.
+    `host` and `port` are those of rank 0's store; `backend` is "nccl" or "gloo".
     """
     import torch.distributed as dist
 

@@ -8,8 +8,6 @@ Shapes: B batch, N patches, V visible, M masked, H W image, P values of a patch.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +110,18 @@ def reconstructions(method: PixelMethod, images: Tensor, mask: Mask) -> Columns:
 
 def affinities(method: PixelMethod, images: Tensor, mask: Mask) -> Columns:
     """Return the image and, in three layers, the share of masked tokens' similarity that each visible one has."""
-    with watching(method) as taps:
+    taps: list[TokenTap] = []  # one for each decoder; the first is shown
+
+    def tap(split: Split) -> MtoObserver:
+        taps.append(TokenTap(method.config.mto, split))
+        return taps[-1]
+
+    # nn.Module would register it; the instance attribute shadows the method's own and is deleted after.
+    object.__setattr__(method, "observer", tap)
+    try:
         method.reconstruct(images, mask)
+    finally:
+        object.__delattr__(method, "observer")
     layers = taps[0].layers
     columns: Columns = {"image": _visible(method, images)}
     for layer in sorted({0, len(layers) // 2, len(layers) - 1}):
@@ -137,23 +145,6 @@ class TokenTap(MtoObserver):
     def __call__(self, tokens_BTD: Tensor) -> None:
         super().__call__(tokens_BTD)
         self.layers.append(self.split(tokens_BTD))
-
-
-@contextmanager
-def watching(method: Method) -> Iterator[list[TokenTap]]:
-    """Yield the list of taps that a forward pass in the context fills: one, or one for each decoder."""
-    taps: list[TokenTap] = []
-
-    def tap(split: Split) -> MtoObserver:
-        taps.append(TokenTap(method.config.mto, split))
-        return taps[-1]
-
-    # nn.Module would register it; the instance attribute shadows the method's own and is deleted after.
-    object.__setattr__(method, "observer", tap)
-    try:
-        yield taps
-    finally:
-        object.__delattr__(method, "observer")
 
 
 def heterogeneity_plot(metrics_path: str | Path, *, lines: int = 3) -> Figure | None:

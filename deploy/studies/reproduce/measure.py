@@ -20,7 +20,7 @@ from deploy.runs.config import DataConfig
 from trainer import Method, TrainConfig, build_method, load_method
 from trainer.evaluate.features import Features
 from trainer.evaluate.fewshot import FewShotConfig, few_shot
-from trainer.evaluate.knn import embed_pools, nearest_neighbour_accuracy
+from trainer.evaluate.knn import Protocol, embed_pools, neighbour_figures
 
 GALLERY, TEST = 20_000, 10_000
 """Most images that classify, and most that are classified."""
@@ -81,24 +81,23 @@ class Measure:
         for train in starts:
             torch.manual_seed(train.seed)  # as a run does before it builds its method
             untrained.append(self._metrics(build_method(train.method, train.model).eval()))
-        classified = self.gallery.flat(), self.gallery.labels, self.test.flat(), self.test.labels
-        return Floor(pixels=nearest_neighbour_accuracy(*classified), untrained=tuple(untrained))
+        pixels = neighbour_figures(
+            "nn", (self.gallery.flat(), self.gallery.labels), (self.test.flat(), self.test.labels)
+        )
+        return Floor(pixels=pixels["acc1"], untrained=tuple(untrained))
 
     def _metrics(self, method: Method) -> dict[str, float]:
         metrics = {}
         gallery = embed_pools(method, self.gallery.batches())
         test = embed_pools(method, self.test.batches())
         for pool in gallery:
-            labelled = gallery[pool], self.gallery.labels, test[pool], self.test.labels
-            metrics[f"nn_{pool}"] = nearest_neighbour_accuracy(*labelled)
-            white = whitening(gallery[pool])
-            metrics[f"white_{pool}"] = nearest_neighbour_accuracy(
-                white(gallery[pool]), self.gallery.labels, white(test[pool]), self.test.labels
-            )
-            metrics[f"knn{DINO_NEIGHBOURS}_{pool}"] = nearest_neighbour_accuracy(
-                *labelled, k=DINO_NEIGHBOURS, temperature=DINO_TEMPERATURE
-            )
-            known = Features(gallery[pool], self.gallery.labels)
-            (row,) = few_shot(known, Features(test[pool], self.test.labels), FewShotConfig(shots=(SHOTS,)))
+            known, wanted = Features(gallery[pool], self.gallery.labels), Features(test[pool], self.test.labels)
+            metrics[f"nn_{pool}"] = neighbour_figures("nn", known, wanted)["acc1"]
+            white = whitening(known.values)
+            whitened = [(white(part.values), part.labels) for part in (known, wanted)]
+            metrics[f"white_{pool}"] = neighbour_figures("nn", *whitened)["acc1"]
+            weighted = Protocol(k=DINO_NEIGHBOURS, temperature=DINO_TEMPERATURE)
+            metrics[f"knn{DINO_NEIGHBOURS}_{pool}"] = neighbour_figures(weighted, known, wanted)["acc1"]
+            (row,) = few_shot(known, wanted, FewShotConfig(shots=(SHOTS,)))
             metrics[f"shot{SHOTS}_{pool}"] = row["acc1"]
         return metrics
