@@ -6,9 +6,9 @@ for reading only.
 
 A request passes the guards (`guards`), then a route (`routes`, one table), then the method of `RunService` (`service`)
 that answers it from the selection and the loaders (`backend`). /openapi.json describes every path, its parameters and
-its answer, field by field (`models`).
+its answer, field by field (`models`, and `changes` for what POST takes and answers).
 
-Every path under /api/ and /metrics want `Authorization: Bearer TOKEN`; `/`, `/assets/*` (the files of
+Every path under /api/ and /metrics wants `Authorization: Bearer TOKEN`; `/`, `/assets/*` (the files of
 `deploy/dashboard/`), `/openapi.json` and `/healthz` ({"ok": true}) do not. The page reads its token from the fragment
 `#token=` of its address, which browsers do not send. Bodies are JSON objects of at most 64 KB. An error is {"error":
 one line}: 400 not JSON, 401 token, 403 Host, Origin or site, 404, 405, 409 an old version or a run in another state

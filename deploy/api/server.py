@@ -97,8 +97,8 @@ def serving(
             log.info("API at %s", url)
             yield url
     finally:
-        # `tempera dashboard --open` has written the token into open.html too.
         listener.close()
+        # `tempera dashboard --open` has written the token into open.html too.
         for secret in (path, path.with_name("open.html")):
             secret.unlink(missing_ok=True)
         if announced:

@@ -35,18 +35,13 @@ def doctor(
     """
     if address is not None:
         findings = _ask_cluster(address, out, index, python, allow_hosts)
-    elif cluster:
-        from deploy.remote.doctor.cluster import examine_cluster
-
-        with working("examining every node"):
-            found = examine_cluster(directory=out, index=index, allow_hosts=allow_hosts)
-        findings = [asdict(finding) for finding in found]
     else:
         from deploy.remote.doctor.checks import examine
+        from deploy.remote.doctor.cluster import examine_cluster
 
-        with working("examining this machine"):
-            found = examine(directory=out, index=index, allow_hosts=allow_hosts)
-        findings = [asdict(finding) for finding in found]
+        check = examine_cluster if cluster else examine
+        with working("examining every node" if cluster else "examining this machine"):
+            findings = [asdict(finding) for finding in check(directory=out, index=index, allow_hosts=allow_hosts)]
     # One machine needs no column for its name.
     on_nodes = any(finding["node"] for finding in findings)
     columns = ("", "check", *(("node",) if on_nodes else ()), "found", "what to do")

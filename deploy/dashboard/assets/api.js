@@ -71,6 +71,7 @@ export async function follow(onEvent, onLife, signal) {
     if (done) return;
     onLife();
     const blocks = (partial + value).replaceAll("\r\n", "\n").split("\n\n");
+    // The last block may be incomplete until the next read.
     partial = blocks.pop();
     for (const block of blocks) deliver(block, onEvent);
   }

@@ -25,6 +25,7 @@ const EVERY_MS = { samples: 15000, scores: 10000 };
 const AUTHOR = "tempera-author";
 const THEME = "tempera-theme";
 
+// Many draws meet bad samples at once; one request shows them all.
 const badLater = later(() => refreshBadSamples().catch(() => {}), 700);
 
 const run = { state: null, curve: null, distribution: null, shape: null, rows: [], live: false };
@@ -96,6 +97,7 @@ function take(event, data) {
     const before = run.state?.control;
     if (run.state && run.state.bad_samples !== data.bad_samples) badLater();
     run.state = data;
+    // What is drawn changes only with a window or a control, so only then are these worth a request.
     if (before?.next_window !== data.control.next_window || before?.version !== data.control.version) {
       refreshWindow().catch(() => {});
       log.refresh().catch(() => {});
@@ -150,6 +152,7 @@ async function connect() {
     try {
       await load();
       pause = FIRST_PAUSE_MS;
+      // A connection that is cut without a word would be read forever: give it up and open another.
       guard = setInterval(() => performance.now() - lastSeen.at > 2000 * SILENCE_S && silent.abort(), 1000);
       await follow(take, alive, silent.signal);
     } catch (error) {
@@ -232,6 +235,7 @@ rememberedToken();
 setInterval(watchConnection, 500);
 const clocks = { samples: () => samples.refresh(), scores: () => get("scores").then((found) => scores.update(found)) };
 for (const [name, action] of Object.entries(clocks)) {
+  // A page that nobody looks at costs the run nothing but the stream.
   setInterval(() => run.live && !document.hidden && action().catch(() => {}), EVERY_MS[name]);
 }
 connect();

@@ -45,6 +45,7 @@ export class Samples {
       byId("samples").replaceChildren(el("li", { className: "quiet" }, error.message));
       return;
     }
+    // Another tab was chosen while this answer was under way.
     if (order !== this.order) return;
     const empty = el("li", { className: "quiet" }, "Nothing to show yet.");
     byId("samples").replaceChildren(...(answer.samples.length ? answer.samples.map((sample) => this.thumb(sample)) : [empty]));

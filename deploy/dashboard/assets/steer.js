@@ -68,6 +68,7 @@ export class Steer {
 
   start(draft) {
     if (!this.enabled) return;
+    // The version from when the draft began: a change since then is a conflict to be decided by the person.
     if (this.draft === null) this.seenVersion = this.run.state.control.version;
     const policy = draft.kind === "policy" ? draft.value : this.run.state.selection.policy;
     this.draft = { ...draft, policy };
@@ -79,6 +80,7 @@ export class Steer {
   async solve(draft) {
     try {
       const exact = await this.hooks.solve({ [draft.kind]: draft.value });
+      // The person has moved on; this answer is for an older draft.
       if (this.draft !== draft) return;
       this.draft = { ...draft, size: exact.effective_size, temperature: exact.temperature ?? Infinity };
       this.hooks.changed();

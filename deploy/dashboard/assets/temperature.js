@@ -10,6 +10,7 @@ const BISECTIONS = 60;
 function weights(shape, temperature) {
   const sign = SIGN[shape.policy] ?? -1;
   const exponents = shape.middles.map((distance) => (sign * distance) / temperature);
+  // Relative to the largest exponent, or exp() leaves its range; an empty bin must not set it.
   const top = Math.max(...exponents.filter((_, bin) => shape.count[bin] > 0));
   return exponents.map((exponent) => Math.exp(Math.min(0, exponent - top)));
 }
@@ -41,6 +42,7 @@ export function effectiveSizeAt(shape, temperature) {
 export function temperatureFor(shape, size) {
   let [cold, hot] = [1e-4, 1e4];
   for (let turn = 0; turn < BISECTIONS; turn += 1) {
+    // The geometric mean: temperatures span eight decades.
     const middle = Math.sqrt(cold * hot);
     if (effectiveSizeAt(shape, middle) < size) cold = middle;
     else hot = middle;
