@@ -36,7 +36,7 @@ class MtoObserver:
     """Called with the tokens before the first block and after each; sums the losses of one forward pass."""
 
     def __init__(self, config: MtoConfig, split: Split) -> None:
-        """Start a pass; `split` returns the (masked, visible) patch tokens of [B, T, D] tokens."""
+        """Start a pass; `split` returns the (masked, visible) patch tokens of [B, T, D] tokens, no class token."""
         self.config, self.split = config, split
         self.heterogeneity: list[Tensor] = []
         self._tokens: list[int] = []
@@ -45,11 +45,13 @@ class MtoObserver:
     def __call__(self, tokens_BTD: Tensor) -> None:
         if self._spa is None:
             self._spa = self._recomputed(self._sparsity, tokens_BTD)
-        self.heterogeneity.append(self._recomputed(self._entropy, tokens_BTD))
+        # H^l (Eq. 2), in [0, ln V]: the mean over images of what the paper defines for one.
+        layer = self._recomputed(lambda masked, visible: entropy(similarity(masked, visible, self.config)), tokens_BTD)
+        self.heterogeneity.append(layer.mean())
         self._tokens.append(tokens_BTD.shape[1])
 
     def losses(self) -> dict[str, Tensor]:
-        """Return the weighted losses by name: mto_spa, mto_entropy, mto_rank."""
+        """Return the weighted losses by name, scalars: mto_spa (Eq. 3), mto_entropy (Eq. 4), mto_rank (Eq. 5)."""
         assert self._spa is not None, "an observer must have seen at least one layer"
         # Only layers with equally many tokens compare.
         pairs = itertools.pairwise(zip(self._tokens, self.heterogeneity, strict=True))
@@ -63,10 +65,6 @@ class MtoObserver:
             "mto_entropy": self.config.weight_entropy / (first + ENTROPY_EPS),
             "mto_rank": self.config.weight_rank * rank,
         }
-
-    def report(self) -> dict[str, Tensor]:
-        """Return the heterogeneity of each layer for the log, by name `heterogeneity_00`, ..."""
-        return {f"heterogeneity_{layer:02d}": value.detach() for layer, value in enumerate(self.heterogeneity)}
 
     def _recomputed(self, function: Callable[[Tensor, Tensor], Tensor], tokens_BTD: Tensor) -> Tensor:
         """Call a function of the (masked, visible) tokens, which the backward pass calls again.
@@ -83,12 +81,11 @@ class MtoObserver:
         value: Tensor = checkpoint(of_tokens, tokens_BTD, use_reentrant=False, preserve_rng_state=False)
         return value
 
-    def _entropy(self, masked_BMD: Tensor, visible_BVD: Tensor) -> Tensor:
-        """Return H of a layer (Eq. 2): a scalar in [0, ln V]."""
-        return entropy(similarity(masked_BMD, visible_BVD, self.config)).mean()
-
     def _sparsity(self, masked_BMD: Tensor, visible_BVD: Tensor) -> Tensor:
-        """Return the entropy of the visible rows' similarity to all tokens (Eq. 3)."""
+        """Return the entropy of the visible rows' similarity to all tokens (Eq. 3), a scalar.
+
+        A sum over the V rows of an image as printed, or their mean, then the mean over images.
+        """
         logits_BVN = similarity(visible_BVD, torch.cat([visible_BVD, masked_BMD], dim=1), self.config)
         if self.config.exclude_diagonal:
             same = torch.eye(logits_BVN.shape[1], logits_BVN.shape[2], dtype=torch.bool, device=logits_BVN.device)
@@ -98,7 +95,12 @@ class MtoObserver:
 
 
 def similarity(rows_BRD: Tensor, columns_BCD: Tensor, config: MtoConfig) -> Tensor:
-    """Return the logits of the similarity softmax in float32 or better, [B, R, C], by the configured scale."""
+    """Return the logits of the similarity softmax in float32 or better, [B, R, C], by the configured scale.
+
+    The paper writes a softmax of X X^T alone (raw). On MAE's decoder, whose tokens carry positions, that saturates:
+    H^0 is .25 of at most 3.89 at the first step (METHODS section 6). So sqrt_d is the default.
+    """
+    # Raw products of wide tokens overflow in fp16, and lose their differences in bf16.
     with without_autocast(rows_BRD):
         rows, columns = wide(rows_BRD), wide(columns_BCD)
         if config.similarity == "cosine":

@@ -19,7 +19,12 @@ from trainer.progress import progress_at
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Return the learning rate of a step: linear warm-up, then the schedule, by fractional epoch as in MAE."""
+    """Return the learning rate of a step: linear warm-up from `warmup_lr` to `peak_lr`, then the schedule.
+
+    Cosine to `min_lr` over the steps left (official MAE, `lr_sched`), steps of a tenth at the milestones (official
+    SimMIM), or constant.
+    """
+    # By epochs, in steps of a full epoch: in a PASS run a step of a short epoch moves the schedule further.
     progress = progress_at(config, step)
     now, end = (progress.position(at) * progress.epoch_steps for at in (step, config.total_steps))
     if now < config.warmup_steps:
@@ -57,7 +62,8 @@ def parameter_groups(method: Method, phase: str, config: TrainConfig) -> list[di
     for name, parameter in method.phase_parameters(phase):
         block = re.match(r"encoder\.blocks\.(\d+)\.", name)
         layer = int(block[1]) + 1 if block else 0 if name.startswith(embeddings) else depth + 1
-        free = method.no_decay(name, parameter)
+        # timm's rule, which MAE uses: vectors and biases do not decay; each method adds its own names.
+        free = parameter.ndim <= 1 or name.endswith(".bias") or name in method.no_decay_names
         scale = config.layer_decay ** (depth + 1 - layer)
         group = groups.setdefault((free, scale), {"params": [], "names": [], "lr_scale": scale})
         group["params"].append(parameter)
@@ -68,13 +74,13 @@ def parameter_groups(method: Method, phase: str, config: TrainConfig) -> list[di
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of a step in every group."""
+    """Set the step's rate in every group, times the group's `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
-    """Return the Euclidean norm of all gradients as a scalar on their device."""
+    """Return the Euclidean norm of all gradients as a scalar on their device: reading it would wait for the step."""
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(grads)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm  # over all shards under FSDP

@@ -19,7 +19,11 @@ _MASK = (1 << 64) - 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepRandomness:
-    """Source of the random numbers of one step for rows first_row, first_row + 1, ... of the global batch."""
+    """Source of the random numbers of one step, for the rows of the global batch that the caller's tensor holds.
+
+    They are rows first_row, first_row + 1, ..., or, for numbers that belong to samples rather than to places in a
+    batch, those that `row_ids` names.
+    """
 
     seed: int
     """Seed of the run."""
@@ -27,6 +31,8 @@ class StepRandomness:
     """Optimizer step, from 0."""
     first_row: int = 0
     """Row of the global batch that row 0 of the caller's tensor is."""
+    row_ids: np.ndarray | None = None
+    """int64[B], the row's number for each row of the caller's tensor, e.g. its sample id; then first_row is unused."""
 
     def uniform(self, purpose: str, rows: int, columns: int, *, like: Tensor | None = None) -> Tensor:
         """Return uniforms in [0, 1), shape [rows, columns], on the device and in the dtype of `like`.
@@ -34,67 +40,35 @@ class StepRandomness:
         Without `like`, float32 on the CPU. float64 carries 53 random bits, every other dtype 24 bits in float32.
         """
         device = like.device if like is not None else torch.device("cpu")
-        row = torch.arange(self.first_row, self.first_row + rows, device=device)
-        return _uniform(self.key(purpose), row, columns, like)
+        if self.row_ids is None:
+            row = torch.arange(self.first_row, self.first_row + rows, device=device)
+        else:
+            row = torch.as_tensor(self.row_ids, device=device)
+            assert len(row) == rows, "there must be one id a row"
+        # splitmix64 without its state: the counter is the place in the table, so every entry is drawn by itself.
+        counter = row[:, None] * columns + torch.arange(columns, device=device)
+        bits = _mix_tensor(counter * _signed(_GAMMA) + _signed(self.key(purpose)))
+        # The upper bits, as many as the mantissa holds: a product with a power of two is exact and stays below 1.
+        if like is not None and like.dtype == torch.float64:
+            return _shift(bits, 11).to(torch.float64) * 2.0**-53
+        return _shift(bits, 40).to(torch.float32) * 2.0**-24
 
     def integer(self, purpose: str, high: int) -> int:
-        """Return one integer in [0, high) that is the same on every rank."""
+        """Return one integer in [0, high) for the whole step: the same on every rank."""
         return self.key(purpose) % high
 
     def generator(self, purpose: str, row: int) -> np.random.Generator:
         """Return a numpy generator for one row, for algorithms that draw a varying number of values."""
-        return np.random.Generator(np.random.Philox(key=np.array([self.key(purpose), self.first_row + row], np.uint64)))
-
-    def torch_seed(self, rank: int) -> int:
-        """Return the seed of torch's own generator in this step, which draws stochastic depth alone."""
-        return self.key(f"torch rank {rank}") >> 1
+        number = self.first_row + row if self.row_ids is None else int(self.row_ids[row])
+        return np.random.Generator(np.random.Philox(key=np.array([self.key(purpose), number], np.uint64)))
 
     def key(self, purpose: str) -> int:
-        """Return the 64-bit hash of (seed, step, purpose)."""
+        """Return the 64-bit hash of (seed, step, purpose), in [0, 2^64)."""
         key = 0
+        # CRC-32 and not hash(): Python salts the hash of a string anew in every process.
         for part in (self.seed, self.step, crc32(purpose.encode())):
             key = _mix_int((key + part * _GAMMA + _GAMMA) & _MASK)
         return key
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SampleRandomness:
-    """Source of random numbers that belong to samples, not to steps: each sweep draws the same ones for a sample."""
-
-    seed: int
-    """Seed of the run."""
-    sample_ids: np.ndarray
-    """int64[B], the sample of each row of the caller's tensor."""
-
-    def uniform(self, purpose: str, rows: int, columns: int, *, like: Tensor | None = None) -> Tensor:
-        """Return uniforms in [0, 1), shape [rows, columns], as `StepRandomness.uniform` does."""
-        row = torch.as_tensor(self.sample_ids, device=like.device if like is not None else None)
-        assert len(row) == rows, "there must be one sample id a row"
-        return _uniform(self._source.key(purpose), row, columns, like)
-
-    def integer(self, purpose: str, high: int) -> int:
-        """Return one integer in [0, high), the same for all samples."""
-        return self._source.integer(purpose, high)
-
-    def generator(self, purpose: str, row: int) -> np.random.Generator:
-        """Return a numpy generator for the sample of one row."""
-        return self._source.generator(purpose, int(self.sample_ids[row]))
-
-    @property
-    def _source(self) -> StepRandomness:
-        return StepRandomness(seed=self.seed, step=0)
-
-
-Randomness = StepRandomness | SampleRandomness
-
-
-def _uniform(key: int, row: Tensor, columns: int, like: Tensor | None) -> Tensor:
-    """Return the hash of (key, row, column) as uniforms in [0, 1)."""
-    counter = row[:, None] * columns + torch.arange(columns, device=row.device)
-    bits = _mix_tensor(counter * _signed(_GAMMA) + _signed(key))
-    if like is not None and like.dtype == torch.float64:
-        return _shift(bits, 11).to(torch.float64) * 2.0**-53
-    return _shift(bits, 40).to(torch.float32) * 2.0**-24
 
 
 def _mix_int(value: int) -> int:

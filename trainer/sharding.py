@@ -21,7 +21,7 @@ from trainer.ranks.context import Context
 
 
 def share_over_ranks(method: Method, config: TrainConfig, context: Context, device: torch.device) -> nn.Module:
-    """Return the module to call in a step: the method itself on one process.
+    """Return the module to call in a step: the method itself on one process, else DDP's or FSDP's.
 
     A method with several phases is not wrapped by DDP: the step averages each phase's gradients itself.
 
@@ -38,12 +38,15 @@ def share_over_ranks(method: Method, config: TrainConfig, context: Context, devi
         return method
     if config.sharding == "fsdp":
         mesh = init_device_mesh(device.type, (context.world_size,))
+        # Blocks first: each gathers its own weights, so that only one block's are whole at a time.
         for block in transformer_blocks(method):
             fully_shard(block, mesh=mesh)
         fully_shard(method, mesh=mesh)
         return method
     if len(method.phases) > 1:
         return method
+    # The buffers are tables of positions and global statistics, equal on all ranks. A gradient is a view of its bucket:
+    # it is not copied once more.
     return DistributedDataParallel(
         method,
         broadcast_buffers=False,
@@ -53,14 +56,14 @@ def share_over_ranks(method: Method, config: TrainConfig, context: Context, devi
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return whole tensors; every rank must call it when some are sharded."""
+    """Return the tensors with the sharded ones gathered; every rank must call it when there are any."""
     return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in tensors.items()}
 
 
 def place_like(value: Tensor, reference: Tensor) -> Tensor:
     """Return a whole tensor on the device of a reference, and sharded as it is."""
     value = value.to(reference.device)
-    if isinstance(reference, DTensor) and value.ndim:
+    if isinstance(reference, DTensor) and value.ndim:  # AdamW's step counts are scalars: never sharded
         return distribute_tensor(value, reference.device_mesh, reference.placements)
     return value
 

@@ -61,10 +61,16 @@ class StepResult:
 
 
 def train_step(state: TrainState, images_u8: Tensor) -> StepResult:
-    """Do one optimizer step on this rank's uint8[L, 3, H, W] images and advance `state.step`."""
+    """Do one optimizer step on this rank's uint8[L, 3, H, W] images and advance `state.step`.
+
+    1. Let the method set what depends on the progress of the run.
+    2. Forward, backward and update of each phase that runs in this step.
+    3. Move the teacher, if the method has one, and the average of the weights, if the run keeps one.
+    """
     config, method, progress = state.config, state.method, state.progress
     # Torch's own generator draws stochastic depth alone; seeded by step and rank, a resumed run repeats it.
-    torch.manual_seed(_randomness(state, 0).torch_seed(state.context.rank))
+    step_randomness = StepRandomness(seed=config.seed, step=state.step)
+    torch.manual_seed(step_randomness.key(f"torch rank {state.context.rank}") >> 1)
     method.begin_step(progress)
     images = normalise(images_u8.to(state.device, non_blocking=True), config)
     results = [_phase_step(state, phase, images) for phase in method.active_phases(progress)]
@@ -90,17 +96,21 @@ def train_step(state: TrainState, images_u8: Tensor) -> StepResult:
 
 
 def _phase_step(state: TrainState, phase: str, images: Tensor) -> StepResult:
-    """Do forward, backward and update of one phase."""
+    """Do forward, backward and update of one phase, micro-batch by micro-batch."""
     config, optimizer = state.config, state.optimizers[phase]
     alternates = len(state.method.phases) > 1
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     pieces = images.chunk(config.accumulation_steps)
+    # The rank's first row in the global batch: a row draws the same numbers on any number of ranks.
+    rank_row = state.context.rank * (config.global_batch // state.context.world_size)
     losses: list[Losses] = []
     for number, piece in enumerate(pieces):
         # DDP exchanges gradients in every backward pass; only the last micro-batch needs it.
         accumulates = isinstance(state.model, DistributedDataParallel) and number < len(pieces) - 1
         with state.model.no_sync() if accumulates else nullcontext(), autocast(state.device, config.precision):  # type: ignore[operator]
-            loss: Losses = state.model(piece, _randomness(state, number * len(piece)), phase)
+            first_row = rank_row + number * len(piece)
+            randomness = StepRandomness(seed=config.seed, step=state.step, first_row=first_row)
+            loss: Losses = state.model(piece, randomness, phase)
         # With alternating phases the frozen network must keep no gradient: AdamW would move it by its momentum.
         torch.autograd.backward(loss.total / len(pieces), inputs=parameters if alternates else None)
         losses.append(loss._replace(total=loss.total.detach()))  # release the graph before the next micro-batch
@@ -123,18 +133,16 @@ def _phase_step(state: TrainState, phase: str, images: Tensor) -> StepResult:
 
 @functools.cache
 def _channels(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return values in [0, 1] by channel in units of bytes, [3, 1, 1]; made once for all steps."""
+    """Return values in [0, 1] by channel in units of bytes, [3, 1, 1]."""
+    # Cached: a copy to the device in every step would wait for it.
     return torch.tensor(values, dtype=dtype, device=device).view(3, 1, 1) * 255
 
 
 def normalise(images_u8: Tensor, config: TrainConfig) -> Tensor:
-    """Return float images with zero mean and unit variance by channel, on the device of the bytes."""
+    """Return (x / 255 - mean) / std by channel, float32 or float64 as the run's precision, of uint8[B, 3, H, W].
+
+    On the device of the bytes: they cross to it at a quarter of the size.
+    """
     dtype = torch.float64 if config.precision == "float64" else torch.float32
     mean, std = (_channels(values, dtype, images_u8.device) for values in (config.mean, config.std))
     return images_u8.to(dtype).sub_(mean).div_(std)
-
-
-def _randomness(state: TrainState, row: int) -> StepRandomness:
-    """Return the randomness of this rank's row `row` in this step, counted in rows of the global batch."""
-    first = state.context.rank * (state.config.global_batch // state.context.world_size)
-    return StepRandomness(seed=state.config.seed, step=state.step, first_row=first + row)

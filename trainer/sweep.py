@@ -22,7 +22,7 @@ from torch import Tensor
 from scoring import SelectionPort, masked_mean_score, patch_weighted_score
 from trainer.methods.base import SelectingMethod
 from trainer.precision import autocast
-from trainer.randomness import SampleRandomness
+from trainer.randomness import StepRandomness
 from trainer.sharding import unsharded
 from trainer.step import TrainState, normalise
 
@@ -134,7 +134,8 @@ def score_batch(state: TrainState, images_u8: Tensor, sample_ids: NDArray[np.int
             losses = method.reconstruct(images, method.difficulty_mask(predicted_BN))
             score_B = patch_weighted_score(losses.patch_loss_BN, predicted_BN, losses.mask_BN, settings.temperature)
         else:
-            randomness = SampleRandomness(seed=state.config.seed, sample_ids=sample_ids)
+            # By sample id at step 0: each sweep hides the same patches of a sample.
+            randomness = StepRandomness(seed=state.config.seed, step=0, row_ids=sample_ids)
             losses = method.reconstruct(images, method.draw_mask(len(images), randomness, like=images))
             score_B = masked_mean_score(losses.patch_loss_BN, losses.mask_BN)
     return score_B.float().cpu().numpy()

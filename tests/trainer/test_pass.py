@@ -18,7 +18,6 @@ from trainer import (
 )
 from trainer.config import PassConfig
 from trainer.loop import build_state
-from trainer.models.mask_predictor import hardest_blocks, hardest_patches
 from trainer.optim import learning_rate
 from trainer.progress import (
     cost_epochs,
@@ -66,7 +65,7 @@ def test_selections_follow_the_short_epochs_and_the_rate_follows_the_epoch():
 
 def test_the_weights_of_the_score_are_the_known_ones():
     predicted = torch.tensor([[1.0, 0.5, 0.2, 0.9]], dtype=torch.float64)
-    mask = hardest_patches(predicted, 2)
+    mask = build_method("mae", tiny(image_size=8, mask_ratio=0.5)).difficulty_mask(predicted)
     assert mask.mask_BN.tolist() == [[1, 0, 0, 1]]
     loss = torch.tensor([[1.0, 0, 0, 0]], dtype=torch.float64)
     assert patch_weighted_score(loss, predicted, mask.mask_BN, 0.1).item() == pytest.approx(0.731059, abs=1e-6)
@@ -78,11 +77,12 @@ def test_the_weights_of_the_score_are_the_known_ones():
 
 
 def test_ties_go_to_the_lower_patch_and_blocks_stay_whole():
-    assert hardest_patches(torch.zeros(1, 6), 2).masked_BM.tolist() == [[0, 1]]
-    config = ModelConfig(image_size=64, patch_size=16, mask_ratio=0.5)
+    mae = build_method("mae", tiny(image_size=8, mask_ratio=0.5))
+    assert mae.difficulty_mask(torch.zeros(1, 4)).masked_BM.tolist() == [[0, 1]]
+    simmim = build_method("simmim", tiny(image_size=64, patch_size=16, mask_ratio=0.5))
     predicted = torch.zeros(1, 4, 4)
     predicted[0, 0, 3] = predicted[0, 3, 1] = 5.0
-    assert hardest_blocks(predicted.flatten(1), config).mask_BN.view(4, 4).tolist() == [
+    assert simmim.difficulty_mask(predicted.flatten(1)).mask_BN.view(4, 4).tolist() == [
         [0, 0, 1, 1],
         [0, 0, 1, 1],
         [1, 1, 0, 0],

@@ -121,7 +121,8 @@ def _unshuffled_prediction(method: Mae, latent_BTD: Tensor, order_BN: Tensor) ->
     tokens = torch.cat([seen[:, :1], gather(tokens, restore)], dim=1) + decoder.pos_embed
     for block in decoder.blocks:
         tokens = block(tokens)
-    return decoder.predict(tokens)[:, 1:]
+    prediction: Tensor = decoder.pred(decoder.norm(tokens))
+    return prediction[:, 1:]
 
 
 def _cross_decode(decoder: CrossDecoder, latent: Tensor, context: Tensor, order_BN: Tensor) -> Tensor:
@@ -132,7 +133,8 @@ def _cross_decode(decoder: CrossDecoder, latent: Tensor, context: Tensor, order_
     tokens = torch.cat([tokens[:, :1], gather(tokens[:, 1:], order_BN.argsort(dim=1))], dim=1)
     for block in decoder.blocks:
         tokens = block(tokens, context)
-    return decoder.predict(tokens)[:, 1:]
+    prediction: Tensor = decoder.pred(decoder.norm(tokens))
+    return prediction[:, 1:]
 
 
 def _patch_errors(method: Mae, images_BCHW: Tensor, prediction_BNP: Tensor) -> Tensor:

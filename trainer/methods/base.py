@@ -17,7 +17,7 @@ from trainer.masking import MASKINGS, Mask
 from trainer.methods.losses import Losses
 from trainer.mto import MtoObserver, Split
 from trainer.progress import Progress, predictor_trains
-from trainer.randomness import Randomness, StepRandomness
+from trainer.randomness import StepRandomness
 
 
 class Method(nn.Module, ABC):
@@ -33,6 +33,8 @@ class Method(nn.Module, ABC):
     """Standard deviation by channel that the images were divided by."""
     encoder: nn.Module
     """The network that is kept after training: `encoder.features(images_BCHW)` returns tokens [B, 1 + N, D]."""
+    no_decay_names: tuple[str, ...] = ()
+    """Parameters without weight decay, besides vectors and biases, which never have it (timm's rule)."""
     phases: tuple[str, ...] = ("model",)
     """Names of the alternating updates of a step, each with its own parameters and optimizer; one for most methods."""
 
@@ -42,10 +44,14 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images_BCHW: Tensor, randomness: StepRandomness, phase: str = "model") -> Losses:
-        """Return the losses of normalised images for one phase."""
+        """Return the losses of normalised images for one phase.
 
-    def draw_mask(self, batch: int, randomness: Randomness, *, like: Tensor) -> Mask:
-        """Return the mask of a batch by the configured masking."""
+        Every random number must come from `randomness`: a run then draws the same ones on any number of ranks, and
+        after a restart.
+        """
+
+    def draw_mask(self, batch: int, randomness: StepRandomness, *, like: Tensor) -> Mask:
+        """Return the mask of `batch` images on the device of `like`, by the configured masking."""
         name = self.default_masking if self.config.masking == "auto" else self.config.masking
         return MASKINGS[name](self.config, batch, randomness, like=like)
 
@@ -57,41 +63,46 @@ class Method(nn.Module, ABC):
         """Return the phases that run in this step: by default all."""
         return self.phases
 
-    def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
-        """Return whether a parameter has no weight decay: vectors and biases (timm's rule, used by MAE)."""
-        return parameter.ndim <= 1 or name.endswith(".bias")
-
     def observer(self, split: Split) -> MtoObserver | None:
-        """Return an observer of each layer's tokens for the MTO losses, None when they are off."""
+        """Return an observer of one forward pass for the MTO losses (METHODS section 6), None when they are off.
+
+        `split` returns the (masked, visible) patch tokens, [B, M, D] and [B, V, D], of a layer's tokens.
+        """
         return MtoObserver(self.config.mto, split) if self.config.mto.enabled else None
 
     def begin_step(self, progress: Progress) -> None:
-        """Set the values that depend on the progress of the run, before a step."""
+        """Set the values that depend on the progress of the run: called before each step."""
 
     def end_step(self, progress: Progress) -> None:
-        """Update the weights that no gradient trains (a teacher), after a step."""
+        """Update the weights that no gradient trains (a teacher): called after each step's update."""
 
 
 class PixelMethod(Method):
     """A method that predicts hidden pixels for a given mask."""
 
+    def forward(self, images_BCHW: Tensor, randomness: StepRandomness, phase: str = "model") -> Losses:
+        """Draw a mask and return its losses."""
+        return self.reconstruct(images_BCHW, self.draw_mask(len(images_BCHW), randomness, like=images_BCHW))
+
     @abstractmethod
     def reconstruct(self, images_BCHW: Tensor, mask: Mask) -> Losses:
-        """Return the losses for a given mask."""
+        """Return the losses of normalised images for a given mask: a step draws it, a sweep chooses it."""
 
     @abstractmethod
     def predict(self, images_BCHW: Tensor, mask: Mask) -> Tensor:
-        """Return predictions for all patches in image order, [B, N, P], for pictures."""
+        """Return predictions for all patches in image order, [B, N, P], hidden or not: pictures show both."""
 
     @abstractmethod
     def to_pixels(self, prediction_BNP: Tensor, patches_BNP: Tensor) -> Tensor:
-        """Return predictions as normalised pixels, for pictures; the true patches may give mean and scale."""
+        """Return predictions in the scale of normalised images; the true patches may give each its mean and scale."""
 
 
 class SelectingMethod(PixelMethod):
-    """A method that may have a predictor of patch difficulty, for patch-aware selection (METHODS section 7).
+    """A method that may have a predictor of patch difficulty, for patch-aware selection (PASS; METHODS section 7).
 
-    A subclass builds its predictor and calls `add_predictor` on its losses while `predictor_trains`.
+    A subclass builds its predictor, and calls `add_predictor` on its losses while `predictor_trains`. A sweep asks
+    `difficulty` for the predicted loss of each patch of a whole image, hides the patches of `difficulty_mask`, and
+    scores the sample by the losses of these patches.
     """
 
     predictor: nn.Module | None
@@ -101,11 +112,11 @@ class SelectingMethod(PixelMethod):
 
     @abstractmethod
     def difficulty(self, images_BCHW: Tensor) -> Tensor:
-        """Return the predicted loss of every patch of whole images, [B, N]; needs the predictor."""
+        """Return the predicted loss of every patch, [B, N], from the whole image (PASS, Eq. 4); needs the predictor."""
 
     @abstractmethod
     def difficulty_mask(self, predicted_BN: Tensor) -> Mask:
-        """Return the mask that hides as many patches as in training, those predicted to be the hardest."""
+        """Return the mask M^p that hides the patches of largest predicted loss, as many as training hides."""
 
     def begin_step(self, progress: Progress) -> None:
         """Turn the mask predictor's loss on in the epochs before a selection."""

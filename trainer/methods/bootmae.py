@@ -6,8 +6,8 @@
 3. Pixels are compared with patches standardised by channel, features with those of a moving average of the encoder on
    the whole image. Hidden patches weigh up to twice as much where their neighbours are hidden too.
 
-Shapes: B batch, N patches, V visible, M masked, T tokens (1 + N), D encoder width, E decoder width, C channels, P
-values of a patch.
+Shapes: B batch, N patches, V visible, M masked, T tokens (1 + N), S seen tokens (1 + V), K predicted tokens, D encoder
+width, E decoder width, C channels, P values of a patch.
 """
 
 import torch
@@ -17,7 +17,7 @@ from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
-from trainer.masking import Mask, take
+from trainer.masking import Mask, split_order, take
 from trainer.methods.base import PixelMethod
 from trainer.methods.losses import Losses, add_mto, patch_errors
 from trainer.models.vit import LAYER_NORM_EPS, Encoder, patchify, sincos_positions
@@ -25,7 +25,7 @@ from trainer.models.weights import freeze_copy, init_xavier, move_average
 from trainer.mto import MtoObserver
 from trainer.precision import wide, without_autocast
 from trainer.progress import Progress
-from trainer.randomness import Randomness, StepRandomness
+from trainer.randomness import StepRandomness
 
 PIXEL_VARIANCE_EPS = 1e-5  # official BootMAE, added to the variance of a patch's channel
 RAMP = 4  # the feature loss reaches its weight after a quarter of the epochs
@@ -36,6 +36,7 @@ class Bootmae(PixelMethod):
     """Encoder, its moving average, and two decoders with cross-attention."""
 
     default_masking = "block"
+    no_decay_names = ("encoder.cls_token",)
     encoder: Encoder
     teacher: Encoder
 
@@ -49,7 +50,7 @@ class Bootmae(PixelMethod):
         self.feature_weight = config.bootmae.feature_weight
 
     def begin_step(self, progress: Progress) -> None:
-        """Set the weight of the feature loss: it grows over the first quarter of the run."""
+        """Set the feature loss's weight, feature_weight * min(4 (1 + epoch) / epochs, 1): full after a quarter."""
         full = self.config.bootmae.feature_weight
         self.feature_weight = full * min(RAMP * (1 + progress.epoch) / progress.num_epochs, 1.0)
 
@@ -58,21 +59,23 @@ class Bootmae(PixelMethod):
         momentum = bootmae_momentum(progress, dynamic=self.config.bootmae.dynamic_momentum)
         move_average(self.teacher, self.encoder, momentum)
 
-    def forward(self, images_BCHW: Tensor, randomness: StepRandomness, phase: str = "model") -> Losses:
-        """Return the two losses of block-wise hidden patches."""
-        mask = self.draw_mask(len(images_BCHW), randomness, like=images_BCHW)
-        return self.reconstruct(images_BCHW, mask)
+    def draw_mask(self, batch: int, randomness: StepRandomness, *, like: Tensor) -> Mask:
+        """Return the mask of a batch; a block-wise order is rolled by 0 to 3 places, once for the whole batch.
 
-    def draw_mask(self, batch: int, randomness: Randomness, *, like: Tensor) -> Mask:
-        """Return the mask of a batch; block-wise orders are rolled a little, once for the whole batch."""
+        So up to three hidden patches change places with visible ones, as in the official code.
+        """
         mask = super().draw_mask(batch, randomness, like=like)
         if self.config.masking not in ("auto", "block"):
             return mask
         order_BN = torch.cat([mask.visible_BV, mask.masked_BM], dim=1).roll(randomness.integer("roll", ROLL), dims=1)
-        visible = mask.visible_BV.shape[1]
-        return Mask(order_BN[:, :visible], order_BN[:, visible:])
+        return split_order(order_BN, mask.visible_BV.shape[1])
 
     def reconstruct(self, images_BCHW: Tensor, mask: Mask) -> Losses:
+        """Return the losses of the hidden patches, L = R + alpha P (METHODS section 3).
+
+        R = mean(w mean_P((x^ - x_norm)^2)) on pixels standardised by channel, P = mean(w d(F^, F)) on the teacher's
+        features, both over the B M hidden patches, w in [1, 2] by `neighbour_weight`, d by `feature_distance`.
+        """
         patches_BNP = patchify(images_BCHW, self.config.patch_size)
         latent_BTD, shallow_BTD, deep_BTD = self._encode(patches_BNP, mask)
         first_masked = 1 + mask.visible_BV.shape[1]
@@ -81,38 +84,40 @@ class Bootmae(PixelMethod):
             return tokens[:, first_masked:], tokens[:, 1:first_masked]
 
         pixel_mto, feature_mto = self.observer(split), self.observer(split)  # the losses of both decoders are added
-        pixels_BMP = self.pixel_decoder(latent_BTD, shallow_BTD, mask, pixel_mto)
-        features_BMD = self.feature_decoder(latent_BTD, deep_BTD, mask, feature_mto)
+        pixels_BMP = self.pixel_decoder(latent_BTD, shallow_BTD, mask, pixel_mto, first=first_masked)
+        features_BMD = self.feature_decoder(latent_BTD, deep_BTD, mask, feature_mto, first=first_masked)
+        # The teacher sees the whole image; its features are taken after the last block and before the norm.
+        with torch.no_grad():
+            tokens_BTD = self.teacher.prepend_cls(self.teacher.embed_patches(patches_BNP))
+            for block in self.teacher.blocks:
+                tokens_BTD = block(tokens_BTD)
+            target_BMD = take(tokens_BTD[:, 1:], mask.masked_BM)
         weight_BM = neighbour_weight(mask, self.config.grid).gather(1, mask.masked_BM)
-        target_BMP = standardise_channels(take(patches_BNP, mask.masked_BM))
-        error_BM = patch_errors(pixels_BMP, target_BMP)
-        feature_BM = feature_distance(features_BMD, self._targets(patches_BNP, mask))
+        error_BM = patch_errors(pixels_BMP, standardise_channels(take(patches_BNP, mask.masked_BM)))
+        feature_BM = feature_distance(features_BMD, target_BMD)
         pixel, feature = (weight_BM * error_BM).mean(), (weight_BM * feature_BM).mean()
         parts = {"pixel": pixel.detach(), "feature": feature.detach()}
-        detached = error_BM.detach()
+        detached = error_BM.detach()  # a sample's score is its pixel error alone
         total = pixel + self.feature_weight * feature
         losses = Losses(total, detached.mean(dim=1), mask.spread(detached), mask.mask_BN, parts)
         return add_mto(losses, pixel_mto, feature_mto)
 
     def to_pixels(self, prediction_BNP: Tensor, patches_BNP: Tensor) -> Tensor:
-        """Return predictions as normalised pixels: each channel gets its mean and scale back."""
+        """Undo `standardise_channels` by the mean and variance of the true patches."""
         values = patches_BNP.view(*patches_BNP.shape[:-1], -1, 3)
         variance, mean = torch.var_mean(values, dim=-2, keepdim=True, correction=0)
         pixels: Tensor = prediction_BNP.view_as(values) * (variance + PIXEL_VARIANCE_EPS).sqrt() + mean
         return pixels.view_as(prediction_BNP)
 
     def predict(self, images_BCHW: Tensor, mask: Mask) -> Tensor:
+        """Return the pixel regressor's output for all patches in image order, [B, N, P]."""
         patches_BNP = patchify(images_BCHW, self.config.patch_size)
         latent_BTD, shallow_BTD, _ = self._encode(patches_BNP, mask)
-        shuffled_BNP = self.pixel_decoder.predict(self.pixel_decoder.run(latent_BTD, shallow_BTD, mask)[:, 1:])
+        shuffled_BNP = self.pixel_decoder(latent_BTD, shallow_BTD, mask)
         return take(shuffled_BNP, torch.cat([mask.visible_BV, mask.masked_BM], dim=1).argsort(dim=1))
 
-    def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
-        """Free vectors, biases and the class token; the mask tokens decay (official code)."""
-        return super().no_decay(name, parameter) or name == "encoder.cls_token"
-
     def _encode(self, patches_BNP: Tensor, mask: Mask) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the normalised latents, and the tokens after the first and the last block."""
+        """Return the normalised latents, and the tokens after the first and the last block, [B, 1 + V, D] each."""
         visible = self.encoder.embed_patches(take(patches_BNP, mask.visible_BV), mask.visible_BV)
         tokens_BTD = self.encoder.prepend_cls(visible)
         layers = []
@@ -120,14 +125,6 @@ class Bootmae(PixelMethod):
             tokens_BTD = block(tokens_BTD)
             layers.append(tokens_BTD)
         return self.encoder.norm(tokens_BTD), layers[0], layers[-1]
-
-    @torch.no_grad()
-    def _targets(self, patches_BNP: Tensor, mask: Mask) -> Tensor:
-        """Return the teacher's features of the hidden patches, [B, M, D], after its last block and before its norm."""
-        tokens_BTD = self.teacher.prepend_cls(self.teacher.embed_patches(patches_BNP))
-        for block in self.teacher.blocks:
-            tokens_BTD = block(tokens_BTD)
-        return take(tokens_BTD[:, 1:], mask.masked_BM)
 
 
 class CrossDecoder(nn.Module):
@@ -138,6 +135,7 @@ class CrossDecoder(nn.Module):
         self.embed = nn.Linear(config.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(sincos_positions(width, config.grid, row_first=True), requires_grad=False)
+        # With the encoder's number of heads, whatever the width (official code).
         make = [
             CrossBlock(width, config.width, config.heads, config.mlp_ratio) for _ in range(config.bootmae.decoder_depth)
         ]
@@ -147,25 +145,35 @@ class CrossDecoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
         self.apply(init_xavier)
 
-    def forward(self, latent_BTD: Tensor, context_BTD: Tensor, mask: Mask, observe: MtoObserver | None) -> Tensor:
-        """Return predictions for the hidden patches, [B, M, values]."""
-        return self.predict(self.run(latent_BTD, context_BTD, mask, observe)[:, 1 + mask.visible_BV.shape[1] :])
+    def forward(
+        self,
+        latent_BSD: Tensor,
+        context_BSD: Tensor,
+        mask: Mask,
+        observe: MtoObserver | None = None,
+        *,
+        first: int = 1,
+    ) -> Tensor:
+        """Return the values predicted for the tokens from number `first` on, [B, 1 + N - first, values].
 
-    def run(self, latent_BTD: Tensor, context_BTD: Tensor, mask: Mask, observe: MtoObserver | None = None) -> Tensor:
-        """Return decoded tokens, [B, T, E]; positions are added to the mask tokens only (official code)."""
+        Args:
+            latent_BSD: the encoder's normalised class token and visible patches, in the order of the mask's list.
+            context_BSD: features of the same tokens, that every block attends to.
+            mask: which patches are visible and which are hidden.
+            observe: called with the first block's input and every block's output, [B, 1 + N, E] each.
+            first: 1 for all patches, 1 + V for the hidden ones alone: only these pay for the last layer.
+        """
+        # Positions are added to the mask tokens only: the latents carry theirs (official code).
         masked = self.mask_token + self.pos_embed[0, 1:][mask.masked_BM]
-        seen = self.embed(latent_BTD)
+        seen = self.embed(latent_BSD)
         tokens_BTE = torch.cat([seen, masked.to(seen.dtype)], dim=1)
         if observe:
             observe(tokens_BTE)
         for block in self.blocks:
-            tokens_BTE = block(tokens_BTE, context_BTD)
+            tokens_BTE = block(tokens_BTE, context_BSD)
             if observe:
                 observe(tokens_BTE)
-        return tokens_BTE
-
-    def predict(self, tokens_BKE: Tensor) -> Tensor:
-        values_BKP: Tensor = self.pred(self.norm(tokens_BKE))
+        values_BKP: Tensor = self.pred(self.norm(tokens_BTE[:, first:]))
         return values_BKP
 
 
@@ -210,13 +218,20 @@ class CrossAttention(nn.Module):
 
 
 def neighbour_weight(mask: Mask, grid: int) -> Tensor:
-    """Return m * pool(m) + m of the mask m, [B, N]: 0 on visible patches, on masked ones 1 to 2 by their neighbours."""
+    """Return w = m pool(m) + m, [B, N], of the mask m on its grid, pool the mean of 3 x 3 patches.
+
+    It is 0 on visible patches, and 1 to 2 on hidden ones: more where the neighbours are hidden too (METHODS section 3).
+    """
+    # The border is padded with zeros, which count in the mean: a patch at the edge weighs less (official code).
     mask_BCHW = mask.mask_BN.view(-1, 1, grid, grid)
     return (mask_BCHW * F.avg_pool2d(mask_BCHW, 3, stride=1, padding=1) + mask_BCHW).flatten(1)
 
 
 def standardise_channels(patches_BMP: Tensor) -> Tensor:
-    """Return patches with mean 0 and (biased) variance 1 in each channel."""
+    """Return (x - mean) / sqrt(var + 1e-5) over the pixels of each channel of each patch, [B, M, P].
+
+    The variance is biased, unlike in MAE's standardisation (official BootMAE).
+    """
     values = patches_BMP.view(*patches_BMP.shape[:-1], -1, 3)
     variance, mean = torch.var_mean(values, dim=-2, keepdim=True, correction=0)
     standard: Tensor = (values - mean) / (variance + PIXEL_VARIANCE_EPS).sqrt()
@@ -224,7 +239,10 @@ def standardise_channels(patches_BMP: Tensor) -> Tensor:
 
 
 def feature_distance(predicted_BMD: Tensor, target_BMD: Tensor) -> Tensor:
-    """Return the mean squared error between normalised features, [B, M]: their scale and offset do not count."""
+    """Return mean_D((LN(F^) - LN(F))^2), [B, M], with LN the layer norm without weights, in float32 or better.
+
+    So the scale and the offset of a patch's features do not count (METHODS section 3; official code).
+    """
     with without_autocast(predicted_BMD):
         shape = predicted_BMD.shape[-1:]
         predicted = F.layer_norm(wide(predicted_BMD), shape, eps=LAYER_NORM_EPS)
@@ -232,7 +250,10 @@ def feature_distance(predicted_BMD: Tensor, target_BMD: Tensor) -> Tensor:
 
 
 def bootmae_momentum(progress: Progress, *, dynamic: bool) -> float:
-    """Return the teacher's momentum of an epoch: .999 to .9999 over 100 epochs, then (dynamic) to .99999 over 300."""
+    """Return the teacher's momentum in an epoch, by two lines (official code, `adjust_ema_momentum`).
+
+    From .999 to .9999 over the first 100 epochs; then, if dynamic (the Base model), to .99999 over the next 300.
+    """
     epoch = progress.epoch
     if epoch < 100:
         return 0.999 + epoch / 100 * (0.9999 - 0.999)

@@ -24,10 +24,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
-from trainer.masking import Mask, split_order, take
+from trainer.masking import Mask, split_order, take, whole_image
 from trainer.methods.losses import Losses, patch_errors
 from trainer.methods.mae import Mae
-from trainer.models.mask_predictor import whole_image
 from trainer.models.vit import patchify
 from trainer.models.weights import init_xavier
 from trainer.precision import wide
@@ -52,7 +51,7 @@ class Clmae(Mae):
         self.curriculum = 1.0
 
     def begin_step(self, progress: Progress) -> None:
-        """Set the curriculum factor of the step."""
+        """Set the factor on the masking network's reconstruction loss."""
         super().begin_step(progress)
         self.curriculum = curriculum_factor(progress, self.config.clmae.curriculum)
 
@@ -66,28 +65,28 @@ class Clmae(Mae):
         return (pair for pair in pairs if pair[0].startswith("masker.") == (phase == "masker"))
 
     def forward(self, images_BCHW: Tensor, randomness: StepRandomness, phase: str = "model") -> Losses:
-        """Return the losses of one of the two updates."""
+        """Return the losses of one of the two updates; neither draws a random number."""
         patches_BNP = patchify(images_BCHW, self.config.patch_size)
-        return self._masker_losses(patches_BNP) if phase == "masker" else self._model_losses(patches_BNP)
+        if phase == "masker":
+            return self._masker_losses(patches_BNP)
+        tokens_BND = self.encoder.embed_patches(patches_BNP)
+        # The choice of the visible patches has no gradient: the masking network learns in its own update alone.
+        with torch.no_grad():
+            mask = self.learned_mask(self.masker(tokens_BND))
+        return self.decode(self.encoder.encode(take(tokens_BND, mask.visible_BV)), patches_BNP, mask)
 
     def keep_probability(self, images_BCHW: Tensor) -> Tensor:
-        """Return the masking network's keep-probabilities of normalised images, [B, N]."""
+        """Return the masking network's keep-probabilities of normalised images, [B, N] in (0, 1)."""
         tokens_BND = self.encoder.embed_patches(patchify(images_BCHW, self.config.patch_size))
         probability_BN: Tensor = self.masker(tokens_BND)
         return probability_BN
 
     def learned_mask(self, keep_BN: Tensor) -> Mask:
-        """Return the mask that leaves the most probable patches visible."""
+        """Return the mask that shows the N - M patches of the highest keep-probabilities; ties to the lower number."""
         return split_order(keep_BN.argsort(dim=1, descending=True, stable=True), self.config.num_visible)
 
-    def _model_losses(self, patches_BNP: Tensor) -> Losses:
-        tokens_BND = self.encoder.embed_patches(patches_BNP)
-        with torch.no_grad():
-            mask = self.learned_mask(self.masker(tokens_BND))
-        latent_BTD = self.encoder.encode(take(tokens_BND, mask.visible_BV))
-        return self.decode(latent_BTD, patches_BNP, mask)
-
     def _masker_losses(self, patches_BNP: Tensor) -> Losses:
+        """Return curriculum * recon + gauss + kl + diversity (see `masker_losses`)."""
         # All tokens are encoded, each scaled by its probability (positions too), and nothing is a mask token. Freezing
         # keeps the encoder's and decoder's activations for no weight gradient.
         with frozen(self.encoder, self.decoder):
@@ -95,7 +94,7 @@ class Clmae(Mae):
             keep_BN = self.masker(tokens_BND)
             everything = whole_image(len(patches_BNP), self.config, patches_BNP.device)
             latent_BTD = self.encoder.encode(tokens_BND * keep_BN[:, :, None])
-            prediction_BNP = self.decoder.predict(self.decoder.run(latent_BTD, everything)[:, 1:])
+            prediction_BNP = self.decoder(latent_BTD, everything)
         loss_BN = patch_errors(prediction_BNP, self.targets(patches_BNP))
         # Ratio and diversity are statistics of the whole batch, so every rank computes them on all rows.
         parts = masker_losses(gather_rows(wide(keep_BN)), gather_rows(loss_BN), self.config)
@@ -137,6 +136,13 @@ class MaskingNetwork(nn.Module):
 def masker_losses(keep_BN: Tensor, loss_BN: Tensor, config: ModelConfig) -> dict[str, Tensor]:
     """Return the four losses of the masking network by name, each with its weight but for the curriculum factor.
 
+    METHODS section 5, from the official code; s the keep-probabilities, l the errors, sigma = .12:
+
+      recon      sum(l (1 - s)) / sum(1 - s)
+      gauss      mean(exp(-(s - 1/2)^2 / (2 sigma^2)) sigma sqrt(2 pi)): s is driven to 0 or 1
+      kl         KL(Bernoulli(mean_N s) || Bernoulli(keep ratio)), mean or sum over the batch
+      diversity  mean over pairs of masks of exp(-0.1 |s_i - s_j|)
+
     Args:
         keep_BN: keep-probabilities in (0, 1).
         loss_BN: reconstruction error of every patch.
@@ -159,12 +165,16 @@ def masker_losses(keep_BN: Tensor, loss_BN: Tensor, config: ModelConfig) -> dict
 
 def bernoulli_divergence(probability_B: Tensor, target: float) -> Tensor:
     """Return KL(Bernoulli(p) || Bernoulli(target)) of each p, [B]; 0 exactly where p = target."""
+    # Probabilities of 0 and 1 are possible when all of a row saturates: log(0) * 0 would be NaN.
     p = probability_B.clamp(KEEP_TINY, 1 - KEEP_TINY)
     return p * (p / target).log() + (1 - p) * ((1 - p) / (1 - target)).log()
 
 
 def diversity(keep_BN: Tensor) -> Tensor:
-    """Return the mean of exp(-0.1 * distance) over pairs of masks, 1 when all are equal; 0 for a batch of one."""
+    """Return the mean over pairs i < j of exp(-0.1 |s_i - s_j|), a scalar: 1 when all are equal, 0 for a batch of one.
+
+    Its gradient is 0 where two masks are equal, so it cannot undo a collapse to one mask.
+    """
     if len(keep_BN) < 2:
         return keep_BN.new_zeros(())
     # F.pdist is the official double loop over pairs: 1.1 ms instead of 35 s at 256 masks.

@@ -36,8 +36,10 @@ def change_colours(
     draws = randomness.uniform("colours", len(images_BCHW), 9, like=images_BCHW)[:, :, None, None, None]
     x = images_BCHW * scale + shift
     jittered = jitter(x, *(draws[:, i] for i in range(4)))
+    # Every change is computed for all images and chosen by `where`: a branch by image would wait for the device.
     x = torch.where(draws[:, 4] < JITTER_PROBABILITY, jittered, x)
     x = torch.where(draws[:, 5] < GREY_PROBABILITY, luma(x).expand_as(x), x)
+    # The width is in pixels of a 224-pixel image: smaller images get a narrower blur.
     sigma = BLUR_LOW + (BLUR_HIGH - BLUR_LOW) * draws[:, 6].flatten()
     x = torch.where(draws[:, 7] < BLUR_PROBABILITY, blur(x, sigma * x.shape[-1] / 224), x)
     x = torch.where((draws[:, 8] < SOLARISE_PROBABILITY) & (x >= 0.5), 1 - x, x)
@@ -45,10 +47,15 @@ def change_colours(
 
 
 def jitter(images_BCHW: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
-    """Return images in [0, 1] with changed colours; each draw is in [0, 1), and 1/2 changes nothing."""
-    x = (images_BCHW * _factor(brightness, BRIGHTNESS)).clamp(0, 1)
-    x = torch.lerp(luma(x).mean(dim=(2, 3), keepdim=True), x, _factor(contrast, CONTRAST)).clamp(0, 1)
-    x = torch.lerp(luma(x), x, _factor(saturation, SATURATION)).clamp(0, 1)
+    """Return images in [0, 1] with changed colours, as torchvision's ColorJitter defines them.
+
+    Each draw is [B, 1, 1, 1] in [0, 1), and 1/2 changes nothing: a factor is in [1 - strength, 1 + strength), the hue
+    turns by up to a tenth of the circle.
+    """
+    x = (images_BCHW * (1 + BRIGHTNESS * (2 * brightness - 1))).clamp(0, 1)
+    mean_B111 = luma(x).mean(dim=(2, 3), keepdim=True)
+    x = torch.lerp(mean_B111, x, 1 + CONTRAST * (2 * contrast - 1)).clamp(0, 1)
+    x = torch.lerp(luma(x), x, 1 + SATURATION * (2 * saturation - 1)).clamp(0, 1)
     return turn_hue(x, (2 * hue - 1) * HUE).clamp(0, 1)
 
 
@@ -80,8 +87,3 @@ def blur(images_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
     x = F.pad(images_BCHW.reshape(1, batch * channels, height, width), (radius,) * 4, mode="reflect")
     x = F.conv2d(x, kernel[:, :, None], groups=batch * channels)
     return F.conv2d(x, kernel[:, :, :, None], groups=batch * channels).view_as(images_BCHW)
-
-
-def _factor(draw: Tensor, strength: float) -> Tensor:
-    """Return a factor in [1 - strength, 1 + strength)."""
-    return 1 + strength * (2 * draw - 1)

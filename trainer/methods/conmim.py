@@ -33,6 +33,7 @@ class Conmim(Method):
     """Student and teacher encoders, each with a projector."""
 
     default_masking = "simmim"
+    no_decay_names = ("encoder.cls_token",)
     encoder: RelativeEncoder
     teacher_encoder: RelativeEncoder
 
@@ -49,37 +50,42 @@ class Conmim(Method):
         move_average(self.teacher_projector, self.projector, momentum)
 
     def forward(self, images_BCHW: Tensor, randomness: StepRandomness, phase: str = "model") -> Losses:
-        """Return the contrastive loss of the hidden tokens; the teacher sees the same crop in other colours."""
+        """Return the contrastive loss of the hidden tokens."""
+        # The teacher sees the same crop in other colours: another crop would misalign the places that must match.
         mask = self.draw_mask(len(images_BCHW), randomness, like=images_BCHW)
         changed = change_colours(images_BCHW, randomness, mean=self.pixel_mean, std=self.pixel_std)
         return self.contrast(images_BCHW, changed, mask)
 
     def contrast(self, student_BCHW: Tensor, teacher_BCHW: Tensor, mask: Mask) -> Losses:
-        """Return the losses for a given mask and the two views of one crop."""
+        """Return the losses for a given mask and the two views of one crop.
+
+        L = -1/(B M) sum over hidden i of log(exp(q_i k_i / tau) / sum_j exp(q_i k_j / tau)), j over the N places of
+        the same image; q and k are unit vectors [B, N, K] of student and teacher (METHODS section 4; official code).
+        """
         observe = self.observer(partial(split_tokens, mask=mask))
         patch = self.config.patch_size
         tokens_BTD = self.encoder.encode(patchify(student_BCHW, patch), mask.mask_BN, observe)
         query_BNK = self._project(self.projector, tokens_BTD)
         with torch.no_grad():
             key_BNK = self._project(self.teacher_projector, self.teacher_encoder.features(teacher_BCHW))
-        # Negatives are the other places of the same image alone (official code).
+        # Negatives are the other places of the same image alone: the batch adds none (official code).
         logits_BMN = take(query_BNK, mask.masked_BM) @ key_BNK.mT / self.config.conmim.temperature
         loss_BM = F.cross_entropy(logits_BMN.flatten(0, 1), mask.masked_BM.flatten(), reduction="none")
         return add_mto(masked_losses(loss_BM.view_as(mask.masked_BM), mask), observe)
 
-    def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
-        """Free vectors, biases and the class token (official code)."""
-        return super().no_decay(name, parameter) or name == "encoder.cls_token"
-
     def _project(self, projector: nn.Module, tokens_BTD: Tensor) -> Tensor:
-        """Return unit vectors of the patch tokens, [B, N, K]; the class token counts in the batch statistics."""
+        """Return unit vectors of the patch tokens, [B, N, K], in float32 or better."""
         batch, count = tokens_BTD.shape[:2]
+        # The class token is dropped last: it counts in the batch statistics (official code).
         with without_autocast(tokens_BTD):
             return F.normalize(projector(wide(tokens_BTD).flatten(0, 1)).view(batch, count, -1), dim=-1)[:, 1:]
 
 
 def make_projector(config: ModelConfig) -> nn.Sequential:
-    """Return three linear layers with norms over the global batch; the last norm has no weights."""
+    """Return the projector of [n, D] rows to [n, K]: three linear layers, each with a norm over the global batch.
+
+    The last norm has no weights (official code). A norm by rank would make the loss depend on the number of ranks.
+    """
     hidden, out = config.conmim.hidden, config.conmim.projection
     layers = nn.Sequential(
         nn.Linear(config.width, hidden, bias=False),
@@ -98,5 +104,5 @@ def make_projector(config: ModelConfig) -> nn.Sequential:
 
 
 def cosine_momentum(progress: Progress, start: float) -> float:
-    """Return the teacher's momentum, which rises from `start` to 1 along a half cosine over the run."""
+    """Return the teacher's momentum, 1 - (1 - start) (1 + cos(pi t)) / 2 at share t of the run: `start` to 1."""
     return 1 - (1 - start) * 0.5 * (1 + math.cos(math.pi * progress.fraction))

@@ -29,35 +29,50 @@ class Losses(NamedTuple):
 
 
 def patch_errors(prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
-    """Return the mean squared error of each patch, [B, M], in the target's precision."""
+    """Return mean_P((x^ - x)^2), the error of each patch, [B, M], in the target's precision.
+
+    Under autocast the prediction is bf16: it is widened before the difference, so that the loss is not rounded to it.
+    """
     return (prediction_BMP.to(target_BMP.dtype) - target_BMP).square().mean(dim=-1)
 
 
 def masked_losses(loss_BM: Tensor, mask: Mask) -> Losses:
-    """Return the losses of patches that all count the same: every row hides equally many."""
+    """Return the losses of hidden patches that all count the same, from the loss of each, [B, M].
+
+    The total is sum(loss * mask) / sum(mask), as in the official MAE.
+    """
+    # Every row hides equally many, so the mean over [B, M] is that quotient.
     detached = loss_BM.detach()
     return Losses(loss_BM.mean(), detached.mean(dim=1), mask.spread(detached), mask.mask_BN, {})
 
 
 def add_mto(losses: Losses, *observers: MtoObserver | None) -> Losses:
-    """Add the observers' MTO losses to the total, and what they observed to the log."""
+    """Add the observers' MTO losses to the total (METHODS section 6), and the entropy of each layer to the log.
+
+    A method with two decoders has two observers; the log's names of the second end in `_1`. None adds nothing.
+    """
     for number, observer in enumerate(observers):
         if observer is None:
             continue
         terms = observer.losses()
         suffix = f"_{number}" if number else ""
-        log = {**{name: value.detach() for name, value in terms.items()}, **observer.report()}
-        parts = {
-            "method": losses.total.detach(),
-            **losses.parts,
-            **{name + suffix: value for name, value in log.items()},
-        }
+        layers = {f"heterogeneity_{layer:02d}": value for layer, value in enumerate(observer.heterogeneity)}
+        log = {name + suffix: value.detach() for name, value in (terms | layers).items()}
+        # The later parts win: "method" stays the loss before the first observer's terms.
+        parts = {"method": losses.total.detach(), **losses.parts, **log}
         losses = losses._replace(total=losses.total + sum(terms.values()), parts=parts)
     return losses
 
 
 def add_predictor(losses: Losses, predicted_BM: Tensor, loss_BM: Tensor, num_patches: int) -> Losses:
-    """Add the mask predictor's loss (PASS, Eq. 5): squared error on hidden patches, divided by all patches."""
+    """Add the mask predictor's loss, 1/(B N) sum over hidden patches of (P - sg[l])^2 (PASS, Eq. 5 and 6).
+
+    Args:
+        losses: those of the method.
+        predicted_BM: P, the predicted loss of each hidden patch.
+        loss_BM: l, its loss; a constant here.
+        num_patches: N. The paper divides by all patches, not by the hidden ones.
+    """
     error = (predicted_BM.to(loss_BM.dtype) - loss_BM.detach()).square().sum() / (len(loss_BM) * num_patches)
     parts = {"method": losses.total.detach(), **losses.parts, "predictor": error.detach()}
     return losses._replace(total=losses.total + error, parts=parts)

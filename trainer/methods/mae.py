@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from trainer.config import ModelConfig
-from trainer.masking import Mask, take
+from trainer.masking import Mask, split_order, take, whole_image
 from trainer.methods.base import SelectingMethod
 from trainer.methods.losses import Losses, add_mto, add_predictor, masked_losses, patch_errors
 from trainer.models.decoder import TokenDecoder
-from trainer.models.mask_predictor import hardest_patches, whole_image
 from trainer.models.vit import Encoder, patchify
-from trainer.randomness import StepRandomness
 
 VARIANCE_EPS = 1e-6  # official MAE, norm_pix_loss
 
@@ -42,28 +40,33 @@ class Mae(SelectingMethod):
         self.sometimes_unused = self.predictor is not None
         self.predictor_trains = self.sometimes_unused
 
-    def forward(self, images_BCHW: Tensor, randomness: StepRandomness, phase: str = "model") -> Losses:
-        """Return the reconstruction loss of randomly hidden patches."""
-        return self.reconstruct(images_BCHW, self.draw_mask(len(images_BCHW), randomness, like=images_BCHW))
-
     def reconstruct(self, images_BCHW: Tensor, mask: Mask) -> Losses:
+        """Return the losses of the hidden patches; only the visible ones are encoded."""
         patches_BNP = patchify(images_BCHW, self.config.patch_size)
         latent_BTD = self.encoder.encode_visible(patches_BNP, mask.visible_BV)
         return self.decode(latent_BTD, patches_BNP, mask)
 
     def decode(self, latent_BTD: Tensor, patches_BNP: Tensor, mask: Mask) -> Losses:
-        """Return the losses of the hidden patches from the latents of the visible ones."""
+        """Return the losses of the hidden patches from the latents of the visible ones.
+
+        L = 1/(B M) sum over hidden patches of mean_P((x^ - t)^2), t the target of `targets` (METHODS section 1).
+
+        Args:
+            latent_BTD: class token and visible patches, in the order of the mask's list.
+            patches_BNP: all patches, in image order.
+            mask: which patches are hidden.
+        """
         first_masked = 1 + mask.visible_BV.shape[1]
         # MTO's layers are those of the decoder: the encoder sees no mask token.
         observer = self.observer(lambda tokens: (tokens[:, first_masked:], tokens[:, 1:first_masked]))
-        tokens_BTE = self.decoder.run(latent_BTD, mask, observer)
-        prediction_BMP = self.decoder.predict(tokens_BTE[:, first_masked:])
+        prediction_BMP = self.decoder(latent_BTD, mask, observer, first=first_masked)
         loss_BM = patch_errors(prediction_BMP, self.targets(take(patches_BNP, mask.masked_BM)))
         losses = add_mto(masked_losses(loss_BM, mask), observer)
         if self.predictor is None or not (self.training and self.predictor_trains):
             return losses
+        # In training the predictor reads what the decoder reads; `difficulty` gives it the whole image.
         seen_BTD = latent_BTD.detach() if self.config.pass_.detach_encoder else latent_BTD
-        predicted_BM1 = self.predictor.predict(self.predictor.run(seen_BTD, mask)[:, first_masked:])
+        predicted_BM1 = self.predictor(seen_BTD, mask, first=first_masked)
         return add_predictor(losses, predicted_BM1.squeeze(-1), loss_BM, patches_BNP.shape[1])
 
     def difficulty(self, images_BCHW: Tensor) -> Tensor:
@@ -71,31 +74,40 @@ class Mae(SelectingMethod):
         assert self.predictor is not None, "the config has no mask predictor"
         everything = whole_image(len(images_BCHW), self.config, images_BCHW.device)
         latent_BTD = self.encoder.features(images_BCHW)
-        return self.predictor.predict(self.predictor.run(latent_BTD, everything)[:, 1:]).squeeze(-1)
+        predicted_BN1: Tensor = self.predictor(latent_BTD, everything)
+        return predicted_BN1.squeeze(-1)
 
     def difficulty_mask(self, predicted_BN: Tensor) -> Mask:
-        return hardest_patches(predicted_BN, self.config.num_patches - self.config.num_visible)
+        """Return the mask of the N - V patches with the largest predicted loss; ties go to the lower number."""
+        order_BN = predicted_BN.argsort(dim=1, descending=True, stable=True)
+        # The hardest come first in the order; a mask wants its visible patches there.
+        num_visible = self.config.num_visible
+        return split_order(order_BN.roll(num_visible - self.config.num_patches, dims=1), num_visible)
 
     def targets(self, patches_BMP: Tensor) -> Tensor:
-        """Return the decoder's targets: the pixels, standardised patch by patch when `norm_pix` is on."""
+        """Return the decoder's targets, [B, M, P]: the pixels, standardised patch by patch when `norm_pix` is on."""
         return standardise(patches_BMP) if self.config.norm_pix else patches_BMP
 
     def to_pixels(self, prediction_BNP: Tensor, patches_BNP: Tensor) -> Tensor:
-        """Return predictions as normalised pixels: patches get their mean and scale back."""
+        """Undo `standardise` by the mean and variance of the true patches."""
         if not self.config.norm_pix:
             return prediction_BNP
         variance, mean = torch.var_mean(patches_BNP, dim=-1, keepdim=True)
         return prediction_BNP * (variance + VARIANCE_EPS).sqrt() + mean
 
     def predict(self, images_BCHW: Tensor, mask: Mask) -> Tensor:
+        """Return the decoder's output for all patches in image order, [B, N, P]."""
         patches_BNP = patchify(images_BCHW, self.config.patch_size)
         latent_BTD = self.encoder.encode_visible(patches_BNP, mask.visible_BV)
-        shuffled_BNP = self.decoder.predict(self.decoder.run(latent_BTD, mask)[:, 1:])
+        shuffled_BNP = self.decoder(latent_BTD, mask)
         order_BN = torch.cat([mask.visible_BV, mask.masked_BM], dim=1)
         return take(shuffled_BNP, order_BN.argsort(dim=1))
 
 
 def standardise(patches_BMP: Tensor) -> Tensor:
-    """Return patches with mean 0 and (unbiased) variance 1 over all their values, as the official code does."""
+    """Return (x - mean) / sqrt(var + 1e-6) over the P values of each patch (official MAE, `norm_pix_loss`).
+
+    The variance is unbiased: torch's `.var`, which the official code calls, divides by P - 1.
+    """
     variance, mean = torch.var_mean(patches_BMP, dim=-1, keepdim=True)
     return (patches_BMP - mean) / (variance + VARIANCE_EPS).sqrt()

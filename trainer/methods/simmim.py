@@ -4,7 +4,8 @@
 2. One linear layer predicts the pixels of each hidden token.
 3. The loss is the mean absolute error of the hidden pixels; patches are not standardised.
 
-Shapes: B batch, N tokens of the last stage, M masked, D width, P values of a predicted patch (stride^2 * 3).
+Shapes: B batch, N tokens of the last stage, M masked, T tokens (1 + N), D width, P values of a predicted patch
+(stride^2 * 3).
 """
 
 from functools import partial
@@ -12,15 +13,13 @@ from functools import partial
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig, require
-from trainer.masking import Mask, take
+from trainer.masking import Mask, hide_blocks, shrink_mask, simmim_blocks, split_tokens, take
 from trainer.methods.base import SelectingMethod
 from trainer.methods.losses import Losses, add_mto, add_predictor
 from trainer.models.beit import RelativeEncoder
-from trainer.models.mask_predictor import TokenPredictor, hardest_blocks
 from trainer.models.swin import SwinEncoder, require_whole_squares
-from trainer.models.vit import patchify
-from trainer.models.weights import narrow_normal
-from trainer.randomness import StepRandomness
+from trainer.models.vit import LAYER_NORM_EPS, make_blocks, patchify
+from trainer.models.weights import init_xavier, narrow_normal
 
 COUNT_EPS = 1e-5  # official SimMIM adds it to the number of masked pixels
 
@@ -45,22 +44,24 @@ class Simmim(SelectingMethod):
         self.predictor = TokenPredictor(config) if config.pass_.enabled and config.pass_.score == "pass" else None
         self.sometimes_unused = self.predictor is not None
         self.predictor_trains = self.sometimes_unused
+        # As in the official code, where Swin frees its mask token and ViT does not; both decay the position table.
+        self.no_decay_names = ("encoder.cls_token", *(["encoder.mask_token"] if config.encoder == "swin" else []))
         narrow_normal(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, images_BCHW: Tensor, randomness: StepRandomness, phase: str = "model") -> Losses:
-        """Return the absolute error of the hidden pixels."""
-        mask = self.draw_mask(len(images_BCHW), randomness, like=images_BCHW)
-        return self.reconstruct(images_BCHW, mask)
-
     def reconstruct(self, images_BCHW: Tensor, mask: Mask) -> Losses:
-        observe = self.observer(partial(self.encoder.split, mask=mask))
+        """Return the losses of the hidden pixels.
+
+        L = sum(|x - x^| m) / (sum(m) + 1e-5) / 3, m float[B, 1, H, W] the mask by pixel (official SimMIM, L1).
+        """
+        observe = self.observer(partial(split_tokens, mask=mask))
         tokens_BTD = self.encoder.encode(patchify(images_BCHW, self.config.patch_size), mask.mask_BN, observe)
-        coarse = self.encoder.coarse_mask(mask)
+        coarse = shrink_mask(mask, self.stride // self.config.patch_size)
         prediction_BMP = self.head(take(tokens_BTD[:, 1:], coarse.masked_BM))
         target_BMP = take(patchify(images_BCHW, self.stride), coarse.masked_BM)
         loss_BM = (prediction_BMP.to(target_BMP.dtype) - target_BMP).abs().mean(dim=-1)
-        pixels = loss_BM.numel() * self.stride**2  # (|x - x^| m).sum() / (m.sum() + eps) / 3, m per pixel
+        # Only hidden tokens go through the head: the sums over pixels are then means times counts.
+        pixels = loss_BM.numel() * self.stride**2
         detached = loss_BM.detach()
         losses = Losses(
             loss_BM.sum() * self.stride**2 / (pixels + COUNT_EPS),
@@ -77,24 +78,41 @@ class Simmim(SelectingMethod):
         return add_predictor(losses, predicted_BM, loss_BM, tokens_BTD.shape[1] - 1)
 
     def difficulty(self, images_BCHW: Tensor) -> Tensor:
-        """Return the predicted loss of every patch of whole images, [B, N]."""
+        """Return the predicted loss of every patch, [B, N], from the tokens of the whole image (PASS, Eq. 4)."""
         assert self.predictor is not None, "the config has no mask predictor"
         predicted_BN: Tensor = self.predictor(self.encoder.features(images_BCHW))
         return predicted_BN
 
     def difficulty_mask(self, predicted_BN: Tensor) -> Mask:
-        return hardest_blocks(predicted_BN, self.config)
+        """Return the mask of the 32-pixel blocks with the largest mean predicted loss, as many as training hides."""
+        blocks, scale = simmim_blocks(self.config)
+        mean_BK = predicted_BN.view(-1, blocks, scale, blocks, scale).mean(dim=(2, 4)).flatten(1)
+        return hide_blocks(mean_BK.argsort(dim=1, descending=True, stable=True), self.config)
 
     def to_pixels(self, prediction_BNP: Tensor, patches_BNP: Tensor) -> Tensor:
-        """Return the predictions: they are normalised pixels."""
+        """Return the predictions as they are: the targets were normalised pixels."""
         return prediction_BNP
 
     def predict(self, images_BCHW: Tensor, mask: Mask) -> Tensor:
+        """Return the head's output for all tokens of the last stage, [B, N, P]."""
         tokens_BND = self.encoder.encode(patchify(images_BCHW, self.config.patch_size), mask.mask_BN)[:, 1:]
         prediction_BNP: Tensor = self.head(tokens_BND)
         return prediction_BNP
 
-    def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
-        """Free vectors, biases, the class token and Swin's mask token; the position table decays (official code)."""
-        swin_mask = name == "encoder.mask_token" and self.config.encoder == "swin"
-        return super().no_decay(name, parameter) or name == "encoder.cls_token" or swin_mask
+
+class TokenPredictor(nn.Module):
+    """Predictor of each patch's loss for patch-aware selection (PASS): blocks of the encoder's width on its tokens."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.blocks = make_blocks(config.width, config.pass_.predictor_depth, config.heads)
+        self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        self.pred = nn.Linear(config.width, 1)
+        self.apply(init_xavier)
+
+    def forward(self, tokens_BTD: Tensor) -> Tensor:
+        """Return the predicted loss of each patch, [B, N], from encoder tokens behind a class token."""
+        for block in self.blocks:
+            tokens_BTD = block(tokens_BTD)
+        predicted_BN: Tensor = self.pred(self.norm(tokens_BTD[:, 1:])).squeeze(-1)
+        return predicted_BN

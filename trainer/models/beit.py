@@ -18,7 +18,6 @@ from timm.models.beit import Block, RelativePositionBias
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
-from trainer.masking import Mask, split_tokens
 from trainer.models.vit import LAYER_NORM_EPS, linear_patches, patchify
 from trainer.models.weights import narrow_normal
 
@@ -29,7 +28,7 @@ class RelativeEncoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.grid, self.patch_size = config.grid, config.patch_size
-        self.stride, self.out_width = config.patch_size, config.width
+        self.stride, self.out_width = config.patch_size, config.width  # as a Swin's: one output token a patch here
         norm: Any = partial(nn.LayerNorm, eps=LAYER_NORM_EPS)
         self.patch_embed = PatchEmbed(config.image_size, config.patch_size, 3, config.width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
@@ -56,20 +55,23 @@ class RelativeEncoder(nn.Module):
                 block.attn.proj.weight.div_(math.sqrt(2.0 * layer))
                 block.mlp.fc2.weight.div_(math.sqrt(2.0 * layer))
 
-    def embed(self, patches_BNP: Tensor, mask_BN: Tensor | None = None) -> Tensor:
-        """Return the input of the first block, [B, T, D]: patch tokens or mask tokens, the class token first."""
+    def encode(
+        self, patches_BNP: Tensor, mask_BN: Tensor | None = None, observe: Callable[[Tensor], None] | None = None
+    ) -> Tensor:
+        """Return normalised tokens, class token first, [B, T, D].
+
+        Args:
+            patches_BNP: all patches of the images.
+            mask_BN: 1 = replaced by the mask token before the first block; nothing is without it.
+            observe: called with the first block's input and every block's output, [B, T, D] each.
+        """
         tokens_BND = linear_patches(self.patch_embed, patches_BNP)
         if mask_BN is not None:
             masked = mask_BN.to(tokens_BND.dtype)[:, :, None]
             tokens_BND = tokens_BND * (1 - masked) + self.mask_token * masked
         cls = self.cls_token.expand(len(tokens_BND), -1, -1)
-        return torch.cat([cls.to(tokens_BND.dtype), tokens_BND], dim=1)
-
-    def encode(
-        self, patches_BNP: Tensor, mask_BN: Tensor | None = None, observe: Callable[[Tensor], None] | None = None
-    ) -> Tensor:
-        """Return normalised tokens, [B, T, D]; `observe` sees the first block's input and every block's output."""
-        tokens_BTD = self.embed(patches_BNP, mask_BN)
+        tokens_BTD = torch.cat([cls.to(tokens_BND.dtype), tokens_BND], dim=1)
+        # One table for all blocks, as in pretraining; fine-tuning gives each block its own copy.
         bias_HTT = self.rel_pos_bias().to(tokens_BTD.dtype)
         if observe:
             observe(tokens_BTD)
@@ -79,14 +81,6 @@ class RelativeEncoder(nn.Module):
                 observe(tokens_BTD)
         normalised_BTD: Tensor = self.norm(tokens_BTD)
         return normalised_BTD
-
-    def coarse_mask(self, mask: Mask) -> Mask:
-        """Return the mask of the output tokens, which are the patches."""
-        return mask
-
-    def split(self, tokens_BTD: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
-        """Return the (masked, visible) patch tokens."""
-        return split_tokens(tokens_BTD, mask)
 
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Return normalised tokens of the whole image, class token first, [B, 1 + N, D]."""

@@ -3,7 +3,8 @@
 Its tokens are in [class | visible | masked] order, not in image order: attention does not see the order, positions
 are added by index, and the masked tokens are one slice at the end.
 
-Shapes: B batch, N patches, V visible, M masked, K any tokens, D encoder width, E decoder width, T tokens (1 + N).
+Shapes: B batch, N patches, V visible, M masked, S seen tokens (1 + V), T tokens (1 + N), K predicted tokens, D encoder
+width, E decoder width, P values of a token.
 """
 
 from collections.abc import Callable
@@ -32,13 +33,22 @@ class TokenDecoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
         self.apply(init_xavier)
 
-    def run(self, latent_BTD: Tensor, mask: Mask, observe: Callable[[Tensor], None] | None = None) -> Tensor:
-        """Return decoded tokens in [class | visible | masked] order, [B, 1 + N, E]; `observe` sees every layer."""
+    def forward(
+        self, latent_BSD: Tensor, mask: Mask, observe: Callable[[Tensor], None] | None = None, *, first: int = 1
+    ) -> Tensor:
+        """Return the values predicted for the tokens from number `first` on, [B, 1 + N - first, values].
+
+        Args:
+            latent_BSD: the encoder's class token and visible patches, in the order of the mask's list.
+            mask: which patches are visible and which are hidden.
+            observe: called with the first block's input and every block's output, [B, 1 + N, E] each.
+            first: 1 for all patches, 1 + V for the hidden ones alone: only these pay for the last layer.
+        """
         # Latents, then mask tokens, all with positions (official MAE).
-        seen_BTE = self.embed(latent_BTD)
+        seen_BSE = self.embed(latent_BSD)
         positions = self.pos_embed[0, 1:]
-        cls = seen_BTE[:, :1] + self.pos_embed[:, :1]
-        visible = seen_BTE[:, 1:] + positions[mask.visible_BV]
+        cls = seen_BSE[:, :1] + self.pos_embed[:, :1]
+        visible = seen_BSE[:, 1:] + positions[mask.visible_BV]
         masked = self.mask_token + positions[mask.masked_BM]
         tokens_BTE = torch.cat([cls, visible, masked.to(cls.dtype)], dim=1)
         if observe:
@@ -47,9 +57,5 @@ class TokenDecoder(nn.Module):
             tokens_BTE = block(tokens_BTE)
             if observe:
                 observe(tokens_BTE)
-        return tokens_BTE
-
-    def predict(self, tokens_BKE: Tensor) -> Tensor:
-        """Return pixels for decoded tokens."""
-        pixels_BKP: Tensor = self.pred(self.norm(tokens_BKE))
-        return pixels_BKP
+        values_BKP: Tensor = self.pred(self.norm(tokens_BTE[:, first:]))
+        return values_BKP

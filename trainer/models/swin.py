@@ -6,7 +6,6 @@ squares. There is no class token: the mean of the last tokens stands in its plac
 Shapes: B batch, N patches of the input, K tokens of the last stage, D width of the last stage.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig, require
-from trainer.masking import Mask, from_mask, simmim_blocks, split_tokens
+from trainer.masking import simmim_blocks
 from trainer.models.vit import linear_patches, patchify
 
 LAYER_NORM_EPS = 1e-5  # official Swin
@@ -47,11 +46,10 @@ class SwinEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        stages = len(config.swin.depths)
+        # Every stage but the first halves the grid and doubles the width.
+        reduction = 2 ** (len(config.swin.depths) - 1)
         self.patch_size, self.grid = config.patch_size, config.grid
-        self.reduction = 2 ** (stages - 1)
-        self.stride = config.patch_size * self.reduction
-        self.out_width = config.width * self.reduction
+        self.stride, self.out_width = config.patch_size * reduction, config.width * reduction
         require(
             config.image_size % self.stride == 0,
             f"image_size must be a multiple of the Swin stride ({self.stride}); got {config.image_size}.",
@@ -76,9 +74,13 @@ class SwinEncoder(nn.Module):
     def encode(
         self, patches_BNP: Tensor, mask_BN: Tensor | None = None, observe: Callable[[Tensor], None] | None = None
     ) -> Tensor:
-        """Return normalised tokens of the last stage behind their mean, [B, 1 + K, D]; `observe` sees every layer.
+        """Return normalised tokens of the last stage behind their mean, [B, 1 + K, D].
 
-        The observed tokens are those of their stage, behind their mean.
+        Args:
+            patches_BNP: all patches of the images.
+            mask_BN: 1 = replaced by the mask token before the first block; nothing is without it.
+            observe: called with the first block's input and every block's output, each behind its mean; their number
+                and width are those of the block's stage.
         """
         embed: Any = self.trunk.patch_embed
         tokens = embed.norm(linear_patches(embed, patches_BNP))
@@ -97,15 +99,6 @@ class SwinEncoder(nn.Module):
                 observe(behind_mean(square))
         return behind_mean(self.trunk.norm(square))
 
-    def split(self, tokens_BTD: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
-        """Return the (masked, visible) tokens of any stage behind their mean."""
-        side = math.isqrt(tokens_BTD.shape[1] - 1)
-        return split_tokens(tokens_BTD, shrink_mask(mask, self.grid, self.grid // side))
-
-    def coarse_mask(self, mask: Mask) -> Mask:
-        """Return the mask of the last stage's tokens; each must be hidden or visible as a whole."""
-        return shrink_mask(mask, self.grid, self.reduction)
-
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Return the mean token and the tokens of the last stage of the whole image, [B, 1 + K, D]."""
         return self.encode(patchify(images_BCHW, self.patch_size))
@@ -117,9 +110,3 @@ def behind_mean(square_BHWD: Tensor) -> Tensor:
     """Return the tokens of a square as a list behind their mean, [B, 1 + H * W, D]."""
     tokens_BKD = square_BHWD.flatten(1, 2)
     return torch.cat([tokens_BKD.mean(dim=1, keepdim=True), tokens_BKD], dim=1)
-
-
-def shrink_mask(mask: Mask, grid: int, factor: int) -> Mask:
-    """Return the mask of squares of factor x factor tokens, each hidden or visible as a whole."""
-    squares = mask.mask_BN.view(-1, grid, grid)[:, ::factor, ::factor].flatten(1)
-    return from_mask(squares, mask.masked_BM.shape[1] // factor**2)

@@ -51,7 +51,12 @@ class Encoder(nn.Module):
         self.apply(init_xavier)
 
     def embed_patches(self, patches_BVP: Tensor, index_BV: Tensor | None = None) -> Tensor:
-        """Return patch tokens with positions, [B, V, D]; without `index_BV` they are all the patches, in order."""
+        """Return patch tokens with positions, [B, V, D].
+
+        Args:
+            patches_BVP: pixels of the patches.
+            index_BV: their numbers in [0, N); without it they are all N, in image order.
+        """
         tokens_BVD = linear_patches(self.patch_embed, patches_BVP)
         positions = self.pos_embed[0, 1:]
         return tokens_BVD + (positions if index_BV is None else positions[index_BV])
@@ -62,7 +67,7 @@ class Encoder(nn.Module):
         return torch.cat([cls.to(tokens_BVD.dtype), tokens_BVD], dim=1)
 
     def encode(self, tokens_BVD: Tensor) -> Tensor:
-        """Return normalised tokens with the class token first, [B, 1 + V, D], from embedded patches."""
+        """Return normalised tokens, class token first, [B, 1 + V, D], from embedded patches in any order."""
         tokens_BTD = self.prepend_cls(tokens_BVD)
         for block in self.blocks:
             tokens_BTD = block(tokens_BTD)
@@ -70,7 +75,10 @@ class Encoder(nn.Module):
         return normalised_BTD
 
     def encode_visible(self, patches_BNP: Tensor, visible_BV: Tensor) -> Tensor:
-        """Return normalised tokens of the class token and the visible patches, [B, 1 + V, D]."""
+        """Return normalised tokens of the visible patches, class token first, [B, 1 + V, D], in the index's order.
+
+        Patches are taken before they are embedded: hidden ones cost nothing.
+        """
         return self.encode(self.embed_patches(take(patches_BNP, visible_BV), visible_BV))
 
     def features(self, images_BCHW: Tensor) -> Tensor:
@@ -99,6 +107,7 @@ def make_blocks(
 
 def linear_patches(patch_embed: PatchEmbed, patches_BVP: Tensor) -> Tensor:
     """Return the tokens of patches, [B, V, D]: timm's patch convolution as a matrix product."""
+    # A convolution would need the whole image; the product takes any list of patches.
     weight = patch_embed.proj.weight.permute(0, 2, 3, 1).flatten(1)  # [D, P] in the order of a patch
     return F.linear(patches_BVP, weight, patch_embed.proj.bias)
 
@@ -112,7 +121,7 @@ def patchify(images_BCHW: Tensor, patch_size: int) -> Tensor:
 
 
 def unpatchify(patches_BNP: Tensor, patch_size: int) -> Tensor:
-    """Return the square images that `patchify` made the patches from, [B, C, H, W]."""
+    """Return the square images that `patchify` made the patches from, [B, C, H, W]; P is patch_size^2 * C."""
     batch, num_patches, values = patches_BNP.shape
     side, channels = math.isqrt(num_patches), values // patch_size**2
     x = patches_BNP.view(batch, side, side, patch_size, patch_size, channels).permute(0, 5, 1, 3, 2, 4)

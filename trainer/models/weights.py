@@ -25,7 +25,10 @@ def init_xavier(module: nn.Module) -> None:
 
 @torch.no_grad()
 def narrow_normal(weight: Tensor) -> None:
-    """Fill with a normal of standard deviation .02 cut at one standard deviation (official SimMIM and ConMIM)."""
+    """Fill with a normal of standard deviation .02 cut at one standard deviation (official SimMIM and ConMIM).
+
+    timm's own trunc_normal_ cuts at 2, that is at a hundred deviations: not the official weights.
+    """
     # The inverse distribution function of uniforms: rejection sampling, as in torch's trunc_normal_, takes forty times
     # as long at this cut.
     weight.uniform_(-INSIDE, INSIDE).erfinv_().mul_(INIT_STD * math.sqrt(2)).clamp_(-INIT_STD, INIT_STD)
@@ -33,12 +36,16 @@ def narrow_normal(weight: Tensor) -> None:
 
 @torch.no_grad()
 def move_average(average: nn.Module, source: nn.Module, momentum: float) -> None:
-    """Set parameters of `average` to momentum * themselves + (1 - momentum) * those of `source`; buffers stay."""
+    """Set parameters of `average` to momentum * themselves + (1 - momentum) * those of `source`; buffers stay.
+
+    So ConMIM's teacher keeps the batch statistics of its own view (official code).
+    """
+    # One kernel for all tensors: a ViT-B has 150 of them.
     torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in source.parameters()], 1 - momentum)
 
 
 def freeze_copy(copy: M, source: M) -> M:
-    """Give `copy` the weights of `source` and no gradients."""
+    """Give `copy`, a module built like `source`, its weights and no gradients, and return it."""
     copy.load_state_dict(source.state_dict())
     copy.requires_grad_(False)
     return copy

@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.config import TrainConfig
-from trainer.masking import Mask
+from trainer.masking import Mask, shrink_mask
 from trainer.methods.base import Method, PixelMethod, SelectingMethod
 from trainer.methods.clmae import Clmae
 from trainer.methods.simmim import Simmim
-from trainer.models.swin import shrink_mask
 from trainer.models.vit import patchify, unpatchify
 from trainer.mto import MtoObserver, Split, similarity
 from trainer.randomness import StepRandomness
@@ -129,7 +128,7 @@ def affinities(method: PixelMethod, images: Tensor, mask: Mask) -> Columns:
         # The attention-like softmax whose entropy MTO calls heterogeneity (Eq. 2), averaged over the masked tokens.
         share_BV = similarity(masked, visible, method.config.mto).softmax(dim=-1).mean(dim=1)
         merged = math.isqrt(mask.visible_BV.shape[1] // visible.shape[1])  # patches along a side of a Swin's token
-        shown = shrink_mask(mask, method.config.grid, merged) if merged > 1 else mask
+        shown = shrink_mask(mask, merged)
         map_BN = share_BV.new_full(shown.mask_BN.shape, torch.nan).scatter(1, shown.visible_BV, share_BV)
         columns[f"layer {layer}"] = _map(map_BN)
     return columns
