@@ -41,9 +41,12 @@ def authenticate(token_path: Path) -> None:
     """Turn token authentication on for this process and its children; write a new token if there is none."""
     if not token_path.exists():
         token_path.parent.mkdir(parents=True, exist_ok=True)
+        # Created with its mode, since a chmod afterwards leaves a moment in which others can read it; O_EXCL follows
+        # no link that somebody else put there.
         descriptor = os.open(token_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as token:
             token.write(secrets.token_hex(32))
+    # Variables, since children inherit them; absolute, since Ray Train gives ranks another working directory.
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_path.resolve())
 
@@ -53,9 +56,10 @@ def token_file() -> Path:
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
 
-def quiet() -> None:
-    """Set the environment variables that Ray reads when it is imported."""
+def set_ray_defaults() -> None:
+    """Set the environment variables that Ray reads when it is imported; the user's own values win."""
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    # Otherwise Ray hides the GPUs from actors that reserve none, and warns that a later version will not.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -75,9 +79,10 @@ def cluster(directory: Path, *, num_cpus: int) -> Iterator[Endpoint]:
         with local_cluster(directory, num_cpus=num_cpus) as endpoint:
             yield endpoint
         return
-    quiet()
+    set_ray_defaults()
     import ray
 
+    # With the token itself in the environment there is no file to name: processes that join need the variable too.
     token_path = "" if os.environ.get(TOKEN) else str(token_file())
     context: Any = ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
     try:
@@ -99,10 +104,11 @@ def local_cluster(directory: Path, *, num_cpus: int) -> Iterator[Endpoint]:
         How other processes of the same user reach the cluster.
     """
     token_path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or directory / ".ray-token")
+    # All before the import: Ray reads these variables then, and never again in this process.
     authenticate(token_path)
     os.environ[ONE_MACHINE] = "0"
     os.environ.setdefault(HEAD_PATIENCE, str(HEAD_PATIENCE_S))
-    quiet()
+    set_ray_defaults()
     import ray
 
     context: Any = ray.init(
@@ -117,6 +123,7 @@ def local_cluster(directory: Path, *, num_cpus: int) -> Iterator[Endpoint]:
     )
     endpoint = _endpoint(context, str(token_path.resolve()))
     try:
+        # What Ray prints here would end up in the command's answer, which --json promises to be one object.
         with (directory / "ray.log").open("a") as file, redirect_stdout(file):
             yield endpoint
     finally:
@@ -144,6 +151,7 @@ def head_watched(endpoint: Endpoint, *, then: str) -> Iterator[None]:
     """
     host, _, port = endpoint.address.rpartition(":")
 
+    # A bare connection fails at once; a call to Ray would wait for the head to return.
     def look() -> None:
         socket.create_connection((host, int(port)), timeout=HEAD_LOOK_S).close()
 
@@ -168,13 +176,14 @@ def require_token() -> None:
 
 def join(endpoint: Endpoint) -> None:
     """Connect this process to a running cluster, unless it is connected."""
+    # A local cluster's services listen on the loopback interface alone; this process must look for them there too.
     if endpoint.address.startswith(f"{LOOPBACK}:"):
         os.environ[ONE_MACHINE] = "0"
     if endpoint.token_path:
         authenticate(Path(endpoint.token_path))
     else:
         require_token()
-    quiet()
+    set_ray_defaults()
     import ray
 
     if not ray.is_initialized():

@@ -50,9 +50,12 @@ class RecordedStream:
             try:
                 asked_s = self._clock()
                 for batch in batches:
+                    # Between the two moments the rank waited; between this one and the next request it trained.
                     now = self._clock()
                     line = {"step": batch.step, "asked": round(asked_s, 4), "time": round(now, 4)}
                     self._unwritten.append(json.dumps(line) + "\n")
+                    # A change is in force from a window's first step, so latency is known as soon as that is written;
+                    # the other steps share a write, which may be slow on storage that nodes share.
                     if batch.step % self._window_steps == 0 or now - self._written_s >= WRITE_EVERY_S:
                         self._written_s = now
                         self._write()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,10 +54,11 @@ class LabelledImages:
             raise ValueError(
                 f"nearest-neighbour accuracy needs labels; {index_path} has none (no .cls members in its shards)."
             )
+        # Evenly spaced, since shards are often written class by class: the first images would have few classes.
         ids = ids[np.linspace(0, len(ids) - 1, min(most, len(ids))).round().astype(np.int64)]
         images: list[NDArray[np.uint8]] = []
         for _, batch, bad in sweep(index_path, evaluation_transform(size), ids=ids):
-            if bad:
+            if bad:  # a black image with a label would count as an error of the encoder
                 raise ValueError(f"cannot evaluate on {index_path}: {bad[0]}")
             images.append(batch)
         self.images: NDArray[np.uint8] = np.concatenate(images)
@@ -94,14 +95,12 @@ class NearestNeighbourProbe:
 
     @cached_property
     def gallery(self) -> LabelledImages:
-        """The images that classify."""
         return LabelledImages(self._index, size=self._size, most=LARGEST_GALLERY)
 
     @cached_property
     def test(self) -> LabelledImages:
-        """The images to classify."""
         if self._test_index is None:
-            return self.gallery
+            return self.gallery  # the same object, by which the methods below know to leave each image out
         return LabelledImages(self._test_index, size=self._size, most=LARGEST_TEST)
 
     def __call__(self, step: int, model: torch.nn.Module) -> dict[str, float]:
@@ -120,7 +119,7 @@ class NearestNeighbourProbe:
         return neighbour_figures("nn", known, wanted, exclude_self=alone)["acc1"]
 
 
-def probe_of(config: RunConfig) -> NearestNeighbourProbe:
+def build_probe(config: RunConfig) -> NearestNeighbourProbe:
     """Return the probe of a run's own images."""
     test_index = None if config.data.test_index is None else Path(config.data.test_index)
     return NearestNeighbourProbe(Path(config.data.index), test_index, size=config.train.model.image_size)
@@ -131,30 +130,25 @@ class ReportPictures:
 
     def __init__(self, config: RunConfig, run: RunDir) -> None:
         self._config, self._run = config, run
-
-    @cached_property
-    def _images(self) -> NDArray[np.uint8]:
-        """A few held-out images, or training images where there are none, uint8[n,3,H,W]."""
-        path = Path(self._config.data.test_index or self._config.data.index)
-        count = len(ShardIndex.load(path))
-        shown = np.unique(np.linspace(0, count - 1, min(SHOWN_IMAGES, count)).round().astype(np.int64))
-        transform = evaluation_transform(self._config.train.model.image_size)
-        return np.concatenate([images for _, images, _ in sweep(path, transform, ids=shown)])
+        self._images: NDArray[np.uint8] | None = None
 
     def __call__(self, step: int, method: Method) -> None:
-        """Draw and write. Log a failure instead of raising it: training does not depend on pictures."""
+        """Draw a few held-out images, or training images where there are none, and write the page.
+
+        Logs a failure instead of raising it: training does not depend on pictures.
+        """
+        config = self._config
         try:
-            Pictures(self._config.train, self._images, self._run.report)(step, method)
-            write_run_report(self._run, self._config)
+            if self._images is None:  # decoded once, so that the pictures of all steps show the same images
+                path = Path(config.data.test_index or config.data.index)
+                count = len(ShardIndex.load(path))
+                ids = np.unique(np.linspace(0, count - 1, min(SHOWN_IMAGES, count)).round().astype(np.int64))
+                decoded = sweep(path, evaluation_transform(config.train.model.image_size), ids=ids)
+                self._images = np.concatenate([images for _, images, _ in decoded])
+            Pictures(config.train, self._images, self._run.report)(step, method)
+            write_run_report(self._run, config)
         except Exception:
             log.warning("the pictures of step %d could not be drawn", step, exc_info=True)
-
-
-class EventLog(Protocol):
-    """A selection, as far as `MetricReports` uses it."""
-
-    def record(self, event: Event) -> None:
-        """Write an event into the run log."""
 
 
 class MetricReports:
@@ -165,15 +159,23 @@ class MetricReports:
     size follows from the log. Used on rank 0.
     """
 
-    def __init__(self, selection: EventLog, *, metric: str, window_steps: int) -> None:
-        self._selection, self._metric, self._window_steps = selection, metric, window_steps
+    def __init__(self, record: Callable[[Event], None], *, metric: str, window_steps: int) -> None:
+        """Prepare the thread.
+
+        Args:
+            record: writes an event into the run log, as `SelectionPort.record`.
+            metric: "loss", or a name among the evaluation's values.
+            window_steps: steps of a window.
+        """
+        self._record, self._metric, self._window_steps = record, metric, window_steps
+        # One thread, so that the values arrive in the order in which they were measured.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="metric")
         self._losses: list[float] = []
         self._window: int | None = None
 
     def on_step(self, step: int, values: dict[str, Any]) -> None:
         """Collect the loss of a logged step; send the mean at the window's last logged step or the next one after."""
-        if self._window is None:
+        if self._window is None:  # a resumed run begins in any window
             self._window = (step - 1) // self._window_steps
         self._losses.append(float(values[LOSS]))
         if step // self._window_steps > self._window:
@@ -194,10 +196,11 @@ class MetricReports:
     def _report(self, step: int, value: float) -> None:
         request = f"metric {self._metric} {step}"
         event = Event(kind="metric", author="trainer", message=self._metric, value=value, request=request)
-        self._thread.submit(self._send, event)
 
-    def _send(self, event: Event) -> None:
-        try:
-            self._selection.record(event)
-        except Exception:  # any failure of a remote service: the effective size stays as it is
-            log.warning("%s could not be reported to the selection", event.message, exc_info=True)
+        def send() -> None:
+            try:
+                self._record(event)
+            except Exception:  # any failure of a remote service: the effective size stays as it is
+                log.warning("%s could not be reported to the selection", event.message, exc_info=True)
+
+        self._thread.submit(send)

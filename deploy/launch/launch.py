@@ -37,7 +37,6 @@ from loader.fleet.supervisor import FleetEvent
 from scoring import Event, RunLog, Selection, SelectionConfig, SelectionPort
 
 if TYPE_CHECKING:
-    from loader import LoaderPool
     from loader.fleet.actors import FleetClient  # imports Ray, which reads the token when it is imported
     from trainer import TrainResult
 
@@ -61,6 +60,7 @@ def launch(config: RunConfig, run: RunDir, *, beside: Beside | None = None) -> T
         RunError: the directory holds another run.
     """
     fleet_config, trainers = config.fleet, config.trainers
+    # Logical CPUs for the largest fleet: a local cluster cannot get more of them later.
     most_loaders = max(fleet_config.loaders, fleet_config.max_loaders)
     cpus = trainers.workers * trainers.cpus_per_worker + most_loaders * fleet_config.cpus_per_loader + SPARE_CPUS
     with ExitStack() as stack:
@@ -73,6 +73,7 @@ def launch(config: RunConfig, run: RunDir, *, beside: Beside | None = None) -> T
         selection, fleet = stack.enter_context(_actors(config, run, endpoint, selection_config))
         stack.enter_context(run.published(endpoint))
         stack.enter_context(_requests(run))
+        # The API comes last: a client that finds it finds actors that answer, and its requests are not cleared as old.
         backend = RunBackend(selection=selection, fleet=fleet)
         stack.enter_context(serving(config, run, backend, exporter=exported_to_ray))
         if beside:
@@ -127,6 +128,7 @@ def _prepared(config: RunConfig, run: RunDir) -> Iterator[SelectionConfig]:
         RunError: the directory holds another run.
         LoaderError: the index is missing, stale or not an index.
     """
+    # Before anything is written: a stale index would train on other images than its log says.
     index = ShardIndex.load(config.data.index)
     index.verify(allow_hosts=config.loader.allow_hosts)
     if run.config.is_file():
@@ -177,7 +179,8 @@ def _actors(
         size=config.fleet.loaders,
         name=endpoint.fleet,
         policy=config.fleet.policy,
-        memory=run.path.resolve() / "fleet.json",
+        memory=run.path.resolve()
+        / "fleet.json",  # a supervisor that is started again keeps the size that was asked for
     )
     try:
         with fleet_events_logged(fleet.events, selection.record):
@@ -204,7 +207,7 @@ def fleet_events_logged(
         nonlocal seen
         for event in events(seen):
             record(Event(kind=event.kind, author=event.author, message=event.message, value=event.value))
-            seen = event.sequence
+            seen = event.sequence  # only now: an event that was refused is read again
 
     trouble = "the fleet's events could not be copied into the run log yet"
     with periodic(copy, every_s=every_s, name="fleet-events", trouble=trouble):
@@ -213,20 +216,26 @@ def fleet_events_logged(
 
 def _train_on_ray(config: RunConfig, run: RunDir, endpoint: Endpoint) -> TrainResult:
     """Train on the ranks that Ray Train starts; each connects to the actors by their names."""
+    from loader.actors import RayLoaders
+    from loader.fleet.actors import connect_fleet
+    from scoring.actors import SelectionClient
     from trainer.actors import TrainJob, train_on_ray
 
+    # Absolute, because Ray Train gives ranks a working directory of their own.
     run, trainers = RunDir(run.path.resolve()), config.trainers
+    reach_selection = partial(SelectionClient, name=endpoint.selection, namespace=endpoint.namespace)
+    # A rank's pool is made in the rank: its ring of shared memory belongs to one process.
     rank = RankParts(
         config=config,
         run=run,
-        reach_selection=partial(_selection_client, endpoint),
-        reach_loaders=partial(_ray_loaders, endpoint),
+        reach_selection=reach_selection,
+        reach_loaders=lambda: RayLoaders(connect_fleet(endpoint.fleet)),
     )
     job = TrainJob(
         config=config.train,
         run_dir=str(run.path),
         make_stream=rank.stream,
-        make_selection=rank.selection,
+        make_selection=lambda context: reach_selection(),
         make_hooks=rank.hooks,
     )
     return train_on_ray(
@@ -238,16 +247,3 @@ def _train_on_ray(config: RunConfig, run: RunDir, endpoint: Endpoint) -> TrainRe
         max_failures=trainers.max_failures,
         name=config.name,
     )
-
-
-def _selection_client(endpoint: Endpoint) -> SelectionPort:
-    from scoring.actors import SelectionClient
-
-    return SelectionClient(name=endpoint.selection, namespace=endpoint.namespace)
-
-
-def _ray_loaders(endpoint: Endpoint) -> LoaderPool:
-    from loader.actors import RayLoaders
-    from loader.fleet.actors import connect_fleet
-
-    return RayLoaders(connect_fleet(endpoint.fleet))

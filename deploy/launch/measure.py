@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +58,7 @@ def probe_loader(run: RunConfig, *, num_samples: int) -> float:
 
     def load() -> int:
         nonlocal done
+        # A prime stride scatters the samples over the shards, as draws are; neighbours would share reads.
         ids = (done + np.arange(DECODED_AT_ONCE)) * 7919 % num_samples
         spec = BatchSpec(sample_ids=ids, draws=done + np.arange(DECODED_AT_ONCE), seed=0, transform=run.data.transform)
         worker.load(spec)
@@ -78,8 +78,9 @@ def probe_trainer(config: TrainConfig, *, rank_batch: int) -> TrainerProbe | Non
     device = pick_device(config.device, 0)
     if device.type == "cpu" and count_parameters(config) > LARGEST_ON_CPU:
         return None
+    # A step of a whole batch would take a CPU minutes.
     images = min(rank_batch, SMALL_CPU_IMAGES if config.model.num_patches <= 64 else CPU_IMAGES)
-    if device.type == "cuda":
+    if device.type == "cuda":  # a GPU's speed depends on its micro-batch
         images = max(1, rank_batch // config.accumulation_steps)
     state = build_state(replace(config, global_batch=images, accumulation_steps=1, total_steps=10**6), Context())
     size = config.model.image_size
@@ -87,7 +88,8 @@ def probe_trainer(config: TrainConfig, *, rank_batch: int) -> TrainerProbe | Non
 
     def step() -> int:
         train_step(state, pixels)
-        _wait(device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # kernels run on after the call returns
         return images
 
     kept = _kept_bytes(state, step) // images
@@ -101,6 +103,7 @@ def _kept_bytes(state: TrainState, step: Callable[[], int]) -> int:
     """Return the bytes that backward keeps besides the weights."""
     kept: dict[int, int] = {}
 
+    # By storage, since several views of one tensor are kept once.
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
@@ -118,8 +121,3 @@ def _rate(act: Callable[[], int]) -> float:
     while (spent := time.perf_counter() - start) < PROBE_S:
         counted += act()
     return counted / spent
-
-
-def _wait(device: Any) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -40,6 +40,7 @@ def make_plan(config: RunConfig, *, probe: bool = True) -> Facts:
     speed = _speed(config, measured, notes)
     rounds = _rounds(config, num_samples, measured)
     seconds = steps["images"] / speed["expected_images_per_s"] if speed["expected_images_per_s"] else None
+    # Training waits while a selection round scores the data set.
     if seconds is not None and rounds and rounds["seconds_each"]:
         seconds += rounds["rounds"] * rounds["seconds_each"]
     speed["hours"] = None if seconds is None else seconds / 3600
@@ -75,6 +76,7 @@ def _num_samples(config: RunConfig, notes: list[str]) -> int | None:
 
 
 def _measure(config: RunConfig, num_samples: int | None, notes: list[str]) -> Facts:
+    # torch is imported only now: a plan without a probe answers at once.
     from deploy.launch.measure import count_parameters, probe_loader, probe_trainer
 
     measured: Facts = {"parameters": count_parameters(config.train)}
@@ -134,6 +136,7 @@ def _speed(config: RunConfig, measured: Facts, notes: list[str]) -> Facts:
             f"the loaders will be the bottleneck: {available:,.0f} images/s of {needed:,.0f}. "
             f"{enough} loaders would do (--set fleet.loaders={enough})."
         )
+    # The speed of one loader was multiplied, which holds only where each has its cores.
     cores = len(os.sched_getaffinity(0))
     if fleet.loaders * config.loader.threads > cores and one_loader is not None:
         threads = config.loader.threads
@@ -141,7 +144,7 @@ def _speed(config: RunConfig, measured: Facts, notes: list[str]) -> Facts:
     return {
         "needed_images_per_s": needed,
         "available_images_per_s": available,
-        "expected_images_per_s": min(known) if len(known) == 2 else None,
+        "expected_images_per_s": min(known) if len(known) == 2 else None,  # the slower side decides
         "loaders": fleet.loaders,
         "ranks": workers,
         "source": "probe" if known else "not measured",

@@ -49,10 +49,6 @@ class RankParts:
     reach_loaders: Callable[[], LoaderPool]
     """Returns a pool of the loaders in the rank's process; each stream has its own."""
 
-    def selection(self, context: Context) -> SelectionPort:
-        """Return the selection that the rank reports its scores to."""
-        return self.reach_selection()
-
     def stream(self, context: Context) -> Stream:
         """Return the rank's batches; rank 0 also records what it consumes, for the API."""
         from deploy.launch.consumed import RecordedStream
@@ -81,6 +77,7 @@ class RankParts:
             except Exception:  # training does not depend on the entry
                 log.warning("a bad sample could not be written into the run log: %s", message, exc_info=True)
 
+        # Every rank reports its own bad samples; only rank 0 measures latency, as ranks take each step together.
         stream = BatchStream(windows, self.reach_loaders(), stream_config, on_bad=report_bad)
         if context.rank:
             return stream
@@ -88,15 +85,15 @@ class RankParts:
 
     def hooks(self, context: Context) -> RunHooks:
         """Return the rank's hooks: evaluation, pictures, the sweep, and the requests of the run directory."""
-        from deploy.launch.evaluation import LOSS, MetricReports, ReportPictures, probe_of
+        from deploy.launch.evaluation import LOSS, MetricReports, ReportPictures, build_probe
         from trainer import RunHooks
 
-        config, run, evaluate = self.config, self.run, probe_of(self.config)
+        config, run, evaluate = self.config, self.run, build_probe(self.config)
         on_step: OnStep | None = None
         on_evaluate: OnEvaluate = evaluate
         if growth := config.curriculum.adaptive:
-            selection, window_steps = self.reach_selection(), config.train.window_steps
-            reports = MetricReports(selection, metric=growth.metric, window_steps=window_steps)
+            record, window_steps = self.reach_selection().record, config.train.window_steps
+            reports = MetricReports(record, metric=growth.metric, window_steps=window_steps)
             if growth.metric == LOSS:
                 on_step = reports.on_step
             else:
@@ -117,6 +114,7 @@ class RankParts:
         from trainer.sweep import Sweep
 
         config, selection, loaders = self.config, self.reach_selection(), self.reach_loaders()
+        # Without randomness: a sample's score must not depend on the crop that it happens to get.
         transform = evaluation_transform(config.train.model.image_size)
 
         def batches(ids: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Any]]:

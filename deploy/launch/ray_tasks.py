@@ -51,11 +51,14 @@ def run_tasks(function: Callable[[Any], Any], tasks: Sequence[Any], *, workers: 
     import ray
     from ray.exceptions import RayTaskError
 
-    call: Any = ray.remote(num_cpus=1, max_retries=3)(_call)
+    # The function is an argument, because `ray.remote` itself takes no partial.
+    call: Any = ray.remote(num_cpus=1, max_retries=3)(lambda function, task: function(task))
     numbers = iter(range(len(tasks)))
     running: dict[Any, int] = {}
     waited_s = 0.0
     while True:
+        # Two a worker, so that none is idle between two tasks; not all at once, so that the arguments of a long list
+        # do not fill the object store.
         while len(running) < 2 * workers and (number := next(numbers, None)) is not None:
             running[call.remote(function, tasks[number])] = number
         if not running:
@@ -69,10 +72,6 @@ def run_tasks(function: Callable[[Any], Any], tasks: Sequence[Any], *, workers: 
         for reference in done:
             try:
                 result = ray.get(reference, timeout=POLL_S * 60)
-            except RayTaskError as error:
+            except RayTaskError as error:  # callers handle the task's own exception, as in one process
                 raise error.cause from error
             yield running.pop(reference), result
-
-
-def _call(function: Callable[[Any], Any], task: Any) -> Any:
-    return function(task)

@@ -48,12 +48,7 @@ def test_a_flat_loss_broadens_the_draw_and_a_resume_adds_nothing_twice(tmp_path:
 
 def test_the_mean_of_a_windows_losses_is_sent_with_its_last_step() -> None:
     sent: list[Event] = []
-
-    class Selection:
-        def record(self, event: Event) -> None:
-            sent.append(event)
-
-    reports = MetricReports(Selection(), metric="loss", window_steps=8)
+    reports = MetricReports(sent.append, metric="loss", window_steps=8)
     for step in range(3, 28, 3):  # a resumed run that logs every third step
         reports.on_step(step, {"loss": float(step)})
     reports._thread.shutdown()
@@ -67,12 +62,11 @@ def test_the_mean_of_a_windows_losses_is_sent_with_its_last_step() -> None:
 def test_an_accuracy_is_followed_through_the_evaluations() -> None:
     sent: list[Event] = []
 
-    class Selection:
-        def record(self, event: Event) -> None:
-            sent.append(event)
-            raise OSError("gone")  # a service that is away does not end training
+    def record(event: Event) -> None:
+        sent.append(event)
+        raise OSError("gone")  # a service that is away does not end training
 
-    reports = MetricReports(Selection(), metric="nn_cls", window_steps=8)
+    reports = MetricReports(record, metric="nn_cls", window_steps=8)
     evaluate = reports.after(lambda step, method: {"nn_cls": 0.5, "nn_mean": 0.25})
     assert evaluate(40, None) == {"nn_cls": 0.5, "nn_mean": 0.25}
     reports._thread.shutdown()

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.launch.cluster import NAMESPACE, quiet, require_token
+from deploy.launch.cluster import NAMESPACE, require_token, set_ray_defaults
 from deploy.remote.doctor.checks import Finding, Level, examine, judge
 from deploy.remote.jobs.ray_jobs import LOADER, ROLE_LABEL, TRAINER
 
@@ -55,7 +55,7 @@ def examine_cluster(*, directory: Path, index: Path | None, allow_hosts: tuple[s
         allow_hosts: hosts of its shards that may have private addresses.
     """
     require_token()
-    quiet()
+    set_ray_defaults()
     import ray
 
     if not ray.is_initialized():

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from deploy.api.client import RunClient
 from deploy.console import say, working
-from deploy.launch.evaluation import probe_of
+from deploy.launch.evaluation import build_probe
 from deploy.launch.launch import launch, launch_in_process
 from deploy.observe.training_bar import training_bar
 from deploy.runs.config import DataConfig, RunConfig
@@ -87,7 +87,7 @@ def run_demo(out: Path, *, images: Path | None, shards: tuple[str, ...], steps: 
         with working("comparing with raw pixels, writing the report"):
             figures = DemoFigures(
                 arms=(curriculum, uniform),
-                pixels=probe_of(config).pixels() if config.evaluate_every else None,
+                pixels=build_probe(config).pixels() if config.evaluate_every else None,
                 samples=len(ShardIndex.load(data.index)),
                 wall_s=time.monotonic() - started,
             )
