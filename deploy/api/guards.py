@@ -93,7 +93,7 @@ class Guard:
         except Refused as refused:
             await _refuse(refused, send_with_headers, receive)
             return
-        # The peer has gone; nobody is left to answer.
+        # The peer has gone: drop the request.
         if body is None:
             return
         given = False
@@ -121,7 +121,7 @@ class Guard:
             raise Refused(431, f"the head of a request must be at most {HEADER_BYTES} bytes.")
         if scope["method"] not in ("GET", "POST"):
             raise Refused(405, f"the API reads with GET and changes with POST; got {scope['method'][:16]}.")
-        host = _one(headers, b"host")
+        host = _header(headers, b"host")
         text = (host or b"").decode("latin-1").lower()
         # The port does not count: the near end of a forwarded port has another.
         name, colon, port = text.rpartition(":")
@@ -130,17 +130,17 @@ class Guard:
                 403, "Host must be this machine's loopback, or a name in TEMPERA_API_HOSTS; the request names another."
             )
         # A page of another site makes a browser send these headers.
-        origin = _one(headers, b"origin")
+        origin = _header(headers, b"origin")
         if origin is not None:
             parts = urlsplit(origin.decode("latin-1"))
             if parts.scheme not in ("http", "https") or parts.netloc.lower().encode("latin-1") != host.lower():
                 raise Refused(403, "Origin must be the address that the request is sent to; got another site.")
         # A person may follow a link to our page; a script may not.
-        followed = scope["path"] == "/" and _one(headers, b"sec-fetch-mode") == b"navigate"
-        if _one(headers, b"sec-fetch-site") not in (None, b"same-origin", b"none") and not followed:
+        followed = scope["path"] == "/" and _header(headers, b"sec-fetch-mode") == b"navigate"
+        if _header(headers, b"sec-fetch-site") not in (None, b"same-origin", b"none") and not followed:
             raise Refused(403, "requests from other sites are refused.")
         if scope["path"] not in OPEN_PATHS and not scope["path"].startswith(ASSETS):
-            kind, _, candidate = (_one(headers, b"authorization") or b"").partition(b" ")
+            kind, _, candidate = (_header(headers, b"authorization") or b"").partition(b" ")
             if kind.lower() != b"bearer" or not self._token.matches(candidate.strip()):
                 raise Refused(
                     401,
@@ -171,7 +171,7 @@ class Bucket:
         return True
 
 
-def _one(headers: Headers, name: bytes) -> bytes | None:
+def _header(headers: Headers, name: bytes) -> bytes | None:
     """Return a header's value; None where it is missing.
 
     Raises:
@@ -190,19 +190,19 @@ async def _body(scope: Scope, receive: Receive) -> bytes | None:
         Refused: it is too large, too late or no JSON; where its head says so, without reading it.
     """
     headers: Headers = scope["headers"]
-    if _one(headers, b"transfer-encoding") is not None and _one(headers, b"content-length") is not None:
+    if _header(headers, b"transfer-encoding") is not None and _header(headers, b"content-length") is not None:
         # Request smuggling: a proxy may take the other length and see another request behind this one.
         raise Refused(400, "a body must have a length or come in chunks, not both.", (b"connection", b"close"))
     too_large = Refused(413, f"the body must be at most {BODY_BYTES} bytes.")
-    length = _one(headers, b"content-length") or b"0"
+    length = _header(headers, b"content-length") or b"0"
     # The digits are counted first: int() of a very long text is slow.
     if not length.isdigit() or len(length) > 18 or int(length) > BODY_BYTES:
         raise too_large
     if scope["method"] == "POST":
-        kind = (_one(headers, b"content-type") or b"").split(b";")[0].strip().lower()
+        kind = (_header(headers, b"content-type") or b"").split(b";")[0].strip().lower()
         if kind != b"application/json":
             raise Refused(415, "Content-Type must be application/json.")
-    elif int(length) == 0 and _one(headers, b"transfer-encoding") is None:
+    elif int(length) == 0 and _header(headers, b"transfer-encoding") is None:
         return b""
     parts, size = [], 0
     deadline = time.monotonic() + BODY_TIMEOUT_S

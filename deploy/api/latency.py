@@ -30,7 +30,7 @@ PREFETCHED_WINDOWS = 1
 
 
 class Consumption:
-    """Where the trainer is, how fast it goes, and when it received which step. Safe to use from several threads."""
+    """The trainer's position and speed, read from consumed.jsonl. Safe to use from several threads."""
 
     def __init__(self, path: Path) -> None:
         self._lines = LineIndex(path)

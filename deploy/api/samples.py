@@ -45,7 +45,7 @@ class Samples:
         self._lock = threading.Lock()
         self._worker: LoaderWorker | None = None
         self._jpeg = functools.lru_cache(PICTURES)(self._make_jpeg)
-        # One file is kept: after a control brings other distances nobody asks for the old ones.
+        # One file is kept: a control that brings other distances replaces it.
         self._loaded = functools.lru_cache(1)(Prototypes.load)
 
     @functools.cached_property
