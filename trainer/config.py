@@ -108,7 +108,6 @@ class ModelConfig:
 
     @property
     def num_patches(self) -> int:
-        """Patches of an image."""
         return self.grid**2
 
     @property

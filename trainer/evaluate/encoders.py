@@ -16,10 +16,11 @@ import torch
 from timm.models import beit, swin_transformer, vision_transformer
 from torch import Tensor, nn
 
-from trainer.config import IMAGENET_MEAN, IMAGENET_STD, require
+from trainer.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, require
 from trainer.record.export import TIMM_CLASSES, load_method, teacher_of, timm_arguments, timm_state
 from trainer.record.official import State, load_official, read_weights
 
+Pixel = tuple[float, float, float]
 HEADS = ("head.", "fc_norm.", "norm.", "fc.", "classifier.")
 """Parts that a task initialises anew: the classifier, and the norm before it where the pooling moves it."""
 SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
@@ -35,9 +36,9 @@ class PretrainedEncoder:
     """`features(images)` returns tokens [B, 1 + N, D] of normalised images; frozen, in eval mode."""
     image_size: int
     """Side of its training images, in pixels."""
-    mean: tuple[float, float, float]
+    mean: Pixel
     """Pixel mean by channel in [0, 1]."""
-    std: tuple[float, float, float]
+    std: Pixel
     """Pixel standard deviation by channel."""
     build: Callable[..., nn.Module]
     """Builds timm's model with the encoder's weights: build(num_classes=, image_size=, drop_path=)."""
@@ -90,15 +91,7 @@ def encoder_of_run(path: str | Path, *, averaged: bool = False, teacher: bool = 
     """
     config, method = load_method(path, averaged=averaged)
     encoder = teacher_of(method, config.method) if teacher else method.encoder
-    kind, arguments = timm_arguments(encoder, config.model)
-    return PretrainedEncoder(
-        name=f"{Path(path).name} ({config.method})",
-        encoder=encoder,
-        image_size=config.model.image_size,
-        mean=config.mean,
-        std=config.std,
-        build=partial(_build_class, kind, arguments, timm_state(encoder)),
-    )
+    return _of_config(f"{Path(path).name} ({config.method})", encoder, config.model, config.mean, config.std)
 
 
 def encoder_of_official(
@@ -117,13 +110,18 @@ def encoder_of_official(
     """
     # Official checkpoints do not keep their pixel statistics; all five methods train with ImageNet's.
     config, encoder = load_official(method, weights, size, **({} if image_size is None else {"image_size": image_size}))
+    return _of_config(f"{Path(weights).name} (official {method})", encoder, config, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _of_config(name: str, encoder: nn.Module, config: ModelConfig, mean: Pixel, std: Pixel) -> PretrainedEncoder:
+    """Return one of our encoders as a pretrained one; tasks get timm's class of the same shape with its weights."""
     kind, arguments = timm_arguments(encoder, config)
     return PretrainedEncoder(
-        name=f"{Path(weights).name} (official {method})",
+        name=name,
         encoder=encoder,
         image_size=config.image_size,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=mean,
+        std=std,
         build=partial(_build_class, kind, arguments, timm_state(encoder)),
     )
 

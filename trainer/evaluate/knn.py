@@ -111,7 +111,7 @@ def neighbour_figures(
     backend: Backend = "torch",
     progress: Any = None,
 ) -> dict[str, float]:
-    """Return accuracies in [0, 1] under a protocol.
+    """Return acc1, the share of queries whose neighbours vote for the right label, and any_k: where any of them has it.
 
     Args:
         protocol: or its name in PROTOCOLS.
@@ -121,9 +121,6 @@ def neighbour_figures(
         device: where torch computes.
         backend: `torch`, or `faiss` with a flat index, on a GPU where the GPU build is installed.
         progress: called with (queries done, all queries).
-
-    Returns: acc1, the share of queries whose neighbours vote for the right label, and any_k, the share with the right
-    label among the neighbours.
 
     Raises:
         ValueError: labels are missing (negative), sizes do not fit, or k is out of range.

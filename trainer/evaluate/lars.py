@@ -7,26 +7,13 @@ import torch
 
 
 class Lars(torch.optim.Optimizer):
-    """SGD with momentum whose steps of matrices are scaled by their norms; vectors take raw steps.
+    """SGD with momentum whose steps of matrices are scaled by their norms; vectors take raw, undecayed steps.
 
-    Args:
-        groups: parameter groups.
-        lr: learning rate.
-        momentum: momentum of the scaled gradient.
-        trust: trust coefficient.
-        weight_decay: weight decay of matrices.
+    A group may set `momentum` (mu), `trust`, the trust coefficient, and `weight_decay` (wd); the defaults are MAE's.
     """
 
-    def __init__(
-        self,
-        groups: Iterable[Any],
-        *,
-        lr: float = 0.0,
-        momentum: float = 0.9,
-        trust: float = 0.001,
-        weight_decay: float = 0.0,
-    ) -> None:
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": weight_decay})
+    def __init__(self, groups: Iterable[Any], *, lr: float = 0.0) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": 0.9, "trust": 0.001, "weight_decay": 0.0})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

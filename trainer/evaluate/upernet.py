@@ -30,15 +30,12 @@ class UperNet(nn.Module):
         backbone: timm model with `forward_intermediates`.
         num_classes: classes of pixels.
         width: channels of the head (768 for ViT-B).
-        taps: four blocks whose outputs are read; spread evenly by default ([3, 5, 7, 11] of 12).
 
     Raises:
         ValueError: the backbone gives no maps of one resolution.
     """
 
-    def __init__(
-        self, backbone: nn.Module, num_classes: int, *, width: int = 768, taps: Sequence[int] | None = None
-    ) -> None:
+    def __init__(self, backbone: nn.Module, num_classes: int, *, width: int = 768) -> None:
         super().__init__()
         blocks = len(getattr(backbone, "blocks", ()))
         require(
@@ -47,9 +44,9 @@ class UperNet(nn.Module):
         )
         trunk: Any = backbone
         self.backbone = trunk
-        if taps is None:  # the official configs' blocks for ViT-B; the last of each quarter otherwise
-            taps = (3, 5, 7, 11) if blocks == 12 else [max(round(blocks * part / 4) - 1, 0) for part in (1, 2, 3, 4)]
-        self.taps = list(taps)
+        # The blocks whose outputs are read: the official config's of 12, the last of each quarter of other depths.
+        quarters = [max(round(blocks * part / 4) - 1, 0) for part in (1, 2, 3, 4)]
+        self.taps = [3, 5, 7, 11] if blocks == 12 else quarters
         inner = int(trunk.embed_dim)
         self.up4 = nn.Sequential(
             nn.ConvTranspose2d(inner, inner, 2, 2),

@@ -163,8 +163,8 @@ class Checkpoints:
         return final
 
 
-def load_checkpoint(path: str | Path, *, only: str | None = None) -> Checkpoint:
-    """Load a checkpoint directory, or the newest of a run directory; `only` names one file, e.g. "model".
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Load a checkpoint directory, or the newest of a run directory or of its checkpoints directory.
 
     Raises:
         CheckpointError: it is missing, damaged, or of an unknown format.
@@ -191,10 +191,10 @@ def load_checkpoint(path: str | Path, *, only: str | None = None) -> Checkpoint:
         raise CheckpointError(
             f"a checkpoint must be of format {FORMAT}; {directory} is of format {found}. Use the version that wrote it."
         )
-    tensors = {}
-    for name, expected in files.items():
-        if only in (None, name.removesuffix(".safetensors")):
-            tensors[name.removesuffix(".safetensors")] = _load_verified(directory / name, expected)
+    tensors = {
+        name.removesuffix(".safetensors"): _load_verified(directory / name, expected)
+        for name, expected in files.items()
+    }
     return Checkpoint(directory, state, tensors)
 
 
