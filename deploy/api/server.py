@@ -72,8 +72,6 @@ def serving(
     path = token_path or run.api_token
     listener = _listen(options)
     url = f"http://{options.own_name}:{listener.getsockname()[1]}"
-    if options.bind not in ("127.0.0.1", "::1", "localhost"):
-        log.warning("the API listens at %s, beyond this machine, and does not encrypt", options.bind)
     # Before api.json names the address: its reader needs the token at once.
     write_token(path, options.token)
     try:
@@ -141,6 +139,8 @@ def _thread(service: RunService, options: ApiOptions, token: Path, listener: soc
 
 
 def _listen(options: ApiOptions) -> socket.socket:
+    if options.bind not in ("127.0.0.1", "::1", "localhost"):
+        log.warning("the API listens at %s, beyond this machine, and does not encrypt", options.bind)
     family = socket.AF_INET6 if ":" in options.bind else socket.AF_INET
     listener = socket.socket(family)
     # A run that is resumed at once finds its port still in TIME_WAIT.

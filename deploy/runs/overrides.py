@@ -5,41 +5,42 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
-from deploy.runs.config import RunConfig
 from trainer.config import Masking, choose, from_dict
 from trainer.method_config import MTO_PRESETS
 
+C = TypeVar("C")
 
-def override(config: RunConfig, settings: Iterable[str]) -> RunConfig:
-    """Return a copy of the run with some fields changed.
+
+def override(config: C, settings: Iterable[str]) -> C:
+    """Return a copy of a run, or of an evaluation's recipe, with some fields changed.
 
     Args:
-        config: the run.
+        config: a config dataclass.
         settings: `dotted.field=value`; a value that is not JSON is taken as a string.
 
     Raises:
         ValueError: no "=", no such field (the nearest is named), or a value out of range.
     """
-    values = asdict(config)
+    values: dict[str, Any] = asdict(config)  # type: ignore[call-overload]  # a config is a dataclass
     # The whole config is built anew from plain values, so that every rule is checked on the changed run.
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
             raise ValueError(f"a setting must be field=value; got {setting!r}.")
         *parents, leaf = path.split(".")
-        place: dict[str, Any] = values
+        place = values
         for parent in parents:
             place = choose(parent, place, f"a group of {path!r}")
             if not isinstance(place, dict):
                 raise ValueError(f"{parent!r} in {path!r} must be a group of fields; it is a single value.")
-        choose(leaf, place, f"a field of {'.'.join(parents) or 'the run'}")
+        choose(leaf, place, f"a field of {'.'.join(parents) or type(config).__name__}")
         try:
             place[leaf] = json.loads(text)
         except json.JSONDecodeError:
             place[leaf] = text  # names need no quotes on a command line
-    return from_dict(RunConfig, values)
+    return from_dict(type(config), values)
 
 
 def combination(*, method: str | None, masking: str | None, curriculum: str | None, mto: str | None) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from deploy.commands.evaluate.target import NEWEST_RUN, OWN_IMAGES, EncoderArg, ImagesArg, changed
+from deploy.commands.evaluate.target import NEWEST_RUN, OWN_IMAGES, EncoderArg, ImagesArg
 from deploy.console import Answer, progress_bar, table, working
 
 
@@ -76,11 +76,12 @@ def linear(
         recipe: mae, mae_l, bootmae, clmae, or cached: MAE's without augmentation, with features computed once.
         set: fields of the recipe to change, as in --set epochs=20 batch=512.
     """
+    from deploy.runs.overrides import override
     from trainer.config import choose
     from trainer.evaluate.linear import linear_probe
     from trainer.evaluate.recipes import LINEAR
 
-    config = changed(choose(recipe, LINEAR, "recipe"), set)
+    config = override(choose(recipe, LINEAR, "recipe"), set)
     train, test = images.both(encoder)
     pretrained, device = encoder.load(), encoder.torch_device()
     directory = encoder.folder() / f"linear-{recipe}"

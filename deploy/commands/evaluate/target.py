@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.table import Table
 from tyro.conf import arg
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 
     from trainer.evaluate.data import LabelledShards
     from trainer.evaluate.encoders import PretrainedEncoder
-
-C = TypeVar("C")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,24 +133,3 @@ EncoderArg = Annotated[EncoderOptions, arg(name="")]
 ImagesArg = Annotated[ImageOptions, arg(name="")]
 NEWEST_RUN, OWN_IMAGES = EncoderOptions(), ImageOptions()
 """The defaults: the newest run, on its own images."""
-
-
-def changed(config: C, settings: tuple[str, ...]) -> C:
-    """Return a recipe with some fields changed, each given as field=value.
-
-    Raises:
-        ValueError: no "=", no such field (the nearest is named), or a value out of range.
-    """
-    from trainer.config import from_dict
-
-    values: dict[str, Any] = asdict(config)  # type: ignore[call-overload]  # a recipe is a dataclass
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise ValueError(f"a setting must be field=value; got {setting!r}.")
-        # Values are JSON; a bare word is text, so that no quotes have to pass the shell.
-        try:
-            values[name] = json.loads(text)
-        except json.JSONDecodeError:
-            values[name] = text
-    return from_dict(type(config), values)

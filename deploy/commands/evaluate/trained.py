@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deploy.commands.evaluate.target import NEWEST_RUN, OWN_IMAGES, EncoderArg, ImagesArg, changed
+from deploy.commands.evaluate.target import NEWEST_RUN, OWN_IMAGES, EncoderArg, ImagesArg
 from deploy.console import Answer, progress_bar
 
 
@@ -25,11 +25,12 @@ def finetune(
         test_epochs: epochs between tests.
         set: fields of the recipe to change, as in --set epochs=20 batch=256.
     """
+    from deploy.runs.overrides import override
     from trainer.config import choose
     from trainer.evaluate.finetune import finetune as train_all
     from trainer.evaluate.recipes import FINETUNE
 
-    config = changed(choose(recipe, FINETUNE, "recipe"), set)
+    config = override(choose(recipe, FINETUNE, "recipe"), set)
     train, test = images.both(encoder)
     pretrained = encoder.load()
     with progress_bar(f"fine-tuning ({recipe})") as advance:
@@ -69,12 +70,13 @@ def detection(
         recipe: vitdet_100, or pass_12: PASS's 12 epochs at batch 16.
         set: fields of the recipe to change, as in --set epochs=12 batch=8.
     """
+    from deploy.runs.overrides import override
     from trainer.config import choose
     from trainer.evaluate.detection import DETECTION
     from trainer.evaluate.detection import detection as train_detector
     from trainer.evaluate.detection_data import CocoFolder
 
-    config = changed(choose(recipe, DETECTION, "recipe"), set)
+    config = override(choose(recipe, DETECTION, "recipe"), set)
     train, test = CocoFolder(train_annotations, train_images), CocoFolder(test_annotations, test_images)
     pretrained, directory = encoder.load(), encoder.folder() / f"detection-{recipe}"
     device = encoder.torch_device()
@@ -101,11 +103,12 @@ def segmentation(
         recipe: ade20k_160k, or ade20k_80k as PASS reports.
         set: fields of the recipe to change, as in --set steps=20000 batch=8.
     """
+    from deploy.runs.overrides import override
     from trainer.config import choose
     from trainer.evaluate.segmentation import SEGMENTATION
     from trainer.evaluate.segmentation import segmentation as train_segmenter
 
-    config = changed(choose(recipe, SEGMENTATION, "recipe"), set)
+    config = override(choose(recipe, SEGMENTATION, "recipe"), set)
     pretrained, directory = encoder.load(), encoder.folder() / f"segmentation-{recipe}"
     device = encoder.torch_device()
     with progress_bar(f"segmentation ({recipe})") as advance:
