@@ -6,6 +6,7 @@ A method's module, and torch with it, is imported when the method is first built
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -15,20 +16,17 @@ if TYPE_CHECKING:
     from trainer.methods.base import Method
 
 
-def _imported(module: str, name: str) -> Callable[[ModelConfig], Method]:
-    def build(config: ModelConfig) -> Method:
-        method: Method = getattr(import_module(f"trainer.methods.{module}"), name)(config)
-        return method
-
-    return build
+def _import_and_build(module: str, name: str, config: ModelConfig) -> Method:
+    method: Method = getattr(import_module(f"trainer.methods.{module}"), name)(config)
+    return method
 
 
 METHODS: dict[str, Callable[[ModelConfig], Method]] = {
-    "mae": _imported("mae", "Mae"),
-    "clmae": _imported("clmae", "Clmae"),
-    "simmim": _imported("simmim", "Simmim"),
-    "bootmae": _imported("bootmae", "Bootmae"),
-    "conmim": _imported("conmim", "Conmim"),
+    "mae": partial(_import_and_build, "mae", "Mae"),
+    "clmae": partial(_import_and_build, "clmae", "Clmae"),
+    "simmim": partial(_import_and_build, "simmim", "Simmim"),
+    "bootmae": partial(_import_and_build, "bootmae", "Bootmae"),
+    "conmim": partial(_import_and_build, "conmim", "Conmim"),
 }
 
 SELECTING = ("mae", "simmim")

@@ -92,9 +92,12 @@ class PixelMethod(Method):
     def predict(self, images_BCHW: Tensor, mask: Mask) -> Tensor:
         """Return predictions for all patches in image order, [B, N, P], hidden or not: pictures show both."""
 
-    @abstractmethod
     def to_pixels(self, prediction_BNP: Tensor, patches_BNP: Tensor) -> Tensor:
-        """Return predictions in the scale of normalised images; the true patches may give each its mean and scale."""
+        """Return predictions in the scale of normalised images, by default as they are.
+
+        A method that standardises its targets gives each patch the mean and scale of the true patch back.
+        """
+        return prediction_BNP
 
 
 class SelectingMethod(PixelMethod):

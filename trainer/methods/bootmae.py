@@ -20,7 +20,7 @@ from trainer.config import ModelConfig
 from trainer.masking import Mask, split_order, take
 from trainer.methods.base import PixelMethod
 from trainer.methods.losses import Losses, add_mto, patch_errors
-from trainer.models.vit import LAYER_NORM_EPS, Encoder, patchify, sincos_positions
+from trainer.models.vit import LAYER_NORM_EPS, Encoder, patchify, run_blocks, sincos_positions
 from trainer.models.weights import freeze_copy, init_xavier, move_average
 from trainer.mto import MtoObserver
 from trainer.precision import wide, without_autocast
@@ -89,9 +89,7 @@ class Bootmae(PixelMethod):
         # The teacher sees the whole image; its features are taken after the last block and before the norm.
         with torch.no_grad():
             tokens_BTD = self.teacher.prepend_cls(self.teacher.embed_patches(patches_BNP))
-            for block in self.teacher.blocks:
-                tokens_BTD = block(tokens_BTD)
-            target_BMD = take(tokens_BTD[:, 1:], mask.masked_BM)
+            target_BMD = take(run_blocks(self.teacher.blocks, tokens_BTD)[:, 1:], mask.masked_BM)
         weight_BM = neighbour_weight(mask, self.config.grid).gather(1, mask.masked_BM)
         error_BM = patch_errors(pixels_BMP, standardise_channels(take(patches_BNP, mask.masked_BM)))
         feature_BM = feature_distance(features_BMD, target_BMD)
@@ -119,12 +117,9 @@ class Bootmae(PixelMethod):
     def _encode(self, patches_BNP: Tensor, mask: Mask) -> tuple[Tensor, Tensor, Tensor]:
         """Return the normalised latents, and the tokens after the first and the last block, [B, 1 + V, D] each."""
         visible = self.encoder.embed_patches(take(patches_BNP, mask.visible_BV), mask.visible_BV)
-        tokens_BTD = self.encoder.prepend_cls(visible)
-        layers = []
-        for block in self.encoder.blocks:
-            tokens_BTD = block(tokens_BTD)
-            layers.append(tokens_BTD)
-        return self.encoder.norm(tokens_BTD), layers[0], layers[-1]
+        layers: list[Tensor] = []  # the first block's input, then every block's output
+        deep_BTD = run_blocks(self.encoder.blocks, self.encoder.prepend_cls(visible), layers.append)
+        return self.encoder.norm(deep_BTD), layers[1], deep_BTD
 
 
 class CrossDecoder(nn.Module):
@@ -167,12 +162,7 @@ class CrossDecoder(nn.Module):
         masked = self.mask_token + self.pos_embed[0, 1:][mask.masked_BM]
         seen = self.embed(latent_BSD)
         tokens_BTE = torch.cat([seen, masked.to(seen.dtype)], dim=1)
-        if observe:
-            observe(tokens_BTE)
-        for block in self.blocks:
-            tokens_BTE = block(tokens_BTE, context_BSD)
-            if observe:
-                observe(tokens_BTE)
+        tokens_BTE = run_blocks(self.blocks, tokens_BTE, observe, context_BSD=context_BSD)
         values_BKP: Tensor = self.pred(self.norm(tokens_BTE[:, first:]))
         return values_BKP
 
@@ -209,6 +199,7 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(heads * head_width, width)
 
     def forward(self, tokens_BTE: Tensor, context_BSD: Tensor) -> Tensor:
+        """Return the mixed values for each decoder token, [B, T, E]; it attends to all S features."""
         batch, count = tokens_BTE.shape[:2]
         query = self.q(tokens_BTE).view(batch, count, self.heads, -1).transpose(1, 2)
         key, value = self.kv(context_BSD).view(batch, context_BSD.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)

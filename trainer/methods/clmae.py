@@ -27,7 +27,7 @@ from trainer.config import ModelConfig
 from trainer.masking import Mask, split_order, take, whole_image
 from trainer.methods.losses import Losses, patch_errors
 from trainer.methods.mae import Mae
-from trainer.models.vit import patchify
+from trainer.models.vit import patchify, run_blocks
 from trainer.models.weights import init_xavier
 from trainer.precision import wide
 from trainer.progress import Progress
@@ -87,8 +87,8 @@ class Clmae(Mae):
 
     def _masker_losses(self, patches_BNP: Tensor) -> Losses:
         """Return curriculum * recon + gauss + kl + diversity (see `masker_losses`)."""
-        # All tokens are encoded, each scaled by its probability (positions too), and nothing is a mask token. Freezing
-        # keeps the encoder's and decoder's activations for no weight gradient.
+        # All tokens are encoded, each scaled by its probability (positions too), and nothing is a mask token. A frozen
+        # weight needs no gradient, so the graph keeps no activations for it.
         with frozen(self.encoder, self.decoder):
             tokens_BND = self.encoder.embed_patches(patches_BNP).detach()
             keep_BN = self.masker(tokens_BND)
@@ -127,9 +127,8 @@ class MaskingNetwork(nn.Module):
         """Return keep-probabilities in (0, 1), [B, N]."""
         cls = self.cls_token.expand(len(tokens_BND), -1, -1)
         tokens_BTD = torch.cat([cls.to(tokens_BND.dtype), tokens_BND], dim=1)
-        for block in self.blocks:
-            tokens_BTD = block(tokens_BTD)
-        keep_BN: Tensor = self.head(self.norm(tokens_BTD[:, 0])).sigmoid()
+        cls_BD = run_blocks(self.blocks, tokens_BTD)[:, 0]
+        keep_BN: Tensor = self.head(self.norm(cls_BD)).sigmoid()
         return keep_BN
 
 

@@ -17,8 +17,8 @@ from trainer.masking import Mask, hide_blocks, shrink_mask, simmim_blocks, split
 from trainer.methods.base import SelectingMethod
 from trainer.methods.losses import Losses, add_mto, add_predictor
 from trainer.models.beit import RelativeEncoder
-from trainer.models.swin import SwinEncoder, require_whole_squares
-from trainer.models.vit import LAYER_NORM_EPS, make_blocks, patchify
+from trainer.models.swin import SwinEncoder
+from trainer.models.vit import LAYER_NORM_EPS, make_blocks, patchify, run_blocks
 from trainer.models.weights import init_xavier, narrow_normal
 
 COUNT_EPS = 1e-5  # official SimMIM adds it to the number of masked pixels
@@ -32,12 +32,10 @@ class Simmim(SelectingMethod):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        if config.encoder == "swin":
-            require_whole_squares(config)
-            require(
-                not config.pass_.enabled,
-                "pass needs a token for each patch; a swin encoder has none. Use encoder='vit'.",
-            )
+        require(
+            config.encoder != "swin" or not config.pass_.enabled,
+            "pass needs a token for each patch; a swin encoder has none. Use encoder='vit'.",
+        )
         self.encoder = SwinEncoder(config) if config.encoder == "swin" else RelativeEncoder(config)
         self.stride = self.encoder.stride
         self.head = nn.Linear(self.encoder.out_width, self.stride**2 * 3)
@@ -89,10 +87,6 @@ class Simmim(SelectingMethod):
         mean_BK = predicted_BN.view(-1, blocks, scale, blocks, scale).mean(dim=(2, 4)).flatten(1)
         return hide_blocks(mean_BK.argsort(dim=1, descending=True, stable=True), self.config)
 
-    def to_pixels(self, prediction_BNP: Tensor, patches_BNP: Tensor) -> Tensor:
-        """Return the predictions as they are: the targets were normalised pixels."""
-        return prediction_BNP
-
     def predict(self, images_BCHW: Tensor, mask: Mask) -> Tensor:
         """Return the head's output for all tokens of the last stage, [B, N, P]."""
         tokens_BND = self.encoder.encode(patchify(images_BCHW, self.config.patch_size), mask.mask_BN)[:, 1:]
@@ -112,7 +106,6 @@ class TokenPredictor(nn.Module):
 
     def forward(self, tokens_BTD: Tensor) -> Tensor:
         """Return the predicted loss of each patch, [B, N], from encoder tokens behind a class token."""
-        for block in self.blocks:
-            tokens_BTD = block(tokens_BTD)
-        predicted_BN: Tensor = self.pred(self.norm(tokens_BTD[:, 1:])).squeeze(-1)
+        patches_BND = run_blocks(self.blocks, tokens_BTD)[:, 1:]
+        predicted_BN: Tensor = self.pred(self.norm(patches_BND)).squeeze(-1)
         return predicted_BN

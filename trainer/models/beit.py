@@ -18,7 +18,7 @@ from timm.models.beit import Block, RelativePositionBias
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
-from trainer.models.vit import LAYER_NORM_EPS, linear_patches, patchify
+from trainer.models.vit import LAYER_NORM_EPS, linear_patches, patchify, run_blocks
 from trainer.models.weights import narrow_normal
 
 
@@ -73,12 +73,7 @@ class RelativeEncoder(nn.Module):
         tokens_BTD = torch.cat([cls.to(tokens_BND.dtype), tokens_BND], dim=1)
         # One table for all blocks, as in pretraining; fine-tuning gives each block its own copy.
         bias_HTT = self.rel_pos_bias().to(tokens_BTD.dtype)
-        if observe:
-            observe(tokens_BTD)
-        for block in self.blocks:
-            tokens_BTD = block(tokens_BTD, shared_rel_pos_bias=bias_HTT)
-            if observe:
-                observe(tokens_BTD)
+        tokens_BTD = run_blocks(self.blocks, tokens_BTD, observe, shared_rel_pos_bias=bias_HTT)
         normalised_BTD: Tensor = self.norm(tokens_BTD)
         return normalised_BTD
 

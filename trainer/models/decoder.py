@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trainer.config import ModelConfig
 from trainer.masking import Mask
-from trainer.models.vit import LAYER_NORM_EPS, make_blocks, sincos_positions
+from trainer.models.vit import LAYER_NORM_EPS, make_blocks, run_blocks, sincos_positions
 from trainer.models.weights import init_xavier
 
 
@@ -51,11 +51,6 @@ class TokenDecoder(nn.Module):
         visible = seen_BSE[:, 1:] + positions[mask.visible_BV]
         masked = self.mask_token + positions[mask.masked_BM]
         tokens_BTE = torch.cat([cls, visible, masked.to(cls.dtype)], dim=1)
-        if observe:
-            observe(tokens_BTE)
-        for block in self.blocks:
-            tokens_BTE = block(tokens_BTE)
-            if observe:
-                observe(tokens_BTE)
+        tokens_BTE = run_blocks(self.blocks, tokens_BTE, observe)
         values_BKP: Tensor = self.pred(self.norm(tokens_BTE[:, first:]))
         return values_BKP

@@ -21,35 +21,31 @@ from trainer.models.vit import linear_patches, patchify
 LAYER_NORM_EPS = 1e-5  # official Swin
 
 
-def require_whole_squares(config: ModelConfig) -> None:
-    """Check that a mask hides every token of the last stage whole or not at all.
-
-    Raises:
-        ValueError: a last-stage token would be hidden in part.
-    """
-    stride = config.patch_size * 2 ** (len(config.swin.depths) - 1)
-    require(
-        config.masking in ("auto", "simmim"),
-        f"a swin encoder needs masks of whole squares; got masking {config.masking!r}. Use masking='simmim'.",
-    )
-    block = simmim_blocks(config)[1] * config.patch_size
-    require(
-        block % stride == 0,
-        f"mask blocks must be a multiple of the Swin stride ({stride} pixels); image_size {config.image_size} gives "
-        "blocks of "
-        f"{block}. Use a larger image, a smaller patch_size or fewer stages.",
-    )
-
-
 class SwinEncoder(nn.Module):
     """timm's SwinTransformer whose masked input patches are replaced by a mask token."""
 
     def __init__(self, config: ModelConfig) -> None:
+        """Build the stages.
+
+        Raises:
+            ValueError: a token of the last stage could be hidden in part, or the stages do not divide the image.
+        """
         super().__init__()
         # Every stage but the first halves the grid and doubles the width.
         reduction = 2 ** (len(config.swin.depths) - 1)
         self.patch_size, self.grid = config.patch_size, config.grid
         self.stride, self.out_width = config.patch_size * reduction, config.width * reduction
+        # A token of the last stage must be hidden whole or not at all: its pixels are predicted together.
+        require(
+            config.masking in ("auto", "simmim"),
+            f"a swin encoder needs masks of whole squares; got masking {config.masking!r}. Use masking='simmim'.",
+        )
+        block = simmim_blocks(config)[1] * config.patch_size
+        require(
+            block % self.stride == 0,
+            f"mask blocks must be a multiple of the Swin stride ({self.stride} pixels); image_size {config.image_size} "
+            f"gives blocks of {block}. Use a larger image, a smaller patch_size or fewer stages.",
+        )
         require(
             config.image_size % self.stride == 0,
             f"image_size must be a multiple of the Swin stride ({self.stride}); got {config.image_size}.",
@@ -87,6 +83,7 @@ class SwinEncoder(nn.Module):
         if mask_BN is not None:
             masked = mask_BN.to(tokens.dtype)[:, :, None]
             tokens = tokens * (1 - masked) + self.mask_token * masked
+        # timm's stages take squares, not lists; the mean stands where a ViT has its class token.
         square = tokens.view(len(tokens), self.grid, self.grid, -1)
         if observe is None:
             return behind_mean(self.trunk.norm(self.trunk.layers(square)))

@@ -8,6 +8,7 @@ Shapes: B batch, N patches, V visible, T tokens (1 + patches), D width, P values
 """
 
 import math
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -68,10 +69,7 @@ class Encoder(nn.Module):
 
     def encode(self, tokens_BVD: Tensor) -> Tensor:
         """Return normalised tokens, class token first, [B, 1 + V, D], from embedded patches in any order."""
-        tokens_BTD = self.prepend_cls(tokens_BVD)
-        for block in self.blocks:
-            tokens_BTD = block(tokens_BTD)
-        normalised_BTD: Tensor = self.norm(tokens_BTD)
+        normalised_BTD: Tensor = self.norm(run_blocks(self.blocks, self.prepend_cls(tokens_BVD)))
         return normalised_BTD
 
     def encode_visible(self, patches_BNP: Tensor, visible_BV: Tensor) -> Tensor:
@@ -103,6 +101,29 @@ def make_blocks(
     norm: Any = partial(nn.LayerNorm, eps=LAYER_NORM_EPS)
     make = partial(Block, width, heads, mlp_ratio, qkv_bias=qkv_bias, norm_layer=norm, init_values=layer_scale or None)
     return nn.ModuleList([make(drop_path=rate) for rate in rates])
+
+
+def run_blocks(
+    blocks: Iterable[nn.Module],
+    tokens_BTD: Tensor,
+    observe: Callable[[Tensor], None] | None = None,
+    **inputs: Tensor,
+) -> Tensor:
+    """Return the output of the last block, [B, T, D].
+
+    Args:
+        blocks: called one after the other with the tokens.
+        tokens_BTD: input of the first.
+        observe: called with the first block's input and every block's output.
+        inputs: further arguments, the same for every block.
+    """
+    if observe:
+        observe(tokens_BTD)
+    for block in blocks:
+        tokens_BTD = block(tokens_BTD, **inputs)
+        if observe:
+            observe(tokens_BTD)
+    return tokens_BTD
 
 
 def linear_patches(patch_embed: PatchEmbed, patches_BVP: Tensor) -> Tensor:
