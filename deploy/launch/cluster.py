@@ -59,7 +59,7 @@ def token_file() -> Path:
 def set_ray_defaults() -> None:
     """Set the environment variables that Ray reads when it is imported; the user's own values win."""
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    # Otherwise Ray hides the GPUs from actors that reserve none, and warns that a later version will not.
+    # An actor that reserves no GPU still sees them; with 1, as in older versions of Ray, it would not.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -104,7 +104,7 @@ def local_cluster(directory: Path, *, num_cpus: int) -> Iterator[Endpoint]:
         How other processes of the same user reach the cluster.
     """
     token_path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or directory / ".ray-token")
-    # All before the import: Ray reads these variables then, and never again in this process.
+    # All before the import, which reads the authentication's mode.
     authenticate(token_path)
     os.environ[ONE_MACHINE] = "0"
     os.environ.setdefault(HEAD_PATIENCE, str(HEAD_PATIENCE_S))

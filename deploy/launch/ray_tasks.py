@@ -57,8 +57,7 @@ def run_tasks(function: Callable[[Any], Any], tasks: Sequence[Any], *, workers: 
     running: dict[Any, int] = {}
     waited_s = 0.0
     while True:
-        # Two a worker, so that none is idle between two tasks; not all at once, so that the arguments of a long list
-        # do not fill the object store.
+        # Two a worker, so that none is idle between two tasks; not all at once, since the list may be long.
         while len(running) < 2 * workers and (number := next(numbers, None)) is not None:
             running[call.remote(function, tasks[number])] = number
         if not running:

@@ -14,6 +14,7 @@ import socket
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -81,36 +82,34 @@ def judge(check: str, fine: bool, found: str, advice: str, *, otherwise: Level =
 
 
 def check_versions(_: Path) -> Iterator[Finding]:
-    """Python and the packages that must have a lowest version."""
+    """Check Python, the packages that must have a lowest version, and that exactly one of faiss's wheels is there."""
+    versions: dict[str, str] = {}
+    for name in (*LOWEST_VERSIONS, *FAISS_WHEELS):
+        # Metadata instead of an import: torch takes seconds, and a broken package would end the doctor.
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     fine = sys.version_info >= (3, 11)
     yield judge("python", fine, platform.python_version(), "install Python 3.11 or later")
     for name, lowest in LOWEST_VERSIONS.items():
-        wanted, found = ".".join(map(str, lowest)), _installed(name)
+        wanted, found = ".".join(map(str, lowest)), versions.get(name)
         if found is None:
             yield judge(name, False, "not installed", f"pip install '{name}>={wanted}'")
             continue
+        # Without the build's suffix, as in 2.11.0+cu130.
         numbers = tuple(int(part) for part in found.partition("+")[0].split(".") if part.isdigit())
         yield judge(name, numbers >= lowest, found, f"needs {wanted} or later")
-
-
-def check_faiss(_: Path) -> Iterator[Finding]:
-    """Exactly one of faiss's wheels."""
-    installed = [name for name in FAISS_WHEELS if _installed(name)]
-    found = " and ".join(installed) or "not installed"
+    installed = [name for name in FAISS_WHEELS if name in versions]
     several = "every faiss wheel installs the same module: uninstall all, then install one"
     advice = several if installed else "pip install 'tempera-mim[cpu]' (or [gpu])"
-    yield judge("faiss", len(installed) == 1, found, advice)
+    yield judge("faiss", len(installed) == 1, " and ".join(installed) or "not installed", advice)
 
 
-def check_processors(_: Path) -> Iterator[Finding]:
-    """Cores that this process may use."""
+def check_resources(directory: Path) -> Iterator[Finding]:
+    """Check cores, shared memory, disk and the run directory."""
+    # The cores that this process may use: a batch system may grant fewer than the machine has.
     usable = len(os.sched_getaffinity(0))
     advice = "the trainer and its loaders will share one core"
     yield judge("cpu", usable >= 2, f"{usable} usable cores", advice, otherwise="warning")
-
-
-def check_memory(directory: Path) -> Iterator[Finding]:
-    """Shared memory, disk and the run directory."""
     shared = shutil.disk_usage(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None
     found = f"{shared.free / GIB:.1f} of {shared.total / GIB:.1f} GiB free" if shared else "none"
     advice = "batches travel through /dev/shm: give the container at least 1 GiB (docker run --shm-size=2g)"
@@ -126,9 +125,10 @@ def check_memory(directory: Path) -> Iterator[Finding]:
 
 
 def check_gpus(_: Path) -> Iterator[Finding]:
-    """GPUs, and whether they have an engine for JPEGs."""
+    """Check the GPUs, and whether they have an engine for JPEGs."""
     import torch
 
+    # A machine without a driver is a CPU machine, and fine; a driver whose GPUs torch does not see is a mistake.
     if not torch.cuda.is_available():
         advice = f"there is a driver, but torch {torch.__version__} sees no GPU: is the driver older than its CUDA?"
         found = "none: training and decoding run on the CPU"
@@ -146,7 +146,7 @@ def check_gpus(_: Path) -> Iterator[Finding]:
 
 
 def check_decoders(_: Path) -> Iterator[Finding]:
-    """Whether the decoder of JPEG boxes was compiled at installation, and the GPU decoder's library is there."""
+    """Check that the decoder of JPEG boxes was compiled at installation, and that the GPU's decoder is installed."""
     from loader.decode import compiled
 
     advice = "loaders are about 0.6 times as fast: on x86-64, install a C compiler, then install Tempera again"
@@ -162,10 +162,11 @@ def check_decoders(_: Path) -> Iterator[Finding]:
 
 
 def check_token(_: Path) -> Iterator[Finding]:
-    """Ray's authentication, and that the token is a secret."""
+    """Check Ray's authentication, and that the token is a secret; the token itself is never shown."""
     mode = os.environ.get("RAY_AUTH_MODE", "token (set by tempera)")
     advice = "unset RAY_AUTH_MODE or set it to token: an open Ray cluster runs anybody's code"
     yield judge("ray authentication", mode.startswith("token"), mode, advice)
+    # In the order in which Ray looks: the variable, then the file.
     in_environment, path = os.environ.get(TOKEN, ""), token_file()
     if in_environment:
         fine, found = len(in_environment) >= LEAST_TOKEN, f"in {TOKEN}, {len(in_environment)} characters"
@@ -181,7 +182,7 @@ def check_token(_: Path) -> Iterator[Finding]:
 
 
 def check_ports(_: Path) -> Iterator[Finding]:
-    """Whether a head could start here, or one is running."""
+    """Check whether a head could start here, or one is running; neither is an error."""
     taken = []
     for port, use in PORTS.items():
         with socket.socket() as probe:
@@ -212,6 +213,7 @@ def check_images(path: Path, *, allow_hosts: tuple[str, ...] = ()) -> Iterator[F
         return
     found = f"{len(index):,} samples in {len(index.shard_urls)} shards, fingerprint {index.fingerprint[:12]}"
     yield Finding(check="index", level="ok", found=found)
+    # One sample of each shard is enough to tell whether it can be reached and read.
     _, first = np.unique(index.shard, return_index=True)
     ids = first[np.linspace(0, len(first) - 1, min(len(first), MOST_SHARDS)).round().astype(np.int64)].astype(np.int64)
     spec = BatchSpec(sample_ids=ids, draws=ids, seed=0, transform=Transform(size=32))
@@ -231,19 +233,9 @@ def check_images(path: Path, *, allow_hosts: tuple[str, ...] = ()) -> Iterator[F
 
 CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     check_versions,
-    check_faiss,
-    check_processors,
-    check_memory,
+    check_resources,
     check_gpus,
     check_decoders,
     check_token,
     check_ports,
 )
-
-
-def _installed(name: str) -> str | None:
-    """Return a distribution's version, None if it is absent."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

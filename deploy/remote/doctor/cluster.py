@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deploy.launch.cluster import NAMESPACE, require_token, set_ray_defaults
 from deploy.remote.doctor.checks import Finding, Level, examine, judge
@@ -67,11 +66,16 @@ def examine_cluster(*, directory: Path, index: Path | None, allow_hosts: tuple[s
             role = node.get("Labels", {}).get(ROLE_LABEL, "")
             name = f"{node['NodeManagerAddress']} {role}".strip()
             nodes.append(Node(node_id=node["NodeID"], name=name, role=role))
+    # All nodes at a time; their answers are awaited below.
     running = [_on(node, _examine_here).remote(str(directory), index and str(index), allow_hosts) for node in nodes]
     answers = [_answer(reference) for reference in running]
-    findings = [_check_roles(nodes)]
+    counts = {role: sum(node.role == role for node in nodes) for role in (LOADER, TRAINER)}
+    found = f"{len(nodes)} nodes: {counts[LOADER]} for loaders, {counts[TRAINER]} for trainers"
+    advice = f"loaders and ranks share nodes; `ray start --labels={ROLE_LABEL}=loader` (or trainer) keeps them apart"
+    findings = [judge("roles", all(counts.values()), found, advice, otherwise="warning")]
     for node, answer in zip(nodes, answers, strict=True):
         findings += _node_findings(node, answer)
+    # Clocks and network are only measured at nodes that answered: each further call would wait for its timeout.
     reached = [(node, answer) for node, answer in zip(nodes, answers, strict=True) if isinstance(answer, dict)]
     for name in ("python", "ray"):
         versions = sorted({answer[name] for _, answer in reached})
@@ -82,7 +86,7 @@ def examine_cluster(*, directory: Path, index: Path | None, allow_hosts: tuple[s
 
 
 def _on(node: Node, task: Any) -> Any:
-    """Return a function as a Ray task on one node."""
+    """Return a function as a Ray task on one node; it reserves no CPU, so busy nodes and the head run it too."""
     import ray
 
     return ray.remote(task).options(num_cpus=0, max_retries=0, label_selector={"ray.io/node-id": node.node_id})
@@ -99,7 +103,7 @@ def _answer(reference: Any) -> Any:
 
 
 def _examine_here(directory: str, index: str | None, allow_hosts: tuple[str, ...]) -> dict[str, Any]:
-    """Runs on each node."""
+    """Run this machine's checks, as a task on each node, with the versions to compare."""
     import ray
 
     found = examine(directory=Path(directory), index=Path(index) if index else None, allow_hosts=allow_hosts)
@@ -118,20 +122,13 @@ def _node_findings(node: Node, answer: Any) -> list[Finding]:
     return [Finding(check="node", level="ok", found=f"{passed} of its checks passed", node=node.name), *wrong]
 
 
-def _check_roles(nodes: list[Node]) -> Finding:
-    counts = {role: sum(node.role == role for node in nodes) for role in (LOADER, TRAINER)}
-    found = f"{len(nodes)} nodes: {counts[LOADER]} for loaders, {counts[TRAINER]} for trainers"
-    advice = f"loaders and ranks share nodes; `ray start --labels={ROLE_LABEL}=loader` (or trainer) keeps them apart"
-    return judge("roles", all(counts.values()), found, advice, otherwise="warning")
-
-
 def _check_clock(node: Node) -> Finding:
     """Measure the offset of a node's clock from this one's, by the exchange that took least time."""
     import ray
 
     ask = _on(node, _now)
     best, offset = float("inf"), 0.0
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS):  # the first may have to start a worker there
         start, began = time.time(), time.perf_counter()
         there = ray.get(ask.remote(), timeout=ANSWER_S)
         took = time.perf_counter() - began
@@ -154,7 +151,7 @@ def _check_network(nodes: list[Node]) -> Iterator[Finding]:
     sources = [node for node in nodes if node.role == LOADER] or nodes
     targets = [node for node in nodes if node.role == TRAINER] or nodes
     pairs = [(source, target) for target in targets for source in sources if source.node_id != target.node_id]
-    if len(pairs) > MOST_PAIRS:
+    if len(pairs) > MOST_PAIRS:  # every n-th: on a large cluster all pairs would take minutes
         pairs = pairs[:: -(-len(pairs) // MOST_PAIRS)]
     for source, target in pairs:
         speed = _speed(source, target)
@@ -174,16 +171,13 @@ def _speed(source: Node, target: Node) -> float | Exception:
     """Return bytes per second from one node to another, the better of two: the first opens the connections."""
     best = 0.0
     for _ in range(2):
-        block = _on(source, _block).remote()
+        block = _on(source, lambda: np.ones(BLOCK_BYTES, np.uint8)).remote()
+        # In a list, Ray passes the reference itself; as an argument it would fetch the block before the clock starts.
         took = _answer(_on(target, _fetch).remote([block]))
         if isinstance(took, Exception):
             return took
         best = max(best, BLOCK_BYTES / took)
     return best
-
-
-def _block() -> NDArray[np.uint8]:
-    return np.ones(BLOCK_BYTES, np.uint8)
 
 
 def _fetch(reference: list[Any]) -> float:

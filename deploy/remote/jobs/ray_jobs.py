@@ -69,13 +69,14 @@ def connect(address: str) -> Any:
         raise RunError(f"--address must be the URL of the cluster's dashboard, http://HEAD:8265; got {address!r}.")
     if url.scheme == "http" and url.hostname not in (LOOPBACK, "localhost", "::1"):
         say(f"[yellow]{url.hostname} is reached without TLS: anyone who can read the network can read the token.[/]")
+    # Before the import, which reads the authentication's mode.
     require_token()
     os.environ["RAY_API_SERVER_ADDRESS"] = address.rstrip("/")  # else RAY_ADDRESS would win over the argument
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     try:
-        return JobSubmissionClient(address.rstrip("/"))
+        return JobSubmissionClient(address.rstrip("/"))  # asks for the server's version at once
     except AuthenticationError as error:
         advice = "Set RAY_AUTH_TOKEN_PATH to a file with the cluster's token."
         raise RunError(f"{address} refuses this token. {advice}") from error
@@ -133,6 +134,7 @@ def submit(client: Any, entrypoint: str, *, run: str, out: str, modules: Iterabl
                 client.submit_job(**job, metadata={"tempera_run": run, "tempera_out": out})
                 return job_id
             except RuntimeError as error:
+                # A head that has just started answers before its agent, which runs the jobs, does.
                 if NOT_YET not in str(error) or time.monotonic() > deadline:
                     raise RunError(f"the cluster refuses the job: {str(error).splitlines()[0]}") from error
             time.sleep(POLL_S)
@@ -167,6 +169,7 @@ def follow(client: Any, job_id: str, *, show: Callable[[str], None], advance: Ca
     async def read() -> None:
         number, rest = 0, ""
         async for chunk in client.tail_job_logs(job_id):
+            # Chunks end anywhere, also within a line.
             *lines, rest = (rest + chunk).split("\n")
             for line in lines:
                 number += 1
@@ -192,6 +195,7 @@ def follow(client: Any, job_id: str, *, show: Callable[[str], None], advance: Ca
 
 def list_jobs(client: Any) -> list[Job]:
     """Return our jobs, the newest first."""
+    # Other programs may use the same cluster; `submit` marks ours in their metadata.
     ours = [job for job in client.list_jobs() if "tempera_run" in (job.metadata or {})]
     return [_described(job) for job in sorted(ours, key=lambda job: job.start_time or 0, reverse=True)]
 
@@ -206,6 +210,7 @@ def stop(client: Any, job_id: str) -> Job:
         client.stop_job(job_id)
     except RuntimeError as error:
         raise RunError(f"no job {job_id!r} on this cluster; `tempera jobs` lists them.") from error
+    # The server answers at once; the job then writes its checkpoint, for which Ray gives it GRACE_S.
     return _wait_for_end(client, job_id, patience_s=GRACE_S + RECONNECT_S)
 
 
@@ -220,6 +225,7 @@ def _wait_for_end(client: Any, job_id: str, *, patience_s: float) -> Job:
 
 def _described(job: Any) -> Job:
     """Return Ray's description of a job as ours."""
+    # Ray counts in milliseconds, and a job that runs has no end.
     start_s = (job.start_time or 0) / 1e3
     end_s = (job.end_time or time.time() * 1e3) / 1e3
     metadata = job.metadata or {}

@@ -27,6 +27,7 @@ def package_folders() -> list[str]:
     """Return the folders of our packages on this machine."""
     folders = []
     for name in PACKAGES:
+        # Found instead of imported: only the path is needed.
         spec = importlib.util.find_spec(name)
         assert spec is not None, name
         assert spec.origin is not None, name
@@ -63,7 +64,7 @@ def runtime_environment(modules: Iterable[Path] = (), *, api_port: int = 0) -> I
     }
     with tempfile.TemporaryDirectory(prefix="tempera-modules-") as folder:
         for path in map(Path.resolve, modules):
-            if path.stem in PACKAGES:
+            if path.stem in PACKAGES:  # the job would import the user's file instead of ours
                 raise ValueError(f"a module must not be named like one of ours ({', '.join(PACKAGES)}); got {path}.")
             if path.is_dir():
                 ignored = shutil.ignore_patterns(*LEFT_OUT)

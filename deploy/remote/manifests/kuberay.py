@@ -91,6 +91,8 @@ def kuberay_documents(config: RunConfig, words: list[str], options: KubernetesOp
         "gcsFaultToleranceOptions": {"backend": "rocksdb", "storage": {"size": f"{options.gcs_storage_gib}Gi"}},
         "headGroupSpec": {
             "labels": {ROLE_LABEL: "head"},
+            # The dashboard listens on every address of the pod, or the job's submitter could not reach it; the network
+            # policy and the token decide who can.
             "rayStartParams": {"num-cpus": "0", "num-gpus": "0", "dashboard-host": "0.0.0.0"},  # noqa: S104 - a pod's
             "template": pod_template("ray-head", options.head, settings, head=True),
         },
@@ -176,6 +178,7 @@ def _loader_group(config: RunConfig, options: KubernetesOptions) -> dict[str, An
             f"a loader pod must have fleet.cpus_per_loader ({fleet.cpus_per_loader}) or more; got {needs.cpus}."
         )
     pods = math.ceil(fleet.loaders / each)
+    # Refused here, since the loaders without a pod would wait for it until the run's end.
     if pods > options.max_loader_pods:
         raise ValueError(
             f"{fleet.loaders} loaders need {pods} pods; at most {options.max_loader_pods} are allowed (--max-loaders)."
@@ -193,6 +196,7 @@ def _trainer_group(config: RunConfig, options: KubernetesOptions) -> dict[str, A
             f"a trainer pod must have trainers.cpus_per_worker ({trainers.cpus_per_worker}) or more; got {needs.cpus}."
         )
     pods = math.ceil(trainers.workers / min(fits))
+    # None at least, so that the autoscaler gives the GPUs back when no rank asks for them.
     return _group(TRAINER, needs, options.settings, least=0, now=pods, most=pods)
 
 
@@ -210,6 +214,7 @@ def _group(role: str, needs: PodNeeds, settings: PodSettings, *, least: int, now
 
 def _job(name: str, config: RunConfig, words: list[str], settings: PodSettings) -> dict[str, Any]:
     placed = placement((LOADER, TRAINER))
+    # --set takes all the words after it and stands last: the placement joins them.
     command = [*words, *placed] if "--set" in words else [*words, "--set", *placed]
     submitter = {
         "name": "ray-job-submitter",
@@ -227,6 +232,7 @@ def _job(name: str, config: RunConfig, words: list[str], settings: PodSettings) 
             "submissionMode": "K8sJobMode",
             "entrypoint": shlex.join(["tempera", *command]),
             "runtimeEnvYAML": yaml.safe_dump(environment),
+            # By these `tempera jobs` knows its own, as if `tempera submit` had started it.
             "metadata": {"tempera_run": config.name, "tempera_out": f"{SHARED}/runs/{config.name}"},
             "submitterPodTemplate": {
                 "spec": {

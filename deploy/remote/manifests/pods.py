@@ -73,6 +73,7 @@ def pod_template(name: str, needs: PodNeeds, settings: PodSettings, *, head: boo
     ports = [{"name": "metrics", "containerPort": METRICS_PORT}]
     if head:
         ports += [{"name": "gcs", "containerPort": GCS_PORT}, {"name": "dashboard", "containerPort": DASHBOARD_PORT}]
+    # By reference: a manifest is committed and shown, so the token must not stand in it.
     token = {"secretKeyRef": {"name": settings.token_secret, "key": TOKEN_KEY}}
     container: dict[str, Any] = {
         "name": name,
@@ -98,6 +99,7 @@ def pod_template(name: str, needs: PodNeeds, settings: PodSettings, *, head: boo
         "securityContext": pod_security(),
         "terminationGracePeriodSeconds": GRACE_S,
         "containers": [container],
+        # A container's own /dev/shm has 64 MiB, too little for Ray's object store and the loaders' rings.
         "volumes": [
             {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": f"{needs.shared_memory_gib}Gi"}},
             {"name": "shared", "persistentVolumeClaim": {"claimName": settings.claim}},
@@ -111,7 +113,7 @@ def pod_template(name: str, needs: PodNeeds, settings: PodSettings, *, head: boo
 def pod_security() -> dict[str, Any]:
     """Return the security context of a pod: not root, and in the group that may write to the shared volume."""
     return {
-        "runAsNonRoot": True,
+        "runAsNonRoot": True,  # the kubelet checks it, whatever the image says
         "runAsUser": USER_ID,
         "runAsGroup": USER_ID,
         "fsGroup": USER_ID,

@@ -156,6 +156,7 @@ def ray_up_config(cluster: ClusterDescription) -> dict[str, Any]:
         project = {"project_id": provider.project} if provider.project else {}
         where = {"type": provider.type, "region": provider.region, **zone, **project}
     key = {"ssh_private_key": provider.ssh_private_key} if provider.ssh_private_key else {}
+    # Ray opens a file for each worker and connection: the usual limit of 1,024 is soon reached.
     start = f"ulimit -n 65536; export RAY_AUTH_MODE=token; ray start --port={PORT} --num-cpus=0 --num-gpus=0 --head"
     join = f"ulimit -n 65536; export RAY_AUTH_MODE=token; ray start --address=$RAY_HEAD_IP:{PORT}"
     config: dict[str, Any] = {
@@ -174,13 +175,15 @@ def ray_up_config(cluster: ClusterDescription) -> dict[str, Any]:
     }
     if cluster.image:
         config["docker"] = {"image": cluster.image, "container_name": "tempera", "pull_before_run": True}
+    # Bare machines are all started, and find their role by their addresses; a cloud's get theirs from their group.
     if provider.type == "local":
         config |= {"min_workers": len(hosts), "max_workers": len(hosts)}
         config["worker_start_ray_commands"] = ["ray stop", f"{_find_role(cluster)}; {join} --labels={ROLE_LABEL}=$role"]
     else:
         config["max_workers"] = cluster.loaders.max + cluster.trainers.max
         config |= _node_types(cluster)
-    config |= cluster.extra
+    config |= cluster.extra  # last, so that the user's fields win
+    # Ray has no public check: this is the one that `ray up` does, before it spends money.
     try:
         validate_config(prepare_config(config))
     except jsonschema.ValidationError as error:
