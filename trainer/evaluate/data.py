@@ -61,7 +61,6 @@ class LabelledShards:
             ids = ids[np.linspace(0, len(ids) - 1, most).round().astype(np.int64)]
         self.ids: NDArray[np.int64] = ids.astype(np.int64)
         self.labels: NDArray[np.int64] = table.label[ids].astype(np.int64)
-        self.class_names: list[str] = list(table.class_names)
         self.bad: list[str] = []
         self._worker = LoaderWorker(self.path, LoaderConfig(threads=len(os.sched_getaffinity(0))))
 

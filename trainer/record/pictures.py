@@ -59,7 +59,7 @@ class Pictures:
 def save_whole(figure: Figure, path: Path, *, dpi: int) -> None:
     """Write a figure as PNG beside its place and rename it there: a reader finds a whole picture or none.
 
-    The name written first is hidden, so that a page that lists `*.png` does not show it half done.
+    A page that lists `*.png` does not see the unfinished file.
     """
     aside = path.with_name(f".{path.name}.tmp")
     figure.savefig(aside, dpi=dpi, format="png")
