@@ -104,10 +104,6 @@ def train_on_ray(
 def fit_with_restarts(make_trainer: Callable[[], Any], *, max_failures: int) -> Any:
     """Train, and start Ray Train's controller again when a call that Ray lost ends it, as often as a rank may fail.
 
-    Args:
-        make_trainer: makes a trainer; `fit` of each is called once.
-        max_failures: restarts; -1 restarts without end.
-
     Raises:
         ray.train.ControllerError: the controller failed more often, or by an error that is not Ray's.
     """

@@ -112,11 +112,7 @@ def cost_epochs(num_epochs: int, config: PassConfig) -> float:
 def total_steps(num_samples: int, global_batch: int, num_epochs: int, config: PassConfig) -> int:
     """Return the optimizer steps of a run whose selections keep floor(keep * N) samples.
 
-    Args:
-        num_samples: samples of the data set, N.
-        global_batch: images of a step; the last partial batch of an epoch is dropped.
-        num_epochs: epochs of either length.
-        config: how the run selects.
+    The last partial batch of an epoch is dropped.
     """
     full = min(num_epochs, config.full_epochs)
     short = math.floor(config.keep * num_samples) // global_batch

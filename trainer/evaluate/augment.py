@@ -25,14 +25,7 @@ SWITCH = 0.5  # probability of cutmix where both are on (all recipes)
 
 
 class Augment:
-    """Turns uint8 crops and labels into normalised images and soft targets.
-
-    Args:
-        config: recipe.
-        num_classes: columns of the targets.
-        mean: pixel mean by channel, in [0, 1].
-        std: pixel standard deviation by channel.
-    """
+    """Turns uint8 crops and labels into images normalised by `mean` and `std`, in [0, 1], and soft targets."""
 
     def __init__(
         self, config: FinetuneConfig, num_classes: int, *, mean: Sequence[float], std: Sequence[float]

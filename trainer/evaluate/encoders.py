@@ -50,11 +50,7 @@ class PretrainedEncoder:
 
 
 class TimmEncoder(nn.Module):
-    """A timm model as an encoder of tokens, like the encoders of our methods.
-
-    Args:
-        model: any timm model with `forward_features`, without a classifier.
-    """
+    """A timm model without a classifier as an encoder of tokens, like the encoders of our methods."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -171,15 +167,9 @@ def _build_class(
     image_size: int | None = None,
     drop_path: float = 0.0,
 ) -> nn.Module:
-    """Build a timm class for a task and give it an encoder's weights.
+    """Build a timm class for a task, from its `timm_arguments` in pre-training, and give it an encoder's weights.
 
-    Args:
-        kind: name in TIMM_CLASSES.
-        arguments: those of pre-training, from `timm_arguments`.
-        state: weights under timm's names.
-        num_classes: of a new classifier; 0 gives none.
-        image_size: side of the images; that of pre-training by default.
-        drop_path: stochastic depth of the last block.
+    `num_classes` of 0 gives no classifier; the image size stays by default.
     """
     changed = {**arguments, "num_classes": num_classes, "drop_path_rate": drop_path, "global_pool": "avg"}
     if image_size is not None:

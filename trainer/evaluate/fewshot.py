@@ -87,10 +87,7 @@ def few_shot(
 def draw_shots(labels: NDArray[np.int64], shots: int, *, seed: Sequence[int]) -> NDArray[np.int64]:
     """Return the rows of `shots` images of every class that occurs, int64[classes * shots], class by class.
 
-    Args:
-        labels: int64[N], at least `shots` of each class.
-        shots: images a class, without repetition.
-        seed: words that seed the generator of this draw alone: other draws do not depend on it.
+    Each draw has a seed of its own: it does not depend on the draws before it.
     """
     generator = np.random.default_rng(seed)
     classes = np.unique(labels)

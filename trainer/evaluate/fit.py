@@ -155,12 +155,7 @@ def named_groups(
 
 
 def classifier_figures(curve: list[Figures], epochs: int) -> Figures:
-    """Return acc1 and acc5 of the last evaluation, best_acc1, the epochs and the curve.
-
-    Args:
-        curve: the evaluations in order, each with acc1 and acc5.
-        epochs: of the whole training.
-    """
+    """Return acc1 and acc5 of the last evaluation, best_acc1, the epochs and the curve."""
     last, best = curve[-1], max(line["acc1"] for line in curve)
     return {"acc1": last["acc1"], "acc5": last["acc5"], "best_acc1": best, "epochs": epochs, "curve": curve}
 

@@ -147,12 +147,7 @@ def measure(
 def slide(score: Callable[[Tensor], Tensor], image: Tensor, *, crop: int, stride: int, num_classes: int) -> Tensor:
     """Return the mean scores [C, H, W] of windows that cover an image [3, H, W]; the last ones end at its border.
 
-    Args:
-        score: the scores [1, C, crop, crop] of one window [1, 3, crop, crop].
-        image: normalised.
-        crop: side of a window.
-        stride: step between windows, at most `crop`.
-        num_classes: C.
+    `score` maps a window [1, 3, crop, crop] to [1, C, crop, crop]; windows start every `stride` pixels.
     """
     height, width = image.shape[1:]
     padded = F.pad(image, (0, max(crop - width, 0), 0, max(crop - height, 0)))  # to one window at least
@@ -173,13 +168,7 @@ def starts(length: int, crop: int, stride: int) -> list[int]:
 
 
 def epoch_order(draw: int, samples: int, seed: int) -> int:
-    """Return the sample of a draw: every epoch is a permutation.
-
-    Args:
-        draw: images drawn before this one, over all epochs.
-        samples: images of the data set.
-        seed: seed of the order.
-    """
+    """Return the sample of a draw, counted over all epochs from 0: every epoch is a permutation of the samples."""
     epoch, place = divmod(draw, samples)
     return int(np.random.default_rng([seed, epoch]).permutation(samples)[place])
 

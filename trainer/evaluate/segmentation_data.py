@@ -99,11 +99,7 @@ class SceneAugment:
 def fit_within(image: Tensor, labels: Tensor, base: tuple[int, int], scale: float) -> tuple[Tensor, Tensor]:
     """Return the pair as large as fits into the base box times a scale, its aspect kept.
 
-    Args:
-        image: float[3, H, W] in [0, 1].
-        labels: int64[H, W].
-        base: longest and shortest side of the box, either way round.
-        scale: factor on the box.
+    The image is float[3, H, W] in [0, 1], the labels int64[H, W]; the box may lie or stand.
     """
     height, width = labels.shape
     factor = scale * min(max(base) / max(height, width), min(base) / min(height, width))

@@ -75,12 +75,7 @@ class WindowBlock(nn.Module):
 def relative_bias(query_BNHWd: Tensor, table_h: Tensor, table_w: Tensor) -> Tensor:
     """Return the bias of relative positions, [B, N, H W, H W]: q . (R_h[row distance] + R_w[column distance]).
 
-    Decomposed by axis (MViTv2, arXiv:2112.01526): two tables of one side each, not one of all pairs.
-
-    Args:
-        query_BNHWd: queries before scaling, on their map.
-        table_h: [2 * side - 1, d], a vector for each distance between rows.
-        table_w: the same for columns.
+    Decomposed by axis (MViTv2, arXiv:2112.01526): a table has a vector for each distance, [2 * side - 1, d].
     """
     height, width = query_BNHWd.shape[2:4]
     rows, columns = distances(table_h, height), distances(table_w, width)
@@ -91,12 +86,7 @@ def relative_bias(query_BNHWd: Tensor, table_h: Tensor, table_w: Tensor) -> Tens
 
 
 def distances(table: Tensor, side: int) -> Tensor:
-    """Return the vectors of all pairs of places along a side, [side, side, d].
-
-    Args:
-        table: [2 * n - 1, d]; one of another side is resized.
-        side: places.
-    """
+    """Return the vectors of all pairs of places along a side, [side, side, d]; a table of another size is resized."""
     if len(table) != 2 * side - 1:
         table = F.interpolate(table.T[None], size=2 * side - 1, mode="linear", align_corners=False)[0].T
     place = torch.arange(side, device=table.device)

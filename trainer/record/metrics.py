@@ -10,12 +10,7 @@ from typing import Any
 
 
 class MetricsLog:
-    """Appends lines to metrics.jsonl; a resumed run drops the lines that it is about to write again.
-
-    Args:
-        path: the file; its directory is made.
-        clock: seconds since the epoch, for the field `time` of a line.
-    """
+    """Appends lines to metrics.jsonl; a resumed run drops the lines that it is about to write again."""
 
     def __init__(self, path: str | Path, *, clock: Callable[[], float] = time.time) -> None:
         self.path = Path(path)
@@ -50,11 +45,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 class Meter:
-    """Measures images a second, and the share of the time that a step waits for data, between two readings.
-
-    Args:
-        clock: seconds from any origin.
-    """
+    """Measures images a second, and the share of the time that a step waits for data, between two readings."""
 
     def __init__(self, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock

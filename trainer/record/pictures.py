@@ -33,13 +33,7 @@ _GREY = 0.5  # of a hidden patch, in [0, 1]
 
 
 class Pictures:
-    """Writes the pictures of a run's method on some images whenever it is called.
-
-    Args:
-        config: the run.
-        images_u8: uint8[B, 3, H, W], one row of a picture each.
-        out_dir: directory of the pictures, usually `report/`; it is made when the first is written.
-    """
+    """Writes the pictures of a run's method whenever it is called, one row for each of the uint8[B, 3, H, W] images."""
 
     def __init__(self, config: TrainConfig, images_u8: NDArray[np.uint8], out_dir: str | Path) -> None:
         self.config, self.out_dir = config, Path(out_dir)
