@@ -117,7 +117,7 @@ def test_without_the_cursor_a_resume_is_not_the_same_run(config, whole, tmp_path
     with pytest.raises(Crash):
         drive(config, run, on_step=crash_at(18))
     monkeypatch.setattr("loader.stream.BatchStream.load_state_dict", lambda self, state: None)
-    with pytest.raises(ValueError, match="must be for the step that is next"):
+    with pytest.raises(ValueError, match="must be for the next step"):
         drive(config, run)
     monkeypatch.setattr("trainer.loop._check_batch", lambda batch, state: None)
     drive(config, run)
