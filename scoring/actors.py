@@ -233,8 +233,9 @@ class SelectionClient:
         except ValueError:
             log.info("the selection service %r is already gone", self.name)
 
-    def __reduce__(self) -> tuple[Callable[..., SelectionClient], tuple[str, str | None, float]]:
-        return _client, (self.name, self.namespace, self.timeout_s)
+    def __getstate__(self) -> dict[str, Any]:
+        # Without the handle: where the client arrives it looks the actor up, which may have been started anew.
+        return {**self.__dict__, "_handle": None}
 
     def _call(self, method: str, *arguments: Any, **named: Any) -> Any:
         return self._retried(lambda s, timeout_s: ray.get(s.call.remote(method, arguments, named), timeout=timeout_s))
@@ -258,10 +259,6 @@ class SelectionClient:
                     ) from error
             time.sleep(RETRY_PAUSE_S)
             self._handle = None
-
-
-def _client(name: str, namespace: str | None, timeout_s: float) -> SelectionClient:
-    return SelectionClient(name=name, namespace=namespace, timeout_s=timeout_s)
 
 
 def _with_identity(message: Message) -> Message:

@@ -111,16 +111,6 @@ class SelectionConfig:
         options = self.curriculum.options
         return replace(options, importance_kind=options.importance_kind or self.reported_score)
 
-    @property
-    def window_draws(self) -> int:
-        """Draws of one window, spares not counted."""
-        return self.global_batch * self.window_steps
-
-    @property
-    def window_spares(self) -> int:
-        """Spare draws of one window."""
-        return max(1, round(self.curriculum.spare_fraction * self.window_draws))
-
     def size_of(self, distance: NDArray[np.float32] | None) -> int:
         """Return the number of samples of the data set with these distances.
 

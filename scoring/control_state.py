@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from scoring.config import SelectionConfig
+from scoring.config import CurriculumConfig, SelectionConfig
 from scoring.policies import DIRECTION, SUBSET_KINDS, parse_policy
 from scoring.records import CONTROL_KINDS, METRIC, SCHEDULE, TABLE_CHANGES, Control, LogEntry
 from scoring.table.samples import SampleTable
@@ -26,7 +26,6 @@ class ControlState:
     """All that people and the trainer have set so far."""
 
     policy: str
-    """Policy in force."""
     scheduled: float
     """Effective size last scheduled, or configured."""
     manual: tuple[str, float] | None = None
@@ -66,6 +65,21 @@ class ControlState:
         for entry in entries:
             state = state.after(entry.kind, entry.value, entry.reason)
         return state
+
+    def next_scheduled(self, curriculum: CurriculumConfig, requested: float | None) -> float:
+        """Return the scheduled effective size of the next window, given the trainer's request.
+
+        Raises:
+            ValueError: if the request is out of range, or was sent although the schedule is adaptive.
+        """
+        if curriculum.adaptive is None:
+            return self.scheduled if requested is None else checked_effective_size(requested)
+        if requested is not None:
+            raise ValueError(
+                "effective_size must not be sent with window requests of a run whose schedule is adaptive; got "
+                f"{requested}. Leave it out."
+            )
+        return curriculum.adaptive.effective_size(self.metrics, start=curriculum.start, end=curriculum.end)
 
     def resolve(self, table: SampleTable, user_policies: Iterable[str]) -> WeightKey:
         """Solve for the temperature, or the effective size, that the state gives on this table.

@@ -9,7 +9,6 @@ that a reply names holds even if drawing fails and is tried again.
 from __future__ import annotations
 
 import json
-import math
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -17,33 +16,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from scoring import control_state
 from scoring.config import SelectionConfig
-from scoring.control_state import (
-    ControlState,
-    Value,
-    check_distances,
-    check_number,
-    check_policy,
-    check_release,
-    check_round,
-)
+from scoring.control_state import ControlState, Value
 from scoring.errors import VersionConflict
 from scoring.log.group_commit import GroupCommit
-from scoring.log.history import History, checked_distances, describe_file
+from scoring.log.history import History
 from scoring.log.runlog import RunLog
 from scoring.log.window_store import WindowStore
 from scoring.policies import parse_policy
-from scoring.prototypes import fingerprint_of
 from scoring.records import ADAPTIVE, SCHEDULE, TAKEN_KINDS, TRAINER, Control, ControlReply, Event, LogEntry
 from scoring.table.weights import WeightKey, WeightTable
-from scoring.temperature import checked_effective_size
+
+Change = tuple[LogEntry, WeightKey]
+"""A logged change, and the key of the weights after it."""
 
 
 class Controls:
     """The controls of a run, for the next window and for those after it.
 
-    Methods that take no lock themselves are called with the state lock held, but for `settle` and `weigh`, which need
-    the table lock. Where both are held, the table lock was taken first.
+    Methods that take no lock themselves are called with the state lock held, but for `settle`, which needs the table
+    lock. Where both are held, the table lock was taken first.
     """
 
     def __init__(
@@ -72,8 +65,6 @@ class Controls:
         self.key = self.resolve(self.state)
         """Key of the weights that the state gives."""
 
-    # -- what is in force ---------------------------------------------------------------------------------------------
-
     def recover(self, entries: list[LogEntry]) -> None:
         """Fold in the log, whose windows are in the store."""
         next_window, last = self._windows.next_window, self._windows.last
@@ -82,8 +73,8 @@ class Controls:
         self.key = self.resolve(self.state)
         self.known_sizes = {last.policy: last.effective_size} if last else {}
         for entry in entries:
-            if entry.window >= next_window:
-                self._note_size(entry)
+            if entry.window >= next_window and entry.kind == "policy" and entry.effective_size is not None:
+                self.known_sizes[str(entry.value)] = entry.effective_size
 
     def latest(self) -> ControlState:
         """Return the state after everything that was set, also what takes effect later."""
@@ -105,13 +96,6 @@ class Controls:
         if self._windows.next_window >= self._log.unlogged.end:
             self._history.merge_scores(self._reports.take())
 
-    def weigh(self, key: WeightKey) -> WeightTable:
-        """Weigh the table as it is now; ValueError if the policy's weights are not usable."""
-        plan = parse_policy(key.policy, self._config.curriculum.user_policies)
-        return self._history.weigh(self._history.key_here(key, plan), plan)
-
-    # -- the next window ----------------------------------------------------------------------------------------------
-
     def schedule(self, requested: float | None) -> tuple[ControlState, WeightKey, list[LogEntry]]:
         """Return state and key of the next window, with the log entry of its scheduled size if that is a new one.
 
@@ -119,23 +103,16 @@ class Controls:
             ValueError: if the size is out of range or reach, or was sent although the schedule is adaptive.
         """
         curriculum = self._config.curriculum
-        if curriculum.adaptive is None:
-            size = self.state.scheduled if requested is None else checked_effective_size(requested)
-        elif requested is not None:
-            raise ValueError(
-                "effective_size must not be sent with window requests of a run whose schedule is adaptive; got "
-                f"{requested}. Leave it out."
-            )
-        else:
-            size = curriculum.adaptive.effective_size(self.state.metrics, start=curriculum.start, end=curriculum.end)
+        size = self.state.next_scheduled(curriculum, requested)
         if size == self.state.scheduled:
             return self.state, self.key, []
         state = self.state.after(SCHEDULE, size)
         key = self.resolve(state)
         author = ADAPTIVE if curriculum.adaptive else TRAINER
+        # A size that has no effect now, under a person's value or a policy without temperature, is logged all the same.
         in_force = state.manual is None and parse_policy(key.policy, curriculum.user_policies).direction is not None
-        request, window = Control(kind=SCHEDULE, author=author), self._windows.next_window
-        return state, key, [self._entry(request, size, state, key=key, window=window, in_force=in_force)]
+        entry = self._entry(Control(kind=SCHEDULE, value=size, author=author), state, key)
+        return state, key, [replace(entry, in_force=in_force)]
 
     def advance(self, state: ControlState, key: WeightKey, weights: WeightTable) -> None:
         """Go on to the window after the one that was drawn under these; fold in the changes that wait for it."""
@@ -147,35 +124,44 @@ class Controls:
         self.key = self.resolve(self.state) if due else key
         self.known_sizes = {key.policy: weights.effective_size}
 
-    # -- controls and events ------------------------------------------------------------------------------------------
-
     def apply(self, control: Control) -> ControlReply:
         """Apply a control; on disk when this returns. See `Selection.control`."""
-        kind = _kind_of(control)
-        # The order of locks: the table lock, for kinds that read or change the table, then the state lock.
-        table: AbstractContextManager[Any] = self.table_lock if kind.needs_table else nullcontext()
-        with table:
+        kind, table_lock = self._kind_of(control)
+        # The order of locks: the table lock first, then the state lock.
+        with table_lock:
             study = kind.study(self, control) if kind.study else None  # may take seconds, in which windows are served
             with self.state_lock:
                 # Sent again after a lost answer or a restart: answer alike, before the version is compared.
                 earlier = self._log.entry_of(control.request)
                 if earlier is not None:
-                    return _reply_to(earlier)
+                    return earlier.reply()
                 latest = self.latest()
                 if control.expected_version not in (None, latest.version):
                     raise VersionConflict(control.expected_version or 0, latest.version)
                 value = kind.check(control, latest, self._config.curriculum.user_policies)
                 self._windows.flush()  # no change is acknowledged while a window that came before is not in the log
-                return kind.apply(self, control, value, study)
+                state = latest.after(control.kind, value)
+                entry, key = kind.apply(self, replace(control, value=value), state, study)
+                self._put_in_force(entry, state, key)
+                return entry.reply()
 
     def forecast(self, control: Control) -> WeightKey:
         """Return what a control would put in force; nothing is changed. ValueError as of `apply`."""
-        kind = _kind_of(control)
-        table: AbstractContextManager[Any] = self.table_lock if kind.needs_table else nullcontext()
-        with table, self.state_lock:
+        kind, table_lock = self._kind_of(control)
+        with table_lock, self.state_lock:
             latest = self.latest()
             value = kind.check(control, latest, self._config.curriculum.user_policies)
             return self.resolve(latest.after(control.kind, value))
+
+    def _kind_of(self, control: Control) -> tuple[ControlKind, AbstractContextManager[Any]]:
+        """Return the kind of a control, and the table lock if that kind reads or changes the table."""
+        if control.kind not in CONTROLS:
+            raise ValueError(f"kind must be one of {', '.join(CONTROLS)}; got {control.kind!r}.")
+        if not control.author or (control.author == TRAINER and control.kind != "round"):
+            raise ValueError(f"author must name a person or a program, and not be {TRAINER!r}; got {control.author!r}.")
+        kind = CONTROLS[control.kind]
+        reads_table = kind.study is not None or kind.apply is not Controls._change_state
+        return kind, self.table_lock if reads_table else nullcontext()
 
     def record(self, event: Event) -> None:
         """Write an event into the log; on disk when this returns. See `Selection.record`."""
@@ -187,22 +173,20 @@ class Controls:
             self._windows.flush()
             latest = self.latest()
             state = latest.after(event.kind, event.value, event.message)
-            request = Control(kind=event.kind, author=event.author, reason=event.message, request=event.request)
-            entry = self._entry(request, event.value, state)
+            change = Control(
+                kind=event.kind, value=event.value, author=event.author, reason=event.message, request=event.request
+            )
+            entry = self._entry(change, state)
             self._log.append(entry)
             if state != latest:
                 self._put_in_force(entry, state, self.key)
 
-    # -- what each kind does; see CONTROLS ----------------------------------------------------------------------------
-
-    def _change_state(self, control: Control, value: Value, size: Any) -> ControlReply:
+    def _change_state(self, control: Control, state: ControlState, size: Any) -> Change:
         # The key is solved before the entry is written: a value that cannot be reached is refused and leaves no trace.
-        state = self.latest().after(control.kind, value)
         key = self.resolve(state)
-        entry = self._entry(control, value, state, key=key if size is None else replace(key, effective_size=size))
+        entry = self._entry(control, state, key if size is None else replace(key, effective_size=size))
         self._log.append(entry)
-        self._put_in_force(entry, state, key)
-        return _reply_to(entry)
+        return entry, key
 
     def _weigh_policy(self, control: Control) -> float | None:
         """Return the effective size of a policy where only its weights give it; this checks the weights, too."""
@@ -213,12 +197,12 @@ class Controls:
         if key.effective_size is not None:
             return None
         self.settle()
-        return self.weigh(key).effective_size
+        return self._history.weigh_now(key).effective_size
 
     def _find_cutoff(self, control: Control) -> dict[str, Any]:
         """Find what separates exactly floor(rho * N) samples from the rest, by the scores that are in the log now."""
         with self.state_lock:
-            kind = str(check_round(control, self.latest(), ()))
+            kind = str(control_state.check_round(control, self.latest(), ()))
             if self._log.entry_of(control.request) is not None:
                 return {}  # it was applied before, and is only answered again
             self._require_settled()
@@ -226,43 +210,26 @@ class Controls:
         cutoff = self._history.table.find_cutoff(kind, self._config.rho)
         return {**cutoff, "scores_through": self._history.position.scores_through}
 
-    def _close_round(self, control: Control, value: Value, cutoff: Any) -> ControlReply:
+    def _close_round(self, control: Control, state: ControlState, cutoff: Any) -> Change:
         """Keep the samples above the cutoff from the next window on."""
-        state = self.latest().after(control.kind, value)
         # The entry names no temperature: that follows from the subset, which is made after the entry is in the log.
-        entry = self._entry(control, value, state, detail=json.dumps(cutoff))
+        entry = self._entry(control, state, detail=json.dumps(cutoff))
         self._log.append(entry)
         self._history.apply(entry, self._log)
         key = self.resolve(state)
-        self._put_in_force(entry, state, key)
-        return _reply_to(replace(entry, temperature=key.temperature, effective_size=key.effective_size))
+        return replace(entry, temperature=key.temperature, effective_size=key.effective_size), key
 
-    def _swap_distances(self, control: Control, value: Value, _: Any) -> ControlReply:
-        """Draw by the distances of a file from the next window on.
-
-        They are in the table before the entry is in the log, for only then it is known whether they can give the
-        effective size. If anything fails, the distances from before are used again.
-        """
+    def _swap_distances(self, control: Control, state: ControlState, _: Any) -> Change:
+        """Draw by the distances of a file from the next window on."""
         self._require_settled()
-        path, table = Path(str(value)), self._history.table
-        if not path.is_file():
-            raise ValueError(f"distances must name a file of `tempera score` that the service reaches; got {path}.")
-        ours, theirs = self._config.fingerprint, fingerprint_of(path)
-        if ours and theirs and ours != theirs:
-            raise ValueError(f"distances must be of the run's data ({ours}); {path} is of {theirs}. Score its index.")
-        before = table.swap_distances(checked_distances(path, table.num_samples))
-        try:
-            state = self.latest().after(control.kind, value)
+        path, fingerprint = Path(str(control.value)), self._config.fingerprint
+        # The table changes before the log, unlike in a round: then it shows whether it can give the effective size.
+        with self._history.trying_distances(path, self._log, fingerprint=fingerprint) as detail:
             key = self.resolve(state)
-            detail = {**describe_file(self._log, path), "scores_through": self._history.position.scores_through}
-            entry = self._entry(control, value, state, key=key, detail=json.dumps(detail))
+            entry = self._entry(control, state, key, detail=json.dumps(detail))
             self._log.append(entry)
-        except BaseException:
-            table.swap_distances(before)
-            raise
         self._history.note_distances(entry)
-        self._put_in_force(entry, state, key)
-        return _reply_to(entry)
+        return entry, key
 
     def _put_in_force(self, entry: LogEntry, state: ControlState, key: WeightKey) -> None:
         """Put a logged change in force, or keep it for the window that its entry names."""
@@ -270,9 +237,6 @@ class Controls:
             self._ahead.append(entry)
         else:
             self.state, self.key = state, key
-        self._note_size(entry)
-
-    def _note_size(self, entry: LogEntry) -> None:
         if entry.kind == "policy" and entry.effective_size is not None:
             self.known_sizes[str(entry.value)] = entry.effective_size
 
@@ -286,40 +250,31 @@ class Controls:
             )
 
     def _entry(
-        self,
-        control: Control,
-        value: Value,
-        state: ControlState,
-        *,
-        key: WeightKey | None = None,
-        window: int | None = None,
-        detail: str = "",
-        in_force: bool = True,
+        self, control: Control, state: ControlState, key: WeightKey | None = None, *, detail: str = ""
     ) -> LogEntry:
         """Make the log entry of a change or an event that comes now; without a key it names no temperature."""
-        if window is None:
-            # Windows that are being drawn, or that trainers have, stay as they are; and changes keep their order.
+        window = self._windows.next_window
+        # The schedule's value is for the window that asked for it. Other changes leave windows as they are that are
+        # being drawn or that trainers have, and keep their order.
+        if control.kind != SCHEDULE:
             floor = self._ahead[-1].window if self._ahead else 0
-            window = max(self._windows.next_window + self.drawing, floor, self._log.unlogged.end)
+            window = max(window + self.drawing, floor, self._log.unlogged.end)
         return LogEntry(
             sequence=self._log.take_sequence(),
             time=self._clock(),
             author=control.author,
             kind=control.kind,
-            value=value,
+            value=control.value,
             reason=control.reason,
             window=window,
             step=window * self._config.window_steps,
             version=state.version,
             temperature=None if key is None else key.temperature,
             effective_size=None if key is None else key.effective_size,
-            in_force=in_force,
+            in_force=True,
             request=control.request,
             detail=detail,
         )
-
-
-# -- the kinds of controls ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -328,39 +283,18 @@ class ControlKind:
 
     check: Callable[[Control, ControlState, Iterable[str]], Value]
     """Return the value in its final type, given the state and the user's policies; ValueError naming what is wrong."""
-    apply: Callable[[Controls, Control, Value, Any], ControlReply] = Controls._change_state
-    """Write the log entry and change the state, given the checked value and what `study` found."""
+    apply: Callable[[Controls, Control, ControlState, Any], Change] = Controls._change_state
+    """Write the log entry and change the table, given the checked control, the state after it, and the study."""
     study: Callable[[Controls, Control], Any] | None = None
     """Read the table, which may take seconds; the table lock is held, the state lock is not."""
-    needs_table: bool = False
-    """Whether the table is read or changed, so that the control waits for a window that is being drawn."""
 
 
 CONTROLS: dict[str, ControlKind] = {
-    "effective_size": ControlKind(check=check_number),
-    "temperature": ControlKind(check=check_number),
-    "policy": ControlKind(check=check_policy, study=Controls._weigh_policy, needs_table=True),
-    "release": ControlKind(check=check_release),
-    "round": ControlKind(check=check_round, study=Controls._find_cutoff, apply=Controls._close_round, needs_table=True),
-    "distances": ControlKind(check=check_distances, apply=Controls._swap_distances, needs_table=True),
+    "effective_size": ControlKind(check=control_state.check_number),
+    "temperature": ControlKind(check=control_state.check_number),
+    "policy": ControlKind(check=control_state.check_policy, study=Controls._weigh_policy),
+    "release": ControlKind(check=control_state.check_release),
+    "round": ControlKind(check=control_state.check_round, study=Controls._find_cutoff, apply=Controls._close_round),
+    "distances": ControlKind(check=control_state.check_distances, apply=Controls._swap_distances),
 }
 """A new kind is a line here, and a name in `records.CONTROL_KINDS`."""
-
-
-def _kind_of(control: Control) -> ControlKind:
-    if control.kind not in CONTROLS:
-        raise ValueError(f"kind must be one of {', '.join(CONTROLS)}; got {control.kind!r}.")
-    if not control.author or (control.author == TRAINER and control.kind != "round"):
-        raise ValueError(f"author must name a person or a program, and not be {TRAINER!r}; got {control.author!r}.")
-    return CONTROLS[control.kind]
-
-
-def _reply_to(entry: LogEntry) -> ControlReply:
-    temperature = entry.temperature
-    return ControlReply(
-        version=entry.version,
-        window=entry.window,
-        step=entry.step,
-        effective_size=entry.effective_size,
-        temperature=None if temperature is None or math.isinf(temperature) else temperature,
-    )

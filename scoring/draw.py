@@ -35,7 +35,7 @@ def draw_window(
     config: SelectionConfig, weights: WeightTable, *, index: int, version: int
 ) -> tuple[WindowFacts, Window]:
     """Draw one window; the same arguments give the same window."""
-    key, draws = weights.key, config.window_draws
+    key, draws = weights.key, config.global_batch * config.window_steps
     facts = WindowFacts(
         index=index,
         version=version,
@@ -44,12 +44,13 @@ def draw_window(
         temperature=key.temperature,
         effective_size=weights.effective_size,
         num_draws=draws,
-        num_spares=config.window_spares,
+        num_spares=max(1, round(config.curriculum.spare_fraction * draws)),
         scores_through=key.scores_through,
         rounds_through=key.rounds_through,
     )
     ids, probability = weights.draw(random_uniforms(config.seed, index, draws + facts.num_spares))
-    if weights.plan.permuted:
+    # Policy `uniform` alone is drawn without replacement; its spares are draws with replacement, as of any policy.
+    if weights.plan.factors == ("uniform",):
         ids[:draws] = permuted_ids(facts.first_draw, draws, num_samples=weights.num_samples, seed=config.seed)
     return facts, Window.sealed(facts, ids, probability)
 
@@ -99,7 +100,11 @@ def feistel(positions: UInt64, keys: UInt64, num_samples: int) -> Int64:
     def rounds(values: UInt64) -> UInt64:
         left, right = values >> half, values & low_bits
         for key in keys:
-            left, right = right, left ^ (_mix(right ^ key) & low_bits)
+            # The finaliser of SplitMix64 (Steele et al., 2014): every input bit reaches every output bit.
+            mixed = right ^ key
+            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            left, right = right, left ^ ((mixed ^ (mixed >> np.uint64(31))) & low_bits)
         return (left << half) | right
 
     mapped = rounds(positions)
@@ -108,10 +113,3 @@ def feistel(positions: UInt64, keys: UInt64, num_samples: int) -> Int64:
         mapped[outside] = rounds(mapped[outside])
         outside = outside[mapped[outside] >= num_samples]
     return mapped.astype(np.int64)
-
-
-def _mix(values: UInt64) -> UInt64:
-    """Apply the finaliser of SplitMix64 (Steele et al., 2014): every input bit reaches every output bit."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

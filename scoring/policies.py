@@ -46,25 +46,16 @@ class PolicyOptions:
 class TableInputs(Protocol):
     """Some rows of the sample table, and facts about the whole table."""
 
-    @property
-    def num_rows(self) -> int:
-        """Rows to weigh."""
-
-    @property
-    def num_samples(self) -> int:
-        """Samples of the whole table."""
-
-    @property
-    def temperature(self) -> float:
-        """Softmax temperature in force, positive; infinity is uniform."""
-
-    @property
-    def options(self) -> PolicyOptions:
-        """Constants of the run."""
-
-    @property
-    def distance_range(self) -> tuple[float, float]:
-        """Smallest and largest distance of the whole table."""
+    num_rows: int
+    """Rows to weigh."""
+    num_samples: int
+    """Samples of the whole table."""
+    temperature: float
+    """Softmax temperature in force, positive; infinity is uniform."""
+    options: PolicyOptions
+    """Constants of the run."""
+    distance_range: tuple[float, float]
+    """Smallest and largest distance of the whole table."""
 
     def sample_ids(self) -> NDArray[np.int64]:
         """Ids of the rows."""
@@ -152,41 +143,18 @@ class PolicyPlan:
     """Names whose weights are multiplied."""
     functions: tuple[Policy, ...]
     """Their functions."""
-
-    @property
-    def permuted(self) -> bool:
-        """Whether it is drawn without replacement."""
-        return self.factors == ("uniform",)
-
-    @property
-    def direction(self) -> str | None:
-        """Direction of the softmax factor, None without one: then no temperature applies."""
-        return next((DIRECTION[name] for name in self.factors if name in DIRECTION), None)
-
-    @property
-    def subset_kinds(self) -> tuple[str, ...]:
-        """Scores whose subsets restrict the draw."""
-        return tuple(name for name in self.factors if name in SUBSET_KINDS)
-
-    @property
-    def reads_scores(self) -> bool:
-        """Whether live scores change the weights, as far as can be known."""
-        return "importance" in self.factors or self.has_user_code
-
-    @property
-    def reads_rounds(self) -> bool:
-        """Whether selection rounds change the weights, as far as can be known."""
-        return bool(self.subset_kinds) or self.has_user_code
-
-    @property
-    def reads_distances(self) -> bool:
-        """Whether other distances change the weights, as far as can be known."""
-        return self.direction is not None or self.has_user_code
-
-    @property
-    def has_user_code(self) -> bool:
-        """Whether a factor is a user's policy."""
-        return any(name not in POLICIES for name in self.factors)
+    direction: str | None = None
+    """Direction of the softmax factor; None without one: then no temperature applies."""
+    subset_kinds: tuple[str, ...] = ()
+    """Scores whose subsets restrict the draw."""
+    has_user_code: bool = False
+    """Whether a factor is a user's policy."""
+    reads_scores: bool = False
+    """Whether live scores change the weights."""
+    reads_rounds: bool = False
+    """Whether selection rounds change the weights."""
+    reads_distances: bool = False
+    """Whether other distances change the weights."""
 
     def weigh(self, inputs: TableInputs) -> Float64:
         """Return the product of the factors' weights."""
@@ -212,10 +180,23 @@ def parse_policy(name: str, user_policies: Iterable[str] = ()) -> PolicyPlan:
     for factor in factors:
         if factor not in known:
             raise ValueError(f"policy must be one of {', '.join(known)}, or some joined by '*'; got {name!r}.")
-    if sum(factor in DIRECTION for factor in factors) > 1:
+    directions = [DIRECTION[factor] for factor in factors if factor in DIRECTION]
+    if len(directions) > 1:
         raise ValueError(f"policy may hold one of {', '.join(DIRECTION)}, which share a temperature; got {name!r}.")
-    functions = tuple(POLICIES.get(factor) or load_policy(factor) for factor in factors)
-    return PolicyPlan(name="*".join(factors), factors=factors, functions=functions)
+    subset_kinds = tuple(factor for factor in factors if factor in SUBSET_KINDS)
+    # A user's function may read everything: nothing shows what it does with its inputs.
+    has_user_code = any(factor not in POLICIES for factor in factors)
+    return PolicyPlan(
+        name="*".join(factors),
+        factors=factors,
+        functions=tuple(POLICIES.get(factor) or load_policy(factor) for factor in factors),
+        direction=directions[0] if directions else None,
+        subset_kinds=subset_kinds,
+        has_user_code=has_user_code,
+        reads_scores="importance" in factors or has_user_code,
+        reads_rounds=bool(subset_kinds) or has_user_code,
+        reads_distances=bool(directions) or has_user_code,
+    )
 
 
 def load_policy(path: str) -> Policy:

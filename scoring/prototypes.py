@@ -93,22 +93,23 @@ class Prototypes:
             )
 
 
-def num_distances(path: str | Path) -> int:
-    """Return the number of samples in a prototypes file; ValueError if it is not one."""
-    with _opened(path) as file:
-        return int(file.metadata.num_rows)
-
-
 def fingerprint_of(path: str | Path) -> str:
     """Return the fingerprint of a prototypes file's data set, empty when unknown; ValueError if it is not one."""
     with _opened(path) as file:
         return str(_facts(file)["fingerprint"])
 
 
-def load_distances(path: str | Path) -> Float32:
-    """Return the distances of a prototypes file, float32 [N] in [0, 1]; ValueError if it is not one."""
+def load_distances(path: str | Path, num_samples: int) -> Float32:
+    """Return the distances of a prototypes file, float32 [num_samples] in [0, 1].
+
+    Raises:
+        ValueError: if it is not one, or does not hold a distance for each sample.
+    """
     with _opened(path) as file:
-        return np.asarray(_column(file, "distance"), dtype=np.float32)
+        found = int(file.metadata.num_rows)
+        if found == num_samples:  # compared before memory is taken
+            return np.asarray(_column(file, "distance"), dtype=np.float32)
+    raise ValueError(f"{path} must hold a distance for each of the {num_samples} samples; it holds {found}.")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -197,3 +198,14 @@ class LogEntry:
     detail: str = ""
     """JSON: the cutoff of a round (threshold, last_id, kept, scores_through), the file of distances (path, digest,
     scores_through). Empty for others."""
+
+    def reply(self) -> ControlReply:
+        """Return the answer to the control of this entry."""
+        temperature = self.temperature
+        return ControlReply(
+            version=self.version,
+            window=self.window,
+            step=self.step,
+            effective_size=self.effective_size,
+            temperature=None if temperature is None or math.isinf(temperature) else temperature,
+        )

@@ -18,7 +18,6 @@ from scoring.draw import draw_window
 from scoring.errors import CorruptLog
 from scoring.log.history import History
 from scoring.log.runlog import RunLog
-from scoring.policies import parse_policy
 from scoring.records import Window, WindowFacts
 from scoring.table.samples import SampleTable
 from scoring.table.weights import WeightKey
@@ -105,7 +104,7 @@ def _redrawn(
 ) -> Iterator[tuple[Window, float]]:
     """Yield each window drawn again, with the temperature that the controls in the log give for it."""
     size, user_policies = config.size_of(distance), config.curriculum.user_policies
-    history = History(SampleTable(distance, num_samples=size, options=config.policy_options))
+    history = History(SampleTable(distance, num_samples=size, options=config.policy_options), user_policies)
     # A change that waited for its window comes before others in the log that took effect earlier: order by window.
     entries = sorted(log.entries(), key=lambda entry: entry.window)
     state, folded = ControlState.initial(config), 0
@@ -114,5 +113,5 @@ def _redrawn(
         due = [entry for entry in entries[folded:] if entry.window <= facts.index]
         state, folded = state.after_all(due), folded + len(due)
         expected = state.resolve(history.table, user_policies).temperature
-        weights = history.weigh(WeightKey.of_window(facts), parse_policy(facts.policy, user_policies))
+        weights = history.weigh(WeightKey.of_window(facts))
         yield draw_window(config, weights, index=facts.index, version=facts.version)[1], expected

@@ -28,7 +28,7 @@ from scoring.controls import Controls
 from scoring.draw import draw_window
 from scoring.errors import CorruptLog
 from scoring.log.compaction import Compaction
-from scoring.log.group_commit import GroupCommit
+from scoring.log.group_commit import BACKLOG_LIMIT, GroupCommit
 from scoring.log.history import History
 from scoring.log.runlog import RunLog
 from scoring.log.window_store import WindowStore
@@ -72,7 +72,7 @@ class Selection:
         self._log = runlog or RunLog()
         self._log.begin(config.identity(narrow))
         self._windows = WindowStore(self._log, redraw=lambda index: redraw(self._log, config, narrow, index))
-        self._reports, self._history = GroupCommit(self._log), History(self.table)
+        self._reports, self._history = GroupCommit(self._log), History(self.table, config.curriculum.user_policies)
         self._compaction = Compaction(self._log, self._history, config)
         self._controls = Controls(config, self._history, self._log, self._windows, self._reports, clock=clock)
         self._table_lock, self._state_lock = self._controls.table_lock, self._controls.state_lock
@@ -119,7 +119,7 @@ class Selection:
         """
         # Windows that exist are served without the table lock, so that trainers do not wait for a draw of seconds.
         with self._state_lock:
-            recent, drawn = self._windows.recent(index), 0 <= index < self.next_window
+            recent, drawn = self._windows.recent.get(index), 0 <= index < self.next_window
         if recent is not None:
             return recent
         if drawn:
@@ -140,7 +140,7 @@ class Selection:
                 controls.drawing = True  # from here on changes take effect after this window
                 state, key, entries = controls.schedule(requested)
             controls.settle()
-            weights, last = controls.weigh(key), self._windows.last
+            weights, last = self._history.weigh_now(key), self._windows.last
             version = 1 if last is None else last.version + (WeightKey.of_window(last) != weights.key)
             facts, window = draw_window(self.config, weights, index=index, version=version)
             with self._state_lock:
@@ -151,15 +151,9 @@ class Selection:
             with self._state_lock:
                 controls.drawing = False
         # A snapshot must not be ahead of the log.
-        if self._windows.is_flushed:
+        if not self._windows.unwritten:
             self._compaction.after_window(index)
         return window
-
-    def snapshot(self) -> None:
-        """Write the sample table beside the log, so that recovery begins there."""
-        with self._table_lock:
-            self._windows.flush()
-            self._compaction.snapshot()
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
@@ -219,11 +213,11 @@ class Selection:
         report, rejected = checked_report(report, self.num_samples)
         if len(report.ids):
             # Scores must not overtake windows that are not in the log: a replay would read them in the wrong order.
-            if not self._windows.is_flushed:
+            if self._windows.unwritten:
                 with self._state_lock:
                     self._windows.flush()
             self._reports.submit(report)
-            if self._reports.merge_is_due:
+            if self._reports.backlog > BACKLOG_LIMIT:
                 self.settle()
         return ScoreAck(accepted=len(report.ids), rejected=rejected)
 
@@ -264,30 +258,22 @@ class Selection:
                 "times_drawn": draw_summary(self.table.counts.histogram),
             }
 
-    def forecast(self, kind: str, value: float | str | None) -> dict[str, Any]:
-        """Return what a control would put in force, without making it.
+    def view(self, name: str, **arguments: Any) -> dict[str, Any]:
+        """Return one of `scoring.views.VIEWS` for the weights now in force, as plain JSON values.
 
-        Args:
-            kind: effective_size, temperature, policy or release.
-            value: as of the control.
-
-        Returns:
-            "policy", "temperature" (None for infinity), "effective_size" (None where only the weights give it).
+        The view "forecast" says what a control (kind, value) would put in force, without making it: "policy",
+        "temperature" (None for infinity) and "effective_size" (None where only the weights give it).
 
         Raises:
-            ValueError: naming what is wrong with the control.
+            ValueError: naming the argument that is wrong.
         """
-        key = self._controls.forecast(Control(kind=kind, value=value, author="forecast"))
-        temperature = key.temperature if math.isfinite(key.temperature) else None
-        return {"policy": key.policy, "temperature": temperature, "effective_size": key.effective_size}
-
-    def view(self, name: str, **arguments: Any) -> dict[str, Any]:
-        """Return one of `scoring.views.VIEWS`, or "forecast", for the weights now in force, as plain JSON values."""
         if name == "forecast":  # reads the controls, not the weights: it does not wait for a window being drawn
-            return self.forecast(**arguments)
+            key = self._controls.forecast(Control(author="forecast", **arguments))
+            temperature = key.temperature if math.isfinite(key.temperature) else None
+            return {"policy": key.policy, "temperature": temperature, "effective_size": key.effective_size}
         with self._table_lock:
             self.settle()
-            return VIEWS[name](self.table, self._controls.weigh(self._controls.latest_key()), **arguments)
+            return VIEWS[name](self.table, self._history.weigh_now(self._controls.latest_key()), **arguments)
 
     def times_drawn(self) -> NDArray[np.uint32]:
         """Return how often each sample was drawn in the windows so far, spares not counted; a copy."""

@@ -45,7 +45,9 @@ def sampling_probabilities(distance: ArrayLike, temperature: float, direction: s
     Raises:
         ValueError: for an empty or non-finite distance, a temperature that is not positive, an unknown direction.
     """
-    weights = _weights(checked_distance(distance).astype(np.float64), checked_temperature(temperature), direction)
+    values, tau = checked_distance(distance).astype(np.float64), checked_temperature(temperature)
+    sign, nearest = _sign_and_nearest(values, direction)
+    weights = np.exp(sign * (values - nearest) / tau)  # the largest is 1, so nothing overflows
     return np.asarray(weights / weights.sum(), dtype=np.float64)
 
 
@@ -193,12 +195,6 @@ def checked_effective_size(effective_size: float) -> float:
             f"with replacement can reach (1 - 1/e); got {effective_size}. Try 0.2 to 0.61."
         )
     return float(effective_size)
-
-
-def _weights(values: Float64, temperature: float, direction: str) -> Float64:
-    """Return unnormalised softmax weights; the largest is 1, so nothing overflows."""
-    sign, nearest = _sign_and_nearest(values, direction)
-    return np.asarray(np.exp(sign * (values - nearest) / temperature), dtype=np.float64)
 
 
 def _sign_and_nearest(values: Float64, direction: str) -> tuple[float, float]:

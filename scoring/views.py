@@ -37,7 +37,7 @@ def summary(table: SampleTable, weights: WeightTable, *, top: int = 10) -> dict[
         top: how many of the samples with the highest probability to list, 1 or more.
 
     Returns:
-        "law" (policy, temperature, effective_size), "effective_sample_size" (1 / sum p^2), "entropy" (nats), "top"
+        "in_force" (policy, temperature, effective_size), "effective_sample_size" (1 / sum p^2), "entropy" (nats), "top"
         (sample_id, probability, times_drawn, distance, scores), "times_drawn" (summary and "histogram": samples by
         number of draws), "scores" (by kind: scored, quantiles), "bytes_per_sample".
 
@@ -60,7 +60,7 @@ def summary(table: SampleTable, weights: WeightTable, *, top: int = 10) -> dict[
         listed.append({"sample_id": sample_id, "probability": -negative, **_without_nan(columns)})
     histogram = table.counts.histogram
     return {
-        "law": _in_force(weights),
+        "in_force": _in_force(weights),
         "num_samples": table.num_samples,
         "effective_sample_size": 1.0 / squares,
         "entropy": entropy,

@@ -248,7 +248,7 @@ class Scores(Answer):
 class Summary(Answer):
     """The sample table at a glance."""
 
-    law: InForce = Field(description="In force.")
+    in_force: InForce = Field(description="What the samples are drawn by.")
     num_samples: int = Field(description="Samples of the data set.")
     effective_sample_size: float = Field(description="1 / sum p^2, in samples.")
     entropy: float = Field(description="Entropy of a draw, in nats.")

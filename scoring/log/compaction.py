@@ -50,6 +50,9 @@ class Compaction:
             # Once a window or a round has read scores, all stay: a replay needs them as they were then.
             most = TRIM_FACTOR * max(1, len(table.scored())) * table.num_samples
             if self._log.stored_scores() > most and not self._log.scores_were_read():
-                self._log.trim_reports(through=self._history.position.scores_through, keep=table.held)
+                self._log.trim_reports(
+                    through=self._history.position.scores_through,
+                    keep=lambda report: table.score_tables[report.kind].held(report),
+                )
         except (OSError, LogUnavailable) as error:
             log.warning("no snapshot at window %d: %s. The log alone is enough; recovery takes longer", index, error)

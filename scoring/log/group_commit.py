@@ -15,7 +15,7 @@ from scoring.log.runlog import RunLog
 from scoring.table.scores import ScoreReport
 
 BACKLOG_LIMIT = 1 << 22
-"""Scores committed but not merged after which a merge is due: 4 M."""
+"""Scores committed but not merged above which they are merged before the next window, for they take memory: 4 M."""
 
 
 class GroupCommit:
@@ -25,7 +25,8 @@ class GroupCommit:
         self._log = runlog
         self._waiting: list[tuple[ScoreReport, Future[None]]] = []
         self._committed: list[tuple[int, ScoreReport]] = []
-        self._size = 0
+        self.backlog = 0
+        """Scores that are committed and not merged."""
         self._queue_lock, self._commit_lock = threading.Lock(), threading.Lock()
 
     def submit(self, report: ScoreReport) -> None:
@@ -39,36 +40,28 @@ class GroupCommit:
             self._waiting.append((report, done))
         with self._commit_lock:
             if not done.done():  # the commit that was under way until now may have taken it
-                self._commit_waiting()
+                with self._queue_lock:
+                    batch, self._waiting = self._waiting, []
+                try:
+                    sequences = self._log.append_reports([waiting for waiting, _ in batch])
+                except BaseException as error:  # every writer of the batch must hear of it, not only this thread
+                    for _, written in batch:
+                        written.set_exception(error)
+                else:
+                    for (waiting, written), sequence in zip(batch, sequences, strict=True):
+                        if sequence:  # 0: the same report was in the log before
+                            self._committed.append((sequence, waiting))
+                            self.backlog += len(waiting.ids)
+                        written.set_result(None)
         done.result()
 
     def refill(self, reports: Iterable[tuple[int, ScoreReport]]) -> None:
         """Take reports that were in the log before and are to be merged later; before the first `submit`."""
         self._committed = list(reports)
-        self._size = sum(len(report.ids) for _, report in self._committed)
-
-    @property
-    def merge_is_due(self) -> bool:
-        """Whether the committed reports should be merged before the next window, for they take memory."""
-        return self._size > BACKLOG_LIMIT
+        self.backlog = sum(len(report.ids) for _, report in self._committed)
 
     def take(self) -> list[tuple[int, ScoreReport]]:
         """Return the reports committed since the last call, each with its log sequence, in the order of the log."""
         with self._commit_lock:
-            taken, self._committed, self._size = self._committed, [], 0
+            taken, self._committed, self.backlog = self._committed, [], 0
         return taken
-
-    def _commit_waiting(self) -> None:
-        with self._queue_lock:
-            batch, self._waiting = self._waiting, []
-        try:
-            sequences = self._log.append_reports([report for report, _ in batch])
-        except BaseException as error:
-            for _, done in batch:
-                done.set_exception(error)
-            return
-        for (report, done), sequence in zip(batch, sequences, strict=True):
-            if sequence:  # 0: the same report was in the log before
-                self._committed.append((sequence, report))
-                self._size += len(report.ids)
-            done.set_result(None)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from numpy.typing import NDArray
 from scoring.errors import CorruptLog
 from scoring.log.runlog import RunLog
 from scoring.log.snapshots import Packed, Position
-from scoring.policies import SUBSET_KINDS, PolicyPlan
-from scoring.prototypes import load_distances, num_distances
+from scoring.policies import SUBSET_KINDS, parse_policy
+from scoring.prototypes import fingerprint_of, load_distances
 from scoring.records import LogEntry
 from scoring.table.samples import SampleTable
 from scoring.table.scores import ScoreReport
@@ -30,27 +31,32 @@ from scoring.table.weights import WeightKey, WeightTable
 class History:
     """Not locked: the selection's table lock is held."""
 
-    def __init__(self, table: SampleTable) -> None:
-        self.table = table
+    def __init__(self, table: SampleTable, user_policies: Iterable[str] = ()) -> None:
+        """Begin at the start of the log, with the policies that the run's configuration adds."""
+        self.table, self._user_policies = table, tuple(user_policies)
         self.distances_through = 0
         """Log sequence of the entry whose distances are in use; 0 for those of the configuration."""
         self.position = Position(next_window=0, scores_through=0, rounds_through=0)
         self._weights: WeightTable | None = None
 
-    def weigh(self, key: WeightKey, plan: PolicyPlan) -> WeightTable:
-        """Return the weight table of a key; the last one is kept, for most windows have the key of the one before."""
+    def weigh(self, key: WeightKey) -> WeightTable:
+        """Return the weight table of a key; ValueError if the policy's weights are not usable."""
+        # The last table is kept, for most windows have the key of the one before.
         if self._weights is None or self._weights.key != key:
-            self._weights = self.table.weigh(key, plan)
+            self._weights = self.table.weigh(key, parse_policy(key.policy, self._user_policies))
         return self._weights
 
-    def key_here(self, key: WeightKey, plan: PolicyPlan) -> WeightKey:
-        """Return the key with the position up to which the policy reads scores and changes of the table."""
+    def weigh_now(self, key: WeightKey) -> WeightTable:
+        """Return the weight table of a key on the table as it is now; ValueError if the weights are not usable."""
+        # The key notes only what its policy reads: a report that cannot change the weights must not cost a weighing.
+        plan = parse_policy(key.policy, self._user_policies)
         distances = self.distances_through if plan.reads_distances else 0
-        return replace(
+        here = replace(
             key,
             scores_through=self.position.scores_through if plan.reads_scores else 0,
             rounds_through=self.position.rounds_through if plan.reads_rounds else distances,
         )
+        return self.weigh(here)
 
     def restore(self, position: Position, packed: Packed, log: RunLog) -> None:
         """Begin at a snapshot instead of at the start; distances are not in it, but in their file."""
@@ -65,7 +71,7 @@ class History:
         """Take reports, each with its log sequence; they must be the next ones of the log."""
         for sequence, report in reports:
             self.table.score_table(report.kind).merge(report)
-            self._advance(scores_through=sequence)
+            self.position = replace(self.position, scores_through=sequence)
 
     def apply(self, entry: LogEntry, log: RunLog) -> None:
         """Make a change of the table that is in the log; all scores that it reads have been merged.
@@ -78,7 +84,7 @@ class History:
             if entry.value not in SUBSET_KINDS or entry.value not in self.table.scored():
                 raise CorruptLog(f"log entry {entry.sequence} must close a round of known scores; it does not.")
             self.table.close_round(str(entry.value), cutoff["threshold"], cutoff["last_id"])
-            self._advance(rounds_through=entry.sequence)
+            self.position = replace(self.position, rounds_through=entry.sequence)
             return
         described = _detail(entry, path=str, digest=str)
         path = (log.path.parent if log.path else Path()) / described["path"]
@@ -86,20 +92,45 @@ class History:
             raise CorruptLog(
                 f"the distances of log entry {entry.sequence} must lie in {path} as they did; they do not. Restore it."
             )
-        self.table.swap_distances(checked_distances(path, self.table.num_samples))
+        self.table.swap_distances(load_distances(path, self.table.num_samples))
         self.note_distances(entry)
+
+    @contextmanager
+    def trying_distances(self, path: Path, log: RunLog, *, fingerprint: str) -> Iterator[dict[str, Any]]:
+        """Use the distances of a file, and again those from before if the block fails; yield the detail of its entry.
+
+        The path in the detail is relative where the file lies in the log's directory, so that a run can be moved.
+
+        Raises:
+            ValueError: if it is not a file of `tempera score` of this data; the table is as it was.
+        """
+        if not path.is_file():
+            raise ValueError(f"distances must name a file of `tempera score` that the service reaches; got {path}.")
+        theirs = fingerprint_of(path)
+        if fingerprint and theirs and fingerprint != theirs:
+            raise ValueError(
+                f"distances must be of the run's data ({fingerprint}); {path} is of {theirs}. Score its index."
+            )
+        before = self.table.swap_distances(load_distances(path, self.table.num_samples))
+        try:
+            whole, home = path.absolute(), log.path.parent.absolute() if log.path else None
+            kept = whole.relative_to(home) if home and whole.is_relative_to(home) else whole
+            yield {"path": str(kept), "digest": _digest(whole), "scores_through": self.position.scores_through}
+        except BaseException:
+            self.table.swap_distances(before)
+            raise
 
     def note_distances(self, entry: LogEntry) -> None:
         """Note that the distances of an entry are in use."""
         self.distances_through = entry.sequence
-        self._advance(rounds_through=entry.sequence)
+        self.position = replace(self.position, rounds_through=entry.sequence)
 
     def count_draws(self, index: int, ids: NDArray[np.int64]) -> None:
         """Count the draws of the next window; CorruptLog if they are of no samples."""
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.table.num_samples:
             raise CorruptLog(f"window {index} must draw samples below {self.table.num_samples}; it does not.")
         self.table.counts.add(ids)
-        self._advance(next_window=index + 1)
+        self.position = replace(self.position, next_window=index + 1)
 
     def follow(self, log: RunLog, *, scores_through: int | None = None, rounds_through: int | None = None) -> None:
         """Fold in scores and changes of the table from the log, up to these sequences or to its end."""
@@ -118,33 +149,6 @@ class History:
             if len(report.ids) and not 0 <= report.ids.min() <= report.ids.max() < self.table.num_samples:
                 raise CorruptLog(f"score report {sequence} must be of samples below {self.table.num_samples}.")
             self.merge_scores([(sequence, report)])
-
-    def _advance(self, **changes: int) -> None:
-        self.position = replace(self.position, **changes)
-
-
-def checked_distances(path: Path, num_samples: int) -> NDArray[np.float32]:
-    """Read the distances of a file of `Prototypes.save`.
-
-    Raises:
-        ValueError: if it is not such a file, or does not hold a distance for each sample.
-    """
-    size = num_distances(path)  # before memory is taken
-    if size != num_samples:
-        raise ValueError(f"{path} must hold a distance for each of the {num_samples} samples; it holds {size}.")
-    return load_distances(path)
-
-
-def describe_file(log: RunLog, path: Path) -> dict[str, Any]:
-    """Return what the log keeps of a file: a digest, and its path, relative where it lies in the log's directory.
-
-    Raises:
-        FileNotFoundError: if there is none.
-    """
-    whole = path.absolute()
-    home = None if log.path is None else log.path.parent.absolute()
-    inside = home is not None and whole.is_relative_to(home)
-    return {"path": str(whole.relative_to(home)) if home and inside else str(whole), "digest": _digest(whole)}
 
 
 def _detail(entry: LogEntry, **kinds: type) -> dict[str, Any]:

@@ -17,21 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from scoring.errors import CorruptLog, LogUnavailable, RunMismatch
-from scoring.log.schema import (
-    SELECT_DRAWS,
-    SELECT_ENTRY,
-    SELECT_FACTS,
-    SELECT_REPORT,
-    connect,
-    entry_of,
-    entry_row,
-    facts_of,
-    lock,
-    report_of,
-    report_row,
-    window_of,
-    window_row,
-)
+from scoring.log import schema
 from scoring.log.snapshots import FAILPOINT
 from scoring.log.unlogged_windows import UnloggedWindows
 from scoring.records import TABLE_CHANGES, LogEntry, Window, WindowFacts
@@ -55,9 +41,9 @@ class RunLog:
         """
         self.path = None if path is None else Path(path)
         self._mutex = threading.RLock()  # one connection: SQLite runs one transaction at a time on it
-        self._lock_file = None if self.path is None else lock(self.path)
+        self._lock_file = None if self.path is None else schema.lock(self.path)
         try:
-            self._connection = connect(self.path, read_only=False)
+            self._connection = schema.connect(self.path, read_only=False)
             with self._reading():
                 last = max(
                     self._connection.execute(f"SELECT COALESCE(MAX(sequence), 0) FROM {table}").fetchone()[0]  # noqa: S608
@@ -125,20 +111,20 @@ class RunLog:
             LogUnavailable: if the disk does not take it; so do the other writing methods.
         """
         with self._transaction() as connection:
-            _insert(connection, "log", entry_row(entry))
+            _insert(connection, "log", schema.entry_row(entry))
 
     def append_windows(self, windows: Sequence[tuple[WindowFacts, Window, Sequence[LogEntry]]]) -> None:
         """Write windows, and the entries that came with their requests, in one transaction."""
         with self._transaction() as connection:
             for facts, window, entries in windows:
                 for entry in entries:
-                    _insert(connection, "log", entry_row(entry))
-                _insert(connection, "windows", window_row(facts, window))
+                    _insert(connection, "log", schema.entry_row(entry))
+                _insert(connection, "windows", schema.window_row(facts, window))
 
     def append_reports(self, reports: Sequence[ScoreReport]) -> list[int]:
         """Write score reports in one transaction; return their sequences, 0 for one that is here already."""
         with self._transaction() as connection:
-            rows = [report_row(self.take_sequence(), report) for report in reports]
+            rows = [schema.report_row(self.take_sequence(), report) for report in reports]
             # (producer, report, kind) is unique in the table: a report that is sent twice is ignored.
             return [row[0] if _insert(connection, "scores", row, or_ignore=True).rowcount else 0 for row in rows]
 
@@ -158,17 +144,15 @@ class RunLog:
         after = 0
         while True:
             with self._transaction() as connection:
-                rows = connection.execute(
-                    f"{SELECT_REPORT} WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT {TRIMMED_AT_ONCE}",
-                    (after, through),
-                ).fetchall()
-                for sequence, report in map(report_of, rows):
+                query = f"{schema.SELECT_REPORT} WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT ?"
+                rows = connection.execute(query, (after, through, TRIMMED_AT_ONCE)).fetchall()
+                for sequence, report in map(schema.report_of, rows):
                     kept = keep(report)
                     if len(kept.ids) == len(report.ids):
                         continue
                     connection.execute("DELETE FROM scores WHERE sequence = ?", (sequence,))
                     if len(kept.ids):
-                        _insert(connection, "scores", report_row(sequence, kept))
+                        _insert(connection, "scores", schema.report_row(sequence, kept))
             if len(rows) < TRIMMED_AT_ONCE:
                 return
             after = int(rows[-1][0])
@@ -178,43 +162,36 @@ class RunLog:
     def entries(
         self, *, limit: int | None = None, after: int = 0, before: int | None = None, without: Sequence[str] = ()
     ) -> list[LogEntry]:
-        """Return the last `limit` entries with a sequence in (after, before), oldest first.
-
-        Args:
-            limit: how many; None for all.
-            after: sequence of the entry before the first.
-            before: sequence of the entry after the last; None for no bound.
-            without: kinds that are left out.
-        """
+        """Return the last `limit` entries with a sequence in (after, before), oldest first, but for some kinds."""
         with self._reading():
-            return _entries(self._connection, limit=limit, after=after, before=before, without=without)
+            return schema.select_entries(self._connection, limit=limit, after=after, before=before, without=without)
 
     def entry_of(self, request: str) -> LogEntry | None:
         """Return the entry of the message with this identity, if it came before."""
         if not request:
             return None
         with self._reading():
-            row = self._connection.execute(f"{SELECT_ENTRY} WHERE request = ?", (request,)).fetchone()
-        return entry_of(row) if row else None
+            row = self._connection.execute(f"{schema.SELECT_ENTRY} WHERE request = ?", (request,)).fetchone()
+        return schema.entry_of(row) if row else None
 
     def table_changes(self, *, after: int = 0) -> list[LogEntry]:
         """Return the changes of the table (rounds, other distances) with a sequence above `after`, in order."""
         with self._reading():
             kinds = ", ".join("?" * len(TABLE_CHANGES))
-            query = f"{SELECT_ENTRY} WHERE kind IN ({kinds}) AND sequence > ? ORDER BY sequence"
-            return [entry_of(row) for row in self._connection.execute(query, (*TABLE_CHANGES, after))]
+            query = f"{schema.SELECT_ENTRY} WHERE kind IN ({kinds}) AND sequence > ? ORDER BY sequence"
+            return [schema.entry_of(row) for row in self._connection.execute(query, (*TABLE_CHANGES, after))]
 
     def facts(self, *, first: int = 0) -> list[tuple[WindowFacts, str]]:
         """Return facts and digests of all windows from an index on, in order."""
         with self._reading():
-            rows = self._connection.execute(f'{SELECT_FACTS} WHERE "index" >= ? ORDER BY "index"', (first,)).fetchall()
-        return [facts_of(row) for row in rows]
+            query = f'{schema.SELECT_FACTS} WHERE "index" >= ? ORDER BY "index"'
+            return [schema.facts_of(row) for row in self._connection.execute(query, (first,))]
 
     def last_facts(self) -> tuple[WindowFacts, str] | None:
         """Return facts and digest of the newest window; None at the start."""
         with self._reading():
-            row = self._connection.execute(f'{SELECT_FACTS} ORDER BY "index" DESC LIMIT 1').fetchone()
-        return facts_of(row) if row else None
+            row = self._connection.execute(f'{schema.SELECT_FACTS} ORDER BY "index" DESC LIMIT 1').fetchone()
+        return schema.facts_of(row) if row else None
 
     def window(self, index: int) -> Window | None:
         """Return a stored window, checked; None if its draws are not kept any more, or it was not drawn.
@@ -223,19 +200,19 @@ class RunLog:
             CorruptLog: if it does not match its checksum or digest.
         """
         with self._reading():
-            row = self._connection.execute(f'{SELECT_FACTS} WHERE "index" = ?', (index,)).fetchone()
-            draws = self._connection.execute(f'{SELECT_DRAWS} WHERE "index" = ?', (index,)).fetchone()
-        return window_of(*facts_of(row), *draws) if row and draws[1] is not None else None
+            row = self._connection.execute(f'{schema.SELECT_FACTS} WHERE "index" = ?', (index,)).fetchone()
+            draws = self._connection.execute(f'{schema.SELECT_DRAWS} WHERE "index" = ?', (index,)).fetchone()
+        return schema.window_of(*schema.facts_of(row), *draws) if row and draws[1] is not None else None
 
     def reports(self, *, after: int = 0, through: int | None = None) -> Iterator[tuple[int, ScoreReport]]:
         """Yield score reports with a sequence in (after, through], in order of arrival."""
         # In portions, so that neither memory nor the mutex is held for a whole log of millions of scores.
         last = 2**63 - 1 if through is None else through
-        query = f"{SELECT_REPORT} WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT {REPORTS_AT_ONCE}"
+        query = f"{schema.SELECT_REPORT} WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT ?"
         while True:
             with self._reading():
-                rows = self._connection.execute(query, (after, last)).fetchall()
-            yield from map(report_of, rows)
+                rows = self._connection.execute(query, (after, last, REPORTS_AT_ONCE)).fetchall()
+            yield from map(schema.report_of, rows)
             if len(rows) < REPORTS_AT_ONCE:
                 return
             after = int(rows[-1][0])
@@ -248,6 +225,7 @@ class RunLog:
     def scores_were_read(self) -> bool:
         """Return whether a window or a round depends on the scores at some point of the log."""
         with self._reading():
+            # Every window notes how far its weights read; a round reads all scores, and is in the log itself.
             query = "SELECT EXISTS (SELECT 1 FROM windows WHERE scores_through > 0)"
             rounds = any(entry.kind == "round" for entry in self.table_changes())
             return bool(rounds or self._connection.execute(query).fetchone()[0])
@@ -287,10 +265,10 @@ def read_entries(path: str | Path, **bounds: Any) -> list[LogEntry]:
         FileNotFoundError: if there is no log.
         CorruptLog: if the file is not a run log of this schema.
     """
-    connection = connect(Path(path), read_only=True)
+    connection = schema.connect(Path(path), read_only=True)
     try:
         with _whole(Path(path)):
-            return _entries(connection, **bounds)
+            return schema.select_entries(connection, **bounds)
     finally:
         connection.close()
 
@@ -301,24 +279,6 @@ def _insert(
     values = tuple(row)
     verb = "INSERT OR IGNORE" if or_ignore else "INSERT"
     return connection.execute(f"{verb} INTO {table} VALUES ({', '.join('?' * len(values))})", values)
-
-
-def _entries(
-    connection: sqlite3.Connection,
-    *,
-    limit: int | None = None,
-    after: int = 0,
-    before: int | None = None,
-    without: Sequence[str] = (),
-) -> list[LogEntry]:
-    left_out = ", ".join("?" * len(without))
-    newest_first = (
-        f"{SELECT_ENTRY} WHERE sequence > ? AND sequence < ? AND kind NOT IN ({left_out}) "
-        "ORDER BY sequence DESC LIMIT ?"
-    )
-    bounds = (after, 2**63 - 1 if before is None else before)
-    rows = connection.execute(newest_first, (*bounds, *without, -1 if limit is None else limit))
-    return [entry_of(row) for row in rows][::-1]
 
 
 @contextmanager

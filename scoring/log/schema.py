@@ -10,6 +10,7 @@ import json
 import sqlite3
 import time
 import zlib
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any
@@ -98,7 +99,11 @@ def connect(path: Path | None, *, read_only: bool) -> sqlite3.Connection:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")  # a commit is on disk when it returns
             if (version, application) == (0, 0):
-                _create(connection)
+                # The version is written in the same transaction, so a half-made log does not exist.
+                connection.executescript(
+                    f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id={APPLICATION_ID}; "
+                    f"PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
+                )
                 version, application = SCHEMA_VERSION, APPLICATION_ID
     except sqlite3.DatabaseError as error:
         raise CorruptLog(f"run log {path} must be a readable SQLite file; it is not ({error}).") from error
@@ -136,6 +141,33 @@ def lock(path: Path) -> IO[bytes]:
                     "run directory."
                 ) from None
             time.sleep(0.05)
+
+
+def select_entries(
+    connection: sqlite3.Connection,
+    *,
+    limit: int | None = None,
+    after: int = 0,
+    before: int | None = None,
+    without: Sequence[str] = (),
+) -> list[LogEntry]:
+    """Return the last entries of a log, oldest first.
+
+    Args:
+        connection: the open log.
+        limit: how many; None for all.
+        after: sequence of the entry before the first.
+        before: sequence of the entry after the last; None for no bound.
+        without: kinds that are left out.
+    """
+    left_out = ", ".join("?" * len(without))
+    newest_first = (
+        f"{SELECT_ENTRY} WHERE sequence > ? AND sequence < ? AND kind NOT IN ({left_out}) "
+        "ORDER BY sequence DESC LIMIT ?"
+    )
+    bounds = (after, 2**63 - 1 if before is None else before)
+    rows = connection.execute(newest_first, (*bounds, *without, -1 if limit is None else limit))
+    return [entry_of(row) for row in rows][::-1]
 
 
 def entry_row(entry: LogEntry) -> list[Any]:
@@ -238,11 +270,3 @@ def unpack_ids(blob: bytes, count: int) -> NDArray[np.int64]:
     if len(blob) not in (4 * count, 8 * count):
         raise CorruptLog(f"{count} stored ids must take {4 * count} or {8 * count} bytes; got {len(blob)}.")
     return np.frombuffer(blob, "<u4" if len(blob) == 4 * count else "<i8").astype(np.int64)
-
-
-def _create(connection: sqlite3.Connection) -> None:
-    """Make the tables; the version is written in the same transaction, so a half-made log does not exist."""
-    connection.executescript(
-        f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id={APPLICATION_ID}; "
-        f"PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
-    )

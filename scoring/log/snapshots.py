@@ -15,7 +15,6 @@ import os
 import struct
 import sys
 import zlib
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any
@@ -63,15 +62,12 @@ class ArrayHeader:
     """One array of a snapshot, before it is read."""
 
     name: str
-    """Name of the column."""
     dtype: str
     """One of DTYPES."""
     shape: tuple[int, ...]
-    """Its sides."""
     num_bytes: int
     """Its size in the file."""
     crc32: int
-    """CRC-32 of its bytes."""
 
 
 class Disk:
@@ -92,6 +88,7 @@ class Disk:
         sys.audit(FAILPOINT, "snapshot.rename")
         os.replace(source, target)
         sys.audit(FAILPOINT, "snapshot.renamed")
+        # The name is in the folder, not in the file: without a sync of the folder a power cut takes it back.
         descriptor = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -99,7 +96,6 @@ class Disk:
             os.close(descriptor)
 
     def remove(self, path: Path) -> None:
-        """Delete a file."""
         path.unlink(missing_ok=True)
 
 
@@ -120,9 +116,14 @@ class SnapshotStore:
         aside = target.with_name(f"{target.name}.part")
         columns, facts = packed
         arrays = {name: np.ascontiguousarray(array) for name, array in columns.items()}
-        described = [_describe(name, array) for name, array in arrays.items()]
+        described = []
+        for name, array in arrays.items():
+            assert array.dtype.str in DTYPES, "columns are little-endian numbers"
+            size = {"dtype": array.dtype.str, "shape": array.shape, "bytes": array.nbytes}
+            described.append({"name": name, **size, "crc32": zlib.crc32(_bytes_of(array))})
         header = json.dumps({"position": asdict(position), "facts": facts, "arrays": described}).encode()
         # Content, then sync, then rename: under the final name there is only ever a whole file.
+        # Columns are written from where they are: a copy would double the memory of the table.
         with open(aside, "wb") as file:
             self._disk.write(file, PREFIX.pack(MAGIC, SCHEMA_VERSION, len(header)) + header)
             self._disk.write(file, CHECKSUM.pack(zlib.crc32(header)))
@@ -167,12 +168,6 @@ def read_snapshot(path: Path) -> tuple[Position, Packed]:
         return position, ({array.name: _read(file, array) for array in described}, facts)
 
 
-def _describe(name: str, array: NDArray[Any]) -> Mapping[str, Any]:
-    assert array.dtype.str in DTYPES, "columns are little-endian numbers"
-    checksum = zlib.crc32(_bytes_of(array))
-    return {"name": name, "dtype": array.dtype.str, "shape": array.shape, "bytes": array.nbytes, "crc32": checksum}
-
-
 def _read(file: IO[bytes], described: ArrayHeader) -> NDArray[Any]:
     array = np.empty(described.shape, described.dtype)
     view = _bytes_of(array)
@@ -203,6 +198,7 @@ def _checked_header(text: bytes) -> tuple[Position, list[ArrayHeader], dict[str,
 
 
 def _array(array: dict[str, Any]) -> ArrayHeader:
+    """Return the header of one array; ValueError, KeyError or TypeError if a field is wrong."""
     dtype, shape = _text(array["dtype"]), tuple(_count(side) for side in array["shape"])
     header = ArrayHeader(
         name=_text(array["name"]),

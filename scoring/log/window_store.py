@@ -27,8 +27,10 @@ class WindowStore:
 
     def __init__(self, runlog: RunLog, *, redraw: Callable[[int], Window]) -> None:
         self._log, self._redraw = runlog, redraw
-        self._recent: OrderedDict[int, Window] = OrderedDict()
-        self._unwritten: list[tuple[WindowFacts, Window, list[LogEntry]]] = []
+        self.recent: OrderedDict[int, Window] = OrderedDict()
+        """The newest windows, by index."""
+        self.unwritten: list[tuple[WindowFacts, Window, list[LogEntry]]] = []
+        """Windows that the log has not taken yet, with the entries of their requests."""
         newest = runlog.last_facts()
         self.last: WindowFacts | None = newest[0] if newest else None
         """Facts of the newest window."""
@@ -37,10 +39,6 @@ class WindowStore:
     def next_window(self) -> int:
         """The first window that is not drawn yet."""
         return 0 if self.last is None else self.last.index + 1
-
-    def recent(self, index: int) -> Window | None:
-        """Return a window that is in memory."""
-        return self._recent.get(index)
 
     def load(self, index: int) -> Window:
         """Return a window of the log, drawn again if its draws are not kept."""
@@ -59,27 +57,22 @@ class WindowStore:
             LogUnavailable: if the log could not be written for very long; the window was not added.
         """
         # With the windows before it in one transaction: the log never has a window without its predecessors.
-        self._unwritten.append((facts, window, entries))
+        self.unwritten.append((facts, window, entries))
         try:
             self.flush()
         except LogUnavailable:
-            if len(self._unwritten) > UNWRITTEN_LIMIT:
-                self._unwritten.pop()
+            if len(self.unwritten) > UNWRITTEN_LIMIT:
+                self.unwritten.pop()
                 raise
             self._log.unlogged.add(facts.index, scores_through=scores_through)
             log.warning("window %d is handed out unwritten; no change is accepted until the log is", facts.index)
         self.last = facts
-        self._recent[facts.index] = window
-        while len(self._recent) > RECENT_WINDOWS + len(self._unwritten):
-            self._recent.popitem(last=False)
+        self.recent[facts.index] = window
+        while len(self.recent) > RECENT_WINDOWS + len(self.unwritten):
+            self.recent.popitem(last=False)
 
     def flush(self) -> None:
         """Write the windows that are not in the log; LogUnavailable if that fails."""
-        if self._unwritten:
-            self._log.append_windows(self._unwritten)
-            self._unwritten = []
-
-    @property
-    def is_flushed(self) -> bool:
-        """Whether the log has every window."""
-        return not self._unwritten
+        if self.unwritten:
+            self._log.append_windows(self.unwritten)
+            self.unwritten = []

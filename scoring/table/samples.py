@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from scoring.policies import SCORE_KINDS, PolicyOptions, PolicyPlan
 from scoring.table.draw_counts import DrawCounts
-from scoring.table.scores import ScoreReport, ScoreTable, is_order, rows_of
+from scoring.table.scores import ScoreTable, is_order
 from scoring.table.weights import BLOCK, SEGMENT_BLOCKS, Blocks, Float64, Int64, WeightKey, WeightTable
 from scoring.temperature import EXACT_LIMIT, DistanceProfile, checked_distance, distance_bins
 
@@ -62,10 +62,6 @@ class SampleTable:
         self.swap_distances(distance)
 
     # -- distances ----------------------------------------------------------------------------------------------------
-
-    def distances(self) -> Float32 | None:
-        """Return the distances [num_samples]; None for a run without."""
-        return None if self.distance is None else self.distance[: self.num_samples]
 
     def swap_distances(self, distance: Float32 | None) -> Float32 | None:
         """Use other distances, [num_samples] or [padded], and return those from before.
@@ -115,7 +111,14 @@ class SampleTable:
         Raises:
             ValueError: if the policy's weights are negative, not finite or all zero, or depend on other rows.
         """
-        mean_scores = self._mean_scores() if plan.reads_scores else {}
+        # Means by kind over the samples that have a score, in float64 by segments, added exactly: they do not depend on
+        # the number of threads. A kind with only zeros has no mean to divide by.
+        mean_scores, step = {}, self._segment_blocks * BLOCK
+        for kind, table in self.score_tables.items() if plan.reads_scores else ():
+            sums = [float(np.nansum(table.values[r : r + step], dtype=np.float64)) for r in range(0, self.padded, step)]
+            total = math.fsum(sums)
+            if total > 0.0:
+                mean_scores[kind] = total / table.scored
 
         def weigh(blocks: Blocks) -> Float64:
             rows = _Rows(self, blocks, key.temperature, mean_scores)
@@ -141,17 +144,6 @@ class SampleTable:
             key, plan, weigh, num_samples=self.num_samples, pool=self._pool, segment_blocks=self._segment_blocks
         )
 
-    def _mean_scores(self) -> dict[str, float]:
-        """Return the mean score by kind, over the samples that have one; kinds with only zeros are left out."""
-        # Sums of segments in float64, added exactly: the mean does not depend on the number of threads.
-        means, step = {}, self._segment_blocks * BLOCK
-        for kind, table in self.score_tables.items():
-            sums = [float(np.nansum(table.values[r : r + step], dtype=np.float64)) for r in range(0, self.padded, step)]
-            total = math.fsum(sums)
-            if total > 0.0:
-                means[kind] = total / table.scored
-        return means
-
     # -- scores and rounds --------------------------------------------------------------------------------------------
 
     def score_table(self, kind: str) -> ScoreTable:
@@ -159,10 +151,6 @@ class SampleTable:
         if kind not in self.score_tables:
             self.score_tables[kind] = ScoreTable(self.padded)
         return self.score_tables[kind]
-
-    def held(self, report: ScoreReport) -> ScoreReport:
-        """Return the part of a merged report that no newer report has replaced."""
-        return rows_of(report, np.flatnonzero(self.score_tables[report.kind].holds(report)))
 
     def scores(self, kind: str) -> Float32:
         """Return the scores [num_samples], NaN where there is none; a copy."""
@@ -193,17 +181,15 @@ class SampleTable:
             )
         values = self.score_tables[kind].values
 
-        def score_of(bits: int) -> np.float32:
-            return np.float32(np.array(bits, np.uint32).view(np.float32))
-
         # Scores are not negative, so their bit patterns are in the order of their values: bisecting 31 bits finds the
         # largest score that at least `kept` samples reach, without the memory of sorting N values.
         bits, beyond = 0, HIGHEST_SCORE_BITS + 1
         while beyond - bits > 1:
             middle = (bits + beyond) // 2
-            reached = np.count_nonzero(values >= score_of(middle)) >= kept
+            reached = np.count_nonzero(values >= np.uint32(middle).view(np.float32)) >= kept
             bits, beyond = (middle, beyond) if reached else (bits, middle)
-        threshold, left = score_of(bits), kept - int(np.count_nonzero(values >= score_of(bits + 1)))
+        threshold, above = np.uint32(bits).view(np.float32), np.uint32(bits + 1).view(np.float32)
+        left = kept - int(np.count_nonzero(values >= above))
         last_id = int(np.flatnonzero(values == threshold)[left - 1])
         return {"threshold": float(threshold), "last_id": last_id, "kept": kept}
 
@@ -233,9 +219,8 @@ class SampleTable:
     @property
     def nbytes(self) -> int:
         """Bytes of all columns."""
-        columns = self.counts.nbytes + sum(bits.nbytes for bits in self.subsets.values())
-        columns += 0 if self.distance is None else self.distance.nbytes
-        return columns + sum(table.nbytes for table in self.score_tables.values())
+        columns = (self.distance, self.counts, *self.subsets.values(), *self.score_tables.values())
+        return sum(column.nbytes for column in columns if column is not None)
 
     def pack(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Return arrays and facts from which `unpack` restores everything but the distances."""
@@ -280,16 +265,13 @@ class _Rows:
         self, table: SampleTable, blocks: Blocks, temperature: float, mean_scores: Mapping[str, float]
     ) -> None:
         self._table, self._blocks, self._mean_scores, self.temperature = table, blocks, mean_scores, temperature
-        count = blocks.stop - blocks.start if isinstance(blocks, slice) else len(blocks)
-        last = blocks.stop - 1 if isinstance(blocks, slice) else blocks[-1]
-        self.touches_end = bool(last == table.num_blocks - 1)
-        self.num_rows, self.num_samples = count * BLOCK, table.num_samples
+        self._numbers = np.arange(blocks.start, blocks.stop) if isinstance(blocks, slice) else blocks
+        self.touches_end = bool(self._numbers[-1] == table.num_blocks - 1)
+        self.num_rows, self.num_samples = len(self._numbers) * BLOCK, table.num_samples
         self.options, self.distance_range = table.options, table.distance_range
 
     def row_numbers(self) -> Int64:
-        blocks = self._blocks
-        numbers = np.arange(blocks.start, blocks.stop) if isinstance(blocks, slice) else blocks
-        return np.asarray((numbers[:, None] * BLOCK + np.arange(BLOCK)).ravel(), dtype=np.int64)
+        return np.asarray((self._numbers[:, None] * BLOCK + np.arange(BLOCK)).ravel(), dtype=np.int64)
 
     def sample_ids(self) -> Int64:
         return np.minimum(self.row_numbers(), self.num_samples - 1)

@@ -73,11 +73,12 @@ class ScoreTable:
         self.values[ids] = values  # where an id comes twice numpy keeps the last
         self.holder[ids] = number
 
-    def holds(self, report: ScoreReport) -> NDArray[np.bool_]:
-        """Return which samples of a merged report still have their value from it."""
-        step, producer, sequence = report.step, self._producers.index(report.producer), report.sequence
-        numbers = np.flatnonzero((self._order[: self._num_reports] == (step, producer, sequence)).all(axis=1))
-        return np.isin(self.holder[report.ids], numbers)
+    def held(self, report: ScoreReport) -> ScoreReport:
+        """Return the part of a merged report that no newer report has replaced."""
+        order = report.step, self._producers.index(report.producer), report.sequence
+        numbers = np.flatnonzero((self._order[: self._num_reports] == order).all(axis=1))
+        rows = np.flatnonzero(np.isin(self.holder[report.ids], numbers))
+        return replace(report, ids=report.ids[rows], values=report.values[rows])
 
     @property
     def scored(self) -> int:
@@ -125,11 +126,6 @@ def is_order(order: Int64, producers: list[str]) -> bool:
     if order.ndim != 2 or order.shape[1:] != (3,) or not len(order) or (order[0] != -1).any():
         return False
     return bool(((order[1:, 1] >= 0) & (order[1:, 1] < len(producers))).all()) and len(set(producers)) == len(producers)
-
-
-def rows_of(report: ScoreReport, rows: slice | Int64) -> ScoreReport:
-    """Return the part of a report at these positions."""
-    return replace(report, ids=report.ids[rows], values=report.values[rows])
 
 
 def checked_report(report: ScoreReport, num_samples: int) -> tuple[ScoreReport, dict[str, int]]:

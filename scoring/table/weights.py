@@ -144,7 +144,7 @@ class WeightTable:
     @property
     def nbytes(self) -> int:
         """Bytes kept."""
-        return sum(segment.nbytes for segment in self._segments)
+        return sum(segment._cumulative.nbytes for segment in self._segments)
 
     def _in_threads(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """Work on all items in several threads: numpy releases the interpreter's lock where the time is spent."""
@@ -212,8 +212,3 @@ class Segment:
             stride //= 2
         column = place - start
         return (block + self._first) * BLOCK + column, weights[slot * BLOCK + column]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes kept."""
-        return self._cumulative.nbytes

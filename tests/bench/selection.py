@@ -155,7 +155,7 @@ def bench_service(*, num_samples: int = SERVICE_SIZE, seconds: float = SCORES_S)
             selection, seconds, report_every_s=REPORT_SCORES * WRITERS / PACED_RATE, window_every_s=WINDOW_EVERY_S
         )
         asked = _ask_all_at_once(selection)
-        selection.snapshot()
+        selection._compaction.snapshot()
         selection.close()
         recover = _recover(path, distance, config)
         for snapshot in SnapshotStore(path).paths():
@@ -184,7 +184,7 @@ def _recover(path: Path, distance: NDArray[np.float32], config: SelectionConfig)
 def _push_scores(
     selection: Selection, seconds: float, *, report_every_s: float, window_every_s: float
 ) -> tuple[Timings, Timings]:
-    """Writers report, as fast as they are acknowledged or at a pace, while windows are drawn under a changing law."""
+    """Writers report, as fast as they are acknowledged or at a pace, while windows are drawn and controls change."""
     acks, windows, stop = [Timings() for _ in range(WRITERS)], Timings(), threading.Event()
     first = selection.next_window << 20  # reports of an earlier call have lower numbers
 

@@ -173,7 +173,7 @@ def test_a_temperature_and_a_policy_are_set_as_the_effective_size_is(live: LiveR
     page.fill("#steer-temperature", "0.09")
     assert here.text("steer-label") == "not applied yet"
     page.wait_for_function("() => document.querySelector('.line-draft')")
-    meant = live.selection.forecast("temperature", 0.09)["effective_size"]
+    meant = live.selection.view("forecast", kind="temperature", value=0.09)["effective_size"]
     page.wait_for_function("size => document.getElementById('steer-number').value === size", arg=f"{meant:.3f}")
     page.keyboard.press("Enter")
     here.wait("steer-message", "In force from window")

@@ -86,7 +86,7 @@ def told(make: Callable[[], Selection]) -> str:
                 "scoring.config.checked_effective_size": float,
                 "scoring.schedules.checked_effective_size": float,
                 "scoring.temperature.checked_effective_size": float,
-                "scoring.controls.checked_effective_size": float,
+                "scoring.control_state.checked_effective_size": float,
             },
         ),
     ],

@@ -323,7 +323,7 @@ def sound_snapshot() -> bytes:
     selection.report_scores([1, 2], [0.5, 0.25], step=1, producer="rank-0", sequence=0)
     selection.window(0)
     selection.window(1)
-    selection.snapshot()
+    selection._compaction.snapshot()
     log.close()
     whole = next(scratch().glob("snap.sqlite.snapshot-*")).read_bytes()
     length = PREFIX.unpack_from(whole)[2]

@@ -108,7 +108,7 @@ def test_failed_draw_leaves_a_change_in_the_window_that_its_reply_named(selectio
     assert again.temperature < reply.temperature
     assert selection.window(2, effective_size=0.3).temperature > reply.temperature
     GATE.set()
-    assert replay_run(selection._log, config(), selection.table.distances()).reproduced
+    assert replay_run(selection._log, config(), selection.table.distance[: selection.num_samples]).reproduced
 
 
 def test_change_that_waits_for_its_window_survives_a_restart(selection, drawing, tmp_path):

@@ -61,7 +61,7 @@ def test_all_zero_weights_are_refused():
         table_of(np.zeros(10))
 
 
-def test_effective_size_of_a_table_is_that_of_its_law():
+def test_effective_size_of_a_table_is_that_of_its_weights():
     weights = np.array([4.0, 3.0, 2.0, 1.0])
     expected = (1 - (1 - weights / 10) ** 4).mean()
     assert table_of(weights).effective_size == pytest.approx(expected, rel=1e-14)

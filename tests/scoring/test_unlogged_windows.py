@@ -77,7 +77,7 @@ def test_a_change_before_the_trainers_next_request_lands_after_the_windows_it_ha
         assert later[0].policy == ("prototypical" if config is CONFIG else "bss")
         assert config is not CONFIG or later[0].effective_size == 0.5
         assert np.isfinite(service.scores("bss")).any()
-        service.snapshot()
+        service._compaction.snapshot()
         assert replay_run(service._log, config, DISTANCE).reproduced
     with again(path, config) as service:
         assert [service.window(index).digest for index in range(9)] == digests

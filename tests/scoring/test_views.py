@@ -124,7 +124,7 @@ def test_under_uniform_draws_all_samples_are_effective() -> None:
     assert summary["effective_sample_size"] == pytest.approx(70)
     assert summary["entropy"] == pytest.approx(np.log(70))
     assert [row["sample_id"] for row in summary["top"]] == [0, 1, 2]
-    assert summary["law"]["temperature"] is None
+    assert summary["in_force"]["temperature"] is None
 
 
 def test_the_export_holds_every_sample(scored: Selection, tmp_path: Path) -> None:

@@ -300,7 +300,7 @@ class SelectionWorld(RuleBasedStateMachine):
         np.testing.assert_array_equal(self.selection.scores("loss"), expected)
         for _, ids, values in self.known.reports.values():
             assert not np.isnan(self.selection.scores("loss")[ids[usable(ids, values)]]).any()
-        if self.selection._windows.is_flushed:
+        if not self.selection._windows.unwritten:
             assert replay_run(self.faults.log, CONFIG, DISTANCE).reproduced
             self.check_values_in_force()
 
