@@ -111,6 +111,7 @@ def similarity(rows_BRD: Tensor, columns_BCD: Tensor, config: MtoConfig) -> Tens
 
 
 def entropy(logits_BRC: Tensor) -> Tensor:
-    """Return the entropy of each row's softmax in nats, [B, R]; entries of -inf count as probability 0."""
+    """Return the entropy of each row's softmax in nats, [B, R] in [0, ln C]; entries of -inf count as probability 0."""
+    # 0 * -inf would be NaN: the logarithm is cut at the lowest number, which times 0 is 0.
     log_p = logits_BRC.log_softmax(dim=-1)
     return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(dim=-1)

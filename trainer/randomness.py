@@ -53,17 +53,16 @@ class StepRandomness:
             return _shift(bits, 11).to(torch.float64) * 2.0**-53
         return _shift(bits, 40).to(torch.float32) * 2.0**-24
 
-    def integer(self, purpose: str, high: int) -> int:
-        """Return one integer in [0, high) for the whole step: the same on every rank."""
-        return self.key(purpose) % high
-
     def generator(self, purpose: str, row: int) -> np.random.Generator:
-        """Return a numpy generator for one row, for algorithms that draw a varying number of values."""
+        """Return a numpy generator for one row of the caller's tensor.
+
+        For algorithms that draw a varying number of values, which a table of uniforms cannot serve.
+        """
         number = self.first_row + row if self.row_ids is None else int(self.row_ids[row])
         return np.random.Generator(np.random.Philox(key=np.array([self.key(purpose), number], np.uint64)))
 
     def key(self, purpose: str) -> int:
-        """Return the 64-bit hash of (seed, step, purpose), in [0, 2^64)."""
+        """Return the hash of (seed, step, purpose), in [0, 2^64): one number for the step, the same on every rank."""
         key = 0
         # CRC-32 and not hash(): Python salts the hash of a string anew in every process.
         for part in (self.seed, self.step, crc32(purpose.encode())):

@@ -51,16 +51,22 @@ class Method(nn.Module, ABC):
         """
 
     def draw_mask(self, batch: int, randomness: StepRandomness, *, like: Tensor) -> Mask:
-        """Return the mask of `batch` images on the device of `like`, by the configured masking."""
+        """Return the mask of `batch` images on the device of `like`, by the configured masking.
+
+        Row i depends on the step and on its place in the global batch alone, not on `batch`.
+        """
         name = self.default_masking if self.config.masking == "auto" else self.config.masking
         return MASKINGS[name](self.config, batch, randomness, like=like)
 
     def phase_parameters(self, phase: str) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield the (name, parameter) pairs that a phase trains: by default all that require a gradient."""
+        """Yield the (name, parameter) pairs that a phase trains: by default all that require a gradient.
+
+        A parameter belongs to one phase: only that phase's backward pass and optimizer touch it.
+        """
         return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
 
     def active_phases(self, progress: Progress) -> tuple[str, ...]:
-        """Return the phases that run in this step: by default all."""
+        """Return the phases that run in this step, in order: by default all. The first one gives the step's loss."""
         return self.phases
 
     def observer(self, split: Split) -> MtoObserver | None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from trainer.config import ModelConfig
 from trainer.masking import Mask, split_order, take
 from trainer.methods.base import PixelMethod
-from trainer.methods.losses import Losses, add_mto, patch_errors
+from trainer.methods.losses import Losses, add_mto, masked_losses, patch_errors
 from trainer.models.vit import LAYER_NORM_EPS, Encoder, patchify, run_blocks, sincos_positions
 from trainer.models.weights import freeze_copy, init_xavier, move_average
 from trainer.mto import MtoObserver
@@ -67,7 +67,7 @@ class Bootmae(PixelMethod):
         mask = super().draw_mask(batch, randomness, like=like)
         if self.config.masking not in ("auto", "block"):
             return mask
-        order_BN = torch.cat([mask.visible_BV, mask.masked_BM], dim=1).roll(randomness.integer("roll", ROLL), dims=1)
+        order_BN = torch.cat([mask.visible_BV, mask.masked_BM], dim=1).roll(randomness.key("roll") % ROLL, dims=1)
         return split_order(order_BN, mask.visible_BV.shape[1])
 
     def reconstruct(self, images_BCHW: Tensor, mask: Mask) -> Losses:
@@ -94,10 +94,11 @@ class Bootmae(PixelMethod):
         error_BM = patch_errors(pixels_BMP, standardise_channels(take(patches_BNP, mask.masked_BM)))
         feature_BM = feature_distance(features_BMD, target_BMD)
         pixel, feature = (weight_BM * error_BM).mean(), (weight_BM * feature_BM).mean()
-        parts = {"pixel": pixel.detach(), "feature": feature.detach()}
-        detached = error_BM.detach()  # a sample's score is its pixel error alone
-        total = pixel + self.feature_weight * feature
-        losses = Losses(total, detached.mean(dim=1), mask.spread(detached), mask.mask_BN, parts)
+        # A sample's score is its pixel error alone, each hidden patch counted once.
+        losses = masked_losses(error_BM, mask)._replace(
+            total=pixel + self.feature_weight * feature,
+            parts={"pixel": pixel.detach(), "feature": feature.detach()},
+        )
         return add_mto(losses, pixel_mto, feature_mto)
 
     def to_pixels(self, prediction_BNP: Tensor, patches_BNP: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def change_colours(
 
 
 def jitter(images_BCHW: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
-    """Return images in [0, 1] with changed colours, as torchvision's ColorJitter defines them.
+    """Return images in [0, 1] with changed colours: torchvision's ColorJitter, but for the hue (`turn_hue`).
 
     Each draw is [B, 1, 1, 1] in [0, 1), and 1/2 changes nothing: a factor is in [1 - strength, 1 + strength), the hue
     turns by up to a tenth of the circle.
@@ -65,7 +65,7 @@ def luma(images_BCHW: Tensor) -> Tensor:
 
 
 def turn_hue(images_BCHW: Tensor, turn_B111: Tensor) -> Tensor:
-    """Return images whose colours are rotated about the grey axis by a share of a circle (Rodrigues' formula)."""
+    """Return images whose colours are rotated about the grey axis by `turn_B111` circles (Rodrigues' formula)."""
     angle = 2 * math.pi * turn_B111.flatten()
     cos, sin = angle.cos(), angle.sin()
     grey, side = (1 - cos) / 3, sin / math.sqrt(3)
@@ -77,7 +77,10 @@ def turn_hue(images_BCHW: Tensor, turn_B111: Tensor) -> Tensor:
 
 
 def blur(images_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
-    """Return images blurred by a Gaussian of one width an image, cut at three deviations of the widest possible."""
+    """Return images blurred by a Gaussian, sigma_B its standard deviation in pixels for each image.
+
+    All kernels are as long as the widest possible one needs, three deviations to each side: the shape is fixed.
+    """
     batch, channels, height, width = images_BCHW.shape
     radius = max(1, min(math.ceil(3 * BLUR_HIGH * width / 224), (width - 1) // 2))
     offset = torch.arange(-radius, radius + 1, device=images_BCHW.device, dtype=images_BCHW.dtype)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from trainer.config import ModelConfig, require
 from trainer.masking import Mask, hide_blocks, shrink_mask, simmim_blocks, split_tokens, take
 from trainer.methods.base import SelectingMethod
-from trainer.methods.losses import Losses, add_mto, add_predictor
+from trainer.methods.losses import Losses, add_mto, add_predictor, masked_losses
 from trainer.models.beit import RelativeEncoder
 from trainer.models.swin import SwinEncoder
 from trainer.models.vit import LAYER_NORM_EPS, make_blocks, patchify, run_blocks
@@ -60,15 +60,8 @@ class Simmim(SelectingMethod):
         loss_BM = (prediction_BMP.to(target_BMP.dtype) - target_BMP).abs().mean(dim=-1)
         # Only hidden tokens go through the head: the sums over pixels are then means times counts.
         pixels = loss_BM.numel() * self.stride**2
-        detached = loss_BM.detach()
-        losses = Losses(
-            loss_BM.sum() * self.stride**2 / (pixels + COUNT_EPS),
-            detached.mean(dim=1),
-            coarse.spread(detached),
-            coarse.mask_BN,
-            {},
-        )
-        losses = add_mto(losses, observe)
+        total = loss_BM.sum() * self.stride**2 / (pixels + COUNT_EPS)
+        losses = add_mto(masked_losses(loss_BM, coarse)._replace(total=total), observe)
         if self.predictor is None or not (self.training and self.predictor_trains):
             return losses
         seen_BTD = tokens_BTD.detach() if self.config.pass_.detach_encoder else tokens_BTD
