@@ -39,8 +39,7 @@ _MAX_SCRATCH_BYTES: Final = 8 << 20
 class CpuDecoder:
     """Decodes images one after another in the calling thread; parallelism comes from the callers.
 
-    Args:
-        num_samples: Samples in the index, to remember which of them are sound.
+    It remembers which of the index's `num_samples` are sound.
     """
 
     rows_per_call: Final = 1
@@ -78,17 +77,10 @@ class CpuDecoder:
         return reasons
 
     def decode_box(self, data: bytes, header: ImageHeader, box: NDArray[np.int32]) -> Rgb:
-        """Decode one box of a gray or colour JPEG that has been decoded as a whole before.
+        """Return a box (top, left, height, width) of a gray or colour JPEG that has been decoded as a whole before.
 
         Neither of the two ways reports damage in the file, so an image that was not decoded whole must not come here.
-
-        Args:
-            data: The encoded image.
-            header: Its header.
-            box: (top, left, height, width) in pixels.
-
-        Returns:
-            uint8[height, width, 3], overwritten by the same thread's next call.
+        The pixels, uint8[height, width, 3], are overwritten by the same thread's next call.
 
         Raises:
             BadSampleError: If libjpeg-turbo refuses the image after all.

@@ -25,17 +25,11 @@ _ATTEMPTS: Final = 10
 _FLIP_BLOCK: Final = 1 << 16
 """Counter word that keeps the words of flips apart from those of attempts."""
 
+Ints = NDArray[np.int64]
+
 
 def philox4x32(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:
-    """Return one block of random words per counter.
-
-    Args:
-        counter: uint64[n, 4], each word below 2^32.
-        key: Two words below 2^32.
-
-    Returns:
-        uint64[n, 4], each word uniform in [0, 2^32).
-    """
+    """Return a block of four random words for each counter, uint64[n, 4]; every word, the key's too, is below 2^32."""
     c0, c1, c2, c3 = (counter[:, i] for i in range(4))
     # 32-bit words in uint64: products do not overflow, and their halves come from a shift and a mask.
     for r in range(_ROUNDS):
@@ -48,10 +42,7 @@ def philox4x32(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.
 def uniforms(seed: int, draws: NDArray[np.int64], block: int) -> NDArray[np.float64]:
     """Return four random numbers of each draw: for the area, the ratio, the top and the left of one attempt.
 
-    Args:
-        seed: Seed of the run, below 2^64.
-        draws: int64[n] draw numbers.
-        block: Number of the attempt; `_FLIP_BLOCK` for flips.
+    `block` is the number of the attempt, or `_FLIP_BLOCK` for flips; `seed` is below 2^64.
 
     Returns:
         float64[n, 4] in [0, 1).
@@ -79,12 +70,7 @@ def boxes(
 ) -> NDArray[np.int32]:
     """Return the part of each image that is resized, as int32[n, 4] of (top, left, height, width) in pixels.
 
-    Args:
-        seed: Seed of the run.
-        draws: int64[n] draw numbers.
-        transform: The crop's distribution.
-        width: [n] image widths in pixels, at least 1.
-        height: [n] image heights in pixels, at least 1.
+    Widths and heights are those of the n images, in pixels, at least 1.
     """
     widths, heights = width.astype(np.int64), height.astype(np.int64)
     # A center crop is cut after the resize (`resize.resize_window`), so its box is the whole image.
@@ -117,9 +103,7 @@ def boxes(
     return box.astype(np.int32)
 
 
-def _sides(
-    u: NDArray[np.float64], width: NDArray[np.int64], height: NDArray[np.int64], transform: Transform
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _sides(u: NDArray[np.float64], width: Ints, height: Ints, transform: Transform) -> tuple[Ints, Ints]:
     """Draw width and height of boxes: the area uniformly, the aspect ratio uniformly in its logarithm."""
     low, high = transform.scale
     log_low, log_high = np.log(transform.ratio)
@@ -128,13 +112,7 @@ def _sides(
     return np.rint(np.sqrt(area * aspect)).astype(np.int64), np.rint(np.sqrt(area / aspect)).astype(np.int64)
 
 
-def _place(
-    u: NDArray[np.float64],
-    w: NDArray[np.int64],
-    h: NDArray[np.int64],
-    width: NDArray[np.int64],
-    height: NDArray[np.int64],
-) -> NDArray[np.int64]:
+def _place(u: NDArray[np.float64], w: Ints, h: Ints, width: Ints, height: Ints) -> Ints:
     """Place w x h boxes uniformly in images of width x height; return int64[n, 4] of (top, left, height, width)."""
     top = np.floor(u[:, 2] * (height - h + 1)).astype(np.int64)
     left = np.floor(u[:, 3] * (width - w + 1)).astype(np.int64)

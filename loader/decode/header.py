@@ -46,14 +46,11 @@ class ImageHeader:
 
 
 def read_header(data: bytes, *, max_pixels: int) -> ImageHeader:
-    """Return the header of an image.
-
-    Args:
-        data: The encoded image.
-        max_pixels: Largest width * height that is accepted.
+    """Return the header of an encoded image.
 
     Raises:
-        BadSampleError: If it is not a JPEG, PNG or WebP that may be decoded; the message is the reason.
+        BadSampleError: If it is not a JPEG, PNG or WebP that may be decoded, or has more than `max_pixels` (width *
+            height); the message is the reason.
     """
     # The format is read from the bytes: names and extensions of real datasets are often wrong.
     if data[:3] == b"\xff\xd8\xff":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import sys
 from typing import Final
 
 log = logging.getLogger(__name__)
@@ -23,8 +22,6 @@ _MAX_FREE_BYTES: Final = 256 << 20
 
 def keep_freed_memory() -> bool:
     """Let malloc keep up to 256 MB of freed memory. Return whether the allocator took the settings."""
-    if not sys.platform.startswith("linux"):
-        return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:

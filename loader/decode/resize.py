@@ -6,7 +6,7 @@ without torch's dispatch and without a copy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +20,7 @@ Rgb = NDArray[np.uint8]
 """Rows of pixels, uint8[height, width, 3]."""
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(NamedTuple):
     """Sides of a whole box after the resize, and the corner of the square in it that becomes a row of a batch."""
 
     height: int
@@ -53,10 +52,9 @@ def resize_into(out: Rgb, pixels: Rgb, *, flip: bool, transform: Transform) -> N
         transform: Size, kernel, and for center crops the resized short side.
     """
     window = resize_window(len(pixels), len(pixels[0]), transform)
-    to = (window.height, window.width, window.top, window.left, transform.size)
     bicubic = transform.interpolation == "bicubic"
     # The compiled resize returns False for memory layouts that it does not handle.
-    if compiled.resize is None or not compiled.resize(pixels, out, *to, bicubic, flip):
+    if compiled.resize is None or not compiled.resize(pixels, out, *window, transform.size, bicubic, flip):
         np.copyto(out, resize_with_torch(pixels, window, flip=flip, transform=transform))
 
 

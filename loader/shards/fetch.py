@@ -45,15 +45,7 @@ class Range:
 
 
 def plan_ranges(index: ShardIndex, sample_ids: Sequence[int]) -> Iterator[Range]:
-    """Merge samples into ranges.
-
-    Args:
-        index: Has the samples' places.
-        sample_ids: In any order; repeated ones are read once.
-
-    Yields:
-        Ranges that together cover every sample, in the order of shards and places.
-    """
+    """Yield ranges that cover samples, in the order of shards and places; repeated samples are read once."""
     ids = np.unique(np.asarray(sample_ids, np.int64))
     ids = ids[np.lexsort((index.block[ids], index.shard[ids]))]
     # A greedy pass in the order of places: a sample joins the range before it, or begins the next one.
@@ -79,14 +71,7 @@ def plan_ranges(index: ShardIndex, sample_ids: Sequence[int]) -> Iterator[Range]
 
 
 class Fetcher:
-    """Fetches the samples of requests with its own threads.
-
-    Args:
-        index: The samples.
-        reader: Reads their shards.
-        reads_in_flight: Ranges that are read at the same time.
-        disk: Keeps what was read; None keeps nothing.
-    """
+    """Fetches the samples of requests, `reads_in_flight` ranges at a time; `disk` keeps what was read."""
 
     def __init__(
         self, index: ShardIndex, reader: ShardReader, *, reads_in_flight: int, disk: DiskCache | None = None

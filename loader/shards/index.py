@@ -146,26 +146,19 @@ class ShardIndex:
             StaleIndexError: If its shard is gone or is not the one that was indexed.
             BadSampleError: If only its own bytes have changed.
         """
-        row = sample_id
-        return reader.read(int(self.shard[row]), self.start(row), int(self.size[row]), int(self.crc32[row]))
+        shard, size, crc32 = (int(column[sample_id]) for column in (self.shard, self.size, self.crc32))
+        return reader.read(shard, self.start(sample_id), size, crc32)
 
     def start(self, sample_id: int) -> int:
         """Return the start of a sample's image in its shard, in bytes."""
         return int(self.block[sample_id]) * BLOCK
 
     def verify(
-        self,
-        *,
-        full: bool = False,
-        allow_hosts: tuple[str, ...] = (),
-        progress: Progress | None = None,
+        self, *, full: bool = False, allow_hosts: tuple[str, ...] = (), progress: Progress | None = None
     ) -> None:
-        """Check that the shards are the ones that were indexed.
+        """Check the shards' lengths and the first image of each, or with `full` every image's CRC-32.
 
-        Args:
-            full: Check every image's CRC-32, not only the lengths and the first image of each shard.
-            allow_hosts: Hosts of shards that may have private addresses.
-            progress: Called with (samples checked, samples to check).
+        `progress` is called with (samples checked, samples to check).
 
         Raises:
             StaleIndexError: If a shard differs; names the first one and the command that indexes it again.
@@ -195,13 +188,7 @@ def write_index(
 ) -> None:
     """Write an index under a temporary name, then rename it, so that a reader never sees a part of it.
 
-    Args:
-        path: Of the Parquet file.
-        columns: The arrays of `COLUMNS`, each of length N, with "offset" in bytes.
-        keys: N names.
-        shard_urls: The shards, in the order of their numbers.
-        shard_bytes: Length of each.
-        class_names: Name of each label; empty when unknown.
+    `columns` are the arrays of `COLUMNS`, [N] each, with "offset" in bytes.
 
     Raises:
         ValueError: If a shard is too long.

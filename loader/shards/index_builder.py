@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from loader.decode.header import read_header
 from loader.errors import BadSampleError, BadShardError
-from loader.shards.dali_index import read_dali_index, write_dali_index
 from loader.shards.index import ShardIndex, write_index
 from loader.shards.index_checks import COLUMNS
 from loader.shards.parallel import Progress, Runner, run_serially
@@ -63,7 +62,7 @@ def build_index(
 
     Args:
         urls: The shards, in the order that numbers their samples.
-        out: Path of the Parquet file; replaced in one step when the index is complete.
+        out: Parquet file; replaced in one step when the index is complete.
         progress: Called with (bytes walked, bytes in all).
         allow_hosts: Hosts of remote shards that may have private addresses.
         run: Walks the shards, in this process or in several. The index does not depend on it.
@@ -131,11 +130,6 @@ def index_shard(
 ) -> ShardRows:
     """Walk one tar, write its `.idx`, and return its rows.
 
-    Args:
-        url: The shard.
-        progress: Called with the bytes walked.
-        allow_hosts: Hosts that may have private addresses.
-
     Raises:
         BadShardError: If the tar is malformed or holds a member twice.
     """
@@ -146,15 +140,8 @@ def index_shard(
     path = local_path(url)
     with Connections(allow_hosts=allow_hosts) as connections, closing(open_shard(url, connections=connections)) as file:
         num_bytes = file.num_bytes
-        read_at: ReadAt = file.read_at
-        members: Iterable[TarMember] | None = None
-        # A local tar may have an `.idx`, which saves the walk.
-        if path is None:
-            read_at = read_ahead(file.read_at)
-        else:
-            members = read_dali_index(path.with_suffix(".idx"), read_at, num_bytes)
-        if members is None:
-            members = walk_tar(read_at, num_bytes, url=url)
+        read_at = file.read_at if path is not None else read_ahead(file.read_at)
+        members = walk_tar(read_at, num_bytes, url=url)
         for key, group in groupby(members, lambda member: split_name(member.name)[0]):
             sample = list(group)
             if not key or key.endswith("/"):  # a hidden file, such as macOS's ._name
@@ -174,7 +161,7 @@ def index_shard(
     if skipped:
         log.warning("%s: %d further images are not used; the first one of each sample is", url, skipped)
     if path is not None:
-        write_dali_index(path.with_suffix(".idx"), samples)
+        _write_dali_index(path.with_suffix(".idx"), samples)
     if progress is not None:
         progress(num_bytes)
     return ShardRows(num_bytes, np.array(values, np.int64).reshape(-1, 6), keys)
@@ -199,6 +186,19 @@ def _row(read_at: ReadAt, image: TarMember, sample: list[TarMember], url: str) -
             label = int(text) if text.isdigit() and len(text) < 10 else -1
             break
     return image.offset, image.size, zlib.crc32(data), width, height, label
+
+
+def _write_dali_index(path: Path, samples: list[list[TarMember]]) -> None:
+    """Write the `.idx` of a tar's samples as wds2idx v1.2 does; if that is impossible, warn.
+
+    Each line names the members of one sample: extension, offset, size, name.
+    """
+    lines = [f"v1.2 {len(samples)}"]
+    lines += [" ".join(f"{split_name(m.name)[1]} {m.offset} {m.size} {m.name}" for m in sample) for sample in samples]
+    try:
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        log.warning("DALI index not written: %s. Only DALI's own readers need it.", error)
 
 
 def _refuse_duplicates(samples: list[list[TarMember]], url: str) -> None:

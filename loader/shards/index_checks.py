@@ -85,11 +85,7 @@ def check_schema(file: pq.ParquetFile, *, file_bytes: int) -> None:
 
 
 def to_blocks(offset: NDArray[np.int64], *, first_row: int) -> NDArray[np.uint32]:
-    """Convert offsets in bytes to blocks.
-
-    Args:
-        offset: int64[n], bytes.
-        first_row: Number of the first of them, for messages.
+    """Convert offsets in bytes to blocks; messages count rows from `first_row`.
 
     Raises:
         ValueError: If a row cannot be a member of a tar; names the first one.
@@ -105,11 +101,7 @@ def to_blocks(offset: NDArray[np.int64], *, first_row: int) -> NDArray[np.uint32
 
 
 def check_places(columns: dict[str, NDArray[Any]], shard_bytes: list[int]) -> None:
-    """Check that every sample lies within its shard.
-
-    Args:
-        columns: The index's columns, with "offset" in blocks.
-        shard_bytes: Length of each shard.
+    """Check that every sample lies within its shard; "offset" is in blocks here.
 
     Raises:
         ValueError: If one does not; names the first one.

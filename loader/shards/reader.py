@@ -25,11 +25,7 @@ MAX_OPEN_SHARDS: Final = 128
 class ShardReader:
     """Checked, thread-safe reads from a set of shards, of which a bounded number is open.
 
-    Args:
-        urls: The shards.
-        num_bytes: Length that the index recorded for each.
-        index_path: Names the index in error messages.
-        allow_hosts: Hosts of shards that may have private addresses.
+    `num_bytes` are the lengths that the index recorded; `index_path` names it in error messages.
     """
 
     def __init__(

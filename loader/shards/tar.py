@@ -42,11 +42,6 @@ class TarMember:
 def walk_tar(read_at: ReadAt, total_bytes: int, *, url: str) -> Iterator[TarMember]:
     """Yield the regular files of a tar in order.
 
-    Args:
-        read_at: Reads a range of the tar.
-        total_bytes: Length of the tar.
-        url: Names the tar in errors.
-
     Raises:
         BadShardError: If the archive is truncated, has no end marker, or a header cannot be trusted.
     """
@@ -120,14 +115,9 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def read_ahead(read_at: ReadAt, *, chunk_bytes: int = 8 << 20) -> ReadAt:
-    """Turn a walk of small, rising reads into few large ones: over a network each read costs a round trip.
+    """Return a function, for one thread, that turns a walk's small, rising reads into few of at least `chunk_bytes`.
 
-    Args:
-        read_at: Reads a range of the tar.
-        chunk_bytes: Least length of a read.
-
-    Returns:
-        A function that reads the same ranges, for one thread.
+    Over a network each read costs a round trip.
     """
     start, data = 0, b""
 

@@ -56,8 +56,7 @@ class Connection(http.client.HTTPConnection):
 class Connections:
     """The idle connections of one reader. Thread-safe.
 
-    Args:
-        allow_hosts: Hosts that may have private addresses, and may be reached by plain http.
+    Hosts in `allow_hosts` may have private addresses, and may be reached by plain http.
     """
 
     def __init__(self, *, allow_hosts: tuple[str, ...] = ()) -> None:
@@ -74,9 +73,7 @@ class Connections:
     def take(self, url: str, *, fresh: bool = False) -> Connection:
         """Return a connection for a URL, an idle one if possible. The caller returns it with `give`, or closes it.
 
-        Args:
-            url: An http or https URL.
-            fresh: Make a new one, and close the idle ones to that host.
+        With `fresh` it is new, and the idle ones to that host are closed.
 
         Raises:
             ValueError: If the URL or an address of its host is refused.

@@ -38,9 +38,7 @@ _FOLDERS: Final = 256
 class DiskCache:
     """A directory of images. Thread-safe, and safe to share between processes.
 
-    Args:
-        path: The directory; made if missing. Nothing else may be kept in it.
-        max_bytes: Limit for all images in it, from all processes.
+    It is made if missing, and nothing else may be kept in it. `max_bytes` limits the images of all processes together.
 
     Raises:
         ValueError: If the directory cannot be written.
@@ -61,12 +59,7 @@ class DiskCache:
             self._evict()
 
     def get(self, name: str, crc32: int) -> bytes | None:
-        """Return an image, or None when it is missing or damaged.
-
-        Args:
-            name: The name that `put` was called with.
-            crc32: CRC-32 of its bytes.
-        """
+        """Return the image that was `put` under a name, or None when it is missing or its CRC-32 differs."""
         path = self._path(name)
         try:
             data = path.read_bytes()

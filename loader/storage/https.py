@@ -37,22 +37,13 @@ Locate = Callable[[], str]
 
 
 class HttpShard:
-    """A shard behind HTTPS.
+    """A shard behind HTTPS, at the URL that `locate` returns, or else at `name`.
 
-    Args:
-        name: Names the shard in messages; its URL may hold a signature.
-        connections: Shared with other shards; `close` leaves them open.
-        locate: Returns its URL; None takes the name.
-        deadline_s: Retries end this long after the first try.
+    Messages use the name, since URLs may hold a signature. `close` leaves the shared connections open.
     """
 
     def __init__(
-        self,
-        name: str,
-        *,
-        connections: Connections,
-        locate: Locate | None = None,
-        deadline_s: float = DEADLINE_S,
+        self, name: str, *, connections: Connections, locate: Locate | None = None, deadline_s: float = DEADLINE_S
     ) -> None:
         self._name, self._connections, self._deadline_s = name, connections, deadline_s
         self._locate = locate or (lambda: name)

@@ -76,11 +76,7 @@ def local_path(url: str) -> Path | None:
 
 
 def open_shard(url: str, *, connections: Connections) -> ShardFile:
-    """Open a shard for ranged reads.
-
-    Args:
-        url: A path, or a file:, https:, s3: or gs: URL.
-        connections: Stay open between reads of remote shards, and hold the private hosts that are allowed.
+    """Open a path, or a file:, https:, s3: or gs: URL, for ranged reads over `connections`, which stay open.
 
     Raises:
         ValueError: If the URL is refused.

@@ -130,12 +130,6 @@ def shard(work: Workplace, given: Any) -> Verdict:
     return _loaded(build_index([path], path.with_name("index.parquet")))
 
 
-def idx(work: Workplace, given: Any) -> Verdict:
-    path = _placed(work, given, "x.idx")
-    path.with_suffix(".tar").write_bytes(tars.sound())
-    return _loaded(build_index([path.with_suffix(".tar")], path.with_name("index.parquet")))
-
-
 def index(work: Workplace, given: Any) -> Verdict:
     path = _placed(work, given, "index.parquet")
     path.with_name("sound.tar").write_bytes(tars.sound())
@@ -286,7 +280,6 @@ def _controlled(work: Workplace, wish: Control) -> Verdict:
 
 PLACES: dict[str, Callable[[Workplace, Any], Verdict]] = {
     "shard": shard,
-    "idx": idx,
     "index": index,
     "sample": sample,
     "prototypes": prototypes,

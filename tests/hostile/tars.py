@@ -214,29 +214,7 @@ def _paxes() -> Iterator[tuple[str, Make, str, str]]:
     yield "pax: for all, of all", lambda: pax(b"path=same.jpg", kind=b"g") + sound(), BAD, "twice"
 
 
-def _dali() -> Iterator[tuple[str, bytes]]:
-    size, second = len(jpeg()), len(member(b"a.jpg")) + BLOCK
-    right = b"v1.2 2\njpg 512 %d a.jpg\njpg %d %d b.jpg\n" % (size, second, size)
-    yield "sound", right
-    yield "wrong offset", right.replace(b"512", b"513")
-    yield "negative offset", right.replace(b"512", b"-512")
-    yield "negative size", right.replace(b"512 %d" % size, b"512 -1")
-    yield "huge offset", right.replace(b"512", b"9" * 30)
-    yield "5,000 digits", right.replace(b"512", b"9" * 5000)
-    yield "wrong name", right.replace(b"a.jpg\n", b"z.jpg\n")
-    yield "another version", right.replace(b"v1.2", b"v1.1")
-    yield "a field short", right.replace(b"jpg 512", b"512")
-    yield "one member only", right.partition(b"jpg %d" % second)[0]
-    yield "binary", bytes(range(256)) * 8
-    yield "zero bytes in names", right.replace(b"a.jpg", b"a\0.jpg")
-    yield "longer than its tar", right + b"x" * 1_000_000
-    yield "nothing", b""
-
-
 def cases() -> Iterator[Case]:
     for family in (_sizes, _kinds, _names, _paxes):
         for name, make, verdict, says in family():
             yield Case(name=f"tar/{name}", place="shard", verdict=verdict, says=says, make=make, suffix=".tar")
-    for name, text in _dali():
-        make = partial(bytes, text)
-        yield Case(name=f"idx/{name}", place="idx", verdict=ACCEPTED, says="2 samples", make=make, suffix=".idx")

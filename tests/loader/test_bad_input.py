@@ -53,13 +53,10 @@ def boundary(tar: bytes) -> int:
     ],
     ids=["truncated", "member boundary", "garbage", "negative", "huge", "large", "duplicate keys", "empty"],
 )
-@pytest.mark.parametrize("idx", [False, True], ids=["alone", "with the old idx"])
-def test_a_bad_tar_is_not_indexed(photo_index, tmp_path, spoil, message, idx):
+def test_a_bad_tar_is_not_indexed(photo_index, tmp_path, spoil, message):
     shard = tmp_path / "x.tar"
     good = Path(photo_index.shard_urls[0])
     shard.write_bytes(spoil(good.read_bytes()))
-    if idx:
-        shutil.copy(good.with_suffix(".idx"), shard.with_suffix(".idx"))
     with pytest.raises(BadShardError, match=message):
         build_index([shard], tmp_path / "i.parquet")
     assert not (tmp_path / "i.parquet").exists()
