@@ -71,6 +71,7 @@ def place_like(value: Tensor, reference: Tensor) -> Tensor:
 @torch.no_grad()
 def load_whole(method: Method, tensors: Mapping[str, Tensor]) -> None:
     """Load a whole state dict into a method, sharded or not."""
+    # An unknown name is passed on as it is: `load_state_dict` then names it in its error.
     state = method.state_dict()
     method.load_state_dict(
         {name: place_like(value, state[name]) if name in state else value for name, value in tensors.items()}

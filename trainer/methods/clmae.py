@@ -183,8 +183,8 @@ def diversity(keep_BN: Tensor) -> Tensor:
 def curriculum_factor(progress: Progress, kind: str) -> float:
     """Return the factor on the reconstruction loss, from +1 at the start to -1 at the end.
 
-    `linear` is one line over the steps; `literal` is the official two-piece formula by epoch, which is never 0 for an
-    even number of epochs.
+    `linear` is one line over the steps. `literal` is the official formula by epoch e of E: 1 - 2 e / E in the first
+    half, 1 - 2 (e + 1) / E in the second; it is never 0 for an even E.
     """
     if kind == "linear":
         return 1 - 2 * progress.step / max(progress.total_steps - 1, 1)
