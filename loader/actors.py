@@ -46,7 +46,6 @@ class RayLoaders:
     through the object store. Membership is updated in the background, so no call here waits for the fleet.
 
     Args:
-        fleet: The loaders.
         ring_bytes: Size of the ring; 0 uses the object store for everything.
     """
 

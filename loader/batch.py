@@ -24,9 +24,7 @@ class BatchSpec:
     draws: NDArray[np.int64]
     """int64[n], the run-wide number of each draw. With `seed` it is the key of the crop's random numbers."""
     seed: int
-    """Seed of the run."""
     transform: Transform
-    """Applied to every image."""
     probability: NDArray[np.float64] | None = None
     """float64[n], each sample's probability per draw, or a higher rate where its next draws are known already. A hint
     for the caches that changes no pixel; None when unknown."""
@@ -42,13 +40,10 @@ class BadSample:
     row: int
     """Its position in the spec or batch."""
     sample_id: int
-    """Row of the sample index."""
     draw: int
-    """Number of the draw."""
     key: str
     """Name of the sample in its shard."""
     reason: str
-    """Why it failed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +55,6 @@ class Pixels:
     bad: tuple[BadSample, ...]
     """The rows that failed, in order."""
     decode_s: float
-    """Seconds that the loader worked on it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

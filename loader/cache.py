@@ -46,11 +46,7 @@ class _Entry:
 
 
 class PixelCache:
-    """Whole decoded images within a limit in bytes. Thread-safe.
-
-    Args:
-        capacity_bytes: Limit for all pixels; 0 keeps none.
-    """
+    """Whole decoded images of at most `capacity_bytes` together; 0 keeps none. Thread-safe."""
 
     def __init__(self, capacity_bytes: int) -> None:
         self._capacity = capacity_bytes

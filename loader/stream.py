@@ -37,9 +37,6 @@ class BatchStream:
     One iteration at a time; leaving the loop early stops the work, and iterating again continues where it stopped.
 
     Args:
-        windows: Source of draws.
-        loaders: Makes the pixels.
-        config: Sizes, seed and transform.
         on_bad: Called with every bad sample when it is met, from the stream's thread.
     """
 

@@ -32,12 +32,7 @@ SWEEP_IMAGES = 256
 def sweep(
     index_path: Path, transform: Transform, *, ids: NDArray[np.int64] | None = None
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8], list[str]]]:
-    """Decode each sample once in this process, in order of id, on every core.
-
-    Args:
-        index_path: index.parquet.
-        transform: usually `evaluation_transform`.
-        ids: int64[n], only these samples in this order; None for all.
+    """Decode each sample, or only those of `ids` (int64[n]) in their order, once in this process on every core.
 
     Yields:
         (ids int64[n], images uint8[n,3,H,W] with zeros for bad samples, one line for each bad sample).
@@ -56,11 +51,6 @@ def each_once(
     ids: NDArray[np.int64], loaders: LoaderPool, *, transform: Transform
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
     """Read samples once through loaders, in the order given; samples that cannot be decoded are left out.
-
-    Args:
-        ids: int64[n].
-        loaders: the pool that makes the pixels.
-        transform: the evaluation crop.
 
     Yields:
         (sample ids int64[m], images uint8[m,3,H,W]).

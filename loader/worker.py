@@ -50,10 +50,6 @@ FAILPOINT = "tempera.failpoint"
 class LoaderWorker:
     """Loads the pixels of specs from the shards of one index. A context manager.
 
-    Args:
-        index: Path of the sample index.
-        config: Threads, decoder, and caches.
-
     Raises:
         MissingIndexError: The index does not exist or cannot be read.
     """
@@ -88,10 +84,8 @@ class LoaderWorker:
     def load(self, spec: BatchSpec, *, out: torch.Tensor | None = None) -> Pixels:
         """Return the pixels of a spec: always the same bytes for the same spec.
 
-        Args:
-            spec: What to load.
-            out: uint8[n, 3, size, size] to write into, such as shared memory; None allocates. Nothing writes to it
-                after this returns or raises.
+        They are written into `out`, uint8[n, 3, size, size] such as shared memory, or else into new memory. Nothing
+        writes to it after this returns or raises.
 
         Raises:
             StaleIndexError: If a shard is gone or was replaced.

@@ -70,11 +70,6 @@ class Assembler:
     """Makes the batches of one rank, from a given step on.
 
     Args:
-        windows: Source of draws.
-        loaders: Makes the pixels.
-        config: Sizes, seed and transform.
-        stats: Totals to count into.
-        on_bad: Called with every bad sample.
         delivered: Returns the steps that the trainer has taken; at most one window beyond is planned.
     """
 

@@ -79,11 +79,6 @@ class Group:
 
         Rows that came before, or that need another sample by now, are left alone: a reply may be late or come twice.
 
-        Args:
-            rows: The rows that were requested.
-            spec: The spec that was sent.
-            pixels: The reply.
-
         Returns:
             The bad samples, with `row` counted in their step. Rows that got a substitute are still missing.
         """

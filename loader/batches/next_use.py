@@ -24,12 +24,7 @@ def draws_until_next(sample_ids: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def cache_hints(window: Window, following: Window | None) -> NDArray[np.float64]:
-    """Return float64[S*G] in (0, 1], the rate per draw at which each draw's sample is used from then on.
-
-    Args:
-        window: The window whose draws are requested next.
-        following: The window after it, if it is known already.
-    """
+    """Return float64[S*G] in (0, 1], the rate per draw at which each draw's sample is used from then on."""
     # The next window counts as what follows; the draws of this one are those that need hints.
     known = [np.asarray(draws.sample_ids, np.int64) for draws in (window, following) if draws is not None]
     rate = 1 / draws_until_next(np.concatenate(known))[: len(known[0])]

@@ -16,18 +16,15 @@ from numpy.typing import NDArray
 
 from loader.errors import LoaderLost
 
-_MAX_MEMBERS = 256
-"""Members whose times are remembered."""
+_MAX_MEMBERS, _MAX_TIMES = 256, 64
+"""Members whose times are remembered, and how many of each."""
 
 
 def route(sample_ids: NDArray[np.int64], members: Sequence[str], *, avoid: Collection[str] = ()) -> NDArray[np.int64]:
     """Return int64[n], the position in `members` of the loader for each sample.
 
-    Args:
-        sample_ids: int64[n].
-        members: Names of the live loaders.
-        avoid: Members to pass over, such as one that just failed: their samples go to the next choice. Ignored when it
-            names all members.
+    Members to avoid, such as one that just failed, are passed over: their samples go to the next choice. When all are
+    to be avoided, none is.
 
     Raises:
         LoaderLost: There are no members.
@@ -57,22 +54,17 @@ class Deadline:
     """The age at which a request is late: three times the 95th percentile of a typical member, at least a floor.
 
     The typical member is the median one, the faster of two: a straggler must not make its own lateness typical.
-
-    Args:
-        least_s: The floor, in seconds.
-        history: Requests of each member that are remembered.
     """
 
-    def __init__(self, *, least_s: float, history: int = 64) -> None:
+    def __init__(self, *, least_s: float) -> None:
         self._least_s = least_s
-        self._history = history
         self._recent: dict[str, deque[float]] = {}
         self.seconds = least_s
         """Age at which a request is late."""
 
     def add(self, seconds: float, *, member: str) -> None:
         """Record how long a member took for a request."""
-        self._recent.setdefault(member, deque(maxlen=self._history)).append(seconds)
+        self._recent.setdefault(member, deque(maxlen=_MAX_TIMES)).append(seconds)
         # A fleet that scales names new members for days: the ones met first are forgotten.
         while len(self._recent) > _MAX_MEMBERS:
             del self._recent[next(iter(self._recent))]

@@ -18,14 +18,7 @@ _MIN_DRAWS: Final = 400
 
 
 def substitute(position: int, attempt: int, *, num_draws: int, num_spares: int) -> int | None:
-    """Return the number of the spare for a position of a window, or None when all have been tried.
-
-    Args:
-        position: Place in the window, 0..num_draws-1.
-        attempt: Spares that this position has tried already.
-        num_draws: Draws in the window.
-        num_spares: Spares in the window.
-    """
+    """Return the number of the spare for a position in 0..num_draws-1, or None when its attempts have used up all."""
     if attempt >= num_spares:
         return None
     # Neighbouring positions start at the same spare and positions far apart at others: spares are used evenly.

@@ -58,9 +58,6 @@ class WindowSource(Protocol):
 
         A stream calls this from a thread of its own, in order, at most one window ahead of the step that it delivers.
         What it raises ends the stream.
-
-        Args:
-            index: Number of the window, from 0.
         """
 
 
@@ -118,30 +115,19 @@ class WindowFetcher:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FixedWindow:
-    """A window as a plain value."""
+    """A `Window` as a plain value; without a weight table (version 0), and without spares unless some are given."""
 
     index: int
-    """Number of the window."""
     first_draw: int
-    """Run-wide number of its first draw."""
     sample_ids: NDArray[np.int64]
-    """int64[S*G]."""
     probability: NDArray[np.float64]
-    """float64[S*G]."""
     version: int = 0
-    """0: fixed draws have no weight table."""
     spare_ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """int64[K]; a fixed order has none."""
     spare_probability: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0, np.float64))
-    """float64[K]."""
 
 
 class FixedWindows:
     """Windows over given sample ids, in order and without end: for evaluation and feature extraction.
-
-    Args:
-        sample_ids: int64[N], rows of the sample index.
-        config: Sizes.
 
     Raises:
         ValueError: There are no ids.
@@ -168,7 +154,6 @@ class WeightedWindows:
 
     Args:
         weights: float64[N], not negative; a sample is drawn in proportion to its weight, and never when that is 0.
-        config: Sizes and seed.
 
     Raises:
         ValueError: The weights are not finite, negative, or all 0.

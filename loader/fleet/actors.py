@@ -155,15 +155,9 @@ class FleetClient:
     """
 
     actor: Any
-    """Handle of the LoaderFleet."""
 
     def scale(self, size: int, *, author: str, reason: str = "") -> ScaleReply:
-        """Set the desired number of loaders. Returns at once; loaders start and end afterwards.
-
-        Args:
-            size: Loaders, in 1..1024.
-            author: Person or component that asks, for status and events.
-            reason: One line for people.
+        """Set the desired number of loaders, in 1..1024, as `Fleet.scale` does.
 
         Raises:
             ValueError: The size is out of range.
@@ -175,7 +169,6 @@ class FleetClient:
         return self._call("members", timeout_s=timeout_s)
 
     def status(self) -> dict[str, Any]:
-        """Return `Fleet.status`."""
         return self._call("status")
 
     def events(self, after: int = 0) -> list[FleetEvent]:
@@ -209,20 +202,18 @@ def start_fleet(
     num_cpus: float = 1.0,
     policy: ScalePolicy | None = None,
     memory: str | Path | None = None,
-    ready_timeout_s: float = _START_TIMEOUT_S,
 ) -> FleetClient:
     """Start a fleet and wait until its loaders are ready.
 
     Args:
         index: Path of the sample index, the same on every node.
         specs: What the loaders are; a config alone stands for loaders that are all alike.
-        size: Loaders to start with.
+        size: Loaders to start with, in 1..1024.
         name: Name of the fleet's actor in the current namespace.
         num_cpus: CPUs that Ray reserves for each loader when `specs` is a config; 0 reserves none.
         policy: Lets the fleet scale by the trainers' waits; None leaves the size to people.
         memory: File on this node that keeps the desired size should the fleet's process die; removed at the start.
             Without one a restarted fleet has `size` loaders again.
-        ready_timeout_s: Longest wait, in seconds.
 
     Raises:
         LoaderLost: They are not ready in time; the message says why the last one died.
@@ -238,8 +229,8 @@ def start_fleet(
     actor = _remote(name=name, max_restarts=-1, max_concurrency=8, num_cpus=0, label_selector=here)(LoaderFleet)
     fleet = FleetClient(actor.remote(str(index), specs, size, policy, memory))
     try:
-        fleet.members(timeout_s=ready_timeout_s)  # its process is up
-        wait_until_ready(fleet.status, size=size, timeout_s=ready_timeout_s)
+        fleet.members(timeout_s=_START_TIMEOUT_S)  # its process is up
+        wait_until_ready(fleet.status, size=size, timeout_s=_START_TIMEOUT_S)
     except LoaderLost:
         fleet.close()
         raise

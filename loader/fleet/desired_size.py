@@ -16,11 +16,8 @@ class DesiredSize:
     """The size in force, and the last event that the fleet numbered."""
 
     size: int
-    """Loaders."""
     author: str
-    """Person or component that set it."""
     reason: str
-    """Why."""
     sequence: int
     """Number of the last event. A restarted fleet continues from it, so that readers of events miss none."""
 

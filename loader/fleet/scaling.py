@@ -16,9 +16,7 @@ class ScalePolicy:
     """Bounds and thresholds of automatic scaling."""
 
     min_size: int = 1
-    """Fewest loaders."""
     max_size: int = 16
-    """Most loaders."""
     wait_share: float = 0.05
     """Grow when trainers wait for more than this share of their time, in (0, 1)."""
     busy_share: float = 0.5
@@ -44,16 +42,13 @@ class ScaleTo:
     """Decision: change the desired size."""
 
     size: int
-    """Loaders."""
     reason: str
-    """Why, for people."""
 
 
 class Autoscaler:
     """Collects trainers' reports into observations, counts those that agree, and decides when to change the size.
 
     Args:
-        policy: Bounds and thresholds.
         started_s: The time when the first period begins, on the clock of the calls below.
     """
 
@@ -99,11 +94,7 @@ class Autoscaler:
     def observe(self, *, size: int, wait_share: float, busy_share: float, now_s: float) -> ScaleTo | None:
         """Add one observation, and return a decision, or None to leave the size as it is.
 
-        Args:
-            size: Desired loaders at the moment.
-            wait_share: Share of their time that trainers waited since the last observation, in [0, 1].
-            busy_share: Share of their time that loaders worked, in [0, 1].
-            now_s: As for `report`.
+        The shares, in [0, 1], are of the time since the last one: for which trainers waited, and loaders worked.
         """
         policy = self._policy
         hungry = wait_share > policy.wait_share

@@ -14,7 +14,6 @@ class LoaderSpec:
     """Loaders that are alike, and what each of them needs of the cluster."""
 
     config: LoaderConfig
-    """Knobs of each loader."""
     count: int | None = None
     """Number of such loaders, counted after those of the specs before; None takes all that are left."""
     num_cpus: float = 1.0
@@ -70,11 +69,7 @@ class FleetConfig:
         return ScalePolicy(min_size=self.min_loaders, max_size=self.max_loaders)
 
     def specs(self, config: LoaderConfig) -> list[LoaderSpec]:
-        """Return what the fleet's loaders are, those on GPUs first.
-
-        Args:
-            config: Knobs of each loader; in a mixed fleet those on GPUs take its place in the decoder and the cache.
-        """
+        """Return what the fleet's loaders are, those on GPUs first; these ignore the config's decoder and cache."""
         # Ray shows an actor only the GPUs that it reserved: to a loader its own is always number 0.
         on_gpu = config.decoder == "dali" and self.gpus_per_loader > 0
         rest = LoaderSpec(
@@ -92,10 +87,6 @@ class FleetConfig:
 
 def spec_of(name: str, specs: Sequence[LoaderSpec]) -> int:
     """Return the position of a loader's spec: a name keeps its spec, whatever the size of the fleet.
-
-    Args:
-        name: A loader's name, as `loader-7`.
-        specs: The specs; the last one takes all loaders that are left.
 
     Raises:
         ValueError: If no spec is left for it.

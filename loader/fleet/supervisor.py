@@ -50,8 +50,7 @@ class Process(Protocol):
     def drain(self) -> None:
         """Let it finish its requests and end."""
 
-    def kill(self) -> None:
-        """End it now."""
+    def kill(self) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +62,6 @@ class FleetEvent:
     time: float
     """Seconds since the epoch."""
     kind: EventKind
-    """What happened."""
     author: str
     """Cause: a person, the trainer, or `fleet`."""
     message: str
@@ -79,11 +77,8 @@ class ScaleReply:
     previous: int
     """Desired loaders before."""
     size: int
-    """Desired loaders now."""
     author: str
-    """Person or component that changed it."""
     reason: str
-    """Why."""
 
 
 @dataclass(slots=True)
@@ -106,7 +101,6 @@ class Fleet:
 
     Args:
         launch: Starts a loader of the given name and returns at once.
-        size: Desired loaders, from 1.
         clock: Returns seconds since the epoch.
         policy: Scales by the trainers' waits; None leaves the size to `scale`.
         memory: File that keeps the size over a restart of this process; None always starts with `size`.
@@ -260,12 +254,9 @@ class Fleet:
 
 
 def wait_until_ready(status: Callable[[], dict[str, Any]], *, size: int, timeout_s: float) -> None:
-    """Wait until a fleet has `size` loaders ready.
+    """Wait until `status`, which is `Fleet.status`, shows `size` loaders ready.
 
-    Args:
-        status: Returns `Fleet.status()`; a LoaderLost is tried again, since a crowded machine may miss an answer.
-        size: Loaders to wait for.
-        timeout_s: Longest wait, in seconds.
+    A LoaderLost is tried again, since a crowded machine may miss an answer.
 
     Raises:
         LoaderLost: The time is over, or every loader has died before one was ready; the message says why.
@@ -277,16 +268,15 @@ def wait_until_ready(status: Callable[[], dict[str, Any]], *, size: int, timeout
         except LoaderLost:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.1)
-            continue
-        num_ready = sum(loader["state"] == "ready" for loader in loaders)
-        if num_ready >= size:
-            return
-        # When each has died at least once and none came up, the rest of the time would not help.
-        hopeless = bool(loaders) and not num_ready and all(loader["restarts"] for loader in loaders)
-        if hopeless or time.monotonic() > deadline:
-            reasons = "; ".join(sorted({loader["reason"] or loader["state"] for loader in loaders}))
-            raise LoaderLost(f"{size} loaders cannot start: {reasons}")
+        else:
+            num_ready = sum(loader["state"] == "ready" for loader in loaders)
+            if num_ready >= size:
+                return
+            # When each has died at least once and none came up, the rest of the time would not help.
+            hopeless = bool(loaders) and not num_ready and all(loader["restarts"] for loader in loaders)
+            if hopeless or time.monotonic() > deadline:
+                reasons = "; ".join(sorted({loader["reason"] or loader["state"] for loader in loaders}))
+                raise LoaderLost(f"{size} loaders cannot start: {reasons}")
         time.sleep(0.1)
 
 
