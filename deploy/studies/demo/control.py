@@ -44,15 +44,12 @@ class Act:
     """Makes the change and returns its outcome."""
 
 
-def _hold(script: ControlScript) -> str:
-    reason = "a person takes the knob"
-    reply = script.client.control("effective_size", HELD_EFFECTIVE_SIZE, author=AUTHOR, reason=reason)
-    return f"in force from window {reply['window']} (step {reply['step']})"
+def _control(kind: str, value: float | None, reason: str) -> Callable[[ControlScript], str]:
+    def do(script: ControlScript) -> str:
+        reply = script.client.control(kind, value, author=AUTHOR, reason=reason)
+        return f"in force from window {reply['window']} (step {reply['step']})"
 
-
-def _release(script: ControlScript) -> str:
-    reply = script.client.control("release", None, author=AUTHOR, reason="back to the schedule")
-    return f"in force from window {reply['window']} (step {reply['step']})"
+    return do
 
 
 def _scale_to(loaders: int) -> Callable[[ControlScript], str]:
@@ -66,14 +63,19 @@ def _scale_to(loaders: int) -> Callable[[ControlScript], str]:
 def _kill_one(script: ControlScript) -> str:
     victim = next(loader for loader in script.fleet.status()["loaders"] if loader["state"] == "ready")
     os.kill(victim["pid"], signal.SIGKILL)
+    # The API kills nothing, so neither does it log this: the entry shows in the history why a loader was replaced.
     message = f"SIGKILL to {victim['name']} (pid {victim['pid']})"
     script.selection.record(Event(kind="kill", author=AUTHOR, message=message, value=victim["name"]))
     return f"killed {victim['name']} (pid {victim['pid']})"
 
 
 ACTS = (
-    Act(due=0.15, what=f"set effective-size {HELD_EFFECTIVE_SIZE}", do=_hold),
-    Act(due=0.30, what="release", do=_release),
+    Act(
+        due=0.15,
+        what=f"set effective-size {HELD_EFFECTIVE_SIZE}",
+        do=_control("effective_size", HELD_EFFECTIVE_SIZE, "a person takes the knob"),
+    ),
+    Act(due=0.30, what="release", do=_control("release", None, "back to the schedule")),
     Act(due=0.40, what="scale 4", do=_scale_to(4)),
     Act(due=0.55, what="kill -9 one loader", do=_kill_one),
     Act(due=0.72, what="scale 1", do=_scale_to(1)),
@@ -102,6 +104,7 @@ class ControlScript:
         self._performed = 0
         self.times_drawn: NDArray[np.uint32] = np.zeros(0, np.uint32)
         """Number of draws of each sample, uint32[N], once the run is over."""
+        # A daemon, so that a request that hangs cannot keep the demo from ending.
         self._thread = threading.Thread(target=self._perform, name="demo-control", daemon=True)
 
     def __enter__(self) -> Self:
@@ -113,7 +116,7 @@ class ControlScript:
     ) -> None:
         self._over.set()
         self._thread.join(JOIN_S)
-        if kind is not None:
+        if kind is not None:  # the training's own error is the one to show
             return
         if self._failure is not None:
             raise RuntimeError(f"the demo's control script failed: {self._failure}") from self._failure

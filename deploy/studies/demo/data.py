@@ -47,6 +47,7 @@ def prepare(directory: Path, *, images: Path | None, shards: tuple[str, ...]) ->
             build_index(shards, index, progress=advance)
         return DemoData(index=index, test_index=None)
     for part in ("train", "test"):
+        # A source is read once, image by image: each part opens its own.
         source = _split(class_folders(images) if images is not None else digits(), test=part == "test")
         with progress_bar(f"writing {part} shards") as advance:
             built = build_shards(source, directory / part, max_samples=SAMPLES_PER_SHARD, progress=advance)
@@ -60,7 +61,7 @@ def _split(source: ImageSource, *, test: bool) -> ImageSource:
 
     def samples() -> Iterator[ImageSample]:
         for number, sample in enumerate(source.samples):
-            if (number % TEST_EVERY == 0) == test:
+            if (number % TEST_EVERY == 0) == test:  # spread over the source, so that both parts have every class
                 yield sample
 
     count = source.num_samples

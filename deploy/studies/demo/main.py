@@ -105,12 +105,13 @@ def _run_config(data: DemoData, *, steps: int | None, seed: int) -> RunConfig:
         )
     )
     epoch_steps = max(1, round(len(index) / config.train.global_batch))
+    # Warm-up shrinks with a shorter demo; otherwise few steps would be left at the full rate.
     total_steps = steps or config.train.total_steps
     train = replace(
         config.train, seed=seed, total_steps=total_steps, warmup_steps=total_steps // 12, epoch_steps=epoch_steps
     )
     labelled = bool((index.label >= 0).any())
-    every = EPOCHS_BETWEEN_EVALUATIONS * epoch_steps if labelled else 0
+    every = EPOCHS_BETWEEN_EVALUATIONS * epoch_steps if labelled else 0  # neighbours are judged by labels
     return replace(config, name="demo", train=train, evaluate_every=every)
 
 
@@ -119,6 +120,7 @@ def _train_with_curriculum(config: RunConfig, run: RunDir) -> tuple[Arm, NDArray
     num_windows = math.ceil(config.train.total_steps / config.train.window_steps)
     scripts: list[ControlScript] = []
 
+    # `launch` calls this when the API and the actors answer; its result keeps the draw counts after the run.
     def beside(selection: SelectionPort, fleet: FleetClient) -> ControlScript:
         scripts.append(ControlScript(RunClient.attach(run), selection, fleet, num_windows=num_windows))
         return scripts[0]
@@ -126,7 +128,7 @@ def _train_with_curriculum(config: RunConfig, run: RunDir) -> tuple[Arm, NDArray
     say("starting Ray: selection service, 2 loaders, trainer")
     began = time.monotonic()
     with training_bar(run, total_steps=config.train.total_steps, description="training, curriculum"):
-        _finished(launch(config, run, beside=beside))
+        _require_finished(launch(config, run, beside=beside))
     return Arm(name="curriculum", run=run, seconds=time.monotonic() - began), scripts[0].times_drawn
 
 
@@ -135,11 +137,11 @@ def _train_uniform(config: RunConfig, run: RunDir) -> Arm:
     uniform = replace(config, name="demo-uniform", curriculum=replace(config.curriculum, policy="uniform"))
     began = time.monotonic()
     with training_bar(run, total_steps=config.train.total_steps, description="training, uniform"):
-        _finished(launch_in_process(uniform, run))
+        _require_finished(launch_in_process(uniform, run))
     return Arm(name="uniform", run=run, seconds=time.monotonic() - began)
 
 
-def _finished(result: TrainResult) -> None:
+def _require_finished(result: TrainResult) -> None:
     if result.reason != "finished":
         raise RunError(f"the demo was stopped at step {result.step}; start it again.")
 
@@ -152,6 +154,6 @@ def _move_aside(run: RunDir) -> None:
     aside = run.path.with_name(f"{run.path.name}-{stamp}")
     aside.mkdir()
     for child in run.path.iterdir():
-        if child.name != ".lock":
+        if child.name != ".lock":  # this process holds it
             child.rename(aside / child.name)
     say(f"an earlier demo was moved to {aside}")

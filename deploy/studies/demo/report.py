@@ -125,9 +125,10 @@ def _pictures(
     schedule = config.curriculum.schedule_by_progress()
     distance = Prototypes.load(config.data.prototypes or "").distance
     initial = schedule(0.0), solve_temperature(distance, schedule(0.0))
+    # The log has only changes: the values before the first come from the schedule.
     knob = knob_history(arms[0].run, initial=initial, window_steps=config.train.window_steps, total_steps=steps)
     pictures = {folder / name: caption for name, caption in CAPTIONS.items()}
-    sizes, losses, accuracy, histogram = pictures
+    sizes, losses, accuracy, histogram = pictures  # in the order of CAPTIONS
     scheduled = [schedule(step / steps) for step in knob.steps]
     plots.effective_size(
         sizes, steps=knob.steps, used=knob.effective_size, scheduled=scheduled, temperature=knob.temperature

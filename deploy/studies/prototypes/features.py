@@ -51,6 +51,7 @@ class FeatureSpec:
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the features, as JSON values; ValueError if the weights are not a file."""
+        # Weights by content, not by path: a file that was replaced has other features. A run's are its newest step's.
         facts = {name: value for name, value in asdict(self).items() if name not in ("device", "weights", "run")}
         if self.weights is not None:
             if not Path(self.weights).is_file():
@@ -75,7 +76,7 @@ class FeatureSpec:
             return BagOfWords(load_file(store / CODEBOOK)["words"])
         import torch
 
-        from scoring.features import encoders
+        from scoring.features import encoders  # imports timm, which the spaces above do not need
 
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("features on cuda need an NVIDIA GPU that PyTorch sees; it sees none. Use --device cpu.")
@@ -119,6 +120,7 @@ def compute_features(
         words = fit_bag_of_words((images for _, images, _ in sample), seed=spec.seed).words
         with written_aside(codebook) as aside:
             save_file({"words": words}, aside)
+    # A resumed job begins its bar where the last one ended.
     done = len(index) - sum(len(store.ids(chunk)) for chunk in missing)
     if workers:
         chunks = _under_ray(index_path, spec, store, missing, workers)
@@ -171,7 +173,9 @@ def _under_ray(
         needs: dict[str, Any] = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": 1}
         actor: Any = ray.remote(ChunkMaker).options(**needs, max_restarts=RESTARTS, max_task_retries=RESTARTS)
         count = min(workers, len(missing), int(gpus) or workers)
+        # Absolute paths: workers have working directories of their own.
         makers = [actor.remote(index_path.absolute(), spec, store) for _ in range(count)]
+        # `pop` takes from the end, so that the chunks are made in order.
         waiting, running = list(reversed(missing)), {}
         for maker in makers * IN_FLIGHT:
             if waiting:

@@ -83,6 +83,6 @@ def score(
         distance[[int(line.split(" ", 1)[0]) for line in bad]] = 1.0
         prototypes = replace(prototypes, distance=distance)
     prototypes.save(out, index.fingerprint)
-    if not keep_features:
+    if not keep_features:  # last, since an interrupted job continues from them
         shutil.rmtree(folder)
     return Scored(prototypes=prototypes, bad=tuple(line.split(" ", 1)[1] for line in bad), kmeans_device=place)

@@ -135,6 +135,7 @@ class PickedMembers:
 def pick_members(prototypes: Prototypes, *, clusters: int, images: int) -> list[PickedMembers]:
     """Return the largest clusters, with members of each taken evenly from the nearest to the farthest."""
     sizes = np.bincount(prototypes.cluster, minlength=len(prototypes.centroids))
+    # Stable sorts: equal sizes and distances stay in order of id, so that two pages of one file are equal.
     shown = np.argsort(-sizes, kind="stable")[:clusters]
     rows = []
     for cluster in shown[sizes[shown] > 0]:
@@ -224,6 +225,7 @@ def compare(files: Sequence[Path], picture: Path) -> dict[str, Any]:
             "Score one index in several feature spaces, each with an --out of its own."
         )
     stems = [path.stem for path in files]
+    # Files of several folders often have the same name, prototypes.parquet: the folder then tells them apart.
     names = stems if len(set(stems)) == len(stems) else [f"{path.parent.name}/{path.stem}" for path in files]
     ranks = np.stack([_ranks(prototypes.distance) for prototypes in loaded])
     correlation = np.corrcoef(ranks)

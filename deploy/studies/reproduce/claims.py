@@ -47,10 +47,6 @@ class Arm:
     paper: Mapping[str, float] = field(default_factory=dict)
     """Metric -> the paper's figure on ImageNet-1K, in per cent."""
 
-    @property
-    def draws_by_distance(self) -> bool:
-        return any(part in self.policy for part in ("prototypical", "hard"))
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Expectation:
@@ -106,10 +102,6 @@ def _pass(name: str, *, paper: Mapping[str, float] | None = None, **settings: An
     return Arm(
         name=name, policy=score, model={"pass_": {"enabled": True, **settings}}, cost=1.2, paper=dict(paper or {})
     )
-
-
-def _masked(ratio: float) -> Mapping[str, Any]:
-    return {"pass_": {"enabled": True}, "mask_ratio": ratio}
 
 
 UNIFORM = Arm(name="uniform", paper={"nn_cls": 30.25})
@@ -182,7 +174,10 @@ CLAIMS: dict[str, Claim] = {
         sweep=(
             *(_pass(f"pass-keep-{keep}", keep=keep) for keep in (0.2, 0.4, 0.5)),
             *(_pass(f"pass-tau-{tau}", temperature=tau) for tau in (0.05, 0.5, 1.0)),
-            *(replace(_pass(f"pass-mask-{ratio}"), model=_masked(ratio)) for ratio in (0.4, 0.6, 0.9)),
+            *(
+                replace(_pass(f"pass-mask-{ratio}"), model={"pass_": {"enabled": True}, "mask_ratio": ratio})
+                for ratio in (0.4, 0.6, 0.9)
+            ),
         ),
     ),
     "fewshot": Claim(

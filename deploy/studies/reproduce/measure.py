@@ -38,6 +38,7 @@ def whitening(gallery_ND: NDArray[np.float32]) -> Callable[[NDArray[np.float32]]
     Plain cosine neighbours compare little but the few directions that vary most, which in a young encoder hold colour
     and brightness; after whitening every direction has the same weight.
     """
+    # In float64: the variances of an encoder's directions differ by more than float32 resolves.
     mean = gallery_ND.mean(axis=0, dtype=np.float64)
     variance, directions = np.linalg.eigh(np.cov(gallery_ND - mean, rowvar=False))
     scaled = directions / np.sqrt(np.maximum(variance, SMALLEST_VARIANCE * variance.max()))
@@ -55,7 +56,7 @@ class Floor:
 
 
 class Measure:
-    """Evaluates arms on the same decoded images."""
+    """Evaluates arms on the same images, which are decoded at the first use."""
 
     def __init__(self, data: DataConfig, *, size: int) -> None:
         """Take the data, whose training images classify its test images, and the side of the evaluation crop."""
@@ -63,12 +64,10 @@ class Measure:
 
     @cached_property
     def gallery(self) -> LabelledImages:
-        """The images that classify, decoded at the first use."""
         return LabelledImages(Path(self._data.index), size=self._size, most=GALLERY)
 
     @cached_property
     def test(self) -> LabelledImages:
-        """The images to classify, decoded at the first use."""
         return LabelledImages(Path(self._data.test_index or ""), size=self._size, most=TEST)
 
     def __call__(self, run: Path) -> dict[str, float]:
@@ -93,7 +92,7 @@ class Measure:
         for pool in gallery:
             known, wanted = Features(gallery[pool], self.gallery.labels), Features(test[pool], self.test.labels)
             metrics[f"nn_{pool}"] = neighbour_figures("nn", known, wanted)["acc1"]
-            white = whitening(known.values)
+            white = whitening(known.values)  # fitted on the gallery alone: the test images stay unseen
             whitened = [(white(part.values), part.labels) for part in (known, wanted)]
             metrics[f"white_{pool}"] = neighbour_figures("nn", *whitened)["acc1"]
             weighted = Protocol(k=DINO_NEIGHBOURS, temperature=DINO_TEMPERATURE)

@@ -106,6 +106,7 @@ def make_plans(
     for name, path in paths.items():
         if path.is_file():
             begun[name] = Scale(**json.loads(path.read_text())["scale"])
+    # Without --epochs a study that has begun keeps its own, so that a budget is not measured a second time.
     if epochs is None and begun:
         epochs = next(iter(begun.values())).epochs
     if epochs is None:
@@ -119,6 +120,7 @@ def make_plans(
                 f"{paths[name].parent} holds a study of another model or length ({paths[name]}). Take another --out, "
                 "or remove it."
             )
+    # Written anew each time, since seeds and arms may have been added.
     plans = {}
     for name, arms in claims.items():
         plans[name] = Plan(claim=name, seeds=seeds, arms=tuple(arm.name for arm in arms), scale=whole)
@@ -171,6 +173,7 @@ def run_config(arm: Arm, *, data: DataConfig, scale: Scale, seed: int) -> RunCon
         fields["pass_"] = schedule | dict(fields["pass_"])
     model = model_size(scale.size, **fields)
     settings = model.pass_
+    # With PASS an epoch after a selection has fewer steps: the length is the same in epochs, not in steps.
     steps = (
         total_steps(scale.samples, scale.global_batch, scale.epochs, settings)
         if settings.enabled
@@ -187,6 +190,7 @@ def run_config(arm: Arm, *, data: DataConfig, scale: Scale, seed: int) -> RunCon
         warmup_steps=steps // 10,
         window_steps=8,
         seed=seed,
+        # Some 200 points a curve, and only the newest checkpoint: it is what a resume and the evaluation need.
         log_every=max(1, steps // 200),
         checkpoint_every=max(1, steps // 4),
         keep_checkpoints=1,

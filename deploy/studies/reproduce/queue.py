@@ -114,17 +114,20 @@ def train_and_measure(task: Task) -> None:
         ended = launch_in_process(task.config, run)
     if ended.reason != "finished":
         raise RunError(f"{task.title} was stopped at step {ended.step}; the same command continues from there.")
+    # The outcome holds the curves too: RAUC and the report's pictures are made from it alone.
     lines = run.metric_lines()
     names = sorted({name for line in lines for name in line if name.startswith("nn_")} | {"loss"})
+    # Without prototypes, which differ by arm and are not evaluated: the arms then share one Measure.
+    measure = _measure(replace(task.config.data, prototypes=None), task.size)
     outcome = Outcome(
         arm=task.arm,
         seed=task.seed,
-        metrics=_measure(replace(task.config.data, prototypes=None), task.size)(run.path),
+        metrics=measure(run.path),
         curve={name: [[line["step"], line[name]] for line in lines if line.get(name) is not None] for name in names},
         steps=ended.step,
         seconds=time.monotonic() - began,
     )
-    write_json(task.result, asdict(outcome))
+    write_json(task.result, asdict(outcome))  # last: this file marks the task as done
 
 
 @lru_cache(maxsize=1)

@@ -194,6 +194,7 @@ def verdicts(claim: Claim, found: Cells) -> list[Verdict]:
         ours = found[expected.arm][expected.metric].values
         than = expected.than
         rival = found[than][expected.metric].values if isinstance(than, str) else (than,) * len(ours)
+        # Paired by seed: the arms of a seed start from the same weights, so what the seed decides for both cancels.
         differences = tuple(mine - theirs for mine, theirs in zip(ours, rival, strict=True))
         results.append(Verdict(expected=expected, differences=differences))
     return results
@@ -236,6 +237,7 @@ def _markdown(title: str, lead: str, sections: Sequence[Section]) -> str:
                 "| " + " | ".join("" if cell is None else str(cell) for cell in row) + " |" for row in section.rows
             ]
         lines += ["", *(f"![{caption}]({path.name})" for path, caption in section.pictures.items())]
+    # Of several empty lines in a row one is kept.
     return "\n".join(line for number, line in enumerate(lines) if line or lines[number - 1 : number] != [""]) + "\n"
 
 
@@ -249,6 +251,7 @@ def _draw_curves(folder: Path, arms: Sequence[Arm], outcomes: Sequence[Outcome])
     pictures = {}
     for metric, caption in captions.items():
         series: dict[str, tuple[list[float], list[float]]] = {}
+        # By step, because a resumed arm may lack some: each mean is over the seeds that have the step.
         for arm in arms:
             by_step: dict[float, list[float]] = {}
             for step, value in (

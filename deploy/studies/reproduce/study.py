@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from deploy.console import progress_bar
-from deploy.runs.config import DataConfig, RunConfig
+from deploy.runs.config import DataConfig
 from deploy.runs.rundir import RunError
 from deploy.studies.prototypes import job
 from deploy.studies.reproduce.claims import START, Arm
@@ -56,6 +56,7 @@ class Study:
         tasks: dict[str, Task] = {}
         for seed in range(self._seeds):  # outermost, so that an interrupted study has all arms of the first seed
             for arm in arms:
+                # By digest: arms that differ in name alone are one training.
                 task = self._task(arm, seed)
                 tasks.setdefault(task.folder.name.rpartition("-")[2], task)
         queue([task for task in tasks.values() if not task.result.is_file()])
@@ -77,9 +78,17 @@ class Study:
         return Measure(self._data, size=self._size).floor(starts)
 
     def _task(self, arm: Arm, seed: int) -> Task:
+        """Return an arm's training with one seed; its folder ends in a digest of the whole configuration."""
         data = with_prototypes(self._data, arm, size=self._size)
         config = run_config(arm, data=data, scale=self._scale, seed=seed)
-        digest = _digest(config)
+        # Everything that decides what is trained: not the run's name, nor the folder of the data.
+        value: dict[str, Any] = asdict(config)
+        del value["name"]
+        value["data"] = {
+            name: Path(found).name if isinstance(found, str) else found for name, found in value["data"].items()
+        }
+        digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+        # An arm that another claim trained under another name is found by its digest.
         there = sorted((self._out / "arms").glob(f"*-{digest}"))
         folder = there[0] if there else self._out / "arms" / f"{config.name}-{digest}"
         return Task(config=config, folder=folder.resolve(), arm=arm.name, seed=seed, size=self._size)
@@ -133,7 +142,7 @@ def _balanced(source: ImageSource, samples: int) -> ImageSource:
 
 def with_prototypes(data: DataConfig, arm: Arm, *, size: int) -> DataConfig:
     """Return the data with the arm's prototypes, scored unless they exist; unchanged for an arm that needs none."""
-    if not arm.draws_by_distance:
+    if not any(part in arm.policy for part in ("prototypical", "hard")):
         return data
     index = Path(data.index)
     clusters = min(arm.num_clusters, max(1, len(ShardIndex.load(index)) // FEWEST_IN_CLUSTER))
@@ -156,13 +165,3 @@ def with_prototypes(data: DataConfig, arm: Arm, *, size: int) -> DataConfig:
             replace(found, distance=np.random.default_rng(0).permutation(found.distance)).save(dealt)
         prototypes = dealt
     return replace(data, prototypes=str(prototypes))
-
-
-def _digest(config: RunConfig) -> str:
-    """Return a digest of everything that decides what is trained: not the run's name, nor the data's folder."""
-    value: dict[str, Any] = asdict(config)
-    del value["name"]
-    value["data"] = {
-        name: Path(found).name if isinstance(found, str) else found for name, found in value["data"].items()
-    }
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
