@@ -11,7 +11,8 @@ import hashlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -28,6 +29,7 @@ from loader.shards.index_builder import build_index
 from loader.stream import BatchStream
 from loader.worker import LoaderWorker
 from tests.bench.command import run, say
+from tests.runs import wait_for
 
 if TYPE_CHECKING:
     from loader.fleet.actors import FleetClient
@@ -39,49 +41,31 @@ COURSE: Final = (1, 16, 1)
 _STEPS: Final = 16
 _BATCH: Final = 64
 _SEED: Final = 0
-_WINDOW_STEPS: Final = 2
-"""A stream looks one window ahead: what was asked before a change of size is soon over."""
 _REST_S: Final = 0.3
-_JOIN_TIMEOUT_S: Final = 600.0
 _CHECK_TIMEOUT_S: Final = 10.0
 
-Progress = Callable[[str], None]
 
+def digests(*, images: Path, sizes: tuple[int, ...] = SIZES, course: tuple[int, ...] = COURSE) -> dict[str, Any]:
+    """Compare the pixels of the same draws through loader actors under Ray, which is started if it does not run.
 
-def determinism_digests(
-    images: str | Path,
-    *,
-    sizes: Sequence[int] = SIZES,
-    course: Sequence[int] = COURSE,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Compare digests over loader actors under Ray, which is started if it does not run.
+    Returns "digests" by name of the stream, "served" (loaders of the scaled fleet that had requests at the same time),
+    and "equal".
 
     Args:
-        images: A folder of images, a folder of tars, or a tar.
-        sizes: Fleets to compare, in loaders.
-        course: Sizes of one more fleet, one after the other in equal shares of the steps.
-        progress: Told the name of each stream when it starts.
-
-    Returns:
-        "steps", "batch", "fingerprint" of the data, "digests" by name, "served" (loaders of the scaled fleet that had
-        requests at the same time), and "equal".
+        images: folder of images, folder of tars, or a tar.
+        sizes: fleets to compare, in loaders.
+        course: sizes of one more fleet, one after the other in equal shares of the steps.
     """
-    say = progress or (lambda _: None)
     with tempfile.TemporaryDirectory(prefix="tempera-digests-") as scratch:
-        index = build_index(shards_of(Path(images), Path(scratch)), Path(scratch) / "index.parquet")
+        index = build_index(shards_of(images, Path(scratch)), Path(scratch) / "index.parquet")
         say("in process")
-        digests = {"in process": _in_process(index)}
-        through_fleets, served = _fleets(index, sizes, course, say)
-        digests |= through_fleets
-    return {
-        "steps": _STEPS,
-        "batch": _BATCH,
-        "fingerprint": index.fingerprint,
-        "digests": digests,
-        "served": served,
-        "equal": len(set(digests.values())) == 1,
-    }
+        with closing(LocalLoaders([LoaderWorker(index.path, LoaderConfig())])) as pool:
+            found = {"in process": digest(_stream(index, pool))}
+        through_fleets, served = _fleets(index, sizes, course)
+        found |= through_fleets
+    equal = len(set(found.values())) == 1
+    facts = {"steps": _STEPS, "batch": _BATCH, "fingerprint": index.fingerprint}
+    return facts | {"digests": found, "served": served, "equal": equal}
 
 
 def digest(batches: Iterable[Batch]) -> str:
@@ -93,17 +77,7 @@ def digest(batches: Iterable[Batch]) -> str:
     return sha.hexdigest()
 
 
-def _in_process(index: ShardIndex) -> str:
-    pool = LocalLoaders([LoaderWorker(index.path, LoaderConfig())])
-    try:
-        return digest(_stream(index, pool))
-    finally:
-        pool.close()
-
-
-def _fleets(
-    index: ShardIndex, sizes: Sequence[int], course: Sequence[int], say: Progress
-) -> tuple[dict[str, str], int]:
+def _fleets(index: ShardIndex, sizes: Sequence[int], course: Sequence[int]) -> tuple[dict[str, str], int]:
     """Return the digests by name, and how many loaders of the scaled fleet had requests."""
     from loader.actors import RayLoaders
     from loader.fleet.actors import local_fleet
@@ -157,37 +131,15 @@ class _Course:
 def scale_to(fleet: FleetClient, size: int) -> None:
     """Scale a fleet and wait until so many loaders work."""
     fleet.scale(size, author="bench")
-    _wait(lambda: len(fleet.members()) == size, f"the fleet did not come to {size} loaders")
-
-
-def _wait(condition: Callable[[], bool], why: str) -> None:
-    deadline = time.monotonic() + _JOIN_TIMEOUT_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{why} within {_JOIN_TIMEOUT_S:.0f} s")
-        time.sleep(0.1)
+    wait_for(lambda: len(fleet.members()) == size, f"a fleet of {size} loaders", patience_s=600)
 
 
 def _stream(index: ShardIndex, pool: LoaderPool) -> BatchStream:
     config = StreamConfig(
-        seed=_SEED,
-        global_batch=_BATCH,
-        total_steps=_STEPS,
-        window_steps=_WINDOW_STEPS,
-        prefetch_steps=2,
-        transform=Transform(),
-    )
+        seed=_SEED, global_batch=_BATCH, total_steps=_STEPS, window_steps=2, prefetch_steps=2, transform=Transform()
+    )  # a stream looks one window ahead: what was asked before a change of size is soon over
     weights = np.random.default_rng(_SEED).random(len(index))
     return BatchStream(WeightedWindows(weights, config), pool, config)
-
-
-def digests(*, images: Path) -> dict[str, Any]:
-    """Compare the pixels of the same draws through 1, 2, 4 and 8 loaders, and through a fleet that goes 1 -> 16 -> 1.
-
-    Args:
-        images: folder of images, folder of tars, or a tar.
-    """
-    return determinism_digests(images, progress=say)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,45 +29,36 @@ PRODUCT_ROWS = 8192
 PRODUCT_REPEATS = 5
 
 
-def bench_kmeans(
-    num_samples: int,
+def kmeans(
     *,
-    width: int,
-    num_clusters: int,
-    device: str = "auto",
+    samples: int = 1_280_000,
+    width: int = 384,
+    clusters: int = 1000,
+    device: Literal["auto", "cpu", "gpu"] = "auto",
     folder: Path | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Cluster made features, read from disk, and measure their distances, as `tempera score` does.
+    """Cluster made features, read from disk, and measure their distances, as `tempera score` does: seconds and memory.
+
+    `cpu_seconds` are those of all threads together, which a busy machine lengthens less; `of_product` is the rate of
+    multiplications relative to that of a plain matrix product of the same shape here; `purity` is the share of samples
+    whose cluster's most frequent centre is their own.
 
     Args:
-        num_samples: N.
-        width: F.
-        num_clusters: K, also the number of centres that the features are made around.
-        device: auto, cpu or gpu.
-        folder: where the features are written while it lasts, 4 * N * F bytes; a temporary folder by default.
-        progress: called with (what is done, done, total).
-
-    Returns: `seconds` of clustering, and `cpu_seconds`, those of all threads together, which a busy machine lengthens
-    less; `peak_bytes`, the most memory that this process ever held; `feature_bytes` on disk; `of_product`, the rate of
-    multiplications relative to that of a plain matrix product of the same shape here; `purity`, the share of samples
-    whose cluster's most frequent centre is their own.
+        samples: number of samples; the default is about ImageNet-1K's.
+        width: values of a feature; 384 is a ViT-S's.
+        clusters: K, at most samples; also the number of centres that the features are made around.
+        device: auto, cpu or gpu; gpu is an error where faiss has none.
+        folder: folder on a disk with room for the features (4 bytes a value, 2 GB by default).
     """
     place = kmeans_device(device)
     with tempfile.TemporaryDirectory(prefix="tempera-kmeans-", dir=folder) as name:
-        store, origin = made_features(
-            Path(name),
-            num_samples,
-            width=width,
-            num_clusters=num_clusters,
-            progress=_named(progress, "making features"),
-        )
+        store, origin = made_features(Path(name), samples, width=width, num_clusters=clusters)
         start, start_cpu = time.perf_counter(), time.process_time()
-        found = prototype_distances(store, num_clusters, device=place, progress=_named(progress, "clustering"))
+        found = prototype_distances(store, clusters, device=place, progress=partial(say, "clustering"))
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
-    rows = ITERATIONS * min(num_samples, SAMPLE_PER_CLUSTER * num_clusters) + (PASSES + 1) * num_samples
+    rows = ITERATIONS * min(samples, SAMPLE_PER_CLUSTER * clusters) + (PASSES + 1) * samples
     return {
-        "samples": num_samples,
+        "samples": samples,
         "width": width,
         "clusters": found.num_clusters,
         "device": place,
@@ -75,21 +66,16 @@ def bench_kmeans(
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "feature_bytes": 4 * num_samples * width,
-        "of_product": rows * width * num_clusters / seconds / product_rate(width, num_clusters),
+        "feature_bytes": 4 * samples * width,
+        "of_product": rows * width * clusters / seconds / product_rate(width, clusters),
         "purity": purity(found.cluster, origin),
     }
 
 
 def made_features(
-    folder: Path,
-    num_samples: int,
-    *,
-    width: int,
-    num_clusters: int,
-    progress: Callable[[int, int], None] | None = None,
+    folder: Path, num_samples: int, *, width: int, num_clusters: int
 ) -> tuple[FeatureStore, NDArray[np.int32]]:
-    """Features on disk around random centres, and each sample's centre, int32[N]."""
+    """Return features on disk around random centres, and each sample's centre, int32[N]."""
     random = np.random.default_rng(0)
     centres = SPREAD * random.standard_normal((num_clusters, width), dtype=np.float32)
     identity = {"made": f"{num_clusters} centres"}
@@ -98,13 +84,12 @@ def made_features(
     for chunk in store.missing():
         own = origin[store.ids(chunk)]
         store.write(chunk, centres[own] + random.standard_normal((len(own), width), dtype=np.float32))
-        if progress is not None:
-            progress(chunk + 1, store.num_chunks)
+        say("making features", chunk + 1, store.num_chunks)
     return store, origin
 
 
 def product_rate(width: int, num_clusters: int) -> float:
-    """Multiplications a second of a matrix product of many rows with all centroids: the best of some repeats."""
+    """Return the multiplications a second of a matrix product of rows with all centroids: the best of some repeats."""
     random = np.random.default_rng(0)
     rows = random.standard_normal((PRODUCT_ROWS, width), dtype=np.float32)
     centroids = random.standard_normal((width, num_clusters), dtype=np.float32)
@@ -117,35 +102,11 @@ def product_rate(width: int, num_clusters: int) -> float:
 
 
 def purity(cluster: NDArray[np.int32], origin: NDArray[np.int32]) -> float:
-    """Share of the samples that come from the most frequent origin of their cluster, in [0, 1]."""
+    """Return the share of the samples that come from the most frequent origin of their cluster, in [0, 1]."""
     pairs, counts = np.unique(np.stack([cluster, origin]), axis=1, return_counts=True)
     most = np.zeros(int(cluster.max()) + 1, np.int64)
     np.maximum.at(most, pairs[0], counts)
     return float(most.sum() / len(cluster))
-
-
-def _named(progress: Callable[[str, int, int], None] | None, what: str) -> Callable[[int, int], None] | None:
-    return None if progress is None else lambda done, total: progress(what, done, total)
-
-
-def kmeans(
-    *,
-    samples: int = 1_280_000,
-    width: int = 384,
-    clusters: int = 1000,
-    device: Literal["auto", "cpu", "gpu"] = "auto",
-    folder: Path | None = None,
-) -> dict[str, Any]:
-    """Measure the clustering of a whole data set's features: seconds and memory.
-
-    Args:
-        samples: number of samples; the default is about ImageNet-1K's.
-        width: values of a feature; 384 is a ViT-S's.
-        clusters: K, at most samples.
-        device: auto, cpu or gpu; gpu is an error where faiss has none.
-        folder: folder on a disk with room for the features (4 bytes a value, 2 GB by default).
-    """
-    return bench_kmeans(samples, width=width, num_clusters=clusters, device=device, folder=folder, progress=say)
 
 
 if __name__ == "__main__":

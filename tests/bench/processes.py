@@ -20,6 +20,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tests.runs import wait_for
 from tests.soak.processes import Processes
 
 PATIENCE_S = 300.0
@@ -76,11 +77,8 @@ def role(pid: int) -> str:
 
 
 def seconds_until(path: Path, process: subprocess.Popen[bytes], began: float) -> float:
-    """Return the seconds from `began` until a file has content, or exists where it stays empty."""
-    while not path.exists():
-        assert process.poll() is None, "the process ended before its first step"
-        assert time.monotonic() - began < PATIENCE_S, f"no first step within {PATIENCE_S:g} s"
-        time.sleep(0.05)
+    """Return the seconds from `began` until a file exists."""
+    wait_for(path.exists, "the first step", process, patience_s=PATIENCE_S)
     return time.monotonic() - began
 
 

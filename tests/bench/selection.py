@@ -8,11 +8,11 @@ code costs.
 from __future__ import annotations
 
 import os
-import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ PEAK_BYTES = 19
 """Bytes a sample that the benchmark needs at most: recovery holds 14 and, while a snapshot is taken over, 4 more."""
 START = Position(next_window=0, scores_through=0, rounds_through=0)
 DRAWS = 65_536
+CONFIG = SelectionConfig(seed=1, global_batch=4096, window_steps=16)
 REPEATS = 7
 SERVICE_SIZE = 1_280_000
 REPORT_SCORES = 4096
@@ -68,44 +69,30 @@ class Timings:
         """Milliseconds that this share of the runs stays below."""
         return round(float(np.quantile(self.seconds, share)) * 1e3, 3)
 
-    @property
-    def median_ms(self) -> float:
-        """Median in milliseconds."""
-        return round(statistics.median(self.seconds) * 1e3, 3)
-
-    @property
-    def best_ms(self) -> float:
-        """Minimum in milliseconds."""
-        return round(min(self.seconds) * 1e3, 3)
+    median_ms = property(lambda self: self.quantile_ms(0.5))
+    best_ms = property(lambda self: self.quantile_ms(0.0))
 
 
-def bench_selection(
-    *, progress: Callable[[int, int], None] | None = None, sizes: Sequence[int] = SIZES, seconds: float = SCORES_S
-) -> dict[str, Any]:
-    """Measure the selection on this machine.
+def selection(*, trainers: bool = True, sizes: tuple[int, ...] = SIZES, seconds: float = SCORES_S) -> dict[str, Any]:
+    """Measure drawing, re-weighing, solving and scores by number of samples, and 256 trainers that ask under Ray.
+
+    Returns by table size ("by_n") draw_window_ms, reweigh_ms, solve_ms, snapshot_ms, recover_ms from that snapshot and
+    resident_bytes_per_sample, None for a size that does not fit into memory; "scores_per_s" (at most), "ack_p99_ms" (at
+    PACED_RATE), "window_durable_ms" (with its commit), "window_p99_ms_256_threads" (of the selection's own process),
+    "recover_ms" (from a snapshot), "recover_log_only_ms" (every score again).
 
     Args:
-        progress: called with (done, total).
+        trainers: start Ray and measure the trainers' requests too.
         sizes: table sizes.
         seconds: how long scores are pushed.
-
-    Returns:
-        Plain JSON values: "by_n" (by table size: draw_window_ms, reweigh_ms, solve_ms, the same with _best,
-        snapshot_ms, recover_ms from that snapshot, resident_bytes_per_sample; None for a size that does not fit into
-        memory), "scores_per_s" (at most), "ack_p99_ms" (at PACED_RATE), "ack_p99_flooded_ms", "window_durable_ms" (with
-        its commit), "window_p99_ms_256_threads" (of the selection's own process), "recover_ms" (from a snapshot),
-        "recover_log_only_ms" (without one: every score again), "cpus", "load_average".
     """
     report: dict[str, Any] = {"cpus": os.cpu_count(), "load_average": os.getloadavg()[0], "draws": DRAWS, "by_n": {}}
-    for done, size in enumerate(sizes):
-        fits = size * PEAK_BYTES < _available_bytes()
-        report["by_n"][str(size)] = bench_table(size) if fits else None
-        if progress is not None:
-            progress(done + 1, len(sizes) + 1)
+    for size in sizes:
+        say(f"table of {size:,} samples")
+        report["by_n"][str(size)] = bench_table(size) if size * PEAK_BYTES < _available_bytes() else None
+    say("service")
     report |= bench_service(seconds=seconds)
-    if progress is not None:
-        progress(len(sizes) + 1, len(sizes) + 1)
-    return report
+    return report | (bench_window_requests() if trainers else {})
 
 
 def bench_table(num_samples: int) -> dict[str, Any]:
@@ -124,11 +111,10 @@ def bench_table(num_samples: int) -> dict[str, Any]:
         table.counts.add(ids)
     with tempfile.TemporaryDirectory() as directory:
         path, snapshot = Path(directory) / "run.sqlite", Timings()
-        config = SelectionConfig(seed=1, global_batch=4096, window_steps=16)
         snapshot.measure(SnapshotStore(path).save, START, table.pack())
         resident = table.nbytes + weights.nbytes
         del table, weights, profile  # recovery needs their place
-        recover = _recover(path, distance, config)
+        recover = _recover(path, distance)
     return {
         "draw_window_ms": draw.median_ms,
         "reweigh_ms": reweigh.median_ms,
@@ -142,14 +128,13 @@ def bench_table(num_samples: int) -> dict[str, Any]:
     }
 
 
-def bench_service(*, num_samples: int = SERVICE_SIZE, seconds: float = SCORES_S) -> dict[str, Any]:
+def bench_service(*, seconds: float) -> dict[str, Any]:
     """A selection with its log on disk: scores while windows are drawn, many trainers at once, recovery."""
-    distance = np.random.default_rng(0).random(num_samples, dtype=np.float32)
-    config = SelectionConfig(seed=1, global_batch=4096, window_steps=16)
+    distance = np.random.default_rng(0).random(SERVICE_SIZE, dtype=np.float32)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "run.sqlite"
         log = RunLog(path)
-        selection = Selection(distance, config, runlog=log)
+        selection = Selection(distance, CONFIG, runlog=log)
         flood, _ = _push_scores(selection, seconds, report_every_s=0.0, window_every_s=0.0)
         acks, windows = _push_scores(
             selection, seconds, report_every_s=REPORT_SCORES * WRITERS / PACED_RATE, window_every_s=WINDOW_EVERY_S
@@ -157,10 +142,10 @@ def bench_service(*, num_samples: int = SERVICE_SIZE, seconds: float = SCORES_S)
         asked = _ask_all_at_once(selection)
         selection._compaction.snapshot()
         selection.close()
-        recover = _recover(path, distance, config)
+        recover = _recover(path, distance)
         for snapshot in SnapshotStore(path).paths():
             snapshot.unlink()
-        recover_log_only = _recover(path, distance, config)
+        recover_log_only = _recover(path, distance)
     return {
         "scores_per_s": round(len(flood.seconds) * REPORT_SCORES / seconds),
         "ack_p99_ms": acks.quantile_ms(0.99),
@@ -174,10 +159,10 @@ def bench_service(*, num_samples: int = SERVICE_SIZE, seconds: float = SCORES_S)
     }
 
 
-def _recover(path: Path, distance: NDArray[np.float32], config: SelectionConfig) -> Timings:
+def _recover(path: Path, distance: NDArray[np.float32]) -> Timings:
     """Open a run as a restarted service does."""
     recover, log = Timings(), RunLog(path)
-    recover.measure(Selection, distance, config, runlog=log).close()
+    recover.measure(Selection, distance, CONFIG, runlog=log).close()
     return recover
 
 
@@ -206,14 +191,12 @@ def _push_scores(
             if stop.wait(window_every_s):
                 return
 
-    threads = [threading.Thread(target=write, args=(rank,)) for rank in range(WRITERS)]
-    threads.append(threading.Thread(target=draw))
-    for thread in threads:
-        thread.start()
-    time.sleep(seconds)
-    stop.set()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(WRITERS + 1) as threads:
+        tasks = [threads.submit(write, rank) for rank in range(WRITERS)] + [threads.submit(draw)]
+        time.sleep(seconds)
+        stop.set()
+        for task in tasks:
+            task.result()
     return Timings(seconds=[value for rank in acks for value in rank.seconds]), windows
 
 
@@ -226,11 +209,9 @@ def _ask_all_at_once(selection: Selection) -> Timings:
             start.wait()
             asked.measure(selection.window, newest)
 
-    threads = [threading.Thread(target=ask) for _ in range(TRAINERS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(TRAINERS) as threads:
+        for done in [threads.submit(ask) for _ in range(TRAINERS)]:
+            done.result()
     return asked
 
 
@@ -242,27 +223,10 @@ def _available_bytes() -> int:
 
 def _full_reports(num_samples: int) -> Iterator[ScoreReport]:
     """A score for every sample, in reports of a million, one at a time: all at once would need 12 bytes a sample."""
-    return (
-        ScoreReport(
-            ids=np.arange(first, min(first + 1_000_000, num_samples)),
-            values=np.ones(min(1_000_000, num_samples - first), np.float32),
-            kind="loss",
-            step=0,
-            producer="bench",
-            sequence=first,
-        )
-        for first in range(0, num_samples, 1_000_000)
-    )
-
-
-def selection(*, trainers: bool = True) -> dict[str, Any]:
-    """Measure drawing, re-weighing, solving and scores by number of samples, and 256 trainers that ask under Ray.
-
-    Args:
-        trainers: start Ray and measure the trainers' requests too.
-    """
-    measured = bench_selection(progress=say)
-    return measured | (bench_window_requests() if trainers else {})
+    for first in range(0, num_samples, 1_000_000):
+        ids = np.arange(first, min(first + 1_000_000, num_samples))
+        values = np.ones(len(ids), np.float32)
+        yield ScoreReport(ids=ids, values=values, kind="loss", step=0, producer="bench", sequence=first)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ new window first; then all ask for it at one moment. Asking and serving share th
 from __future__ import annotations
 
 import tempfile
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,41 +34,27 @@ class TrainerProcess:
 
     def ask(self, index: int, at_s: float) -> list[float]:
         """Every trainer asks for a window at this time of the clock; seconds until each had it."""
-        seconds: list[float] = []
 
-        def ask(client: Any) -> None:
+        def ask(client: Any) -> float:
             time.sleep(max(0.0, at_s - time.time()))
             start = time.perf_counter()
             client.window(index)
-            seconds.append(time.perf_counter() - start)
+            return time.perf_counter() - start
 
-        threads = [threading.Thread(target=ask, args=(client,)) for client in self._clients]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return seconds
+        with ThreadPoolExecutor(len(self._clients)) as threads:
+            return list(threads.map(ask, self._clients))
 
 
-def bench_window_requests(
-    *, trainers: int = TRAINERS, rounds: int = ROUNDS, num_samples: int = NUM_SAMPLES
-) -> dict[str, float]:
-    """Many trainers ask for a new window at once.
-
-    Args:
-        trainers: how many, a multiple of PROCESSES.
-        rounds: windows asked for.
-        num_samples: size of the table.
-
-    Returns:
-        "window_p99_ms_<n>_trainers", the median over the rounds; with "_best" the best.
-    """
+def bench_window_requests() -> dict[str, float]:
+    """Return "window_p99_ms_256_trainers", the median over the rounds, and with "_best" the best, in a new cluster."""
     with tempfile.TemporaryDirectory() as name, local_cluster(Path(name), num_cpus=PROCESSES):
-        return measure_requests(Path(name), trainers=trainers, rounds=rounds, num_samples=num_samples)
+        return measure_requests(Path(name))
 
 
-def measure_requests(directory: Path, *, trainers: int, rounds: int, num_samples: int) -> dict[str, float]:
-    """`bench_window_requests` in the cluster that this process has joined; the run's files go to the directory."""
+def measure_requests(
+    directory: Path, *, trainers: int = TRAINERS, rounds: int = ROUNDS, num_samples: int = NUM_SAMPLES
+) -> dict[str, float]:
+    """Measure in the cluster that this process has joined; `trainers` is a multiple of PROCESSES."""
     client = _start(directory, num_samples)
     try:
         p99_ms = _rounds(client, trainers, rounds)
@@ -84,14 +70,10 @@ def _start(directory: Path, num_samples: int) -> Any:
 
     distance = np.random.default_rng(0).random(num_samples, dtype=np.float32)
     one = np.zeros((1, 1), np.float32)
-    prototypes = Prototypes(
-        distance=distance, cluster=np.zeros(num_samples, np.int32), centroids=one, davies_bouldin={}
-    )
-    prototypes.save(directory / "prototypes.parquet")
+    file, cluster = directory / "prototypes.parquet", np.zeros(num_samples, np.int32)
+    Prototypes(distance=distance, cluster=cluster, centroids=one, davies_bouldin={}).save(file)
     config = SelectionConfig(seed=1, global_batch=GLOBAL_BATCH, window_steps=WINDOW_STEPS)
-    return start_selection(
-        config, runlog=directory / "run.sqlite", prototypes=directory / "prototypes.parquet", name=NAME
-    )
+    return start_selection(config, runlog=directory / "run.sqlite", prototypes=file, name=NAME)
 
 
 def _rounds(client: Any, trainers: int, rounds: int) -> list[float]:

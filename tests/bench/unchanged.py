@@ -20,15 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from loader import (
-    BatchStream,
-    LoaderConfig,
-    LoaderWorker,
-    LocalLoaders,
-    StreamConfig,
-    Transform,
-    build_index,
-)
+from loader import BatchStream, LoaderConfig, LoaderWorker, LocalLoaders, StreamConfig, Transform, build_index
 from loader.batches.windows import WeightedWindows
 from scoring import POLICIES, Control, Selection, prototype_distances
 from scoring.log.runlog import RunLog
@@ -70,6 +62,10 @@ def pixels() -> dict[str, str]:
 def draws() -> dict[str, str]:
     """Digest 12 windows of each policy, with a report, a manual value, another policy and a release on the way."""
     found = {}
+    policies = {4: "prototypical", 7: "hard", 10: "uniform"}
+    changes = {index: Control(kind="policy", value=value, author="me") for index, value in policies.items()}
+    changes[5] = Control(kind="effective_size", value=0.45, author="me")
+    changes[9] = Control(kind="release", author="me")
     distance = np.random.default_rng(0).beta(3.4, 2.38, SAMPLES).astype(np.float32)
     for policy in sorted({*POLICIES} - {"fixed_temperature"} | {"pass*prototypical"}):
         with tempfile.TemporaryDirectory() as folder:
@@ -85,16 +81,8 @@ def draws() -> dict[str, str]:
             for kind in ("pass", "bss"):
                 selection.control(Control(kind="round", value=kind, author="sweep"))
             for index in range(12):
-                if index == 4:
-                    selection.control(Control(kind="policy", value="prototypical", author="me"))
-                if index == 5:
-                    selection.control(Control(kind="effective_size", value=0.45, author="me"))
-                if index == 7:
-                    selection.control(Control(kind="policy", value="hard", author="me"))
-                if index == 9:
-                    selection.control(Control(kind="release", author="me"))
-                if index == 10:
-                    selection.control(Control(kind="policy", value="uniform", author="me"))
+                if index in changes:
+                    selection.control(changes[index])
                 window = selection.window(index, effective_size=0.2 + 0.02 * index)
                 parts += [window.sample_ids, window.probability, window.spare_ids, window.digest.encode()]
             found[f"draws {policy}"] = digest(*(np.frombuffer(p, "u1") if isinstance(p, bytes) else p for p in parts))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from deploy.runs.config import DataConfig, RunConfig
 from deploy.runs.overrides import override
 from deploy.runs.recipes import debug
 from deploy.runs.rundir import RunDir
+from tests.runs import wait_for
 
 WINDOW_STEPS = 4
 TINY = (
@@ -30,18 +30,10 @@ TINY = (
     "pictures=false",
     f"train.window_steps={WINDOW_STEPS}",
 )
-PATIENCE_S = 240.0
 
 
 def tiny(data: DataConfig, *, steps: int, settings: tuple[str, ...] = ()) -> RunConfig:
     return override(debug(data), (*TINY, f"train.total_steps={steps}", *settings))
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen in time"
-        time.sleep(0.02)
 
 
 @contextmanager
@@ -63,8 +55,21 @@ def alive(folder: Path, config: RunConfig) -> Iterator[RunDir]:
     finally:
         run.stop_request.touch()
         run.pause_request.unlink(missing_ok=True)
-        thread.join(PATIENCE_S)
+        thread.join(240)
     assert not failures, failures
+
+
+@contextmanager
+def paused(run: RunDir) -> Iterator[None]:
+    """Pause a run for the block, and see that it takes steps again afterwards."""
+    with RunClient.attach(run) as client:
+        client.post("pause", author="test")
+        wait_for(lambda: client.state()["paused"], "the pause")
+    yield
+    with RunClient.attach(run) as client:
+        before = client.state()["progress"]["step"]
+        client.post("resume", author="test")
+        wait_for(lambda: client.state()["progress"]["step"] > before, "a step after the pause")
 
 
 @dataclass(frozen=True)

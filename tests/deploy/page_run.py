@@ -5,12 +5,11 @@ The fleet is the one that Ray's actor wraps; here it launches plain LoaderWorker
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 import time
 from collections.abc import Hashable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from loader import (
     ImageSource,
     LoaderConfig,
     LoaderWorker,
-    Pixels,
+    LocalLoaders,
     ShardIndex,
     build_index,
     build_shards,
@@ -40,6 +39,7 @@ from loader import (
 from loader.errors import LoaderLost
 from loader.fleet.supervisor import Fleet
 from scoring import RunLog, Selection
+from tests.samples import encoded
 from trainer import Context, RunHooks, train
 
 SCRIPT = "<img src=x onerror=hacked()>"
@@ -92,8 +92,8 @@ class LocalProcess:
         self.handle.close()
 
 
-class FleetPool:
-    """A LoaderPool over a fleet of this process."""
+class FleetPool(LocalLoaders):
+    """The loaders of a fleet of this process."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet, self._threads = fleet, ThreadPoolExecutor(2)
@@ -107,17 +107,6 @@ class FleetPool:
             raise LoaderLost(f"{member} has left")
         return self._threads.submit(worker.load, spec)
 
-    def wait(self, handles: Sequence[Any], timeout_s: float) -> list[Hashable]:
-        return list(wait(handles, timeout_s, FIRST_COMPLETED).done)
-
-    def result(self, handle: Any) -> Pixels:
-        future: Future[Pixels] = handle
-        return future.result(0)
-
-    def release(self, handle: Hashable) -> None: ...
-
-    def observe(self, wait_share: float) -> None: ...
-
     def explain(self, members: Sequence[str]) -> dict[str, str]:
         return {}
 
@@ -125,9 +114,8 @@ class FleetPool:
 def hostile_data(folder: Path) -> DataConfig:
     """Images whose keys are markup; the bytes of one are changed after indexing, so that its checksum is wrong."""
     pixels = np.random.default_rng(0).integers(0, 256, (NUM_SAMPLES, 4, 4, 3), np.uint8)
-    samples = [
-        ImageSample(key=f"{SCRIPT}{number}", data=_jpeg(image), label=number % 2) for number, image in enumerate(pixels)
-    ]
+    images = [Image.fromarray(image).resize((32, 32)) for image in pixels]
+    samples = [ImageSample(f"{SCRIPT}{number}", encoded(image), number % 2) for number, image in enumerate(images)]
     built = build_shards(ImageSource(samples, ("<b>cat</b>", "dog")), folder)
     index_path, prototypes = folder / "index.parquet", folder / "prototypes.parquet"
     build_index(built, index_path)
@@ -211,12 +199,6 @@ def _training(
         thread.join(200)
     assert not failures, failures
     assert not thread.is_alive()
-
-
-def _jpeg(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).resize((32, 32)).save(file, "JPEG")
-    return file.getvalue()
 
 
 def _flip_a_byte(path: Path, at: int) -> None:

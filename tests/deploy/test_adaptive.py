@@ -18,15 +18,8 @@ from scoring import Event, read_entries
 NEVER_A_GAIN = ("curriculum.schedule=adaptive", "curriculum.growth.min_gain=100", "curriculum.growth.patience=1")
 
 
-@pytest.fixture
-def config(digits: DataConfig) -> RunConfig:
-    steps = ("train.total_steps=24", "train.checkpoint_every=4", "train.window_steps=4")
-    small = ("train.model.width=48", "train.model.depth=1", "train.model.heads=3", "train.model.decoder_depth=1")
-    return override(debug(digits), (*steps, *small, *NEVER_A_GAIN, "pictures=false"))
-
-
 def test_a_flat_loss_broadens_the_draw_and_a_resume_adds_nothing_twice(tmp_path: Path, config: RunConfig) -> None:
-    run = RunDir(tmp_path / "run")
+    run, config = RunDir(tmp_path / "run"), override(config, ("train.total_steps=24", *NEVER_A_GAIN))
     stopped = launch_in_process(config, run, should_stop=lambda: len(run.metric_lines()) >= 10)
     assert stopped.reason == "stopped"
     assert launch_in_process(config, run).step == 24

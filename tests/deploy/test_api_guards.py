@@ -21,7 +21,8 @@ from deploy.api.options import BODY_BYTES, CONNECTIONS, ApiOptions
 from deploy.cli import main
 from deploy.runs.config import DataConfig
 from deploy.runs.rundir import RunDir
-from tests.deploy.api_run import Raw, alive, read_reply, tiny, wait_for
+from tests.deploy.api_run import Raw, alive, paused, read_reply, tiny
+from tests.runs import wait_for
 
 AUTHOR = {"author": "ann"}
 READS = (
@@ -43,21 +44,8 @@ OTHER_METHODS = ("HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, digits: DataConfig) -> Iterator[RunDir]:
     """A run that is paused while the tests send their requests, which is quicker, and continues afterwards."""
-    with alive(tmp_path_factory.mktemp("guards") / "run", tiny(digits, steps=10**6)) as run:
-        with RunClient.attach(run) as client:
-            client.post("pause", author="test")
-            wait_for(lambda: client.state()["paused"], "the rest")
+    with alive(tmp_path_factory.mktemp("guards") / "run", tiny(digits, steps=10**6)) as run, paused(run):
         yield run
-        with RunClient.attach(run) as client:
-            before = client.state()["progress"]["step"]
-            client.post("resume", author="test")
-            wait_for(lambda: client.state()["progress"]["step"] > before, "a step after all this")
-
-
-@pytest.fixture
-def client(run: RunDir) -> Iterator[RunClient]:
-    with RunClient.attach(run) as client:
-        yield client
 
 
 @pytest.fixture

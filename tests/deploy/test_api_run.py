@@ -28,7 +28,8 @@ from deploy.runs.config import DataConfig, load_config
 from deploy.runs.rundir import RunDir, RunError
 from loader import ShardIndex
 from scoring import Prototypes, RunLog
-from tests.deploy.api_run import WINDOW_STEPS, alive, tiny, wait_for
+from tests.deploy.api_run import WINDOW_STEPS, alive, paused, tiny
+from tests.runs import losses, wait_for
 
 ENOUGH = 12
 
@@ -37,16 +38,6 @@ ENOUGH = 12
 def run(tmp_path_factory: pytest.TempPathFactory, digits: DataConfig) -> Iterator[RunDir]:
     with alive(tmp_path_factory.mktemp("api") / "run", tiny(digits, steps=10**6)) as run:
         yield run
-
-
-@pytest.fixture
-def client(run: RunDir) -> Iterator[RunClient]:
-    with RunClient.attach(run) as client:
-        yield client
-
-
-def losses(run: RunDir) -> list[tuple[int, float]]:
-    return [(line["step"], line["loss"]) for line in run.metric_lines() if "loss" in line]
 
 
 def test_a_change_reaches_the_trainer_within_its_bound(run: RunDir, client: RunClient) -> None:
@@ -219,12 +210,10 @@ def test_the_stream_brings_states_and_new_rows(client: RunClient) -> None:
 
 
 @pytest.fixture
-def resting(client: RunClient) -> Iterator[None]:
+def resting(run: RunDir) -> Iterator[None]:
     """Pause the run of the other tests: it draws from torch's global generator, which this process shares."""
-    client.post("pause", author="test")
-    wait_for(lambda: client.state()["paused"], "the rest")
-    yield
-    client.post("resume", author="test")
+    with paused(run):
+        yield
 
 
 @pytest.mark.usefixtures("resting")

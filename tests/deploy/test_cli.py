@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 from deploy.cli import main
 from deploy.runs.config import DataConfig
-
-
-def answer(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
-    """Run a command that must succeed, and return its JSON."""
-    capsys.readouterr()
-    assert main([*map(str, words), "--json"]) == 0
-    value: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return value
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """Run a command that the user must mend, and return its one line."""
-    capsys.readouterr()
-    assert main([*map(str, words)]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tempera: ")]
-    assert len(lines) == 1
-    return lines[0]
+from tests.deploy.commands import answer, refusal
 
 
 @pytest.fixture
@@ -44,21 +26,8 @@ def class_folders(tmp_path: Path) -> Path:
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for name in [
-        "demo",
-        "shards",
-        "score",
-        "train",
-        "resume",
-        "status",
-        "watch",
-        "set",
-        "release",
-        "scale",
-        "log",
-        "eval",
-    ]:
-        assert name in shown
+    assert all(name in shown for name in ("demo", "shards", "score", "train", "resume", "status", "watch", "set"))
+    assert all(name in shown for name in ("release", "scale", "log", "eval"))
 
 
 def test_build_index_verify_info_agree(capsys: pytest.CaptureFixture[str], class_folders: Path, tmp_path: Path) -> None:

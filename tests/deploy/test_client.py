@@ -18,9 +18,10 @@ from deploy.api.client import ChangedSince, Refused, RunClient, _value
 from deploy.cli import main
 from deploy.runs.config import DataConfig
 from deploy.runs.rundir import RunDir
-from tests.deploy.api_run import alive, tiny, wait_for
+from tests.deploy.api_run import alive, tiny
+from tests.deploy.commands import answer, refusal
 from tests.deploy.forwarding import forwarded
-from tests.deploy.test_cli import answer, refusal
+from tests.runs import wait_for
 
 HEAVY = ("torch", "ray", "numpy", "loader", "scoring", "trainer", "fastapi")
 ROOT = Path(__file__).parents[2]

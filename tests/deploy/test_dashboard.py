@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -22,6 +21,7 @@ from loader import ShardIndex
 from scoring import Control, RunLog, Selection
 from tests.deploy.page_run import SCRIPT, LiveRun, live_run
 from tests.programs import needs, program
+from tests.runs import wait_for
 
 CHROMIUM = program("chromium")
 FLAGS = (
@@ -106,13 +106,6 @@ def on_schedule(live: LiveRun) -> Iterator[None]:
         live.selection.control(Control(kind="release", author="test"))
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WAIT_MS / 1000
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen"
-        time.sleep(0.02)
-
-
 def height_of(page: Any, value: float) -> float:
     """Where a size stands in the curve, from the grid's labels."""
     return float(
@@ -156,7 +149,7 @@ def test_dragging_the_handle_and_applying_changes_what_the_next_window_draws(
     page.click("#apply")
     said = here.wait("steer-message", r"In force from window")
     window = int(re.search(r"window ([\d,]+)", said)[1].replace(",", ""))  # type: ignore[index]
-    until(lambda: live.selection.next_window > window, "the window that the page named")
+    wait_for(lambda: live.selection.next_window > window, "the window that the page named")
     assert live.selection.window(window).effective_size == pytest.approx(shown, abs=1e-6)
     assert live.selection.window(window - 1).effective_size != pytest.approx(shown, abs=1e-3)
     assert here.wait("log", "looks narrow").startswith("mira")
@@ -188,7 +181,7 @@ def test_a_temperature_and_a_policy_are_set_as_the_effective_size_is(live: LiveR
     page.click("#apply")
     said = here.wait("steer-message", "In force from window")
     window = int(re.search(r"window ([\d,]+)", said)[1].replace(",", ""))  # type: ignore[index]
-    until(lambda: live.selection.next_window > window, "the window that the page named")
+    wait_for(lambda: live.selection.next_window > window, "the window that the page named")
     assert live.selection.window(window).policy == "uniform"
     page.wait_for_function("() => document.getElementById('steer-temperature').disabled")
     assert page.locator(".handle").is_hidden(), "uniform draws have no effective size to drag"
@@ -234,12 +227,12 @@ def test_plus_and_minus_change_the_fleet(live: LiveRun, tab: Callable[..., Tab])
     page = here.open(live.page)
     page.fill("#author", "mira")
     page.click("#more")
-    until(lambda: len(live.fleet.members()) == 3, "a third loader")
+    wait_for(lambda: len(live.fleet.members()) == 3, "a third loader")
     page.locator("#loaders .tile").nth(2).wait_for()
     assert (live.fleet.status()["size"], live.fleet.status()["author"]) == (3, "mira")
     here.wait("fleet-reason", r"3 of 3 ready\. mira")
     page.click("#fewer")
-    until(lambda: len(live.fleet.members()) == 2, "two loaders")
+    wait_for(lambda: len(live.fleet.members()) == 2, "two loaders")
     page.wait_for_function("() => document.querySelectorAll('#loaders .tile').length === 2")
 
 

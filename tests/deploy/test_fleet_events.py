@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 from deploy.launch.launch import fleet_events_logged
 from loader.fleet.supervisor import FleetEvent
 from scoring import Event
+from tests.runs import wait_for
 
 
 def event(sequence: int) -> FleetEvent:
@@ -29,9 +28,7 @@ def test_every_event_is_copied_once_and_in_order_through_an_outage() -> None:
         written.append(entry)
 
     with fleet_events_logged(lambda after: [one for one in happened if one.sequence > after], record, every_s=0.01):
-        deadline = time.monotonic() + 60
-        while len(written) < 2 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for(lambda: len(written) == 2, "two entries")
         happened.append(event(3))
     assert [entry.message for entry in written] == ["event 1", "event 2", "event 3"]
     assert {(entry.kind, entry.author) for entry in written} == {("scale", "ann")}

@@ -15,23 +15,12 @@ from deploy.cli import main
 from deploy.launch import launch
 from deploy.launch.launch import launch_in_process
 from deploy.observe.run_log import knob_history, log_entries
-from deploy.runs.config import DataConfig, RunConfig
+from deploy.runs.config import RunConfig
 from deploy.runs.overrides import override
-from deploy.runs.recipes import debug
 from deploy.runs.rundir import Endpoint, RunDir, RunError
 from scoring import RunLog
+from tests.runs import losses
 from trainer import METHODS, Context
-
-
-@pytest.fixture
-def config(digits: DataConfig) -> RunConfig:
-    steps = ("train.total_steps=16", "train.checkpoint_every=4", "train.window_steps=4")
-    small = ("train.model.width=48", "train.model.depth=1", "train.model.heads=3", "train.model.decoder_depth=1")
-    return override(debug(digits), (*steps, *small, "pictures=false"))
-
-
-def losses(run: RunDir) -> list[tuple[int, float]]:
-    return [(line["step"], line["loss"]) for line in run.metric_lines() if "loss" in line]
 
 
 def test_a_resumed_run_has_the_loss_curve_of_an_uninterrupted_one(tmp_path: Path, config: RunConfig) -> None:

@@ -14,6 +14,7 @@ import yaml
 from deploy.cli import main
 from deploy.remote.jobs.shipping import PACKAGES
 from deploy.remote.manifests.ray_up import load_description, ray_up_config
+from tests.deploy.commands import refusal
 
 MANIFESTS = Path(__file__).parent.parent.parent / "deploy" / "remote" / "manifests"
 CRDS = "TEMPERA_KUBERAY_CRDS"
@@ -29,12 +30,6 @@ def written(capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, dict[st
     text = capsys.readouterr().out
     assert text.startswith("#")
     return {document["kind"]: document for document in yaml.safe_load_all(text)}
-
-
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    capsys.readouterr()
-    assert main([*words]) == 2
-    return capsys.readouterr().err
 
 
 def test_groups_have_the_labels_and_sizes_that_the_run_asks_for(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,17 +51,13 @@ def test_every_container_has_the_token_by_reference_and_no_rights(capsys: pytest
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
         pod = group["template"]["spec"]
         assert pod["securityContext"]["runAsNonRoot"] is True
-        assert {volume["name"]: next(iter(volume.keys() - {"name"})) for volume in pod["volumes"]} == {
-            "shared-memory": "emptyDir",
-            "shared": "persistentVolumeClaim",
-        }
+        kinds = {volume["name"]: next(iter(volume.keys() - {"name"})) for volume in pod["volumes"]}
+        assert kinds == {"shared-memory": "emptyDir", "shared": "persistentVolumeClaim"}
         (container,) = pod["containers"]
         variables = {variable["name"]: variable for variable in container["env"]}
         assert variables["RAY_AUTH_MODE"]["value"] == "token"
-        assert variables["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"] == {
-            "name": "tempera-token",
-            "key": "auth_token",
-        }
+        secret = variables["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
+        assert secret == {"name": "tempera-token", "key": "auth_token"}
         assert container["envFrom"] == [{"secretRef": {"name": "s3-keys"}}]
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
         assert {container["livenessProbe"]["httpGet"]["path"]} == {"/api/healthz"}
@@ -108,7 +99,7 @@ def test_only_those_who_must_reach_the_cluster_may(capsys: pytest.CaptureFixture
 def test_a_run_that_does_not_fit_its_pods_is_refused(
     capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
 ) -> None:
-    assert message in refused(capsys, *WORDS, *words)
+    assert message in refusal(capsys, *WORDS, *words)
 
 
 @pytest.mark.skipif(CRDS not in os.environ, reason=f"{CRDS} does not name a folder with KubeRay's CRDs")
@@ -166,11 +157,8 @@ def test_each_example_becomes_a_file_that_ray_takes(
         assert config["provider"]["worker_ips"] == ["10.0.0.2", "10.0.0.3", "10.0.0.9"]
         return
     types = config["available_node_types"]
-    assert {name: kind["labels"]["tempera-role"] for name, kind in types.items()} == {
-        "head": "head",
-        "loader": "loader",
-        "trainer": "trainer",
-    }
+    roles = {name: kind["labels"]["tempera-role"] for name, kind in types.items()}
+    assert roles == {role: role for role in ("head", "loader", "trainer")}
     assert [(kind["min_workers"], kind["max_workers"]) for kind in types.values()] == [(0, 0), (1, 8), (0, 2)]
     assert types["trainer"]["resources"]["GPU"] == 8
 

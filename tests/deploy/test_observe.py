@@ -230,18 +230,18 @@ def test_a_resumed_run_has_each_step_once_in_its_event_files(tmp_path: Path) -> 
 
 
 def test_lines_are_handed_over_once_and_a_torn_one_when_it_is_whole(tmp_path: Path) -> None:
-    run, told = RunDir(tmp_path), Recording()
-    follower = Follower(run, [told])
+    run, tracker = RunDir(tmp_path), Recording()
+    follower = Follower(run, [tracker])
     write_lines(run, range(1, 3))
     with run.metrics.open("a") as file:
         file.write('{"step": 3, "ti')
     follower.poll()
     follower.poll()
-    assert [step for step, _ in told.heard] == [1, 2]
+    assert [step for step, _ in tracker.rows] == [1, 2]
     with run.metrics.open("a") as file:
         file.write('me": 1.0, "loss": 0.25}\n')
     follower.poll()
-    assert told.heard[-1] == (3, {"loss/loss": 0.25})
+    assert tracker.rows[-1] == (3, {"loss/loss": 0.25})
 
 
 def test_a_tracker_that_is_not_installed_is_refused_before_the_run(
@@ -262,7 +262,7 @@ for name in ("set_experiment", "start_run", "log_params", "log_metrics", "log_ar
 """
 
 
-def test_mlflow_hears_of_each_step_once_even_when_the_run_begins_again(
+def test_mlflow_gets_each_step_once_even_when_the_run_begins_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mlflow.py").write_text(MLFLOW)
@@ -287,13 +287,13 @@ def test_nested_settings_become_names_with_dots() -> None:
 class Recording:
     """A tracker that remembers."""
 
-    heard: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    rows: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
     def restart(self) -> None:
-        self.heard.clear()
+        self.rows.clear()
 
     def scalars(self, step: int, time_s: float, values: Any) -> None:
-        self.heard.append((step, dict(values)))
+        self.rows.append((step, dict(values)))
 
     def picture(self, name: str, step: int, path: Path) -> None: ...
 

@@ -6,10 +6,9 @@ import json
 import re
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -28,22 +27,9 @@ from tests.deploy.observe_fakes import state
 from tests.deploy.page_run import LiveRun, live_run
 from tests.local_ray import local_ray
 from tests.programs import needs, program
+from tests.runs import wait_for
 
 PROMETHEUS = program("prometheus")
-WAIT_S = 200.0
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    """What the condition returns, once that is something."""
-    deadline = time.monotonic() + WAIT_S
-    while True:
-        try:
-            if found := condition():
-                return found
-        except OSError:
-            pass
-        assert time.monotonic() < deadline, f"{what} did not happen"
-        time.sleep(0.1)
 
 
 def fetched(url: str, token: str = "") -> bytes:
@@ -76,7 +62,7 @@ def test_the_commands_name_the_page_and_keep_its_token_out_of_what_they_print(li
 
 @needs("prometheus")
 def test_prometheus_scrapes_a_real_run_with_the_written_configuration(live: LiveRun, tmp_path: Path) -> None:
-    until(lambda: live.run.metric_lines() and live.selection.next_window > 3, "training")
+    wait_for(lambda: live.run.metric_lines() and live.selection.next_window > 3, "training")
     written = write_monitoring(tmp_path, url=live.url, token_file=live.run.api_token, scrape_s=1)
     port = _free_port()
     arguments = [f"--config.file={written[0]}", f"--storage.tsdb.path={tmp_path / 'data'}"]
@@ -92,7 +78,7 @@ def test_prometheus_scrapes_a_real_run_with_the_written_configuration(live: Live
         return list(answer["data"]["result"])
 
     try:
-        until(lambda: ask('tempera_progress_steps{run="page"}'), "a scrape")
+        wait_for(lambda: ask('tempera_progress_steps{run="page"}'), "a scrape")
         names = {series["metric"]["__name__"] for series in ask('{job="tempera"}')}
         expected = set(BY_NAME) - {"tempera_control_latency_seconds"}  # nobody has changed anything yet
         assert expected <= names
@@ -112,7 +98,7 @@ def test_the_report_and_the_api_say_the_same(live: LiveRun) -> None:
     def state() -> dict[str, object]:
         return dict(json.loads(fetched(f"{live.url}/api/v1/state", live.token)))
 
-    until(lambda: state()["paused"], "a rest")
+    wait_for(lambda: state()["paused"], "a rest")
     said, found = state(), figures(live.run)
     assert {name: found[name] for name in ("loss", "images_per_s", "data_wait")} == {
         name: said["progress"][name] for name in ("loss", "images_per_s", "data_wait")
@@ -139,7 +125,7 @@ def test_a_run_without_a_log_has_figures_all_the_same(tmp_path: Path) -> None:
 def test_ray_exports_the_same_metrics_under_its_prefix() -> None:
     with local_ray(num_cpus=1) as ray, exported_to_ray(state, every_s=0.5):
         port = ray.nodes()[0]["MetricsExportPort"]
-        text = until(lambda: _with_all(fetched(f"http://127.0.0.1:{port}/metrics").decode()), "an export")
+        text = wait_for(lambda: _with_all(fetched(f"http://127.0.0.1:{port}/metrics").decode()), "an export")
     assert _value(text, "ray_tempera_progress_steps") == 70
     assert _value(text, "ray_tempera_drawn_samples_total") == 1500
     assert _value(text, "ray_tempera_loader_restarts_total", 'loader="loader-1"') == 2

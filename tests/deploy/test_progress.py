@@ -7,7 +7,6 @@ import os
 import pty
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from PIL import Image
 
 from deploy.cli import main
 from deploy.console import ERR, progress_bar, working
+from tests.runs import wait_for
 
 HIDDEN_CURSOR = "\x1b[?25l"
 """What every bar and spinner begins with; a short one shows no more."""
@@ -110,10 +110,7 @@ def test_nothing_moves_for_a_script_at_a_terminal(
 def test_a_spinner_says_what_is_going_on(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal.stream)
     with working("thinking"):
-        deadline = time.monotonic() + 60
-        while "thinking" not in terminal.shown():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for(lambda: "thinking" in terminal.shown(), "the spinner")
     monkeypatch.undo()
     terminal.close()
 

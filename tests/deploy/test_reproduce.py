@@ -212,19 +212,15 @@ def test_arms_queued_on_the_cluster_of_ray_address_are_those_that_one_process_ru
 
 
 def test_bad_input_is_one_clear_line(folders: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match="Did you mean 'prototypes'"):
-        reproduce(("prototipes",), data=folders, out=tmp_path)
-    with pytest.raises(ValueError, match="Did you mean 'mto-rank'"):
-        reproduce(("mto",), data=folders, out=tmp_path, only=("mto-rnak",))
-    with pytest.raises(ValueError, match="has no train/"):
-        reproduce(("hard",), data=tmp_path, out=tmp_path)
-    with pytest.raises(ValueError, match="--seeds must be 1 or more"):
-        reproduce(("hard",), data=folders, out=tmp_path, seeds=0)
-    with pytest.raises(ValueError, match="--evaluations must be 0 or more"):
-        reproduce(("hard",), data=folders, out=tmp_path, evaluations=-1)
-    with pytest.raises(ValueError, match="--evaluations must be 3 or more where curves are compared"):
-        reproduce(("hard", "mto"), data=folders, out=tmp_path, evaluations=2)
-    with pytest.raises(ValueError, match="--workers must be 1 or more"):
-        reproduce(("hard",), data=folders, out=tmp_path, workers=0)
-    with pytest.raises(ValueError, match="must pay for one epoch"):
-        reproduce(("hard",), data=folders, out=tmp_path, samples=32, batch=16, budget=1e-6)
+    for claims, changes, message in (
+        (("prototipes",), {}, "Did you mean 'prototypes'"),
+        (("mto",), {"only": ("mto-rnak",)}, "Did you mean 'mto-rank'"),
+        (("hard",), {"data": tmp_path}, "has no train/"),
+        (("hard",), {"seeds": 0}, "--seeds must be 1 or more"),
+        (("hard",), {"evaluations": -1}, "--evaluations must be 0 or more"),
+        (("hard", "mto"), {"evaluations": 2}, "--evaluations must be 3 or more where curves are compared"),
+        (("hard",), {"workers": 0}, "--workers must be 1 or more"),
+        (("hard",), {"samples": 32, "batch": 16, "budget": 1e-6}, "must pay for one epoch"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            reproduce(claims, **({"data": folders, "out": tmp_path} | changes))

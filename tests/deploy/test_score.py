@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,16 +27,11 @@ from loader import ShardIndex, build_index, build_shards
 from loader.shards.sources import digits as digits_of
 from loader.sweep import evaluation_transform, sweep
 from scoring import Prototypes
-from tests.deploy.api_run import WINDOW_STEPS, alive, tiny, wait_for
+from tests.deploy.api_run import WINDOW_STEPS, alive, tiny
+from tests.deploy.commands import answer
+from tests.runs import wait_for
 from trainer.evaluate.knn import embed_pools
 from trainer.record.export import load_method
-
-
-def answer(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
-    capsys.readouterr()
-    assert main([*words, "--json"]) == 0
-    facts: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
-    return facts
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +44,11 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_spaces_are_scored_and_compared(tmp_path: Path, index: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = []
-    for space, more in (
-        ("hog", ()),
-        ("sift", ("--normalise", "library")),
-        ("pixels", ("--clusters-from", "labels")),
-    ):
+    settings = {"hog": (), "sift": ("--normalise", "library"), "pixels": ("--clusters-from", "labels")}
+    for space, more in settings.items():
         files.append(tmp_path / space / f"{space}.parquet")
-        facts = answer(
-            capsys, "score", str(index), "--features", space, "--clusters", "12", "--out", str(files[-1]), *more
-        )
+        words = ("--features", space, "--clusters", 12, "--out", files[-1])
+        facts = answer(capsys, "score", index, *words, *more)
         assert facts["clusters"] == (10 if space == "pixels" else 12)
         assert facts["kmeans_device"] == "cpu"
         assert {Path(path).name for path in facts["pictures"]} == {

@@ -40,8 +40,8 @@ def test_mlflow_has_the_run_with_its_settings_steps_and_pictures(
     client = mlflow.MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("tempera").experiment_id])
     assert (run.info.run_name, run.info.status, run.data.params) == ("tiny", "FINISHED", {"train.seed": "3"})
-    heard = [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "loss/loss")]
-    assert heard == [(step, 1 / step) for step in (1, 2, 3)]
+    history = [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "loss/loss")]
+    assert history == [(step, 1 / step) for step in (1, 2, 3)]
     assert run.data.metrics["data_wait"] == 0.25
     assert [artifact.path for artifact in client.list_artifacts(run.info.run_id, "report")] == ["report/losses.png"]
 

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from deploy.runs.config import DataConfig
+from loader import ShardIndex
+
 Note = Callable[..., None]
 
 
@@ -29,3 +32,8 @@ def note(request: pytest.FixtureRequest, record_property: Callable[[str, object]
                 file.write(json.dumps(line) + "\n")
 
     return add
+
+
+@pytest.fixture(scope="module")
+def index(digits: DataConfig) -> ShardIndex:
+    return ShardIndex.load(digits.index)

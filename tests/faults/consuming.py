@@ -14,7 +14,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from loader import Batch, FixedWindows, LoaderConfig, LoaderWorker, LocalLoaders, StreamConfig, Transform
+from loader import (
+    Batch,
+    BatchStream,
+    FixedWindows,
+    LoaderConfig,
+    LoaderWorker,
+    LocalLoaders,
+    ShardIndex,
+    StreamConfig,
+    Transform,
+)
 from tests.faults.oracle import record
 from tests.integration.checker import digest
 
@@ -68,3 +78,27 @@ def local_loaders(
     pool = LocalLoaders([make(index, LoaderConfig(**options)) for _ in range(count)])
     with closing(pool):
         yield pool
+
+
+def in_process(
+    index: ShardIndex, config: StreamConfig = CONFIG, *, order: object = None, count: int = 1, **options: object
+) -> Consumed:
+    """Consume a whole stream from loaders in this process, the reference of what a run under faults must see."""
+    with local_loaders(str(index.path), count, **options) as pool:
+        return consume(BatchStream(order or windows(len(index), config), pool, config))
+
+
+def substituted_alone(seen: Consumed, whole: Consumed, is_bad: Callable[[int], bool]) -> int:
+    """Check that draws of bad samples were substituted and no others; return how many."""
+    total = 0
+    for line, before in zip(seen.lines, whole.lines, strict=True):
+        replaced = {bad["draw"] for bad in line["substituted"]}
+        for draw, sample, pixels, meant, right in zip(
+            line["draws"], line["samples"], line["pixels"], before["samples"], before["pixels"], strict=True
+        ):
+            assert not is_bad(sample)
+            assert (draw in replaced) == is_bad(meant)
+            assert pixels == right or draw in replaced
+        total += len(replaced)
+    assert total > 0, "the fault fired"
+    return total

@@ -103,11 +103,6 @@ def judged(run: RunDir, *, acknowledged: Sequence[Any] = ()) -> Verdict:
     return check(read_evidence(run.path, acknowledged=tuple(acknowledged)))
 
 
-def losses(run: RunDir) -> list[tuple[int, float]]:
-    """Loss of every step, as it was written."""
-    return [(line["step"], line["loss"]) for line in run.metric_lines() if "loss" in line]
-
-
 def _after(steps: int) -> Callable[[], bool]:
     asked = iter(range(1, 10**9))
     return lambda: next(asked) >= steps

@@ -12,7 +12,8 @@ import pytest
 
 from deploy.runs.config import DataConfig
 from loader import BatchStream, ShardIndex, TooManyBadSamplesError, WeightedWindows
-from tests.faults.consuming import CONFIG, consume, local_loaders, windows
+from tests.faults.consuming import CONFIG, consume, in_process, local_loaders, substituted_alone, windows
+from tests.samples import with_sides
 
 SPREAD = 97
 """One in so many samples is damaged: about one in a hundred."""
@@ -53,8 +54,7 @@ def zero(data: bytearray) -> None:
 
 
 def claim_to_be_huge(data: bytearray) -> None:
-    at = data.index(b"\xff\xc0") + 5
-    data[at : at + 4] = (20_000).to_bytes(2, "big") * 2
+    data[:] = with_sides(bytes(data), 20_000, 20_000)
 
 
 DAMAGE = {"bit flip": flip_a_bit, "zero bytes": zero, "dimension bomb": claim_to_be_huge}
@@ -63,23 +63,11 @@ DAMAGE = {"bit flip": flip_a_bit, "zero bytes": zero, "dimension bomb": claim_to
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_one_bad_sample_in_a_hundred_costs_its_draws_alone(kind, digits, tmp_path, note):
     index = copied(digits, tmp_path / "copy")
-    with local_loaders(str(index.path), 2) as pool:
-        whole = consume(BatchStream(weighted(index), pool, TOLERANT))
+    whole = in_process(index, TOLERANT, order=weighted(index), count=2)
     poisoned = damage(index, range(13, len(index), SPREAD), DAMAGE[kind])
-    with local_loaders(str(index.path), 2) as pool:
-        seen = consume(BatchStream(weighted(index), pool, TOLERANT))
-    substituted = 0
-    for line, before in zip(seen.lines, whole.lines, strict=True):
-        replaced = {bad["draw"]: bad["sample"] for bad in line["substituted"]}
-        assert set(replaced.values()) <= poisoned
-        for draw, sample, pixels, first, meant in zip(
-            line["draws"], line["samples"], line["pixels"], before["samples"], before["pixels"], strict=True
-        ):
-            assert sample not in poisoned
-            assert (draw in replaced) == (first in poisoned)
-            assert pixels == meant or draw in replaced
-        substituted += len(replaced)
-    assert substituted > 0, "the fault fired"
+    seen = in_process(index, TOLERANT, order=weighted(index), count=2)
+    assert {bad["sample"] for line in seen.lines for bad in line["substituted"]} <= poisoned
+    substituted = substituted_alone(seen, whole, poisoned.__contains__)
     note(f"bytes: {kind} in 1 % of samples", seen=f"{substituted} draws substituted and listed, no other changed")
 
 
@@ -90,8 +78,7 @@ def test_without_the_checksum_a_flipped_bit_is_delivered(digits, tmp_path, monke
     monkeypatch.setattr(ShardIndex, "read", lambda self, row, reader: reader.read(
         int(self.shard[row]), int(self.offset[row]), int(self.size[row]), 0
     ))  # fmt: skip
-    with local_loaders(str(index.path), 1) as pool:
-        spoiled = consume(BatchStream(weighted(index), pool, TOLERANT))
+    spoiled = in_process(index, TOLERANT, order=weighted(index))
     assert not all(line["substituted"] for line in spoiled.lines)
     delivered = {sample for line in spoiled.lines for sample in line["samples"]}
     assert delivered & set(range(13, len(index), SPREAD)), "a damaged sample was delivered as if it were whole"
@@ -118,9 +105,7 @@ def test_without_the_limit_a_storm_trains_on_what_is_left(digits, tmp_path, monk
     order = windows(len(index), CONFIG)
     damage(index, order.window(1).sample_ids.tolist(), zero)
     monkeypatch.setattr("loader.batches.substitution.BadSampleLimit.add", lambda self, bad: None)
-    with local_loaders(str(index.path), 2) as pool:
-        seen = consume(BatchStream(order, pool, CONFIG))
-    assert len(seen.lines) == CONFIG.total_steps
+    assert len(in_process(index, order=order, count=2).lines) == CONFIG.total_steps
 
 
 @pytest.mark.faults
@@ -129,10 +114,9 @@ def test_one_bad_sample_in_a_hundred_costs_little_throughput(digits, tmp_path, n
     index = copied(digits, tmp_path / "copy")
 
     def seconds() -> float:
-        with local_loaders(str(index.path), 1) as pool:
-            started = time.process_time()
-            consume(BatchStream(windows(len(index), config), pool, config))
-            return time.process_time() - started
+        started = time.process_time()
+        in_process(index, config)
+        return time.process_time() - started
 
     clean = min(seconds() for _ in range(3))
     damage(index, range(13, len(index), SPREAD), flip_a_bit)

@@ -17,9 +17,8 @@ from pathlib import Path
 import pytest
 
 from deploy.launch.cluster import ONE_MACHINE
-from deploy.runs.config import DataConfig
 from loader import BatchStream, LoaderConfig, ShardIndex
-from tests.faults.consuming import CONFIG, Consumed, consume, local_loaders, windows
+from tests.faults.consuming import CONFIG, Consumed, consume, in_process, windows
 from tests.integration import cluster_nodes
 from tests.integration.cluster_nodes import Nodes, cluster_in_namespaces, cluster_of_raylets, namespaces_work
 
@@ -49,11 +48,6 @@ def cluster() -> Iterator[Nodes]:
                 yield nodes
             finally:
                 ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def index(digits: DataConfig) -> ShardIndex:
-    return ShardIndex.load(digits.index)
 
 
 def stands_still(pid: int) -> bool:
@@ -90,8 +84,7 @@ def through_a_freeze(cluster: Nodes, index: ShardIndex) -> tuple[Consumed, float
 
 
 def test_a_node_that_freezes_and_comes_back_changes_nothing(cluster, index, note):
-    with local_loaders(str(index.path), 1) as pool:
-        expected = consume(BatchStream(windows(len(index), LONG), pool, LONG)).digest
+    expected = in_process(index, LONG).digest
     seen, began, ended, stats = through_a_freeze(cluster, index)
     assert seen.moments[-1] > ended, "the run goes on after the node is back, and its late replies come"
     assert seen.digest == expected
@@ -113,8 +106,7 @@ def test_a_node_that_is_lost_changes_nothing(cluster, index, note):
     from loader.actors import RayLoaders
     from loader.fleet.actors import start_fleet
 
-    with local_loaders(str(index.path), 1) as pool:
-        expected = consume(BatchStream(windows(len(index), LONG), pool, LONG)).digest
+    expected = in_process(index, LONG).digest
     lost: list[float] = []
     with closing(start_fleet(index.path, LoaderConfig(), size=2, num_cpus=1)) as fleet:
         at_work = min(one["node"] for one in fleet.status()["loaders"])

@@ -15,10 +15,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from deploy.runs.config import DataConfig
 from loader import BatchStream, LoaderConfig, LoaderWorker, ShardIndex
-from tests.faults.consuming import CONFIG, consume, local_loaders, windows
+from tests.faults.consuming import CONFIG, consume, in_process, local_loaders, windows
 from tests.faults.failpoints import FIRED, VARIABLE, runtime_env
+from tests.local_ray import local_ray
+from tests.runs import wait_for
 
 LONG, VERY_LONG = replace(CONFIG, total_steps=240), replace(CONFIG, total_steps=4800)
 STEP_S = 0.05
@@ -26,36 +27,24 @@ STEP_S = 0.05
 
 
 @pytest.fixture(scope="module")
-def index(digits: DataConfig) -> ShardIndex:
-    return ShardIndex.load(digits.index)
-
-
-@pytest.fixture(scope="module")
 def expected(index: ShardIndex) -> dict[int, str]:
     """Digest by number of steps."""
-    with local_loaders(str(index.path), 1) as pool:
-        return {
-            config.total_steps: consume(BatchStream(windows(len(index), config), pool, config)).digest
-            for config in (CONFIG, LONG)
-        }
+    return {config.total_steps: in_process(index, config).digest for config in (CONFIG, LONG)}
 
 
 @contextmanager
 def ray_fleet(index: ShardIndex, size: int, failpoint: str = "") -> Iterator[object]:
     """A fleet on a Ray of its own."""
-    import ray
-
     from loader.fleet.actors import start_fleet
 
-    if failpoint:
-        os.environ[VARIABLE] = failpoint
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=runtime_env())
-    try:
-        with closing(start_fleet(index.path, LoaderConfig(), size=size, num_cpus=0)) as fleet:
+    with pytest.MonkeyPatch.context() as patch:
+        if failpoint:
+            patch.setenv(VARIABLE, failpoint)
+        with (
+            local_ray(runtime_env=runtime_env()),
+            closing(start_fleet(index.path, LoaderConfig(), size=size, num_cpus=0)) as fleet,
+        ):
             yield fleet
-    finally:
-        os.environ.pop(VARIABLE, None)
-        ray.shutdown()
 
 
 def consumed(index: ShardIndex, fleet, on_step=lambda step: None, config=CONFIG, step_s=0.0):
@@ -96,8 +85,7 @@ def test_a_loader_that_dies_or_hangs_in_a_request_changes_nothing(  # noqa: PLR0
 @pytest.mark.ray
 def test_twenty_sigkills_of_loaders_change_nothing(index, note):
     times: list[float] = []
-    with local_loaders(str(index.path), 1) as pool:
-        expected = consume(BatchStream(windows(len(index), VERY_LONG), pool, VERY_LONG)).digest
+    expected = in_process(index, VERY_LONG).digest
     with ray_fleet(index, 3) as fleet:
 
         def kill_one(step: int) -> None:
@@ -130,10 +118,7 @@ def test_a_loader_that_is_frozen_is_hedged_and_replaced(index, expected, note):
 
         try:
             seen, stats = consumed(index, fleet, freeze, LONG, STEP_S)
-            deadline = time.monotonic() + 60
-            while not any(event.kind == "loader_lost" for event in fleet.events()):
-                assert time.monotonic() < deadline, "the fleet replaces it"
-                time.sleep(0.2)
+            wait_for(lambda: any(event.kind == "loader_lost" for event in fleet.events()), "its replacement")
         finally:
             os.kill(frozen[0][0], signal.SIGCONT)
     waited = seen.longest_wait(frozen[0][1])
@@ -205,8 +190,7 @@ def test_without_rerouting_a_lost_loader_ends_the_run(index, monkeypatch):
 
     def run() -> int:
         Lossy.calls = 0
-        with local_loaders(str(index.path), 2, Lossy) as pool:
-            return len(consume(BatchStream(windows(len(index)), pool, replace(CONFIG, stall_timeout_s=2.0))).lines)
+        return len(in_process(index, replace(CONFIG, stall_timeout_s=2.0), count=2, make=Lossy).lines)
 
     assert run() == CONFIG.total_steps
     monkeypatch.setattr("loader.batches.assembly.Assembler._reroute", lambda self, request, error: None)

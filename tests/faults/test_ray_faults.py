@@ -29,6 +29,8 @@ from tests.faults.chaotic_stream import lost_calls
 from tests.faults.failpoints import FIRED, VARIABLE, environment, runtime_env
 from tests.faults.small_run import SETTINGS
 from tests.integration.checker import check, read_evidence
+from tests.local_ray import local_ray
+from tests.runs import wait_for
 from tests.scoring.configs import selection_config
 from tests.soak.processes import Processes
 from tests.soak.verdict import reference_decoder
@@ -75,11 +77,7 @@ def steps_of(run: RunDir) -> int:
 
 
 def wait_for_steps(run: RunDir, count: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while steps_of(run) < count:
-        assert process.poll() is None, log.read_text()[-2000:]
-        assert time.monotonic() < deadline, log.read_text()[-2000:]
-        time.sleep(0.2)
+    wait_for(lambda: steps_of(run) >= count, f"step {count}", process, log=log)
 
 
 def test_a_network_that_fails_one_call_in_seven_changes_nothing(digits, tmp_path, note):
@@ -91,12 +89,12 @@ def test_a_network_that_fails_one_call_in_seven_changes_nothing(digits, tmp_path
         env=environment, check=False, capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    seen = json.loads(done.stdout.splitlines()[-1])
-    assert seen["lost"] > 0, "the fault fired"
-    assert seen["under_ray"] == seen["in_process"]
-    told = f"{seen['steps']} steps in {time.monotonic() - began:.0f} s, {seen['lost']} calls lost, "
-    told += f"{seen['rerouted']} requests asked again"
-    note("Ray RPC chaos (15 % of 4 kinds of call)", seen=told)
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["lost"] > 0, "the fault fired"
+    assert answer["under_ray"] == answer["in_process"]
+    seen = f"{answer['steps']} steps in {time.monotonic() - began:.0f} s, {answer['lost']} calls lost, "
+    seen += f"{answer['rerouted']} requests asked again"
+    note("Ray RPC chaos (15 % of 4 kinds of call)", seen=seen)
 
 
 @contextmanager
@@ -120,9 +118,9 @@ def test_a_lost_head_is_a_clear_error_and_a_resume_goes_on(digits, tmp_path, not
     with headless(run, digits, log) as (process, lost):
         assert process.wait(PATIENCE_S) != 0
         ended = time.monotonic() - lost
-    told = " ".join(log.read_text().split())
-    assert "Ray's head at 127.0.0.1:" in told
-    assert "`tempera resume" in told, "the words name the remedy"
+    words = " ".join(log.read_text().split())
+    assert "Ray's head at 127.0.0.1:" in words
+    assert "`tempera resume" in words, "the words name the remedy"
     before, processes = steps_of(run), Processes()
     again = started(["resume", run.path], processes, log)
     try:
@@ -164,8 +162,8 @@ def test_a_network_that_fails_one_call_in_thirty_changes_nothing_of_a_whole_run(
     assert lost > 0, "the fault fired"
     verdict = judged(run, digits)
     assert (verdict.breaches, verdict.steps) == ({}, 120)
-    told = f"{lost} calls lost, {verdict.steps} steps in {time.monotonic() - began:.0f} s, resumed {resumed} times"
-    note("Ray RPC chaos of a whole run (3 % of 4 kinds of call)", seen=told)
+    seen = f"{lost} calls lost, {verdict.steps} steps in {time.monotonic() - began:.0f} s, resumed {resumed} times"
+    note("Ray RPC chaos of a whole run (3 % of 4 kinds of call)", seen=seen)
 
 
 @pytest.mark.parametrize("restarts", [3, 0])
@@ -228,19 +226,15 @@ LARGE = selection_config(
 @contextmanager
 def service(path: Path, failpoint: str, fired: Path) -> Iterator[object]:
     """A selection of ImageNet's size as an actor, with a failpoint in its process."""
-    os.environ[VARIABLE], os.environ[FIRED] = failpoint, str(fired)
-    import ray
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, failpoint)
+        patch.setenv(FIRED, str(fired))
+        with local_ray(runtime_env=runtime_env()):
+            from scoring.actors import start_selection
 
-    from scoring.actors import start_selection
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=runtime_env())
-    try:
-        client = start_selection(LARGE, runlog=path, name=f"selection-{path.parent.name}")
-        yield client
-        client.stop()
-    finally:
-        ray.shutdown()
-        del os.environ[VARIABLE], os.environ[FIRED]
+            client = start_selection(LARGE, runlog=path, name=f"selection-{path.parent.name}")
+            yield client
+            client.stop()
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,9 @@ from tests.faults.chaotic_stream import lost_calls
 from tests.faults.consuming import CONFIG as STREAM
 from tests.faults.consuming import consume, windows
 from tests.faults.failpoints import failpoints
-from tests.faults.small_run import STEPS, drive, judged, losses, small
+from tests.faults.small_run import STEPS, drive, judged, small
+from tests.local_ray import local_ray
+from tests.runs import losses, wait_for
 from tests.scoring.configs import changed, selection_config
 from trainer.errors import CheckpointError
 
@@ -125,9 +127,7 @@ def test_without_hearing_the_notice_a_run_ends_without_its_checkpoint(heard, dig
     context.set_forkserver_preload(["tests.faults.small_run"])
     process = context.Process(target=steady, args=(small(digits, "train.checkpoint_every=0"), str(run.path), heard))
     process.start()
-    while not run.metrics.is_file() or len(losses(run)) < 3:
-        assert process.is_alive()
-        time.sleep(0.02)
+    wait_for(lambda: len(losses(run)) >= 3 or not process.is_alive(), "three steps")
     os.kill(process.pid, signal.SIGTERM)
     process.join(30)
     kept = list(run.checkpoints.glob("step-*"))
@@ -204,11 +204,8 @@ def test_without_its_checksum_a_flipped_snapshot_is_believed(tmp_path, monkeypat
 
 @pytest.fixture
 def ray():
-    import ray
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield ray
-    ray.shutdown()
+    with local_ray() as ray:
+        yield ray
 
 
 def kill_the_selection(runlog: Path, name: str) -> str:

@@ -10,8 +10,9 @@ import pytest
 from deploy.runs.config import DataConfig, RunConfig
 from deploy.runs.rundir import RunDir
 from tests.faults.failpoints import PLACES, failpoints
-from tests.faults.small_run import STEPS, Crash, crash_at, drive, in_a_process, judged, losses, small
+from tests.faults.small_run import STEPS, Crash, crash_at, drive, in_a_process, judged, small
 from tests.integration.checker import Verdict
+from tests.runs import losses
 
 OPERATIONS = tuple(place for place in PLACES if not place.startswith("loader"))
 COUNTING = ",".join(f"{place}=sleep@1000000" for place in OPERATIONS)

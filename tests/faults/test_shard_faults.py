@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,14 +23,14 @@ from loader import (
     MissingIndexError,
     ShardIndex,
     StaleIndexError,
-    WeightedWindows,
     build_index,
 )
 from loader.decode.cpu import CpuDecoder
-from tests.faults.consuming import CONFIG, Consumed, consume, local_loaders, windows
+from tests.faults.consuming import CONFIG, Consumed, consume, in_process, local_loaders, substituted_alone, windows
 from tests.faults.small_run import small
-from tests.faults.test_bytes_faults import SPREAD, TOLERANT, claim_to_be_huge, copied
-from tests.loader.test_bad_input import dimension_bomb, scan_bomb
+from tests.faults.test_bytes_faults import SPREAD, TOLERANT, copied, weighted
+from tests.loader.test_bad_input import dimension_bomb
+from tests.samples import encoded, scan_bomb, tar_of, with_sides
 
 Damage = Callable[[Path, Path], object]
 
@@ -110,15 +109,10 @@ def spoiled_in_mid_run(index: ShardIndex, kind: str) -> tuple[Consumed, Exceptio
     return seen, None
 
 
-def whole(index: ShardIndex) -> Consumed:
-    with local_loaders(str(index.path), 1) as pool:
-        return consume(BatchStream(windows(len(index)), pool, CONFIG))
-
-
 @pytest.mark.parametrize("kind", ["cut", "garbage", "of other content"])
 def test_a_shard_that_is_spoiled_in_mid_run_gives_no_wrong_pixel(kind, digits, tmp_path, note):
     index = copied(digits, tmp_path / "copy")
-    expected = whole(index)
+    expected = in_process(index)
     seen, error = spoiled_in_mid_run(index, kind)
     assert isinstance(error, StaleIndexError), "the fault fired"
     assert "tempera shards index" in str(error)
@@ -129,7 +123,7 @@ def test_a_shard_that_is_spoiled_in_mid_run_gives_no_wrong_pixel(kind, digits, t
 
 def test_without_checksums_a_shard_of_other_content_gives_wrong_pixels(digits, tmp_path, monkeypatch):
     index = copied(digits, tmp_path / "copy")
-    expected = whole(index)
+    expected = in_process(index)
     monkeypatch.setattr("loader.shards.reader.zlib.crc32", lambda data, start=0: 0)
     monkeypatch.setattr(ShardIndex, "read", lambda self, row, reader: reader.read(
         int(self.shard[row]), self.start(int(row)), int(self.size[row]), 0
@@ -152,70 +146,44 @@ def test_without_verification_a_run_begins_on_a_shard_of_other_content(digits, t
 # -- bad when they were indexed: their checksums are right -------------------------------------------------------------
 
 
-def encoded(kind: str, *, mode: str = "RGB") -> Callable[[bytes], bytes]:
+def converted(kind: str, *, mode: str = "RGB") -> Callable[[bytes], bytes]:
     """The same image in another format."""
-
-    def encode(data: bytes) -> bytes:
-        out = io.BytesIO()
-        Image.open(io.BytesIO(data)).convert(mode).save(out, kind)
-        return out.getvalue()
-
-    return encode
-
-
-def huge(data: bytes) -> bytes:
-    bomb = bytearray(data)
-    claim_to_be_huge(bomb)
-    return bytes(bomb)
+    return lambda data: encoded(Image.open(io.BytesIO(data)).convert(mode), kind)
 
 
 BAD: dict[str, Callable[[bytes], bytes]] = {
     "cut JPEG": lambda data: data[: len(data) // 2],
     "zero bytes": lambda data: bytes(len(data)),
-    "dimension bomb": huge,
-    "scan bomb (2,000 scans)": lambda data: scan_bomb(),
+    "dimension bomb": lambda data: with_sides(data, 20_000, 20_000),
+    "scan bomb (2,000 scans)": lambda data: scan_bomb(encoded(Image.open(io.BytesIO(data)), progressive=True)),
     "text": lambda data: b"this is no image",
 }
 GOOD = {
-    "PNG": encoded("PNG"),
-    "CMYK JPEG": encoded("JPEG", mode="CMYK"),
-    "grayscale JPEG": encoded("JPEG", mode="L"),
+    "PNG": converted("PNG"),
+    "CMYK JPEG": converted("JPEG", mode="CMYK"),
+    "grayscale JPEG": converted("JPEG", mode="L"),
 }
 
 
 def rewritten(index: ShardIndex, folder: Path, change: Callable[[bytes], bytes]) -> ShardIndex:
     """The same samples in one tar, about one in a hundred changed, and indexed so."""
     folder.mkdir()
-    with index.reader() as reader, tarfile.open(folder / "x.tar", "w") as tar:
-        for row in range(len(index)):
-            data = index.read(row, reader)
-            data = change(data) if row % SPREAD == 13 else data
-            info = tarfile.TarInfo(f"{row:06d}.jpg")
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+    with index.reader() as reader:
+        images = {f"{row:06d}.jpg": index.read(row, reader) for row in range(len(index))}
+    changed = dict(list(images.items())[13::SPREAD])
+    (folder / "x.tar").write_bytes(tar_of(images | {name: change(data) for name, data in changed.items()}))
     return build_index([folder / "x.tar"], folder / "index.parquet")
 
 
 def drawn(index: ShardIndex) -> Consumed:
-    with local_loaders(str(index.path), 2) as pool:
-        return consume(BatchStream(WeightedWindows(np.ones(len(index)), TOLERANT), pool, TOLERANT))
+    return in_process(index, TOLERANT, order=weighted(index), count=2)
 
 
 @pytest.mark.parametrize("kind", BAD)
 def test_an_image_that_was_bad_when_it_was_indexed_costs_its_draws_alone(kind, digits, tmp_path, note):
     index = ShardIndex.load(digits.index)
     expected, seen = drawn(index), drawn(rewritten(index, tmp_path / "bad", BAD[kind]))
-    substituted = 0
-    for line, before in zip(seen.lines, expected.lines, strict=True):
-        replaced = {bad["draw"] for bad in line["substituted"]}
-        for draw, sample, pixels, meant, right in zip(
-            line["draws"], line["samples"], line["pixels"], before["samples"], before["pixels"], strict=True
-        ):
-            assert sample % SPREAD != 13
-            assert (draw in replaced) == (meant % SPREAD == 13)
-            assert pixels == right or draw in replaced
-        substituted += len(replaced)
-    assert substituted > 0, "the fault fired"
+    substituted = substituted_alone(seen, expected, lambda sample: sample % SPREAD == 13)
     note(f"indexed as it is: {kind}, 1 % of samples", seen=f"{substituted} draws substituted, no other changed")
 
 
@@ -263,10 +231,7 @@ print(most_mb() - before)
 
 
 def test_without_the_header_check_a_bomb_takes_its_memory(tmp_path):
-    bomb = bytearray(dimension_bomb())
-    at = bomb.index(b"\xff\xc0") + 5
-    bomb[at : at + 4] = (10_000).to_bytes(2, "big") * 2
-    (tmp_path / "bomb.jpg").write_bytes(bomb)
+    (tmp_path / "bomb.jpg").write_bytes(with_sides(dimension_bomb(), 10_000, 10_000))
     grown_mb = {
         way: int(subprocess.run(
             [sys.executable, "-c", MEASURED, str(tmp_path / "bomb.jpg"), way], check=True, capture_output=True

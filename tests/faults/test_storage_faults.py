@@ -15,7 +15,7 @@ import pytest
 from deploy.runs.config import DataConfig
 from loader import BatchStream, ShardIndex, StaleIndexError, StorageUnavailable, TooManyBadSamplesError, build_index
 from loader.storage.https import HttpShard
-from tests.faults.consuming import CONFIG, consume, local_loaders, windows
+from tests.faults.consuming import CONFIG, consume, in_process, local_loaders, windows
 from tests.soak.storage import MISBEHAVIOURS, ShardServer
 
 HOST = ("127.0.0.1",)
@@ -37,9 +37,7 @@ def served(digits: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(scope="module")
 def expected(served: tuple[ShardServer, ShardIndex]) -> str:
-    _, index = served
-    with local_loaders(str(index.path), 1, allow_hosts=HOST) as pool:
-        return consume(BatchStream(windows(len(index)), pool, CONFIG)).digest
+    return in_process(served[1], allow_hosts=HOST).digest
 
 
 def through_an_outage(served, kind: str, outage_s: float):

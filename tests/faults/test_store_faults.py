@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.runs.config import DataConfig
 from loader import BatchStream, LoaderConfig, ShardIndex, StreamConfig, Transform
-from tests.faults.consuming import CONFIG, Consumed, consume, local_loaders, windows
+from tests.faults.consuming import CONFIG, Consumed, consume, in_process, windows
+from tests.local_ray import local_ray
 
 STORE_BYTES = 80 << 20
 """Ray takes no less than 75 MiB."""
@@ -50,24 +50,15 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def index(digits: DataConfig) -> ShardIndex:
-    return ShardIndex.load(digits.index)
-
-
-@pytest.fixture(scope="module")
 def expected(index: ShardIndex) -> str:
-    with local_loaders(str(index.path), 1) as pool:
-        return consume(BatchStream(windows(len(index), LARGE), pool, LARGE)).digest
+    return in_process(index, LARGE).digest
 
 
 @pytest.fixture
 def ray() -> Iterator[Any]:
     """A Ray of its own with little room for objects, and nothing in it."""
-    import ray
-
-    ray.init(address="local", num_cpus=2, object_store_memory=STORE_BYTES, include_dashboard=False, log_to_driver=False)
-    yield ray
-    ray.shutdown()
+    with local_ray(object_store_memory=STORE_BYTES) as ray:
+        yield ray
 
 
 def store() -> Any:
@@ -118,8 +109,10 @@ def test_a_small_store_is_enough_and_nothing_is_spilled(ray, index, expected, no
     run = watched(index)
     assert run.seen.digest == expected
     assert run.spilled_bytes == 0
-    told = f"{through >> 20} MiB through {STORE_BYTES >> 20}, at most {max(run.store_bytes) >> 20} in use, none spilled"
-    note("object store small", goal="no spill", seen=told)
+    words = (
+        f"{through >> 20} MiB through {STORE_BYTES >> 20}, at most {max(run.store_bytes) >> 20} in use, none spilled"
+    )
+    note("object store small", goal="no spill", seen=words)
 
 
 @pytest.mark.parametrize("ring_bytes", [0, 256 << 20], ids=["through the store", "through the ring"])
@@ -138,8 +131,8 @@ def test_a_store_that_others_fill_in_mid_run_changes_nothing(ring_bytes, ray, in
     waited = run.seen.longest_wait(full[0])
     assert waited < GOAL_S
     way = "ring" if ring_bytes else "store"
-    told = f"{FILLING * 100 // 8} % of it taken by others, {run.spilled_bytes >> 20} MiB spilled"
-    note(f"object store full, pixels by the {way}", recovery_s=[waited], goal=f"{GOAL_S:g} s", seen=told)
+    words = f"{FILLING * 100 // 8} % of it taken by others, {run.spilled_bytes >> 20} MiB spilled"
+    note(f"object store full, pixels by the {way}", recovery_s=[waited], goal=f"{GOAL_S:g} s", seen=words)
 
 
 def test_a_slow_trainer_makes_nothing_grow(ray, index, expected, note):
@@ -151,8 +144,8 @@ def test_a_slow_trainer_makes_nothing_grow(ray, index, expected, note):
     half = LARGE.total_steps // 2
     growth = max(run.loader_bytes[half:]) - max(run.loader_bytes[:half])
     assert growth < STEP_BYTES, "loaders keep nothing for a trainer that is late"
-    told = f"at most {max(run.store_bytes) >> 20} MiB in the store, none spilled, loaders +{max(growth, 0) >> 20} MiB"
-    note(f"slow trainer ({SLOW_S:g} s a step)", goal="bounded, no spill", seen=told)
+    words = f"at most {max(run.store_bytes) >> 20} MiB in the store, none spilled, loaders +{max(growth, 0) >> 20} MiB"
+    note(f"slow trainer ({SLOW_S:g} s a step)", goal="bounded, no spill", seen=words)
 
 
 def test_without_a_bound_on_what_is_asked_ahead_a_slow_trainer_fills_the_store(ray, index, expected):

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from tests.fuzz.targets import sound_log, sound_rows, sound_snapshot
+from tests.samples import encoded
 
 METADATA = {"format": 1, "shard_urls": ["x.tar"], "shard_bytes": [4096], "class_names": [], "fingerprint": "ab"}
 
@@ -47,11 +48,8 @@ def _index() -> Iterator[bytes]:
 
 
 def _tar() -> Iterator[bytes]:
-    for form, name in (
-        (tarfile.USTAR_FORMAT, "a.jpg"),
-        (tarfile.PAX_FORMAT, "n" * 150),
-        (tarfile.GNU_FORMAT, "n" * 150),
-    ):
+    long = "n" * 150
+    for form, name in ((tarfile.USTAR_FORMAT, "a.jpg"), (tarfile.PAX_FORMAT, long), (tarfile.GNU_FORMAT, long)):
         sink = io.BytesIO()
         with tarfile.open(fileobj=sink, mode="w", format=form) as tar:
             for number in range(2):
@@ -71,19 +69,13 @@ def _image() -> Iterator[bytes]:
     picture = Image.fromarray(rng.integers(0, 256, (9, 13, 3), dtype=np.uint8))
     for mode in ("RGB", "L", "CMYK"):
         for progressive in (False, True):
-            yield _encoded(picture.convert(mode), "JPEG", progressive=progressive)
+            yield encoded(picture.convert(mode), "JPEG", progressive=progressive)
     for mode in ("RGB", "L", "RGBA", "P", "LA", "1", "I;16"):
-        yield _encoded(picture.convert("I;16" if mode == "I;16" else mode), "PNG")
-    yield _encoded(picture, "PNG", save_all=True, append_images=[picture.rotate(90)], duration=10)
+        yield encoded(picture.convert("I;16" if mode == "I;16" else mode), "PNG")
+    yield encoded(picture, "PNG", save_all=True, append_images=[picture.rotate(90)], duration=10)
     for lossless in (False, True):
-        yield _encoded(picture, "WEBP", lossless=lossless)
-    yield _encoded(picture, "WEBP", save_all=True, append_images=[picture.rotate(180)], duration=10)
-
-
-def _encoded(picture: Image.Image, form: str, **how: object) -> bytes:
-    sink = io.BytesIO()
-    picture.save(sink, form, **how)
-    return sink.getvalue()
+        yield encoded(picture, "WEBP", lossless=lossless)
+    yield encoded(picture, "WEBP", save_all=True, append_images=[picture.rotate(180)], duration=10)
 
 
 def _replay() -> Iterator[bytes]:
@@ -107,25 +99,15 @@ def _snapshot() -> Iterator[bytes]:
 
 
 def _control() -> Iterator[bytes]:
-    for kind, value in (
-        ("effective_size", 0.3),
-        ("temperature", 0.1),
-        ("policy", "hard"),
-        ("release", None),
-        ("temperature", 1e-320),
-        ("effective_size", 1e-300),
-        ("temperature", 10**400),
-        ("policy", "prototypical*bss"),
-        ("policy", "os:system"),
-    ):
-        yield json.dumps({"kind": kind, "value": value, "author": "ann", "reason": "why", "request": "1"}).encode()
+    kinds: dict[str, tuple[object, ...]] = {
+        "effective_size": (0.3, 1e-300), "temperature": (0.1, 1e-320, 10**400),
+        "policy": ("hard", "prototypical*bss", "os:system"), "release": (None,),
+    }  # fmt: skip
+    for kind, values in kinds.items():
+        for value in values:
+            yield json.dumps({"kind": kind, "value": value, "author": "ann", "reason": "why", "request": "1"}).encode()
 
 
 SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
-    "index": _index,
-    "tar": _tar,
-    "image": _image,
-    "replay": _replay,
-    "snapshot": _snapshot,
-    "control": _control,
+    make.__name__.lstrip("_"): make for make in (_index, _tar, _image, _replay, _snapshot, _control)
 }

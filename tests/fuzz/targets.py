@@ -59,15 +59,6 @@ def scratch() -> Path:
     return folder
 
 
-def _file(name: str, data: bytes) -> Path:
-    path = scratch() / name
-    path.write_bytes(data)
-    return path
-
-
-# -- index -------------------------------------------------------------------------------------------------------------
-
-
 def index(data: bytes) -> bool:
     """An index file; its first byte says whether it is taken as it is, or only as the metadata of a sound one."""
     if not data:
@@ -110,9 +101,6 @@ def sound_rows(seed: bytes) -> pa.Table:
             "key": pa.array(["a", "b"]),
         }
     )
-
-
-# -- tar ---------------------------------------------------------------------------------------------------------------
 
 
 def tar(data: bytes) -> bool:
@@ -167,9 +155,6 @@ def with_checksums(data: bytes) -> bytes:
     return bytes(blocks)
 
 
-# -- images ------------------------------------------------------------------------------------------------------------
-
-
 def image(data: bytes) -> bool:
     """An image: what passes the header check decodes to its sides or is refused, and Pillow sees the same sides."""
     try:
@@ -188,9 +173,6 @@ def image(data: bytes) -> bool:
     assert pixels.shape == (header.height, header.width, 3)
     assert theirs in (None, (header.width, header.height)), f"{theirs} to Pillow, {header} to us"
     return True
-
-
-# -- log ---------------------------------------------------------------------------------------------------------------
 
 
 def replay(data: bytes) -> bool:
@@ -256,6 +238,10 @@ def edit_log(path: Path, data: bytes) -> None:
         connection.commit()
 
 
+ROUND = ("threshold", "last_id", "scores_through")
+KINDS = ("round", "distances", "release", "policy", "temperature", "effective_size", "metric", "bss")
+
+
 def field_value(kind: int, raw: bytes) -> Any:
     """A value for a field of a row."""
     kinds: tuple[Callable[[], Any], ...] = (
@@ -265,19 +251,12 @@ def field_value(kind: int, raw: bytes) -> Any:
         lambda: raw.decode("latin-1"),
         lambda: raw,
         lambda: json.dumps(raw[0]),
-        lambda: json.dumps(
-            {"threshold": raw[0], "last_id": raw[1], "scores_through": raw[2], "path": "x", "digest": "y"}
-        ),
-        lambda: ("round", "distances", "release", "policy", "temperature", "effective_size", "metric", "bss")[
-            raw[0] % 8
-        ],
+        lambda: json.dumps({**dict(zip(ROUND, raw, strict=False)), "path": "x", "digest": "y"}),
+        lambda: KINDS[raw[0] % len(KINDS)],
         lambda: raw * 50,
         lambda: "[" * (raw[0] * 40),
     )
     return kinds[kind % len(kinds)]()
-
-
-# -- snapshot ----------------------------------------------------------------------------------------------------------
 
 
 def snapshot(data: bytes) -> bool:
@@ -287,7 +266,8 @@ def snapshot(data: bytes) -> bool:
     length = int.from_bytes(data[:2], "little")
     header, arrays = right_checksums(data[2 : 2 + length], data[2 + length :])
     prefix = PREFIX.pack(MAGIC, SCHEMA_VERSION, len(header)) + header + CHECKSUM.pack(zlib.crc32(header))
-    path = _file("run.sqlite.snapshot-000000000003", prefix + arrays)
+    path = scratch() / "run.sqlite.snapshot-000000000003"
+    path.write_bytes(prefix + arrays)
     try:
         _, packed = read_snapshot(path)
     except BadSnapshot:
@@ -331,9 +311,6 @@ def sound_snapshot() -> bytes:
     return length.to_bytes(2, "little") + whole[start : start + length] + whole[start + length + CHECKSUM.size :]
 
 
-# -- requests ----------------------------------------------------------------------------------------------------------
-
-
 @cache
 def _selection() -> Selection:
     return Selection(DISTANCE, CONFIG)
@@ -347,15 +324,9 @@ def control(data: bytes) -> bool:
         return False
     selection = _selection()
     before = selection.state()["control_version"]
-    wish = Control(
-        kind=request.kind,
-        value=request.value,
-        author=request.author,
-        reason=request.reason,
-        expected_version=request.expected_version,
-    )
+    fields = ("kind", "value", "author", "reason", "expected_version")
     try:
-        reply = selection.control(wish)
+        reply = selection.control(Control(**{name: getattr(request, name) for name in fields}))
     except (ValueError, VersionConflict):
         assert selection.state()["control_version"] == before, "refused, and yet something changed"
         return False
@@ -367,11 +338,4 @@ def control(data: bytes) -> bool:
     return True
 
 
-TARGETS: dict[str, Target] = {
-    "index": index,
-    "tar": tar,
-    "image": image,
-    "replay": replay,
-    "snapshot": snapshot,
-    "control": control,
-}
+TARGETS: dict[str, Target] = {target.__name__: target for target in (index, tar, image, replay, snapshot, control)}

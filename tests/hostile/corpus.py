@@ -29,15 +29,8 @@ def write(out: Path) -> list[Case]:
     for number, case in enumerate(found):
         path = out / "files" / f"{number:04d}{case.suffix}"
         path.write_bytes(case.make())
-        listed.append(
-            {
-                "name": case.name,
-                "place": case.place,
-                "file": str(path.relative_to(out)),
-                "verdict": case.verdict,
-                "says": case.says,
-            }
-        )
+        facts = {name: getattr(case, name) for name in ("name", "place", "verdict", "says")}
+        listed.append({**facts, "file": str(path.relative_to(out))})
     (out / "manifest.json").write_text(json.dumps(listed, indent=1))
     return found
 

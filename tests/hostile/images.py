@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from tests.hostile.case import ACCEPTED, EITHER, SUBSTITUTED, Case, rng
+from tests.samples import encoded, with_sides
 
 Make = Callable[[], bytes]
 
@@ -26,19 +26,11 @@ def picture(mode: str = "RGB", width: int = 40, height: int = 30) -> Image.Image
 
 @cache
 def jpeg(mode: str = "RGB", progressive: bool = False) -> bytes:
-    return encoded("JPEG", mode, progressive=progressive, quality=85)
+    return encoded(picture(mode), progressive=progressive, quality=85)
 
 
-def encoded(form: str, mode: str = "RGB", **how: object) -> bytes:
-    sink = io.BytesIO()
-    picture(mode).save(sink, form, **how)
-    return sink.getvalue()
-
-
-def sides(data: bytes, width: int, height: int) -> bytes:
-    """A JPEG whose frame header claims these sides."""
-    at = next(data.index(mark) for mark in (b"\xff\xc0", b"\xff\xc2") if mark in data) + 5
-    return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
+def made(kind: str, mode: str = "RGB", **options: object) -> bytes:
+    return encoded(picture(mode), kind, **options)
 
 
 def frame(marker: int, *, precision: int = 8, components: int | None = None) -> bytes:
@@ -88,9 +80,7 @@ def vp8x(width: int, height: int, flags: int = 0) -> tuple[bytes, bytes]:
 
 
 def flat_webp(side: int) -> bytes:
-    sink = io.BytesIO()
-    Image.new("RGB", (side, side)).save(sink, "WEBP", lossless=True)
-    return sink.getvalue()
+    return encoded(Image.new("RGB", (side, side)), "WEBP", lossless=True)
 
 
 def _jpegs() -> Iterator[tuple[str, Make, str, str]]:
@@ -98,11 +88,11 @@ def _jpegs() -> Iterator[tuple[str, Make, str, str]]:
         for progressive in (False, True):
             yield f"sound {mode} {progressive}", partial(jpeg, mode, progressive), ACCEPTED, ""
     for width, height in ((20_000, 20_000), (65_500, 65_500), (65_535, 1), (7_000, 7_000), (0, 30), (40, 0)):
-        lie = partial(lambda w, h: sides(jpeg(), w, h), width, height)
+        lie = partial(lambda w, h: with_sides(jpeg(), w, h), width, height)
         yield f"claims {width} x {height}", lie, SUBSTITUTED, f"{width} x {height}"
-        lie = partial(lambda w, h: sides(jpeg("CMYK"), w, h), width, height)
+        lie = partial(lambda w, h: with_sides(jpeg("CMYK"), w, h), width, height)
         yield f"CMYK claims {width} x {height}", lie, SUBSTITUTED, f"{width} x {height}"
-    yield "claims a row more", lambda: sides(jpeg(), 40, 64), SUBSTITUTED, ""
+    yield "claims a row more", lambda: with_sides(jpeg(), 40, 64), SUBSTITUTED, ""
     yield "2,000 progressive scans", partial(scans, 2000, progressive=True), SUBSTITUTED, "scans"
     yield "2,000 sequential scans", partial(scans, 2000, progressive=False), SUBSTITUTED, "scans"
     for marker in (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF):
@@ -147,7 +137,7 @@ def flipped(make: Make, number: int) -> bytes:
 
 def _pngs() -> Iterator[tuple[str, Make, str, str]]:
     for mode in ("RGB", "L", "RGBA", "P", "LA", "1"):
-        yield f"PNG {mode}", partial(encoded, "PNG", mode), ACCEPTED, ""
+        yield f"PNG {mode}", partial(made, "PNG", mode), ACCEPTED, ""
     yield "PNG of 16 bits", lambda: png(8, 8, (b"\0" + bytes(range(48))) * 8, depth=16), ACCEPTED, ""
     yield "PNG of 2^31", lambda: png(2**31 - 1, 2**31 - 1, b"x"), SUBSTITUTED, "sides"
     yield "PNG of nothing", lambda: png(0, 0, b"x"), SUBSTITUTED, "sides"
@@ -170,13 +160,13 @@ def _pngs() -> Iterator[tuple[str, Make, str, str]]:
     yield "PNG filter 9", lambda: png(8, 8, (b"\x09" + bytes(24)) * 8), SUBSTITUTED, ""
     yield "PNG with short chunks", lambda: png(30, 30, rows(30, 30), *SHORT_CHUNKS), EITHER, ""
     yield "PNG with two headers", lambda: png(30, 30, rows(30, 30), png(9, 9, b"")[8:33]), EITHER, ""
-    yield "PNG with a wrong CRC", lambda: encoded("PNG")[:-20] + b"\0" + encoded("PNG")[-19:], EITHER, ""
+    yield "PNG with a wrong CRC", lambda: made("PNG")[:-20] + b"\0" + made("PNG")[-19:], EITHER, ""
     frames = {"save_all": True, "append_images": [picture().rotate(90 * n) for n in (1, 2, 3)], "duration": 5}
-    yield "APNG", partial(encoded, "PNG", **frames), ACCEPTED, ""
+    yield "APNG", partial(made, "PNG", **frames), ACCEPTED, ""
     claims = chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0))
     yield "APNG of 2^31 frames", lambda: png(30, 30, rows(30, 30), claims), EITHER, ""
     for number in range(6):
-        yield f"PNG bits flipped {number}", partial(flipped, partial(encoded, "PNG"), number), EITHER, ""
+        yield f"PNG bits flipped {number}", partial(flipped, partial(made, "PNG"), number), EITHER, ""
 
 
 PACKED = (SUBSTITUTED, "per byte")
@@ -185,23 +175,23 @@ SHORT_CHUNKS = tuple(chunk(kind, b"\1") for kind in (b"gAMA", b"cHRM", b"pHYs", 
 
 def _webps() -> Iterator[tuple[str, Make, str, str]]:
     for lossless in (False, True):
-        yield f"WebP lossless={lossless}", partial(encoded, "WEBP", lossless=lossless), ACCEPTED, ""
+        yield f"WebP lossless={lossless}", partial(made, "WEBP", lossless=lossless), ACCEPTED, ""
     yield "WebP of one pixel", partial(flat_webp, 1), ACCEPTED, ""
     yield "WebP of 16,000 x 16,000", lambda: riff(vp8x(16_000, 16_000)) + bytes(20), SUBSTITUTED, "over"
     yield "WebP of 2^24", lambda: riff(vp8x(2**24, 2**24)) + bytes(20), SUBSTITUTED, "sides"
     yield "WebP of 5,000 x 5,000, flat", partial(flat_webp, 5000), SUBSTITUTED, "per byte"
     yield "WebP canvas without a picture", lambda: riff(vp8x(50, 50)) + bytes(20), SUBSTITUTED, ""
-    small = encoded("WEBP")[12:]
+    small = made("WEBP")[12:]
     large = b"RIFF" + struct.pack("<I", 22 + len(small)) + b"WEBP" + riff(vp8x(2000, 2000))[12:] + small
     yield "WebP canvas larger than its picture", lambda: large, SUBSTITUTED, ""
     yield "WebP of no known chunk", lambda: riff((b"EVIL", bytes(40))), SUBSTITUTED, "unknown chunk"
-    yield "WebP cut in its head", lambda: encoded("WEBP")[:25], SUBSTITUTED, ""
-    yield "WebP cut", lambda: encoded("WEBP")[:-100], SUBSTITUTED, ""
-    yield "WebP of a wrong length", lambda: b"RIFF\xff\xff\xff\xff" + encoded("WEBP")[8:], EITHER, ""
+    yield "WebP cut in its head", lambda: made("WEBP")[:25], SUBSTITUTED, ""
+    yield "WebP cut", lambda: made("WEBP")[:-100], SUBSTITUTED, ""
+    yield "WebP of a wrong length", lambda: b"RIFF\xff\xff\xff\xff" + made("WEBP")[8:], EITHER, ""
     frames = {"save_all": True, "append_images": [picture().rotate(90 * n) for n in (1, 2, 3)], "duration": 5}
-    yield "WebP that moves", partial(encoded, "WEBP", **frames), ACCEPTED, ""
+    yield "WebP that moves", partial(made, "WEBP", **frames), ACCEPTED, ""
     for number in range(6):
-        yield f"WebP bits flipped {number}", partial(flipped, partial(encoded, "WEBP"), number), EITHER, ""
+        yield f"WebP bits flipped {number}", partial(flipped, partial(made, "WEBP"), number), EITHER, ""
 
 
 def _others() -> Iterator[tuple[str, Make, str, str]]:

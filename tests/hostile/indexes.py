@@ -83,14 +83,9 @@ def many_rows(millions: int) -> bytes:
 
 def unpickling_type() -> bytes:
     """An index with a column of the extension type that Arrow once unpickled (CVE-2023-47248)."""
-    field = pa.field(
-        "key",
-        pa.string(),
-        metadata={
-            b"ARROW:extension:name": b"arrow.py_extension_type",
-            b"ARROW:extension:metadata": pickle.dumps(Evil()),
-        },
-    )
+    names = ("name", "metadata"), (b"arrow.py_extension_type", pickle.dumps(Evil()))
+    facts = {f"ARROW:extension:{name}": value for name, value in zip(*names, strict=True)}
+    field = pa.field("key", pa.string(), metadata=facts)
     arrays = [pa.array(value, TYPES[name]) for name, value in rows().items()]
     fields = [field if name == "key" else pa.field(name, kind) for name, kind in TYPES.items()]
     table = pa.Table.from_arrays(arrays, schema=pa.schema(fields))
@@ -219,11 +214,8 @@ def prototypes(facts: dict[str, Any] | None = None, **columns: Any) -> bytes:
         **(facts or {}),
     }
     text = json.dumps({name: value for name, value in stored.items() if value is not ...})
-    values = {
-        "distance": pa.array([0.0, 1.0] * 4, pa.float32()),
-        "cluster": pa.array([0] * 8, pa.int32()),
-        **columns,
-    }
+    own = {"distance": pa.array([0.0, 1.0] * 4, pa.float32()), "cluster": pa.array([0] * 8, pa.int32())}
+    values = own | columns
     table = pa.table({name: value for name, value in values.items() if value is not ...})
     return written(table.replace_schema_metadata({b"tempera.prototypes": text.encode()}))
 
@@ -247,13 +239,8 @@ def _prototypes() -> Iterator[tuple[str, str, Make, str, str]]:
     ):
         yield files, f"{name} {value}", partial(prototypes, {name: value}), wrong, "tempera score"
     yield files, "distances of text", lambda: prototypes(distance=pa.array(["a"] * 8)), wrong, "must be float"
-    yield (
-        files,
-        "a distance missing",
-        lambda: prototypes(distance=pa.array([None] * 8, pa.float32())),
-        wrong,
-        "every row",
-    )
+    nothing = pa.array([None] * 8, pa.float32())
+    yield files, "a distance missing", lambda: prototypes(distance=nothing), wrong, "every row"
     yield live, "distances of other data", lambda: prototypes({"fingerprint": "bb"}), wrong, "must be of the run's data"
     for value in (float("nan"), float("inf")):
         column = pa.array([value] + [0.5] * 7, pa.float32())

@@ -45,16 +45,8 @@ def main() -> None:
         verdict, message = judged(PLACES[case["place"]], work, path)
         spent = time.process_time() - started
         grown = field("VmHWM") - before
-        say(
-            {
-                "number": number,
-                "verdict": verdict,
-                "message": message[:600],
-                "seconds": round(spent, 3),
-                "grown_mb": round(grown / 1024, 1),
-                "canary": canary.exists(),
-            }
-        )
+        cost = {"seconds": round(spent, 3), "grown_mb": round(grown / 1024, 1), "canary": canary.exists()}
+        say({"number": number, "verdict": verdict, "message": message[:600], **cost})
     work.close()
     gc.collect()
     say({"done": True, "before": begin, "after": baseline()})
@@ -83,10 +75,7 @@ def settled_memory() -> int:
 
 def field(name: str) -> int:
     """A number of /proc/self/status, in kilobytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1])
-    raise AssertionError(f"the kernel must tell {name}")
+    return int(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0])
 
 
 def limit_addresses() -> None:
@@ -97,16 +86,13 @@ def limit_addresses() -> None:
 
 def baseline() -> dict[str, Any]:
     """What must be as before when all is over: open descriptors, shared memory, children."""
-    open_files = sorted(os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_open(fd))
+    descriptors = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    open_files = sorted(os.readlink(path) for path in descriptors if os.path.lexists(path))
     return {
         "descriptors": [name for name in open_files if not name.startswith("/proc/")],
         "shared": sorted(os.listdir("/dev/shm")),
         "children": len(list(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())),
     }
-
-
-def _is_open(descriptor: str) -> bool:
-    return os.path.lexists(f"/proc/self/fd/{descriptor}")
 
 
 if __name__ == "__main__":

@@ -230,11 +230,8 @@ def cluster(work: Workplace, given: Any) -> Verdict:
 
 
 def url(work: Workplace, given: Any) -> Verdict:
-    with (
-        Connections() as connections,
-        closing(open_shard(json.loads(_bytes(given)), connections=connections)) as opened,
-    ):
-        return "accepted", str(opened.num_bytes)
+    with Connections() as connections, closing(open_shard(json.loads(_bytes(given)), connections=connections)) as shard:
+        return "accepted", str(shard.num_bytes)
 
 
 def redirect(work: Workplace, given: Any) -> Verdict:
@@ -278,25 +275,11 @@ def _controlled(work: Workplace, wish: Control) -> Verdict:
     return "accepted", str(reply.version)
 
 
+FUNCTIONS = (
+    shard, index, sample, prototypes, distances, checkpoint_tensors, checkpoint_state, official_weights,
+    encoder_weights, evaluation_weights, config, classes, log, snapshot, feature_chunk, cluster, url, redirect,
+    scores, control,
+)  # fmt: skip
 PLACES: dict[str, Callable[[Workplace, Any], Verdict]] = {
-    "shard": shard,
-    "index": index,
-    "sample": sample,
-    "prototypes": prototypes,
-    "distances": distances,
-    "checkpoint tensors": checkpoint_tensors,
-    "checkpoint state": checkpoint_state,
-    "official weights": official_weights,
-    "encoder weights": encoder_weights,
-    "evaluation weights": evaluation_weights,
-    "config": config,
-    "classes": classes,
-    "log": log,
-    "snapshot": snapshot,
-    "feature chunk": feature_chunk,
-    "cluster": cluster,
-    "url": url,
-    "redirect": redirect,
-    "scores": scores,
-    "control": control,
+    place.__name__.replace("_", " "): place for place in FUNCTIONS
 }

@@ -10,6 +10,15 @@ TOKEN = b"TOKEN"
 """Stands for the run's token; whoever sends a request puts it in."""
 LINES = (b"Host: localhost", b"Authorization: Bearer " + TOKEN, b"Content-Type: application/json")
 
+PATHS = rb"""
+/api/v1/../../etc/passwd /assets/../client.py /assets/%2e%2e/%2e%2e/client.py /assets/..%2f..%2fapi-token
+/assets/....//....//api-token /assets/\..\api-token /assets/%00 //evil.example/x /api/v1/samples/%2e%2e
+/api/v1/samples/0x10 /api/v1/samples/99999999999999999999999 /api/v1/samples/-1/image
+/api/v1/samples/1/image?side=1000000000 /api/v1/log?limit=99999999999999999999
+/api/v1/distribution?bins=2000000000 /api/v1/metrics?points=1e308 /api/v1/samples/top?k=%00
+/api/v1/solve?effective_size=nan /docs
+"""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
@@ -28,10 +37,6 @@ def post(body: bytes, *lines: bytes, path: bytes = b"/api/v1/controls", length: 
 
 def head(first: bytes, *lines: bytes) -> bytes:
     return b"\r\n".join((first, *lines, b"", b""))
-
-
-def chunked(*chunks: bytes) -> bytes:
-    return b"".join(chunks)
 
 
 def control(**changes: object) -> bytes:
@@ -86,48 +91,15 @@ def _smuggled() -> Iterator[tuple[str, bytes, int | tuple[int, ...]]]:
 
 def _names() -> Iterator[tuple[str, bytes, int | tuple[int, ...]]]:
     state = b"GET /api/v1/state HTTP/1.1"
-    for host in (
-        b"evil.example",
-        b"localhost.evil.example",
-        b"127.0.0.1.evil.example",
-        b"evil.example:80",
-        b"2130706433",
-    ):
+    for host in b"evil.example localhost.evil.example 127.0.0.1.evil.example evil.example:80 2130706433".split():
         yield f"host {host.decode()}", head(state, b"Host: " + host, *LINES[1:]), 403
     for host in (b"localhost@evil.example", b"localhost/evil", b"", b"[::1", b"localhost:80:80", b"0"):
         yield f"host {host.decode()!r}", head(state, b"Host: " + host, *LINES[1:]), (400, 403)
-    for origin in (
-        b"http://evil.example",
-        b"null",
-        b"file://",
-        b"http://localhost:1",
-        b"http://localhost.evil.example",
-    ):
+    for origin in b"http://evil.example null file:// http://localhost:1 http://localhost.evil.example".split():
         yield f"origin {origin.decode()}", head(state, *LINES, b"Origin: " + origin), 403
     for site in (b"cross-site", b"same-site", b"evil"):
         yield f"site {site.decode()}", head(state, *LINES, b"Sec-Fetch-Site: " + site), 403
-    for path in (
-        b"/api/v1/../../etc/passwd",
-        b"/assets/../client.py",
-        b"/assets/%2e%2e/%2e%2e/client.py",
-        b"/assets/..%2f..%2fapi-token",
-        b"/assets/....//....//api-token",
-        b"/assets/\\..\\api-token",
-        b"/assets/%00",
-        b"//evil.example/x",
-        b"/api/v1/samples/%2e%2e",
-        b"/api/v1/samples/0x10",
-        b"/api/v1/samples/99999999999999999999999",
-        b"/api/v1/samples/-1/image",
-        b"/api/v1/samples/1/image?side=1000000000",
-        b"/api/v1/log?limit=99999999999999999999",
-        b"/api/v1/distribution?bins=2000000000",
-        b"/api/v1/metrics?points=1e308",
-        b"/api/v1/samples/top?k=%00",
-        b"/api/v1/solve?effective_size=nan",
-        b"/docs",
-        b"/api/v1/" + b"a" * 9000,
-    ):
+    for path in (*PATHS.split(), b"/api/v1/" + b"a" * 9000):
         yield f"path {path.decode()[:60]}", head(b"GET " + path + b" HTTP/1.1", *LINES), (400, 404, 422)
 
 
@@ -152,12 +124,8 @@ def _bodies() -> Iterator[tuple[str, bytes, int | tuple[int, ...]]]:
     ):
         yield f"body: {name}", post(body), refused
     kind = b"application/json"
-    for other in (
-        b"text/plain",
-        b"application/x-www-form-urlencoded",
-        b"multipart/form-data; boundary=x",
-        b"text/json",
-    ):
+    form = b"application/x-www-form-urlencoded"
+    for other in (b"text/plain", form, b"multipart/form-data; boundary=x", b"text/json"):
         yield f"body called {other.decode()}", post(control()).replace(kind, other), 415
     yield "body compressed", post(b"\x1f\x8b" + bytes(40), b"Content-Encoding: gzip"), refused
 

@@ -18,6 +18,7 @@ from deploy.runs.config import DataConfig
 from deploy.runs.rundir import RunDir
 from tests.deploy.api_run import Raw
 from tests.hostile.requests import TOKEN, cases
+from tests.runs import wait_for
 
 MOST_MB = 64.0
 
@@ -87,9 +88,7 @@ def test_hundreds_of_hostile_requests_change_nothing_and_leave_nothing(served: S
         for request in cases():
             served.send(request.data)
     assert served.peak_mb() - memory < MOST_MB
-    deadline = time.monotonic() + 20
-    while served.descriptors() > descriptors + 8 and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert served.descriptors() <= descriptors + 8  # connections and files of other threads; a leak would be hundreds
+    # Connections and files of other threads; a leak would be hundreds.
+    wait_for(lambda: served.descriptors() <= descriptors + 8, "the end of its connections", patience_s=20)
     assert served.client.log(limit=50) == changed
     assert "smuggler" not in json.dumps(changed, default=str)

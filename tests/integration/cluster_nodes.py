@@ -13,12 +13,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.runs import wait_for
 
 RAY = str(Path(sys.executable).parent / "ray")
 PATIENCE_S = 240.0
@@ -255,8 +256,4 @@ def _head_address(cluster: Nodes) -> str:
 
 
 def _wait_for(condition: Any, processes: list[subprocess.Popen[bytes]], log: Path) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert all(process.poll() is None for process in processes), log.read_text()[-2000:]
-        assert time.monotonic() < deadline, log.read_text()[-2000:]
-        time.sleep(0.3)
+    wait_for(condition, "the node's start", *processes, patience_s=PATIENCE_S, log=log)

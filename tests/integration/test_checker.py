@@ -67,41 +67,9 @@ def repeated_draw(lines: list[Any]) -> None:
     lines[20]["draws"][3], lines[20]["samples"][3] = lines[20]["draws"][2], lines[20]["samples"][2]
 
 
-def another_sample(lines: list[Any]) -> None:
-    lines[20]["samples"][3] += 1
-
-
 def substituted_and_delivered(lines: list[Any]) -> None:
     draw, sample = lines[20]["draws"][3], lines[20]["samples"][3]
     lines[20]["substituted"] = [{"draw": draw, "sample": sample, "key": "k", "reason": "none"}]
-
-
-def step_twice(lines: list[Any]) -> None:
-    lines.insert(12, lines[11])
-
-
-def step_skipped(lines: list[Any]) -> None:
-    lines.pop(12)
-
-
-def wrong_pixel(lines: list[Any]) -> None:
-    lines[20]["pixels"] = ["0" * 16] * len(lines[20]["pixels"])
-
-
-def stale_batch_after_resume(lines: list[Any]) -> None:
-    lines[1]["samples"] = lines[0]["samples"]
-
-
-def version_of_another_window(lines: list[Any]) -> None:
-    lines[20]["version"] += 1
-
-
-def impossible_probability(lines: list[Any]) -> None:
-    lines[20]["probability"][0] = 0.0
-
-
-def probability_of_another_draw(lines: list[Any]) -> None:
-    lines[20]["probability"][3] *= 0.5
 
 
 def long_wait(lines: list[Any]) -> None:
@@ -109,29 +77,40 @@ def long_wait(lines: list[Any]) -> None:
         line["time"] += 100.0
 
 
-FORGERIES = {
-    lost_draw: "I1",
-    repeated_draw: "I1",
-    another_sample: "I1",
-    substituted_and_delivered: "I1",
-    step_twice: "I2",
-    step_skipped: "I2",
-    wrong_pixel: "I3",
-    stale_batch_after_resume: "I6",
-    version_of_another_window: "I5",
-    impossible_probability: "I9",
-    probability_of_another_draw: "I9",
-    long_wait: "I8",
+def with_value(name: str, place: int, change: Callable[[Any], Any]) -> Callable[[list[Any]], None]:
+    """Forge one value of the line of a step."""
+
+    def forge(lines: list[Any]) -> None:
+        lines[20][name][place] = change(lines[20][name][place])
+
+    return forge
+
+
+FORGERIES: dict[str, tuple[str, Callable[[list[Any]], object]]] = {
+    "lost draw": ("I1", lost_draw),
+    "repeated draw": ("I1", repeated_draw),
+    "another sample": ("I1", with_value("samples", 3, lambda sample: sample + 1)),
+    "substituted and delivered": ("I1", substituted_and_delivered),
+    "step twice": ("I2", lambda lines: lines.insert(12, lines[11])),
+    "step skipped": ("I2", lambda lines: lines.pop(12)),
+    "wrong pixel": ("I3", lambda lines: lines[20].update(pixels=["0" * 16] * len(lines[20]["pixels"]))),
+    "stale batch after resume": ("I6", lambda lines: lines[1].update(samples=lines[0]["samples"])),
+    "version of another window": ("I5", lambda lines: lines[20].update(version=lines[20]["version"] + 1)),
+    "impossible probability": ("I9", with_value("probability", 0, lambda value: 0.0)),
+    "probability of another draw": ("I9", with_value("probability", 3, lambda value: 0.5 * value)),
+    "long wait": ("I8", long_wait),
 }
+"""Name -> invariant that must be broken, and what changes the lines of the second incarnation."""
 
 
-@pytest.mark.parametrize("forge", FORGERIES, ids=lambda forge: forge.__name__)
-def test_a_forged_history_is_caught(forge: Callable[[list[Any]], None], evidence: Evidence, config: RunConfig):
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_forged_history_is_caught(name: str, evidence: Evidence, config: RunConfig):
+    invariant, forge = FORGERIES[name]
     first, second = (list(copy.deepcopy(lines)) for lines in evidence.incarnations)
     forge(second)
     forged = replace(evidence, incarnations=(tuple(first), tuple(second)))
     verdict = check(forged, reference=reference_decoder(config), most_pixels=1024, longest_gap_s=30.0)
-    assert FORGERIES[forge] in verdict.breaches
+    assert invariant in verdict.breaches
 
 
 def test_a_control_in_force_too_early_is_caught(evidence: Evidence):

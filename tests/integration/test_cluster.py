@@ -18,13 +18,7 @@ from deploy.remote.jobs.ray_jobs import ENDED, connect, list_jobs
 from deploy.runs.config import DataConfig
 from deploy.runs.rundir import RunDir
 from tests.deploy.forwarding import forwarded
-from tests.integration.cluster_nodes import (
-    Nodes,
-    cluster_in_namespaces,
-    cluster_of_raylets,
-    free_port,
-    namespaces_work,
-)
+from tests.integration.cluster_nodes import Nodes, cluster_in_namespaces, cluster_of_raylets, free_port, namespaces_work
 
 ROLES = ("loader", "loader", "trainer")
 OWN_METHOD = Path(__file__).parent.parent / "trainer" / "example_method.py"

@@ -26,8 +26,8 @@ def test_demo_trains_is_steered_and_reports(tmp_path: Path) -> None:
     second = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
     assert second.returncode == 2
     assert f"pid {demo.pid}" in second.stderr
-    answer, heard = demo.communicate(timeout=1200)
-    assert demo.returncode == 0, heard
+    answer, errors = demo.communicate(timeout=1200)
+    assert demo.returncode == 0, errors
     facts = json.loads(answer)
 
     assert facts["samples"] == 1437

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from deploy.runs.overrides import override
 from deploy.runs.recipes import debug
 from deploy.runs.rundir import RunDir
 from tests.integration import doors
+from tests.runs import losses, wait_for
 
 TEMPERA = (sys.executable, "-m", "deploy.cli")
 SETTINGS = ("train.checkpoint_every=24", "train.log_every=1", "fleet.loaders=2", "pictures=false")
@@ -54,18 +55,6 @@ def refused(*words: object) -> str:
     return done.stderr
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, "the run did not get there in time"
-        time.sleep(0.1)
-
-
-def losses(run: RunDir) -> list[tuple[int, float]]:
-    return [(line["step"], line["loss"]) for line in run.metric_lines() if "loss" in line]
-
-
 def start(*words: object) -> subprocess.Popen[str]:
     return subprocess.Popen([*TEMPERA, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -75,7 +64,7 @@ def alive(run: RunDir, *words: object, steps: int) -> Iterator[subprocess.Popen[
     """A command that trains under Ray in another process, from its first steps on."""
     process = start(*words)
     try:
-        wait_until(lambda: len(losses(run)) >= steps, process)
+        wait_for(lambda: len(losses(run)) >= steps, "the first steps", process)
         yield process
     finally:
         process.terminate()
@@ -107,12 +96,12 @@ def survivor(tmp_path_factory: pytest.TempPathFactory, digits: DataConfig) -> It
         os.kill(status["selection"]["pid"], signal.SIGKILL)
         assert tempera("scale", 3, "--run", run.path)["size"] == 3
         with RunClient.attach(run) as client:
-            wait_until(lambda: len({loader["pid"] for loader in ready(client)} - {hit}) == 3, process)
+            wait_for(lambda: len({loader["pid"] for loader in ready(client)} - {hit}) == 3, "a third loader", process)
         step = len(losses(run))
-        wait_until(lambda: len(losses(run)) > step, process)
+        wait_for(lambda: len(losses(run)) > step, "a step after it", process)
         process.terminate()
-        _, heard = process.communicate(timeout=PATIENCE_S)
-        assert process.returncode == 0, heard
+        _, errors = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, errors
     stopped_at = len(losses(run))
     entries = tempera("log", "--run", run.path, "--limit", 1_000_000)["entries"]
     with alive(run, "resume", run.path, steps=stopped_at + 5) as process:
@@ -164,15 +153,15 @@ def test_a_run_under_ray_rests_on_request_and_its_control_latency_is_measured(
     run, process = live
     with RunClient.attach(run) as client:
         client.control("effective_size", 0.3, author="ann")
-        wait_until(lambda: client.state()["latency"]["count"] > 0, process)
-        wait_until(lambda: "control_latency" in kinds(client), process)
+        wait_for(lambda: client.state()["latency"]["count"] > 0, "a batch under the change", process)
+        wait_for(lambda: "control_latency" in kinds(client), "its latency in the log", process)
         client.post("pause", author="ann", reason="lunch")
-        wait_until(lambda: client.state()["paused"], process)
+        wait_for(lambda: client.state()["paused"], "the pause", process)
         step = len(losses(run))
         time.sleep(1.0)
         assert len(losses(run)) == step
         assert client.post("resume", author="ann")["pausing"] is False
-        wait_until(lambda: len(losses(run)) > step, process)
+        wait_for(lambda: len(losses(run)) > step, "a step after it", process)
         assert {"effective_size", "control_latency", "pause", "resume"} <= kinds(client)
         loaders = client.state()["fleet"]
         assert (loaders["scalable"], loaders["members"][0]["state"]) == (True, "ready")
@@ -231,7 +220,7 @@ def test_no_door_is_open_to_other_machines_and_no_secret_is_shown(live: tuple[Ru
         answers.update(doors.told_to_strangers(open_at))
         return any(b"ray_tempera_" in answer for answer in answers.values())
 
-    wait_until(all_are_heard, process)
+    wait_for(all_are_heard, "an export of our numbers", process)
     assert any(b"<html" in answer for answer in answers.values()), "so is a page"
     assert not [secret for secret in secrets if any(secret in answer for answer in [said, *answers.values()])]
 

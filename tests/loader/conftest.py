@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from sklearn.datasets import load_sample_images
 
 from loader import FixedWindows, ImageSample, ShardIndex, StreamConfig, build_index, build_shards, digits
 from loader.batches.windows import FixedWindow
+from tests.samples import tar_of
 
 
 class RandomWindows:
@@ -68,22 +67,10 @@ def digit_index(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
 @pytest.fixture
 def bad_photo_index(photos: list[bytes], tmp_path: Path) -> ShardIndex:
     """Photos where sample 3 is empty, 5 is garbage and 7 ends in the middle of its scan."""
-    samples = [ImageSample(f"photo{number:03d}", data) for number, data in enumerate(photos)]
-    return build_index([write_tar(tmp_path / "bad.tar", spoil(samples))], tmp_path / "index.parquet")
-
-
-def spoil(samples: list[ImageSample]) -> list[ImageSample]:
-    damage = {3: b"", 5: b"\x00garbage" * 40, 7: samples[7].data[: len(samples[7].data) // 2]}
-    return [ImageSample(s.key, damage.get(number, s.data), s.label) for number, s in enumerate(samples)]
-
-
-def write_tar(path: Path, samples: list[ImageSample]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for sample in samples:
-            info = tarfile.TarInfo(f"{sample.key}.jpg")
-            info.size = len(sample.data)
-            tar.addfile(info, io.BytesIO(sample.data))
-    return path
+    damage = {3: b"", 5: b"\x00garbage" * 40, 7: photos[7][: len(photos[7]) // 2]}
+    members = {f"photo{number:03d}.jpg": damage.get(number, data) for number, data in enumerate(photos)}
+    (tmp_path / "bad.tar").write_bytes(tar_of(members))
+    return build_index([tmp_path / "bad.tar"], tmp_path / "index.parquet")
 
 
 @pytest.fixture(scope="session")

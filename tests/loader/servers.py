@@ -6,7 +6,6 @@ import datetime
 import ipaddress
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from loader import BatchSpec, LoaderConfig, LoaderWorker, ShardIndex, Transform
+from tests.runs import wait_for
 
 
 def free_port() -> int:
@@ -27,14 +27,7 @@ def served(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server of our own until the block ends, and end exactly that one."""
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            assert server.poll() is None, f"{command[0]} ended at once"
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert time.monotonic() < deadline, f"{command[0]} does not listen"
-            time.sleep(0.05)
+        wait_for(lambda: socket.create_connection(("127.0.0.1", port)).close() or True, "an answer", server)
         yield server
     finally:
         server.terminate()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import shutil
-import tarfile
 import time
 from pathlib import Path
 
@@ -22,15 +20,7 @@ from loader import (
     Transform,
     build_index,
 )
-
-
-def with_size(tar: bytes, field: bytes) -> bytes:
-    """Put another size into the first member's header, with a checksum that is right."""
-    block = bytearray(tar[:512])
-    block[124:136] = field
-    block[148:156] = b" " * 8
-    block[148:156] = b"%06o\0 " % sum(block)
-    return bytes(block) + tar[512:]
+from tests.samples import encoded, scan_bomb, tar_of, with_sides, with_size_field
 
 
 def boundary(tar: bytes) -> int:
@@ -45,9 +35,9 @@ def boundary(tar: bytes) -> int:
         (lambda tar: tar[: len(tar) // 3], "truncated"),
         (lambda tar: tar[: boundary(tar)], "no end-of-archive marker"),
         (lambda tar: np.random.default_rng(0).bytes(50_000), "not a valid tar"),
-        (lambda tar: with_size(tar, b"\xff" * 12), "unreadable member size"),
-        (lambda tar: with_size(tar, b"\x80" + (2**70).to_bytes(11, "big")), "does not fit"),
-        (lambda tar: with_size(tar, b"77777777777\0"), "does not fit"),
+        (lambda tar: with_size_field(tar, b"\xff" * 12), "unreadable member size"),
+        (lambda tar: with_size_field(tar, b"\x80" + (2**70).to_bytes(11, "big")), "does not fit"),
+        (lambda tar: with_size_field(tar, b"77777777777\0"), "does not fit"),
         (lambda tar: tar[: boundary(tar)] + tar, r"holds 'photo000\.cls' twice"),
         (lambda tar: b"", "truncated"),
     ],
@@ -87,31 +77,13 @@ def test_a_shard_that_changed_since_it_was_indexed_gives_no_pixel(photo_index, t
 
 def dimension_bomb() -> bytes:
     """A JPEG of 3 KB whose frame header claims 20,000 x 20,000 pixels: 1.2 GB."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (640, 640)).save(buffer, "JPEG")
-    data = bytearray(buffer.getvalue())
-    at = data.index(b"\xff\xc0") + 5
-    data[at : at + 4] = (20_000).to_bytes(2, "big") * 2
-    return bytes(data)
-
-
-def scan_bomb() -> bytes:
-    """A progressive JPEG that repeats one scan 2,000 times."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (640, 640)).save(buffer, "JPEG", progressive=True)
-    data = buffer.getvalue()
-    scan = data.index(b"\xff\xda")
-    return data[:scan] + data[scan : scan + 60] * 2000 + b"\xff\xd9"
+    return with_sides(encoded(Image.new("RGB", (640, 640))), 20_000, 20_000)
 
 
 def test_bombs_and_empty_samples_cost_one_draw_each_and_no_memory(photos, tmp_path):
-    bad = {2: dimension_bomb(), 4: b"", 5: scan_bomb()}
-    with tarfile.open(tmp_path / "x.tar", "w") as tar:
-        for number in range(8):
-            data = bad.get(number, photos[number])
-            info = tarfile.TarInfo(f"p{number}.jpg")
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+    scans = scan_bomb(encoded(Image.new("RGB", (640, 640)), progressive=True))
+    bad = {2: dimension_bomb(), 4: b"", 5: scans}
+    (tmp_path / "x.tar").write_bytes(tar_of({f"p{number}.jpg": bad.get(number, photos[number]) for number in range(8)}))
     index = build_index([tmp_path / "x.tar"], tmp_path / "i.parquet")
     spec = BatchSpec(sample_ids=np.arange(8), draws=np.arange(8), seed=0, transform=Transform(size=16))
     with LoaderWorker(index.path, LoaderConfig()) as worker:

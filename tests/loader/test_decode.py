@@ -17,9 +17,10 @@ from loader.decode.cpu import CpuDecoder, decode_image, decode_top
 from loader.decode.decoder import EncodedImage
 from loader.decode.header import read_header
 from loader.decode.resize import resize_window
+from tests.samples import encoded
 
 
-def encoded(data: bytes, box: tuple[int, int, int, int] | None = None, *, flip: bool = False) -> EncodedImage:
+def opened(data: bytes, box: tuple[int, int, int, int] | None = None, *, flip: bool = False) -> EncodedImage:
     header = read_header(data, max_pixels=10**8)
     return EncodedImage(0, data, header, np.array(box or (0, 0, header.height, header.width), np.int32), flip)
 
@@ -43,13 +44,13 @@ def pil(data: bytes) -> Image.Image:
 def test_random_crops_equal_torchvision_on_the_same_box(photos, interpolation, flip):
     transform = Transform(size=64, interpolation=interpolation)
     for photo in photos:
-        image = encoded(photo)
+        image = opened(photo)
         box = (3, 5, image.header.height // 2 + 7, image.header.width // 2 + 9)
         pixels = torch.from_numpy(decode_image(photo, image.header)).permute(2, 0, 1)
         mode = v2.InterpolationMode(interpolation)
         expected = v2.functional.resized_crop(pixels, *box, [64, 64], mode, antialias=True)
         expected = v2.functional.horizontal_flip(expected) if flip else expected
-        assert torch.equal(decode_one(encoded(photo, box, flip=flip), transform), expected)
+        assert torch.equal(decode_one(opened(photo, box, flip=flip), transform), expected)
 
 
 def test_random_crops_are_within_rounding_of_pillow(photos):
@@ -58,7 +59,7 @@ def test_random_crops_are_within_rounding_of_pillow(photos):
         header = read_header(photo, max_pixels=10**8)
         box = (10, 8, header.height - 20, header.width - 20)
         expected = pil_functional.resized_crop(pil(photo), *box, [224, 224], v2.InterpolationMode.BICUBIC)
-        ours = decode_one(encoded(photo, box), Transform())
+        ours = decode_one(opened(photo, box), Transform())
         differences.append((ours.int() - v2.functional.pil_to_tensor(expected).int()).abs())
     # Both keep 8 bits between the passes; torch's weights have 16 bits, Pillow's 22.
     stacked = torch.stack(differences).float()
@@ -70,7 +71,7 @@ def test_center_crops_equal_torchvision(photos):
     transform = Transform(kind="center_crop", size=48, short_side=57)
     recipe = v2.Compose([v2.Resize(57, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(48)])
     for photo in photos:
-        image = encoded(photo)
+        image = opened(photo)
         expected = recipe(torch.from_numpy(decode_image(photo, image.header)).permute(2, 0, 1))
         assert torch.equal(decode_one(image, transform), expected)
 
@@ -80,27 +81,21 @@ def test_pixels_equal_pillow_for_every_kind_of_jpeg():
     rng = np.random.default_rng(0)
     smooth = Image.fromarray(rng.integers(0, 255, (9, 12, 3), np.uint8)).resize((75, 50), Image.Resampling.BICUBIC)
     for mode, options in (("RGB", {}), ("RGB", {"progressive": True}), ("L", {}), ("CMYK", {})):
-        buffer = io.BytesIO()
-        smooth.convert(mode).save(buffer, "JPEG", quality=95, **options)
-        data = buffer.getvalue()
+        data = encoded(smooth.convert(mode), quality=95, **options)
         ours = decode_image(data, read_header(data, max_pixels=10**6)).astype(int)
         assert np.abs(ours - np.asarray(pil(data))).max() <= 1, (mode, options)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_png_and_webp_decode_as_pillow_does(kind):
-    buffer = io.BytesIO()
-    Image.new("RGBA", (20, 10), (255, 0, 0, 128)).save(buffer, kind)
-    data = buffer.getvalue()
+    data = encoded(Image.new("RGBA", (20, 10), (255, 0, 0, 128)), kind)
     assert (decode_image(data, read_header(data, max_pixels=10**6)) == np.asarray(pil(data))).all()
 
 
 def test_the_orientation_tag_is_not_applied(photos):
     exif = Image.Exif()
     exif[0x0112] = 6
-    buffer = io.BytesIO()
-    Image.new("RGB", (40, 20)).save(buffer, "JPEG", exif=exif)
-    data = buffer.getvalue()
+    data = encoded(Image.new("RGB", (40, 20)), exif=exif)
     assert decode_image(data, read_header(data, max_pixels=10**6)).shape == (20, 40, 3)
 
 
@@ -116,9 +111,8 @@ def test_a_truncated_image_is_a_bad_sample(photos):
     cut = photos[0][: len(photos[0]) // 2]
     with pytest.raises(BadSampleError, match="JPEG does not decode"):
         decode_image(cut, read_header(cut, max_pixels=10**8))
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 50, 3), np.uint8)).save(buffer, "PNG")
-    png = buffer.getvalue()[:900]
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 50, 3), np.uint8))
+    png = encoded(noise, "PNG")[:900]
     with pytest.raises(BadSampleError, match="image does not decode"):
         decode_image(png, read_header(png, max_pixels=10**8))
 
@@ -139,9 +133,7 @@ def test_the_top_of_an_image_has_the_pixels_of_the_whole(photos, subsampling):
 
 
 def test_a_progressive_image_is_decoded_whole():
-    buffer = io.BytesIO()
-    Image.new("RGB", (64, 64), (9, 99, 200)).save(buffer, "JPEG", progressive=True)
-    data = buffer.getvalue()
+    data = encoded(Image.new("RGB", (64, 64), (9, 99, 200)), progressive=True)
     assert decode_top(data, read_header(data, max_pixels=10**6), 3).shape == (64, 64, 3)
 
 
@@ -160,11 +152,7 @@ def jpeg_variants(pixels: np.ndarray) -> dict[str, bytes]:
         "rotated": {"exif": rotated},
         "profile": {"icc_profile": bytes(3000)},
     }
-    for name, option in options.items():
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=90, **option)
-        variants[name] = buffer.getvalue()
-    return variants
+    return variants | {name: encoded(Image.fromarray(pixels), quality=90, **option) for name, option in options.items()}
 
 
 @pytest.mark.parametrize("is_compiled", [True, False])
@@ -186,7 +174,7 @@ def test_a_decoded_box_has_the_pixels_of_the_whole(photos, is_compiled, monkeypa
 def test_the_second_decoding_gives_the_bytes_of_the_first(photos):
     transform = Transform(size=50)
     for photo in photos[:6]:
-        image = encoded(photo, (4, 6, 40, 30), flip=True)
+        image = opened(photo, (4, 6, 40, 30), flip=True)
         first, second = rows(1, 50), rows(1, 50)
         fresh = CpuDecoder(1)
         fresh.decode([image], transform, first)
@@ -220,10 +208,10 @@ def dali():
     ids=["bicubic", "bilinear", "center_crop"],
 )
 def test_dali_differs_from_the_reference_by_rounding(photos, dali, transform):
-    images = [encoded(p) for p in photos]
+    images = [opened(p) for p in photos]
     if transform.kind == "random_resized_crop":
         images = [
-            encoded(p, (3, 4, e.header.height - 9, e.header.width - 7), flip=bool(i % 2))
+            opened(p, (3, 4, e.header.height - 9, e.header.width - 7), flip=bool(i % 2))
             for i, (p, e) in enumerate(zip(photos, images, strict=True))
         ]
     ours, theirs = rows(len(images), transform.size), rows(len(images), transform.size)
@@ -236,19 +224,21 @@ def test_dali_differs_from_the_reference_by_rounding(photos, dali, transform):
 
 def test_dali_names_the_bad_images_of_a_batch_and_decodes_the_others(photos, dali):
     cut = EncodedImage(
-        0, photos[1][:600] + bytes(20), read_header(photos[1], max_pixels=10**8), encoded(photos[1]).box, flip=False
+        0, photos[1][:600] + bytes(20), read_header(photos[1], max_pixels=10**8), opened(photos[1]).box, flip=False
     )
-    images = [encoded(photos[0]), cut, encoded(photos[2])]
+    images = [opened(photos[0]), cut, opened(photos[2])]
     transform, out = Transform(size=32), rows(3, 32)
     reasons = dali.decode(images, transform, out)
     assert [reason is None for reason in reasons] == [True, False, True]
     assert "does not decode" in reasons[1]
-    assert (dali_alone(dali, images[2], transform) == out[2]).all()
+    alone = rows(1, 32)
+    assert dali.decode(images[2:], transform, alone) == [None]
+    assert (alone[0] == out[2]).all()
 
 
 def test_dali_gives_the_same_pixels_when_several_threads_decode_at_once(photos, dali):
     transform = Transform(size=48)
-    batches = [[encoded(photo) for photo in photos[at : at + 4]] for at in range(0, 16, 4)]
+    batches = [[opened(photo) for photo in photos[at : at + 4]] for at in range(0, 16, 4)]
     alone, together = [rows(4, 48) for _ in batches], [rows(4, 48) for _ in batches]
     for images, out in zip(batches, alone, strict=True):
         assert dali.decode(images, transform, out) == [None] * 4
@@ -257,12 +247,6 @@ def test_dali_gives_the_same_pixels_when_several_threads_decode_at_once(photos, 
             reasons = list(threads.map(dali.decode, batches, [transform] * 4, together))
             assert reasons == [[None] * 4] * 4
             assert (np.stack(together) == np.stack(alone)).all()
-
-
-def dali_alone(dali, image: EncodedImage, transform: Transform) -> np.ndarray:
-    out = rows(1, transform.size)
-    assert dali.decode([image], transform, out) == [None]
-    return out[0]
 
 
 def test_a_decoder_that_was_not_compiled_is_announced_once(monkeypatch, caplog):

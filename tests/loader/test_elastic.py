@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,6 @@ from loader import (
     WeightedWindows,
 )
 from loader.batch import BatchSpec, Pixels
-from loader.batches.routing import route
 from tests.bench.digests import digest
 
 CONFIG = StreamConfig(seed=9, global_batch=48, total_steps=48, window_steps=8, transform=Transform(size=16))
@@ -98,7 +98,7 @@ def test_requests_carry_what_they_should_however_many_loaders_there_are(pool, ra
     assert len(pool.sent) <= 48 * 48 / 32
 
 
-class BlackLoaders:
+class BlackLoaders(LocalLoaders):
     """Loaders that answer at once, with black images."""
 
     def __init__(self, size: int) -> None:
@@ -107,20 +107,12 @@ class BlackLoaders:
     def members(self) -> tuple[str, ...]:
         return tuple(f"loader-{number}" for number in range(self.size))
 
-    def submit(self, member: str, spec: BatchSpec) -> tuple:
+    def submit(self, member: str, spec: BatchSpec) -> Future[Pixels]:
         self.sent.append(len(spec))
-        return len(self.sent), spec.sample_ids.tobytes(), len(spec), spec.transform.size
-
-    def wait(self, handles: list, timeout_s: float) -> list:
-        return list(handles)
-
-    def result(self, handle: tuple) -> Pixels:
-        *_, num_images, size = handle
-        return Pixels(images=np.zeros((num_images, size, size, 3), np.uint8).transpose(0, 3, 1, 2), bad=(), decode_s=0)
-
-    def release(self, handle: object) -> None: ...
-
-    def observe(self, wait_share: float) -> None: ...
+        size, answer = spec.transform.size, Future()
+        images = np.zeros((len(spec), size, size, 3), np.uint8).transpose(0, 3, 1, 2)
+        answer.set_result(Pixels(images=images, bad=(), decode_s=0))
+        return answer
 
 
 @pytest.mark.parametrize("batch", [64, 256])
@@ -140,16 +132,6 @@ def test_memory_bounds_how_far_requests_grow(pool, random_windows):
     pool.desired, pool.sent = 16, []
     digest(BatchStream(random_windows(24, config), pool, config))
     assert max(pool.sent) <= config.prefetch_steps // 2 * 48
-
-
-@pytest.mark.parametrize("size", [1, 2, 7, 16])
-def test_one_more_loader_moves_its_share_of_the_samples_and_no_other(size):
-    ids = np.arange(20_000)
-    names = [f"loader-{number}" for number in range(size + 1)]
-    before, after = route(ids, names[:size]), route(ids, names)
-    moved = before != after
-    assert (after[moved] == size).all()
-    assert moved.mean() == pytest.approx(1 / (size + 1), rel=0.1)
 
 
 def test_fixed_weights_are_drawn_in_proportion_and_zero_never(pool, photo_index):

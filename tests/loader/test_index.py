@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import subprocess
@@ -12,17 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from loader import (
-    BadSampleError,
-    ImageSample,
-    MissingIndexError,
-    ShardIndex,
-    build_index,
-    build_shards,
-)
+from loader import BadSampleError, ImageSample, MissingIndexError, ShardIndex, build_index, build_shards
 from loader.shards.index import write_index
 from loader.shards.index_checks import COLUMNS
 from tests.programs import needs
+from tests.samples import tar_of
 
 
 def copy_dataset(index: ShardIndex, to: Path) -> Path:
@@ -31,11 +24,7 @@ def copy_dataset(index: ShardIndex, to: Path) -> Path:
 
 
 def write_members(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+    path.write_bytes(tar_of(members))
     return path
 
 
@@ -140,13 +129,9 @@ def pack(path: Path, kind: str, members: list[tuple[str, bytes]]) -> None:
         subprocess.run([*kind.split(), "-cf", str(path), *names], cwd=folder, check=True)
     else:
         formats = {"pax": tarfile.PAX_FORMAT, "ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT}
-        with tarfile.open(path, "w", format=formats[kind.partition(" ")[0]]) as tar:
-            for name, data in members:
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                # As bsdtar: a PAX record before every member, with times to the nanosecond.
-                info.pax_headers = {"mtime": "1700000000.123456789"} if kind == "pax bsdtar" else {}
-                tar.addfile(info, io.BytesIO(data))
+        # As bsdtar: a PAX record before every member, with times to the nanosecond.
+        pax_headers = {"mtime": "1700000000.123456789"} if kind == "pax bsdtar" else {}
+        path.write_bytes(tar_of(members, pax_headers=pax_headers, format=formats[kind.partition(" ")[0]]))
 
 
 @pytest.mark.parametrize(
@@ -172,13 +157,8 @@ def test_tars_of_every_tool_give_the_same_index(photos, tmp_path, kind, folder):
 
 
 def test_samples_without_an_image_and_hidden_files_are_passed_over(photos, tmp_path):
-    members = [
-        ("a.txt", b"text"),
-        (".hidden.jpg", photos[0]),
-        ("b.cls", b"7"),
-        ("b.JPEG", photos[1]),
-        ("b.json", b"{}"),
-    ]
+    members = [("a.txt", b"text"), (".hidden.jpg", photos[0]), ("b.cls", b"7"), ("b.JPEG", photos[1])]
+    members.append(("b.json", b"{}"))
     index = build_index([write_members(tmp_path / "x.tar", members)], tmp_path / "i.parquet")
     assert (index.keys, index.label.tolist()) == (["b"], [7])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import platform
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ import simplejpeg
 from PIL import Image
 
 from loader.decode import compiled
+from tests.samples import encoded
 
 pytestmark = pytest.mark.skipif(
     compiled.decode_box is None and not (platform.machine() == "x86_64" and shutil.which("cc")),
@@ -44,18 +44,16 @@ def cut(pixels: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
 def pictures() -> list[bytes]:
     """Small JPEGs of every subsampling, of several qualities, smooth and noisy, with and without restart markers."""
     rng = np.random.default_rng(3)
-    encoded = []
+    found = []
     for height, width in ((1, 7), (17, 33), (40, 56), (75, 101)):
         smooth = Image.fromarray(rng.integers(0, 255, (5, 6, 3), np.uint8)).resize((width, height))
         for pixels in (np.ascontiguousarray(smooth), rng.integers(0, 256, (height, width, 3), np.uint8)):
             for kind in ("444", "422", "420", "440"):
-                encoded += [simplejpeg.encode_jpeg(pixels, quality=q, colorsubsampling=kind) for q in (8, 75, 100)]
+                found += [simplejpeg.encode_jpeg(pixels, quality=q, colorsubsampling=kind) for q in (8, 75, 100)]
             gray = np.ascontiguousarray(pixels[:, :, :1])
-            encoded.append(simplejpeg.encode_jpeg(gray, colorspace="GRAY", colorsubsampling="Gray"))
-            buffer = io.BytesIO()
-            Image.fromarray(pixels).save(buffer, "JPEG", restart_marker_blocks=2, optimize=True)
-            encoded.append(buffer.getvalue())
-    return encoded
+            found.append(simplejpeg.encode_jpeg(gray, colorspace="GRAY", colorsubsampling="Gray"))
+            found.append(encoded(Image.fromarray(pixels), restart_marker_blocks=2, optimize=True))
+    return found
 
 
 def test_it_was_compiled():
@@ -145,13 +143,10 @@ def test_memory_that_is_too_small_is_refused():
 
 @pytest.mark.parametrize("option", [{"progressive": True}, {"keep_rgb": True}, {"subsampling": "4:1:1"}, {}])
 def test_what_it_does_not_decode_is_left_to_the_other_decoder(option):
-    buffer = io.BytesIO()
-    mode = "RGB" if option else "CMYK"
     if option == {"subsampling": "4:1:1"}:
         data = simplejpeg.encode_jpeg(np.zeros((40, 56, 3), np.uint8), colorsubsampling="411")
     else:
-        Image.new(mode, (56, 40)).save(buffer, "JPEG", **option)
-        data = buffer.getvalue()
+        data = encoded(Image.new("RGB" if option else "CMYK", (56, 40)), **option)
     assert decode_box(data, (0, 0, 8, 8)) is None
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -23,9 +23,10 @@ from loader import (
     StreamConfig,
     Transform,
 )
-from tests.bench.digests import digest
+from tests.bench.digests import digest, digests
 from tests.loader.test_ring import free_bytes
 from tests.local_ray import local_ray as started_ray
+from tests.runs import wait_for
 
 CONFIG = StreamConfig(
     seed=5, global_batch=64, total_steps=24, window_steps=8, transform=Transform(size=32), stall_timeout_s=150
@@ -50,26 +51,15 @@ def fleet(local_ray, digit_index, tmp_path_factory):
     client.close()
 
 
-def wait_until(condition, timeout_s: float = 300) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "condition not met in time"
-        time.sleep(0.1)
+def wait_ready(fleet, size: int):
+    names = [f"loader-{number}" for number in range(size)]
+    wait_for(lambda: sorted(fleet.members()) == names, f"{size} loaders")
 
 
-def ready(fleet, size: int):
-    return lambda: sorted(fleet.members()) == [f"loader-{i}" for i in range(size)]
-
-
-def answers(fleet):
-    def try_status() -> bool:
-        try:
-            fleet.status()
-        except LoaderLost:
-            return False
-        return True
-
-    return try_status
+def status(fleet):
+    """The fleet's status, or None while it does not answer."""
+    with suppress(LoaderLost):
+        return fleet.status()
 
 
 @pytest.fixture(scope="module")
@@ -104,11 +94,11 @@ def test_a_ring_is_used_and_all_its_memory_comes_back(fleet, random_windows):
                 break
     assert max(used) > 0
 
-    wait_until(lambda: free_bytes(pool._ring) == capacity)
+    wait_for(lambda: free_bytes(pool._ring) == capacity, "all memory of the ring")
 
 
 def test_status_names_the_processes(fleet):
-    wait_until(lambda: all("pid" in loader for loader in fleet.status()["loaders"]))
+    wait_for(lambda: all("pid" in loader for loader in fleet.status()["loaders"]), "process ids")
     loaders = fleet.status()["loaders"]
     assert [loader["name"] for loader in loaders] == ["loader-0", "loader-1"]
     for loader in loaders:
@@ -126,8 +116,8 @@ def test_a_loader_killed_under_load_changes_nothing_and_is_replaced(fleet, rando
         if batch.step == 3:
             os.kill(victim, signal.SIGKILL)
     assert digest(batches) == expected
-    wait_until(ready(fleet, 2))
-    wait_until(lambda: fleet.status()["loaders"][0].get("pid") not in (None, victim))
+    wait_ready(fleet, 2)
+    wait_for(lambda: fleet.status()["loaders"][0].get("pid") not in (None, victim), "another process")
     assert fleet.status()["loaders"][0]["restarts"] >= 1
     kinds = [event.kind for event in fleet.events(after=seen)]
     assert kinds[:2] == ["loader_lost", "loader_started"]
@@ -139,18 +129,18 @@ def test_scaling_under_load_changes_nothing(fleet, random_windows, expected):
         batches.append(batch)
         if batch.step == 2:
             assert fleet.scale(3, author="test", reason="up").size == 3
-            wait_until(ready(fleet, 3))
+            wait_ready(fleet, 3)
         if batch.step == 12:
             fleet.scale(1, author="test", reason="down")
-            wait_until(ready(fleet, 1))
+            wait_ready(fleet, 1)
     assert digest(batches) == expected
     fleet.scale(2, author="test")
-    wait_until(ready(fleet, 2))
+    wait_ready(fleet, 2)
 
 
 def test_a_killed_fleet_comes_back_at_its_last_size_and_no_draw_is_lost(fleet, random_windows, expected):
     fleet.scale(1, author="mira", reason="a try")
-    wait_until(ready(fleet, 1))
+    wait_ready(fleet, 1)
     seen = fleet.events()[-1].sequence
     batches = []
     for batch in stream_over(fleet, random_windows):
@@ -158,12 +148,11 @@ def test_a_killed_fleet_comes_back_at_its_last_size_and_no_draw_is_lost(fleet, r
         if batch.step == 4:
             os.kill(fleet.status()["pid"], signal.SIGKILL)
     assert digest(batches) == expected
-    wait_until(answers(fleet))
-    status = fleet.status()
-    assert (status["size"], status["author"], status["reason"]) == (1, "mira", "a try")
+    found = wait_for(lambda: status(fleet), "an answer of the fleet")
+    assert (found["size"], found["author"], found["reason"]) == (1, "mira", "a try")
     assert next(event.kind for event in fleet.events(after=seen)) == "fleet_restarted"
     fleet.scale(2, author="test")
-    wait_until(ready(fleet, 2))
+    wait_ready(fleet, 2)
 
 
 def test_a_fleet_with_a_policy_grows_when_a_trainer_waits(local_ray, digit_index):
@@ -172,11 +161,9 @@ def test_a_fleet_with_a_policy_grows_when_a_trainer_waits(local_ray, digit_index
     policy = ScalePolicy(max_size=2, patience=1, cooldown_s=0, period_s=0)
     client = start_fleet(digit_index.path, LoaderConfig(), size=1, name="elastic", num_cpus=0, policy=policy)
     client.actor.call.remote("observe", 0.4)
-    wait_until(lambda: client.status()["size"] == 2)
-    assert (client.status()["author"], client.status()["reason"]) == (
-        "fleet",
-        "trainers wait for 40% of their time, over 5%",
-    )
+    wait_for(lambda: client.status()["size"] == 2, "a second loader")
+    assert client.status()["author"] == "fleet"
+    assert client.status()["reason"] == "trainers wait for 40% of their time, over 5%"
     client.close()
 
 
@@ -228,9 +215,7 @@ def test_loaders_that_cannot_start_are_an_error_that_says_why(local_ray, tmp_pat
 
 
 def test_draws_have_one_digest_through_fleets_of_any_size_and_through_one_that_is_scaled(local_ray, photo_index):
-    from tests.bench.digests import determinism_digests
-
-    report = determinism_digests(photo_index.path.parent, sizes=(1, 2), course=(2, 3, 1))
+    report = digests(images=photo_index.path.parent, sizes=(1, 2), course=(2, 3, 1))
     assert list(report["digests"]) == ["in process", "1 loaders", "2 loaders", "2 -> 3 -> 1 loaders"]
     assert report["equal"], report["digests"]
     assert report["served"] == 3
@@ -242,13 +227,7 @@ def test_the_benchmark_reports_every_figure(local_ray, photo_index):
 
     report = bench_loader(photo_index.path.parent, seconds=0.2)
     figures = ("raw_decode", "in_process", "service", "cached", "peers")
-    assert tuple(name for name in report if name in figures) == (
-        "raw_decode",
-        "in_process",
-        "service",
-        "cached",
-        "peers",
-    )
+    assert tuple(name for name in report if name in figures) == figures
     assert set(report) - set(figures) == {"object_store", "cache_hit_rate", "index"}
     sizes = {"0.61", "0.25", "0.12"}
     assert set(report["cached"]) == set(report["object_store"]["cached"]) == set(report["cache_hit_rate"]) == sizes

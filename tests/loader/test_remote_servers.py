@@ -12,12 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from loader import (
-    ShardIndex,
-    StaleIndexError,
-    StorageUnavailable,
-    build_index,
-)
+from loader import ShardIndex, StaleIndexError, StorageUnavailable, build_index
 from loader.storage import buckets
 from loader.storage.connections import Connections
 from loader.storage.https import HttpShard

@@ -20,11 +20,13 @@ def test_samples_spread_evenly():
     assert ((counts - expected) ** 2 / expected).sum() < 20
 
 
-def test_growing_moves_one_share_of_the_samples_and_only_to_the_newcomer():
-    before, after = owners(MEMBERS[:4]), owners(MEMBERS)
+@pytest.mark.parametrize("size", [1, 2, 4, 7, 16])
+def test_one_more_loader_moves_its_share_of_the_samples_and_no_other(size):
+    names = [f"loader-{number}" for number in range(size + 1)]
+    before, after = route(IDS, names[:size]), route(IDS, names)
     moved = before != after
-    assert abs(moved.mean() - 1 / 5) < 0.01
-    assert set(after[moved]) == {"loader-4"}
+    assert (after[moved] == size).all()
+    assert moved.mean() == pytest.approx(1 / (size + 1), rel=0.1)
 
 
 def test_the_order_of_the_members_does_not_matter():

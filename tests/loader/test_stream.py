@@ -22,6 +22,7 @@ from loader import (
     TooManyBadSamplesError,
     Transform,
 )
+from tests.runs import wait_for
 
 CONFIG = StreamConfig(
     seed=3, global_batch=32, total_steps=20, window_steps=8, transform=Transform(size=24), request_deadline_s=20.0
@@ -293,10 +294,8 @@ def test_threads_end_with_the_loop(make_pool, random_windows):
     stream = BatchStream(random_windows(24, CONFIG), make_pool(1), CONFIG)
     for _ in stream:
         break
-    deadline = time.monotonic() + 60
-    while any(thread.name in ("batch-stream", "windows_0") for thread in threading.enumerate()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    ends = ("batch-stream", "windows_0")
+    wait_for(lambda: not any(thread.name in ends for thread in threading.enumerate()), "the end of its threads")
 
 
 def test_a_trainer_that_rests_longer_than_the_stall_timeout_is_no_stall(photo_index, make_pool):

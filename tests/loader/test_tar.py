@@ -12,20 +12,11 @@ from hypothesis import strategies as st
 from loader.errors import BadShardError
 from loader.shards.tar import TarMember, is_member_header, walk_tar
 from tests.programs import needs
+from tests.samples import tar_of, with_size_field
 
 
 def walk(data: bytes) -> list[TarMember]:
     return list(walk_tar(lambda offset, size: data[offset : offset + size], len(data), url="shard.tar"))
-
-
-def make_tar(members: dict[str, bytes], **options: object) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", **options) as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
 
 
 def members_by_tarfile(tar: bytes) -> list[TarMember]:
@@ -33,28 +24,19 @@ def members_by_tarfile(tar: bytes) -> list[TarMember]:
         return [TarMember(m.name, m.offset_data, m.size) for m in file]
 
 
-def with_size_field(tar: bytes, field: bytes) -> bytes:
-    """Put another size into the first header and mend its checksum."""
-    block = bytearray(tar[:512])
-    block[124:136] = field
-    block[148:156] = b" " * 8
-    block[148:156] = b"%06o\0 " % sum(block)
-    return bytes(block) + tar[512:]
-
-
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_members_are_those_of_tarfile(kind):
-    tar = make_tar({"a.jpg": b"x" * 700, "b/c.cls": b"", "d.png": b"y" * 512}, format=FORMATS[kind])
+    tar = tar_of({"a.jpg": b"x" * 700, "b/c.cls": b"", "d.png": b"y" * 512}, format=FORMATS[kind])
     assert walk(tar) == members_by_tarfile(tar)
 
 
 @pytest.mark.parametrize("kind", ["gnu", "pax"])
 @pytest.mark.parametrize("name", ["n" * 300 + ".jpg", "d/" * 120 + "x.jpg", "\u00fc\u4e2d" * 60 + ".jpg"])
 def test_long_and_foreign_names_are_read(kind, name):
-    tar = make_tar({name: b"1", "after.jpg": b"22"}, format=FORMATS[kind])
+    tar = tar_of({name: b"1", "after.jpg": b"22"}, format=FORMATS[kind])
     assert [(m.name, m.size) for m in walk(tar)] == [(name, 1), ("after.jpg", 2)]
 
 
@@ -66,7 +48,7 @@ def test_long_and_foreign_names_are_read(kind, name):
 )
 def test_offsets_agree_with_tarfile(sizes, length, kind):
     members = {f"{i}" + "k" * length: bytes(size) for i, size in enumerate(sizes)}
-    tar = make_tar(members, format=FORMATS[kind])
+    tar = tar_of(members, format=FORMATS[kind])
     assert walk(tar) == members_by_tarfile(tar)
 
 
@@ -104,16 +86,12 @@ def test_only_regular_files_are_yielded():
 
 
 def test_a_pax_size_record_overrides_the_header():
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        info = tarfile.TarInfo("big.jpg")
-        info.size, info.pax_headers = 5, {"size": "5"}
-        tar.addfile(info, io.BytesIO(b"12345"))
-    assert [m.size for m in walk(buffer.getvalue())] == [5]
+    tar = tar_of({"big.jpg": b"12345"}, pax_headers={"size": "5"}, format=tarfile.PAX_FORMAT)
+    assert [m.size for m in walk(tar)] == [5]
 
 
 def test_base_256_sizes_are_read():
-    tar = make_tar({"a.jpg": b"x" * 600})
+    tar = tar_of({"a.jpg": b"x" * 600})
     assert [m.size for m in walk(with_size_field(tar, b"\x80" + (600).to_bytes(11, "big")))] == [600]
 
 
@@ -133,26 +111,26 @@ def test_base_256_sizes_are_read():
     ],
 )
 def test_a_bad_tar_is_an_error_that_says_what_is_wrong(spoiled, message):
-    tar = make_tar({"a.jpg": b"x" * 700, "b.jpg": b"y" * 700})
+    tar = tar_of({"a.jpg": b"x" * 700, "b.jpg": b"y" * 700})
     with pytest.raises(BadShardError, match=message):
         walk(spoiled(tar))
 
 
 def test_a_huge_name_record_is_refused_before_it_is_read():
-    tar = make_tar({"n" * 300: b"1"}, format=tarfile.GNU_FORMAT)
+    tar = tar_of({"n" * 300: b"1"}, format=tarfile.GNU_FORMAT)
     huge = with_size_field(tar, b"\x80" + (2**21).to_bytes(11, "big")) + bytes(2**22)
     with pytest.raises(BadShardError, match="name record"):
         walk(huge)
 
 
 def test_a_malformed_pax_record_is_an_error():
-    tar = make_tar({"n" * 300: b"1"}, format=tarfile.PAX_FORMAT)
+    tar = tar_of({"n" * 300: b"1"}, format=tarfile.PAX_FORMAT)
     with pytest.raises(BadShardError, match="PAX"):
         walk(tar.replace(b" path=", b" pathx", 1))
 
 
 def test_a_member_header_is_recognised():
-    tar = make_tar({"a.jpg": b"x" * 600})
+    tar = tar_of({"a.jpg": b"x" * 600})
     assert is_member_header(tar[:512], 600)
     assert not is_member_header(tar[:512], 601)
     assert not is_member_header(tar[512:1024], 600)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from scoring import Control, Event, RunLog, Selection, VersionConflict, replay_run
-from tests.scoring.configs import selection_config
+from tests.scoring.configs import distances, selection_config, set_size
 
 N = 300
 GATE = threading.Event()
@@ -37,8 +37,7 @@ def config():
 def selection(tmp_path):
     GATE.set()
     FAIL.clear()
-    distance = np.random.default_rng(0).beta(3.4, 2.38, N).astype(np.float32)
-    chosen = Selection(distance, config(), runlog=RunLog(tmp_path / "run.sqlite"))
+    chosen = Selection(distances(N), config(), runlog=RunLog(tmp_path / "run.sqlite"))
     chosen.window(0, effective_size=0.2)
     yield chosen
     GATE.set()
@@ -58,8 +57,12 @@ def drawing(selection):
         GATE.set()
 
 
-def set_size(value, **changes):
-    return Control(**{"kind": "effective_size", "value": value, "author": "ann", **changes})
+def fail(drawing):
+    """Let the draw go on and fail."""
+    FAIL.set()
+    GATE.set()
+    with pytest.raises(ValueError, match="fails now"):
+        drawing.result(120)
 
 
 def test_change_during_a_draw_takes_effect_in_the_window_after_it(selection, drawing):
@@ -96,10 +99,7 @@ def test_two_changes_during_a_draw_keep_their_order_and_versions(selection, draw
 
 def test_failed_draw_leaves_a_change_in_the_window_that_its_reply_named(selection, drawing):
     reply = selection.control(set_size(0.5))
-    FAIL.set()
-    GATE.set()
-    with pytest.raises(ValueError, match="fails now"):
-        drawing.result(120)
+    fail(drawing)
     assert selection.control(set_size(0.55)).window == 2
     with pytest.raises(ValueError, match="a change of the table must follow a drawn window"):
         selection.control(Control(kind="round", value="bss", author="trainer"))
@@ -113,33 +113,11 @@ def test_failed_draw_leaves_a_change_in_the_window_that_its_reply_named(selectio
 
 def test_change_that_waits_for_its_window_survives_a_restart(selection, drawing, tmp_path):
     selection.control(set_size(0.5))
-    FAIL.set()
-    GATE.set()
-    with pytest.raises(ValueError, match="fails now"):
-        drawing.result(120)
+    fail(drawing)
     FAIL.clear()
     selection.close()
-    distance = np.random.default_rng(0).beta(3.4, 2.38, N).astype(np.float32)
-    recovered = Selection(distance, config(), runlog=RunLog(tmp_path / "run.sqlite"))
+    recovered = Selection(distances(N), config(), runlog=RunLog(tmp_path / "run.sqlite"))
     assert recovered.state()["manual"]
     narrow, broad = recovered.window(1, effective_size=0.25), recovered.window(2, effective_size=0.3)
     assert narrow.temperature < broad.temperature
     recovered.close()
-
-
-def test_one_of_many_controllers_at_once_wins(selection):
-    barrier = threading.Barrier(8)
-
-    def change(rank):
-        barrier.wait()
-        try:
-            return selection.control(set_size(0.3 + rank / 100, author=f"person-{rank}", expected_version=0)).version
-        except VersionConflict as error:
-            return error
-
-    with ThreadPoolExecutor(8) as pool:
-        outcomes = list(pool.map(change, range(8)))
-    assert [outcome for outcome in outcomes if outcome == 1] == [1]
-    losers = [outcome for outcome in outcomes if isinstance(outcome, VersionConflict)]
-    assert [(error.expected, error.current) for error in losers] == [(0, 1)] * 7
-    assert len([entry for entry in selection.log() if entry.kind == "effective_size"]) == 1

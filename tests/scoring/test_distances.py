@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from scoring import Control, CorruptLog, Event, Prototypes, RunLog, Selection, replay_run
-from tests.scoring.configs import selection_config
+from tests.scoring.configs import distances, selection_config
 
 N = 700
 RNG = np.random.default_rng(0)
-FIRST, SECOND = (RNG.beta(3.4, 2.38, N).astype(np.float32) for _ in range(2))
+FIRST, SECOND = distances(N, 0), distances(N, 1)
 
 
 def save(path, distance, fingerprint="ab"):

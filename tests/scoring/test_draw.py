@@ -2,17 +2,11 @@ import numpy as np
 import pytest
 
 from scoring.draw import Stream, feistel, permuted_ids, random_uniforms, random_words
-from scoring.policies import PolicyPlan, parse_policy
+from scoring.policies import parse_policy
 from scoring.table.samples import SampleTable
 from scoring.table.scores import ScoreReport
 from scoring.table.weights import WeightKey
-
-
-def table_of(weights, *, segment_blocks=4):
-    """A weight table of given weights."""
-    plan = PolicyPlan(name="given", factors=("given",), functions=(lambda rows: weights[rows.sample_ids()],))
-    table = SampleTable(None, num_samples=len(weights), segment_blocks=segment_blocks)
-    return table.weigh(WeightKey(policy="given", temperature=1.0), plan)
+from tests.scoring.configs import weight_table
 
 
 def some_weights(num_samples):
@@ -27,7 +21,7 @@ def some_weights(num_samples):
 def test_draw_equals_a_plain_cumulative_sum(num_samples):
     weights = some_weights(num_samples)
     uniforms = random_uniforms(1, 2, 20_000)
-    ids, probability = table_of(weights).draw(uniforms)
+    ids, probability = weight_table(weights, segment_blocks=4).draw(uniforms)
     expected = np.searchsorted(np.cumsum(weights), uniforms * weights.sum(), side="right")
     np.testing.assert_array_equal(ids, expected)
     np.testing.assert_allclose(probability, weights[ids] / weights.sum(), rtol=1e-12)
@@ -37,7 +31,7 @@ def test_extreme_uniforms_never_reach_a_weightless_sample():
     weights = np.zeros(1000)
     weights[[70, 500]] = [1e-300, 3.0]
     uniforms = np.array([0.0, np.nextafter(0, 1), 0.5, 1 - 2.0**-53])
-    ids, _ = table_of(weights).draw(uniforms)
+    ids, _ = weight_table(weights, segment_blocks=4).draw(uniforms)
     assert set(ids) <= {70, 500}
     assert ids[-1] == 500
 
@@ -53,18 +47,18 @@ def test_bad_weight_is_refused_by_name(bad):
     weights = np.ones(100)
     weights[42] = bad
     with pytest.raises(ValueError, match="for sample 42"):
-        table_of(weights)
+        weight_table(weights, segment_blocks=4)
 
 
 def test_all_zero_weights_are_refused():
     with pytest.raises(ValueError, match="at least one weight must be above zero"):
-        table_of(np.zeros(10))
+        weight_table(np.zeros(10))
 
 
 def test_effective_size_of_a_table_is_that_of_its_weights():
     weights = np.array([4.0, 3.0, 2.0, 1.0])
     expected = (1 - (1 - weights / 10) ** 4).mean()
-    assert table_of(weights).effective_size == pytest.approx(expected, rel=1e-14)
+    assert weight_table(weights, segment_blocks=4).effective_size == pytest.approx(expected, rel=1e-14)
 
 
 def test_table_keeps_fourteen_bytes_a_sample_and_the_block_sums():

@@ -2,7 +2,7 @@
 
 import shutil
 import sqlite3
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -27,12 +27,9 @@ def scenario(path, faults, monkeypatch):
                 window = selection.window(index, effective_size=0.3 + index / 100)
                 acknowledged.append(("window", index, window.digest))
                 ids = rng.permutation(N)
-                selection.report_scores(
-                    ids, rng.random(N), kind="bss", step=index, producer="rank-0", sequence=2 * index
-                )
-                selection.report_scores(
-                    ids[:50], rng.random(50), kind="loss", step=index, producer="rank-0", sequence=2 * index + 1
-                )
+                about = {"step": index, "producer": "rank-0"}
+                selection.report_scores(ids, rng.random(N), kind="bss", sequence=2 * index, **about)
+                selection.report_scores(ids[:50], rng.random(50), kind="loss", sequence=2 * index + 1, **about)
                 acknowledged.append(("scores", index, selection.scores("loss"), selection.scores("bss")))
                 policy = ("bss", "uniform_replacement", "importance")[index % 3]
                 reply = selection.control(Control(kind="policy", value=policy, author="ann"))
@@ -207,22 +204,14 @@ def test_many_writers_lose_nothing_and_share_commits(tmp_path):
 
     def write(rank):
         for sequence in range(20):
-            ids = np.arange(rank, N, 8)
-            selection.report_scores(
-                ids,
-                np.full(len(ids), float(sequence)),
-                kind="loss",
-                step=sequence,
-                producer=f"rank-{rank}",
-                sequence=sequence,
-            )
+            ids, about = np.arange(rank, N, 8), {"step": sequence, "producer": f"rank-{rank}", "sequence": sequence}
+            selection.report_scores(ids, np.full(len(ids), float(sequence)), kind="loss", **about)
 
-    threads = [threading.Thread(target=write, args=(rank,)) for rank in range(8)]
-    for thread in threads:
-        thread.start()
-    windows = [selection.window(index) for index in range(5)]
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as threads:
+        writing = [threads.submit(write, rank) for rank in range(8)]
+        windows = [selection.window(index) for index in range(5)]
+        for writer in writing:
+            writer.result()
     assert (selection.scores("loss") == 19.0).all()
     assert len(list(log.reports())) == 160
     assert replay_run(log, small_config(), None).reproduced

@@ -18,10 +18,11 @@ import pytest
 from scipy import stats
 
 from scoring.draw import permuted_ids, random_uniforms
-from scoring.policies import PolicyPlan, parse_policy
+from scoring.policies import parse_policy
 from scoring.table.samples import SampleTable
 from scoring.table.weights import WeightKey
 from scoring.temperature import expected_distinct
+from tests.scoring.configs import weight_table
 
 ALPHA = 1e-6
 BINS = 256
@@ -77,9 +78,7 @@ def faults(ids, probability):
 
 def drawn(weights, uniforms, **segments):
     """What the real sampler draws from given weights."""
-    plan = PolicyPlan(name="given", factors=("given",), functions=(lambda rows: weights[rows.sample_ids()],))
-    table = SampleTable(None, num_samples=len(weights), **segments)
-    return table.weigh(WeightKey(policy="given", temperature=1.0), plan).draw(uniforms)[0]
+    return weight_table(weights, **segments).draw(uniforms)[0]
 
 
 def softmax(num_samples, temperature=0.1, seed=0):
@@ -284,10 +283,6 @@ def case(sampler):
         distance.sort()
     weights = weights_of(distance, 0.1)
     return distance, random_uniforms(13, 0, DRAWS), weights / weights.sum()
-
-
-def test_there_are_twelve_mutants():
-    assert len(MUTANTS) == 12
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)

@@ -5,7 +5,7 @@ import pytest
 
 from scoring import Control, PolicyOptions, RunLog, Selection, sampling_probabilities
 from scoring.policies import POLICIES, parse_policy
-from tests.scoring.configs import selection_config
+from tests.scoring.configs import distances, selection_config
 
 N = 500
 
@@ -31,15 +31,11 @@ def wrong_shape(inputs):
 USER = f"{__name__}:by_id"
 
 
-def distances():
-    return np.random.default_rng(0).beta(3.4, 2.38, N).astype(np.float32)
-
-
 def selection(policy="prototypical", distance=None, **changes):
     config = selection_config(
         **{"seed": 1, "global_batch": 64, "window_steps": 16, "policy": policy, "start": 0.3, **changes}
     )
-    return Selection(distances() if distance is None else distance, config)
+    return Selection(distances(N) if distance is None else distance, config)
 
 
 def probabilities(chosen):
@@ -72,7 +68,7 @@ def test_softmax_policies_follow_the_formula(direction):
     chosen = selection(direction)
     window = chosen.window(0)
     np.testing.assert_allclose(
-        probabilities(chosen), sampling_probabilities(distances(), window.temperature, direction), rtol=1e-9
+        probabilities(chosen), sampling_probabilities(distances(N), window.temperature, direction), rtol=1e-9
     )
 
 
@@ -145,7 +141,7 @@ def test_product_of_subset_and_softmax_solves_within_the_subset():
     probability = probabilities(chosen)
     assert -np.expm1(N * np.log1p(-probability)).mean() == pytest.approx(0.15, abs=1e-9)
     assert set(np.flatnonzero(probability)) == set(members)
-    inside = sampling_probabilities(distances()[members], window.temperature)
+    inside = sampling_probabilities(distances(N)[members], window.temperature)
     np.testing.assert_allclose(probability[members], inside, rtol=1e-6)
 
 

@@ -5,16 +5,13 @@ from sklearn.metrics import davies_bouldin_score
 from scoring.clusters import cluster, davies_bouldin
 from scoring.features.images import FEATURES, fit_bag_of_words, hog_features, pixel_features
 from scoring.prototypes import Prototypes, prototype_distances
+from tests.scoring.configs import blobs
 
-
-def blobs(num_clusters=6, members=80, dimension=8, seed=0):
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(scale=10, size=(num_clusters, dimension))
-    return (centres.repeat(members, 0) + rng.normal(size=(num_clusters * members, dimension))).astype(np.float32)
+FEATURES_OF_SIX = blobs(6, 80, 8, scale=10)
 
 
 def test_davies_bouldin_equals_scikit_learn():
-    features = blobs()
+    features = FEATURES_OF_SIX
     clusters = cluster(features, 9, seed=3)
     means = np.stack([features[clusters.assignment == k].mean(0) for k in range(9)])
     np.testing.assert_allclose(clusters.centroids, means, atol=1e-3)
@@ -22,13 +19,13 @@ def test_davies_bouldin_equals_scikit_learn():
 
 
 def test_number_of_clusters_is_found():
-    prototypes = prototype_distances(blobs(num_clusters=6))
+    prototypes = prototype_distances(FEATURES_OF_SIX)
     assert prototypes.num_clusters == 6
     assert min(prototypes.davies_bouldin, key=prototypes.davies_bouldin.get) == 6
 
 
 def test_distances_span_zero_to_one_in_every_cluster():
-    prototypes = prototype_distances(blobs(), 6)
+    prototypes = prototype_distances(FEATURES_OF_SIX, 6)
     for k in range(6):
         members = prototypes.distance[prototypes.cluster == k]
         assert (members.min(), members.max()) == (0.0, 1.0)
@@ -42,12 +39,12 @@ def test_lone_and_equal_members_are_prototypes():
 
 
 def test_same_seed_gives_the_same_distances():
-    first, second = (prototype_distances(blobs(), 5, seed=4) for _ in range(2))
+    first, second = (prototype_distances(FEATURES_OF_SIX, 5, seed=4) for _ in range(2))
     np.testing.assert_array_equal(first.distance, second.distance)
 
 
 def test_file_returns_what_was_saved(tmp_path):
-    prototypes = prototype_distances(blobs(), 6)
+    prototypes = prototype_distances(FEATURES_OF_SIX, 6)
     prototypes.save(tmp_path / "prototypes.parquet", "ab12")
     loaded = Prototypes.load(tmp_path / "prototypes.parquet")
     for name in ("distance", "cluster", "centroids"):
@@ -66,11 +63,12 @@ def test_missing_and_foreign_files_are_told_apart(tmp_path):
 
 
 def test_bad_features_are_refused():
-    features = blobs()
+    features = FEATURES_OF_SIX
     with pytest.raises(ValueError, match="num_clusters must be between"):
         prototype_distances(features, len(features) + 1)
     with pytest.raises(ValueError, match="must be a matrix"):
         prototype_distances(features[0])
+    features = features.copy()
     features[7, 1] = np.nan
     with pytest.raises(ValueError, match="row 7"):
         prototype_distances(features)

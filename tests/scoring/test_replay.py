@@ -4,13 +4,9 @@ import pytest
 from scoring import AdaptiveGrowth, Control, Event, RunLog, Selection, replay_run
 from scoring.errors import CorruptLog
 from scoring.replay import redraw
-from tests.scoring.configs import selection_config
+from tests.scoring.configs import distances, selection_config
 
 N = 400
-
-
-def distances():
-    return np.random.default_rng(0).beta(3.4, 2.38, N).astype(np.float32)
 
 
 def config(**changes):
@@ -22,7 +18,7 @@ def eventful(tmp_path):
     """A run in which everything happens: schedule, people, policies, scores, two rounds, a restart."""
     rng = np.random.default_rng(3)
     log = RunLog(tmp_path / "run.sqlite")
-    selection = Selection(distances(), config(kept_windows=4, snapshot_windows=3), runlog=log)
+    selection = Selection(distances(N), config(kept_windows=4, snapshot_windows=3), runlog=log)
     policies = ["importance", "bss", "bss*prototypical", "hard", "uniform", "bss", "importance*bss", "prototypical"]
     for index in range(24):
         selection.window(index, effective_size=0.2 + index / 100)
@@ -36,7 +32,7 @@ def eventful(tmp_path):
             selection.control(Control(kind="effective_size", value=0.55, author="bob"))
             log.close()
             log = RunLog(tmp_path / "run.sqlite")
-            selection = Selection(distances(), config(kept_windows=4, snapshot_windows=3), runlog=log)
+            selection = Selection(distances(N), config(kept_windows=4, snapshot_windows=3), runlog=log)
         if index == 20:
             selection.control(Control(kind="release", author="bob"))
     return log, config(kept_windows=4, snapshot_windows=3)
@@ -45,7 +41,7 @@ def eventful(tmp_path):
 def test_every_window_is_drawn_again_from_the_log(eventful):
     log, run = eventful
     done = []
-    report = replay_run(log, run, distances(), progress=lambda *now: done.append(now))
+    report = replay_run(log, run, distances(N), progress=lambda *now: done.append(now))
     assert report.different == ()
     assert (report.windows, report.draws, report.reproduced) == (24, 24 * 64, True)
     assert done == [(index, 24) for index in range(1, 25)]
@@ -55,7 +51,7 @@ def test_every_window_is_drawn_again_from_the_log(eventful):
 def test_any_window_is_drawn_again_alone(eventful):
     log, run = eventful
     for facts, digest in log.facts():
-        assert redraw(log, run, distances(), facts.index).digest == digest
+        assert redraw(log, run, distances(N), facts.index).digest == digest
 
 
 @pytest.mark.parametrize(
@@ -70,7 +66,7 @@ def test_changed_history_is_found(eventful, sql, message):
     log, run = eventful
     log._connection.execute(sql)
     try:
-        report = replay_run(log, run, distances())
+        report = replay_run(log, run, distances(N))
     except ValueError:
         return  # the history no longer makes sense at all
     assert not report.reproduced
@@ -79,13 +75,13 @@ def test_changed_history_is_found(eventful, sql, message):
 
 def test_other_data_is_found(eventful):
     log, run = eventful
-    assert not replay_run(log, run, distances()[::-1].copy()).reproduced
+    assert not replay_run(log, run, distances(N)[::-1].copy()).reproduced
     with pytest.raises(CorruptLog, match="must have digest"):
-        redraw(log, run, distances()[::-1].copy(), 0)
+        redraw(log, run, distances(N)[::-1].copy(), 0)
 
 
 def test_empty_log_is_reproduced():
-    assert replay_run(RunLog(), config(), distances()).reproduced
+    assert replay_run(RunLog(), config(), distances(N)).reproduced
 
 
 def adaptive(**changes):
@@ -105,7 +101,7 @@ def test_adaptive_schedule_grows_when_the_metric_is_flat():
 def test_adaptive_schedule_follows_what_trainers_report_and_survives_a_restart(tmp_path):
     log = RunLog(tmp_path / "run.sqlite")
     run = adaptive()
-    selection = Selection(distances(), run, runlog=log)
+    selection = Selection(distances(N), run, runlog=log)
     sizes = []
     for index in range(8):
         sizes.append(selection.window(index).effective_size)
@@ -114,19 +110,17 @@ def test_adaptive_schedule_follows_what_trainers_report_and_survives_a_restart(t
         if index == 3:
             log.close()
             log = RunLog(tmp_path / "run.sqlite")
-            selection = Selection(distances(), run, runlog=log)
+            selection = Selection(distances(N), run, runlog=log)
     assert sizes == [0.2, 0.2, 0.2, 0.4, 0.4, 0.5, 0.5, 0.5]
-    assert [(e.author, e.value) for e in selection.log() if e.kind == "schedule"] == [
-        ("adaptive", 0.4),
-        ("adaptive", 0.5),
-    ]
-    assert replay_run(log, run, distances()).reproduced
+    scheduled = [(entry.author, entry.value) for entry in selection.log() if entry.kind == "schedule"]
+    assert scheduled == [("adaptive", 0.4), ("adaptive", 0.5)]
+    assert replay_run(log, run, distances(N)).reproduced
     with pytest.raises(ValueError, match="schedule is adaptive"):
         selection.window(8, effective_size=0.3)
 
 
 def test_person_overrides_the_adaptive_schedule():
-    selection = Selection(distances(), adaptive())
+    selection = Selection(distances(N), adaptive())
     selection.control(Control(kind="effective_size", value=0.3, author="ann"))
     assert selection.window(0).effective_size == 0.3
     selection.control(Control(kind="release", author="ann"))

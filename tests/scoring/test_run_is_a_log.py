@@ -1,19 +1,16 @@
 """A run is its log: restarts and threads change nothing of what is drawn."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
 
 from scoring import Control, Event, RunLog, Selection, replay_run
-from tests.scoring.configs import selection_config
+from tests.scoring.configs import distances, selection_config
 
 N = 700
 POLICIES = ("prototypical", "hard", "importance", "bss", "bss*prototypical", "uniform", "uniform_replacement", "pass")
-
-
-def distances():
-    return np.random.default_rng(0).beta(3.4, 2.38, N).astype(np.float32)
 
 
 def config(**changes):
@@ -50,14 +47,14 @@ def outcome(tmp_path, seed, *, restarts=(), **changes):
     rng, digests = np.random.default_rng(seed), []
     path = tmp_path / f"{seed}-{len(restarts)}-{len(changes)}" / "run.sqlite"
     run = config(snapshot_windows=3, kept_windows=2, **changes)
-    selection = Selection(distances(), run, runlog=RunLog(path), clock=lambda: 0.0)
+    selection = Selection(distances(N), run, runlog=RunLog(path), clock=lambda: 0.0)
     for number in range(60):
         if number in restarts:
             selection.close()
-            selection = Selection(distances(), run, runlog=RunLog(path), clock=lambda: 0.0)
+            selection = Selection(distances(N), run, runlog=RunLog(path), clock=lambda: 0.0)
         step(selection, rng, number, digests)
     state, drawn, history = selection.state(), selection.times_drawn().tolist(), selection.log()
-    assert replay_run(selection._log, run, distances()).different == ()
+    assert replay_run(selection._log, run, distances(N)).different == ()
     selection.close()
     return digests, state, drawn, history
 
@@ -73,7 +70,7 @@ def test_restarts_change_nothing(tmp_path, seed):
 def test_threads_leave_a_log_that_replays(tmp_path):
     log = RunLog(tmp_path / "run.sqlite")
     run = config(policy="importance", snapshot_windows=4)
-    selection = Selection(distances(), run, runlog=log)
+    selection = Selection(distances(N), run, runlog=log)
     replies, done = [], threading.Event()
 
     def steer(rank):
@@ -92,23 +89,20 @@ def test_threads_leave_a_log_that_replays(tmp_path):
         rng, number = np.random.default_rng(rank), 0
         while not done.is_set():
             ids = rng.integers(0, N, 50)
-            selection.report_scores(
-                ids, rng.random(50), kind="loss", step=number, producer=f"rank-{rank}", sequence=number
-            )
+            about = {"kind": "loss", "step": number, "producer": f"rank-{rank}", "sequence": number}
+            selection.report_scores(ids, rng.random(50), **about)
             number += 1
 
-    threads = [threading.Thread(target=steer, args=(rank,)) for rank in range(3)]
-    reporters = [threading.Thread(target=report, args=(rank,)) for rank in range(3)]
-    for thread in (*threads, *reporters):
-        thread.start()
-    windows = [selection.window(index, effective_size=0.2 + index / 100) for index in range(30)]
-    for thread in threads:
-        thread.join()
-    done.set()
-    for thread in reporters:
-        thread.join()
+    with ThreadPoolExecutor(6) as threads:
+        reporting = [threads.submit(report, rank) for rank in range(3)]
+        steering = [threads.submit(steer, rank) for rank in range(3)]
+        windows = [selection.window(index, effective_size=0.2 + index / 100) for index in range(30)]
+        wait(steering)
+        done.set()
+    for ended in (*steering, *reporting):
+        ended.result()
     windows += [selection.window(index) for index in range(30, 33)]
-    assert replay_run(log, run, distances()).different == ()
+    assert replay_run(log, run, distances(N)).different == ()
     assert sorted(version for version, *_ in replies) == list(range(1, len(replies) + 1))
     for version, window, kind, value in replies:
         later = [w for v, w, k, _ in replies if k == kind and v > version]

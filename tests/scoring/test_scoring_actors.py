@@ -1,22 +1,16 @@
 import os
 import pickle
 import signal
+from contextlib import closing
 
 import numpy as np
 import pytest
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
-from scoring import (
-    Control,
-    Event,
-    Prototypes,
-    RunMismatch,
-    Selection,
-    VersionConflict,
-)
+from scoring import Control, Event, Prototypes, RunMismatch, Selection, VersionConflict
 from tests.local_ray import local_ray
-from tests.scoring.configs import selection_config
+from tests.scoring.configs import distances, selection_config
 
 
 @pytest.fixture(scope="module")
@@ -29,26 +23,15 @@ def cluster():
 def run(cluster, tmp_path):
     from scoring import actors
 
-    distance = np.random.default_rng(0).beta(3.4, 2.38, 500).astype(np.float32)
-    Prototypes(
-        distance=distance,
-        cluster=np.zeros(500, np.int32),
-        centroids=np.zeros((1, 2), np.float32),
-        davies_bouldin={1: 0.0},
-    ).save(tmp_path / "prototypes.parquet")
-
+    file, centroids = tmp_path / "prototypes.parquet", np.zeros((1, 2), np.float32)
+    found = {"distance": distances(500), "cluster": np.zeros(500, np.int32), "centroids": centroids}
+    Prototypes(**found, davies_bouldin={1: 0.0}).save(file)
     started = []
 
     def start(**changes):
         config = selection_config(**{"seed": 3, "global_batch": 8, "window_steps": 2, **changes})
         name = f"selection-{tmp_path.name}"
-        client = actors.start_selection(
-            config,
-            runlog=tmp_path / "run.sqlite",
-            prototypes=tmp_path / "prototypes.parquet",
-            name=name,
-        )
-        started.append(client)
+        started.append(actors.start_selection(config, runlog=tmp_path / "run.sqlite", prototypes=file, name=name))
         return actors.SelectionClient(name=name)
 
     yield start
@@ -93,11 +76,9 @@ def test_killed_service_returns_with_everything_it_acknowledged(run):
 def test_wrong_run_is_a_typed_error(run, tmp_path):
     from scoring import RunLog
 
-    log = RunLog(tmp_path / "run.sqlite")
-    Selection(
-        None, selection_config(seed=4, global_batch=8, window_steps=2, policy="uniform", num_samples=9), runlog=log
-    )
-    log.close()
+    other = selection_config(seed=4, global_batch=8, window_steps=2, policy="uniform", num_samples=9)
+    with closing(RunLog(tmp_path / "run.sqlite")) as log:
+        Selection(None, other, runlog=log)
     with pytest.raises(RunMismatch, match="must be the run's own"):
         run()
     with pytest.raises(RunMismatch, match="one selection service serves one run"):

@@ -8,14 +8,8 @@ from scoring.table.scores import ScoreReport, ScoreTable, checked_scores
 
 
 def report(ids, values, *, step=0, producer="a", sequence=0):
-    return ScoreReport(
-        ids=np.asarray(ids),
-        values=np.asarray(values, np.float32),
-        kind="loss",
-        step=step,
-        producer=producer,
-        sequence=sequence,
-    )
+    scores = {"ids": np.asarray(ids), "values": np.asarray(values, np.float32), "kind": "loss"}
+    return ScoreReport(**scores, step=step, producer=producer, sequence=sequence)
 
 
 def merged(reports, num_rows=6):
@@ -54,16 +48,11 @@ def test_id_named_twice_takes_its_last_value():
 
 def test_random_reports_agree_with_a_slow_twin():
     rng = np.random.default_rng(0)
-    reports = [
-        report(
-            rng.integers(0, 50, 20),
-            rng.random(20),
-            step=int(rng.integers(4)),
-            producer="abcd"[rng.integers(4)],
-            sequence=k,
-        )
-        for k in range(60)
-    ]
+    reports = []
+    for sequence in range(60):
+        step, producer = int(rng.integers(4)), "abcd"[rng.integers(4)]
+        ids, values = rng.integers(0, 50, 20), rng.random(20)
+        reports.append(report(ids, values, step=step, producer=producer, sequence=sequence))
     held = {}
     for one in reports:
         for place, (sample, value) in enumerate(zip(one.ids, one.values, strict=True)):

@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 CHOSEN = "TEMPERA_SIMULATIONS"
 """Environment variable: so many examples of each world, and other ones each time."""
@@ -27,3 +29,10 @@ def world_settings(*, max_examples: int, steps: int, **changes: Any) -> settings
 def too_rare(faults: Counter[str], kinds: Iterable[str], *, fewest: float) -> dict[str, int]:
     """The kinds of fault that came fewer times than that, with how often they came."""
     return {kind: faults[kind] for kind in kinds if faults[kind] < fewest}
+
+
+def assert_found_out(world: type[RuleBasedStateMachine], *, max_examples: int, steps: int) -> None:
+    """Check that a world whose product has lost a defence fails, by an assertion or what the broken part raises."""
+    chosen = world_settings(max_examples=max_examples, steps=steps, phases=[Phase.generate])
+    with pytest.raises(BaseException):  # noqa: B017, PT011 - either of the two
+        run_state_machine_as_test(world, settings=chosen)

@@ -30,11 +30,8 @@ class Target:
     """The run under attack."""
 
     run: RunDir
-    """Its directory."""
     processes: Processes
-    """Its processes."""
     storage: ShardServer
-    """Where its shards are."""
     acknowledged: list[dict[str, Any]] = field(default_factory=list)
     """Replies to controls, for the checker."""
 
@@ -122,20 +119,14 @@ def _stale_control(target: Target, chance: random.Random) -> str:
 
 def _wrong_values(target: Target, chance: random.Random) -> str:
     """Values out of range must be refused."""
-    refused = 0
+    wrong = (("effective_size", 0.9), ("effective_size", -1.0), ("temperature", 0.0), ("policy", "none"))
     with target.client() as client:
-        for kind, value in (
-            ("effective_size", 0.9),
-            ("effective_size", -1.0),
-            ("temperature", 0.0),
-            ("policy", "none"),
-        ):
+        for kind, value in wrong:
             try:
                 client.control(kind, value, author=AUTHOR)
             except Refused:
-                refused += 1
-    if refused != 4:
-        raise AssertionError(f"four values out of range must be refused; {refused} were")
+                continue
+            raise AssertionError(f"a {kind} of {value} must be refused; it was taken")
     return "four values out of range refused"
 
 
@@ -144,13 +135,10 @@ def _idle_sockets(target: Target, chance: random.Random) -> str:
     with target.client() as client:
         address = urlsplit(client.url)
     place = address.hostname or "", address.port or 0
-    sockets = [socket.create_connection(place, timeout=5) for _ in range(IDLE_SOCKETS)]
-
-    def close() -> None:
-        for one in sockets:
-            one.close()
-
-    target.later(chance.uniform(*MISBEHAVE_S), close)
+    with contextlib.ExitStack() as stack:
+        for _ in range(IDLE_SOCKETS):
+            stack.enter_context(socket.create_connection(place, timeout=5))
+        target.later(chance.uniform(*MISBEHAVE_S), stack.pop_all().close)
     return f"{IDLE_SOCKETS} idle sockets at the API"
 
 

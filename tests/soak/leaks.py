@@ -38,10 +38,10 @@ def holdings(run: RunDir, processes: Processes) -> Holdings:
     """
     command = [sys.executable, "-m", "tests.soak.leaks", str(run.path)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    told = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=SETTLE_S)
-    if told.returncode:
-        raise RunError(f"the run's cluster must answer; it does not: {told.stderr.strip()[-500:]}")
-    resources = json.loads(told.stdout.splitlines()[-1])
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=SETTLE_S)
+    if done.returncode:
+        raise RunError(f"the run's cluster must answer; it does not: {done.stderr.strip()[-500:]}")
+    resources = json.loads(done.stdout.splitlines()[-1])
     roles = list(processes.roles().values())
     return Holdings(resources=resources, processes={role: roles.count(role) for role in sorted(set(roles))})
 
@@ -63,11 +63,11 @@ def free_resources(run: RunDir) -> dict[str, float]:
 def settled(run: RunDir, processes: Processes, before: Holdings) -> Holdings:
     """What the run holds once it holds what it held before, or when that takes too long."""
     deadline = time.monotonic() + SETTLE_S
-    told: Holdings | None = None
+    last_seen: Holdings | None = None
     while (now := holdings(run, processes)) != before and time.monotonic() < deadline:
-        if now != told:
+        if now != last_seen:
             say(f"  waiting until the run holds what it held before the faults: {differences(before, now)}")
-        told = now
+        last_seen = now
         time.sleep(3.0)
     return now
 

@@ -26,13 +26,11 @@ class Usage:
     time: float
     """Seconds since the epoch."""
     pid: int
-    """The process."""
     role: str
     """A key of ROLES, or "driver"."""
     private_bytes: int
     """Resident memory that it shares with nobody."""
     descriptors: int
-    """Open file descriptors."""
 
 
 class Processes:

@@ -17,7 +17,6 @@ class Injection:
     kind: str
     """A name in FAULTS."""
     what: str
-    """In words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +34,6 @@ class Record:
     """What was done and seen, for the verdict."""
 
     injections: list[Injection] = field(default_factory=list)
-    """In order."""
     usage: list[Usage] = field(default_factory=list)
     """What its processes held, every few seconds."""
     before: Holdings | None = None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,6 @@ class Outcome:
     """What a fault run showed."""
 
     seed: int
-    """Of the fault run."""
     faults: Mapping[str, int]
     """Kind -> how often it was injected."""
     violations: tuple[str, ...]
@@ -52,17 +52,8 @@ class Outcome:
 
     def data(self) -> dict[str, Any]:
         """As JSON."""
-        return {
-            "seed": self.seed,
-            "faults": dict(self.faults),
-            "violations": list(self.violations),
-            "recovery": {kind: dict(values) for kind, values in self.recovery.items()},
-            "growth_mib_per_min": dict(self.growth),
-            "steps": self.steps,
-            "draws": self.draws,
-            "incarnations": self.incarnations,
-            "digest": self.digest,
-        }
+        facts = asdict(self)
+        return facts | {"growth_mib_per_min": facts.pop("growth")}
 
     def view(self) -> RenderableType:
         """For people."""
@@ -71,9 +62,7 @@ class Outcome:
             for kind, count in sorted(self.faults.items())
         ]
         lines = "\n".join(self.violations) or "no violation"
-        summary = (
-            f"{self.steps:,} steps, {self.draws:,} draws, {self.incarnations} incarnations of the trainer: {lines}"
-        )
+        summary = f"{self.steps:,} steps, {self.draws:,} draws, {self.incarnations} starts of the trainer: {lines}"
         return Group(table("faults and standstill", ("fault", "times", "p50 s", "p95 s"), rows), summary)
 
 
@@ -89,7 +78,7 @@ def judge(
     moments = sorted(line["time"] for lines in evidence.incarnations for line in lines)
     outcome = Outcome(
         seed=seed,
-        faults=_counted(record.injections),
+        faults=Counter(injection.kind for injection in record.injections),
         violations=(*broken, *leaks(record)),
         recovery=standstills(record.injections, moments),
         growth=slopes(record),
@@ -109,12 +98,8 @@ def reference_decoder(config: RunConfig) -> Callable[[Sequence[int], Sequence[in
 
     def decode(samples: Sequence[int], draws: Sequence[int]) -> list[str]:
         with LoaderWorker(config.data.index, LoaderConfig(allow_hosts=config.loader.allow_hosts)) as worker:
-            spec = BatchSpec(
-                sample_ids=np.asarray(samples),
-                draws=np.asarray(draws),
-                seed=config.train.seed,
-                transform=config.data.transform,
-            )
+            drawn = {"sample_ids": np.asarray(samples), "draws": np.asarray(draws)}
+            spec = BatchSpec(**drawn, seed=config.train.seed, transform=config.data.transform)
             return [pixel_hash(image) for image in worker.load(spec).images.transpose(0, 2, 3, 1)]
 
     return decode
@@ -141,10 +126,3 @@ def standstills(injections: Sequence[Injection], moments: Sequence[float]) -> di
         kind: {"p50_s": round(statistics.median(values), 2), "p95_s": round(float(np.quantile(values, 0.95)), 2)}
         for kind, values in waits.items()
     }
-
-
-def _counted(injections: Sequence[Injection]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for injection in injections:
-        counts[injection.kind] = counts.get(injection.kind, 0) + 1
-    return counts

@@ -1,4 +1,3 @@
-import io
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from trainer_fakes import FakeStream, tiny_run
 
 from loader import build_index, build_shards
 from loader.shards.sources import ImageSample
+from tests.samples import encoded
 from trainer import train
 from trainer.evaluate.encoders import encoder_of_run
 
@@ -40,9 +40,8 @@ def coloured_images(count, seed):
         label = number % 3
         pixels = generator.integers(0, 120, (16, 16, 3))
         pixels[:, :, label] += 100
-        buffer = io.BytesIO()
-        Image.fromarray(pixels.astype(np.uint8)).save(buffer, "JPEG", quality=95)
-        yield ImageSample(key=f"image-{number:04d}", data=buffer.getvalue(), label=label)
+        data = encoded(Image.fromarray(pixels.astype(np.uint8)), quality=95)
+        yield ImageSample(key=f"image-{number:04d}", data=data, label=label)
 
 
 @pytest.fixture(scope="session")

@@ -6,27 +6,11 @@ import torch
 from trainer_fakes import FakeSelection, FakeStream, tiny, tiny_run
 
 from scoring import masked_mean_score, patch_weighted_score
-from trainer import (
-    ModelConfig,
-    Progress,
-    RunHooks,
-    StepRandomness,
-    TrainConfig,
-    build_method,
-    read_metrics,
-    train,
-)
+from trainer import ModelConfig, Progress, RunHooks, StepRandomness, TrainConfig, build_method, read_metrics, train
 from trainer.config import PassConfig
 from trainer.loop import build_state
 from trainer.optim import learning_rate
-from trainer.progress import (
-    cost_epochs,
-    predictor_trains,
-    progress_at,
-    selection_epochs,
-    selects_after,
-    total_steps,
-)
+from trainer.progress import cost_epochs, predictor_trains, progress_at, selection_epochs, selects_after, total_steps
 from trainer.sweep import Sweep, score_batch
 
 IMAGENET = 1_281_167

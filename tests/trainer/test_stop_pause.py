@@ -6,14 +6,11 @@ import time
 import pytest
 from trainer_fakes import FakeStream, tiny_run
 
+from tests.runs import losses
 from trainer import RunHooks, read_metrics, train
 from trainer.record.metrics import Meter
 
 PAUSE_S = 0.6
-
-
-def losses(run_dir):
-    return [(line["step"], line["loss"]) for line in read_metrics(run_dir / "metrics.jsonl") if "loss" in line]
 
 
 def test_a_run_rests_before_the_next_step_and_loses_nothing(tmp_path):
