@@ -18,13 +18,11 @@ Value = float | int | bool | None
 
 
 class Reading(NamedTuple):
-    """One value of one metric."""
+    """One finite value of one metric, labelled with `run` and with the metric's own label if it has one."""
 
     metric: Metric
     labels: dict[str, str]
-    """`run`, and the metric's own label if it has one."""
     value: float
-    """Finite."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +32,6 @@ class Metric:
     name: str
     """Begins with tempera_, unit included."""
     help: str
-    """One sentence for people."""
     read: Callable[[State], Value | Mapping[str, Value]]
     """A value; or, with a label, values by that label."""
     kind: Literal["gauge", "counter"] = "gauge"

@@ -28,18 +28,10 @@ def write_monitoring(
     ray_targets: Path | None = None,
     scrape_s: int = SCRAPE_S,
 ) -> list[Path]:
-    """Write prometheus.yml, alerts.yml and grafana.json.
+    """Write prometheus.yml, alerts.yml and grafana.json into a folder, which is created if missing; return their paths.
 
-    Args:
-        folder: where to write; created if missing.
-        url: address of the run's HTTP API; None when the metrics come from Ray alone.
-        token_file: file with the API's token.
-        ray_targets: Ray's service discovery file; None without Ray. With `url` it adds Ray's own metrics, without it
-            also the run's.
-        scrape_s: seconds between two scrapes.
-
-    Returns:
-        The files written.
+    `url` and `token_file` are those of the run's HTTP API, None when the metrics come from Ray alone. `ray_targets` is
+    Ray's service discovery file, None without Ray: with `url` it adds Ray's own metrics, without it also the run's.
     """
     folder.mkdir(parents=True, exist_ok=True)
     configuration, alerts, panels = folder / "prometheus.yml", folder / ALERTS.name, folder / "grafana.json"

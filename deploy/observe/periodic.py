@@ -14,14 +14,10 @@ log = logging.getLogger(__name__)
 def periodic(
     act: Callable[[], object], *, every_s: float, name: str, trouble: str, join_s: float = 10.0
 ) -> Iterator[None]:
-    """Call a function periodically until the block ends, and once more then.
+    """Call a function periodically until the block ends, and once more then, which may take `join_s`.
 
-    Args:
-        act: the function. Its exceptions are logged, each reason once in a row, and the calls continue.
-        every_s: seconds between two calls.
-        name: name of the thread.
-        trouble: one line for the log when a call fails.
-        join_s: seconds that the last call may take.
+    Its exceptions are logged after the line `trouble`, each reason once in a row, and the calls continue. The thread
+    is called `name`.
     """
     over = threading.Event()
 

@@ -48,12 +48,7 @@ class _Snapshot(Collector):
 
 @contextmanager
 def exported_to_ray(source: Callable[[], State], *, every_s: float = EVERY_S) -> Iterator[None]:
-    """Export a run's metrics through Ray, which must have been initialised, until the block ends.
-
-    Args:
-        source: returns the run's state.
-        every_s: seconds between two readings.
-    """
+    """Export a run's metrics through Ray, which must have been initialised, until the block ends."""
     from ray.util.metrics import Gauge
 
     # Counters are gauges too: a Ray counter does not exist before its first increment, so `increase()` would miss it.

@@ -19,12 +19,7 @@ not change what a run computes, and a resumed run may have others."""
 
 @contextmanager
 def observed(config: RunConfig, run: RunDir, *, environment: Mapping[str, str] = os.environ) -> Iterator[None]:
-    """Follow a run with its trackers until the block ends.
-
-    Args:
-        config: the run's configuration, which MLflow and W&B keep beside its curves.
-        run: its directory.
-        environment: where TEMPERA_TRACKERS is looked up.
+    """Follow a run with its trackers until the block ends. MLflow and W&B keep its configuration beside its curves.
 
     Raises:
         ValueError: TEMPERA_TRACKERS names a service that is unknown or not installed.

@@ -27,10 +27,7 @@ SCHEDULE = "schedule"
 def log_entries(run: RunDir, *, limit: int, changes_only: bool = False) -> list[dict[str, Any]]:
     """Return the last entries of a run's log, oldest first, as JSON-able dictionaries. The run may be alive.
 
-    Args:
-        run: the run.
-        limit: number of entries.
-        changes_only: leave out the schedule's entries of each window.
+    `changes_only` leaves out the schedule's entries of each window.
 
     Raises:
         RunError: the run has no log.
@@ -75,17 +72,12 @@ class Knob:
     effective_size: list[float]
     """Effective dataset size in force, a fraction of the data."""
     temperature: list[float]
-    """Temperature in force."""
 
 
 def knob_history(run: RunDir, *, initial: tuple[float, float], window_steps: int, total_steps: int) -> Knob:
     """Return effective size and temperature of every window of a run, derived from its log.
 
-    Args:
-        run: the run.
-        initial: effective size and temperature before the first entry.
-        window_steps: optimizer steps of a window.
-        total_steps: optimizer steps of the run.
+    `initial` holds the two before the first entry.
     """
     from scoring import read_entries
 

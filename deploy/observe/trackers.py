@@ -153,13 +153,9 @@ SERVICES: dict[str, Callable[..., Tracker]] = {"mlflow": Mlflow, "wandb": Wandb}
 
 
 def build_trackers(folder: Path, services: tuple[str, ...], *, name: str, config: Mapping[str, Any]) -> list[Tracker]:
-    """Return the tracker of TensorBoard and those of the named services.
+    """Return the tracker of TensorBoard, with event files in `folder`, and those of the named services.
 
-    Args:
-        folder: folder of the event files.
-        services: names in SERVICES.
-        name: name of the run.
-        config: configuration of the run, JSON-able.
+    Run name and JSON-able configuration go to the services.
 
     Raises:
         ValueError: a service is unknown, or its package is not installed.

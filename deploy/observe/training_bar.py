@@ -24,13 +24,7 @@ THREAD, TROUBLE = "training-bar", "the run's progress could not be read"
 
 @contextmanager
 def training_bar(run: RunDir, *, total_steps: int, description: str = "training") -> Iterator[None]:
-    """Show step, loss and images/s until the block ends: a bar, or lines where TEMPERA_PROGRESS asks for them.
-
-    Args:
-        run: its metrics.jsonl is read.
-        total_steps: length of the bar.
-        description: what is being trained.
-    """
+    """Show step, loss and images/s until the block ends: a bar, or lines where TEMPERA_PROGRESS asks for them."""
     if os.environ.get(progress_lines.SWITCH) == progress_lines.LINES:
         written = -1
 
@@ -60,12 +54,9 @@ def training_progress() -> Progress:
 
 
 def show_progress(progress: Progress, task: TaskID, facts: dict[str, Any] | None) -> None:
-    """Move the bar to a logged step.
+    """Move the bar of `training_progress` to a logged step; None leaves it where it is.
 
-    Args:
-        progress: from `training_progress`.
-        task: its one task.
-        facts: "step", "loss" and "images_per_s" of the step; None leaves the bar where it is.
+    `facts` are the step's "step", "loss" and "images_per_s", and "total_steps" where the length is known from them.
     """
     if facts:
         shown = f"loss {facts['loss']:.4f}  {facts['images_per_s']:,.0f} images/s"

@@ -39,14 +39,9 @@ def _axes(path: Path, *, width: float = 7.2, height: float = 3.6) -> Iterator[Ax
 def effective_size(
     path: Path, *, steps: Sequence[int], used: Sequence[float], scheduled: Sequence[float], temperature: Sequence[float]
 ) -> None:
-    """Draw effective dataset size and temperature by step: in force, and by the schedule.
+    """Draw effective dataset size, as used and as scheduled, and temperature; each list has one value for each window.
 
-    Args:
-        path: PNG to write.
-        steps: first optimizer step of each window.
-        used: effective size in force, a fraction of the data.
-        scheduled: the schedule's effective size for the same windows.
-        temperature: temperature in force.
+    Sizes are fractions of the data; a window's step is its first.
     """
     with _axes(path) as axes:
         axes.plot(steps, scheduled, color=GREY, linestyle="--", label="schedule")
@@ -62,14 +57,7 @@ def effective_size(
 
 
 def curves(path: Path, *, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> None:
-    """Draw several curves in one plot, the first in the warm colour.
-
-    Args:
-        path: PNG to write.
-        series: name -> (x values, y values).
-        x: label of the horizontal axis.
-        y: label of the vertical axis.
-    """
+    """Draw several curves, name -> (x values, y values), in one plot with the axes' labels `x` and `y`."""
     with _axes(path) as axes:
         for (name, (xs, ys)), color in zip(series.items(), (WARM, COOL, GREY, "#edae49", "#66a182"), strict=False):
             # Points of a short curve, an evaluation every few epochs, must be seen; in a long one they hide the line.
@@ -80,13 +68,7 @@ def curves(path: Path, *, series: Mapping[str, tuple[Sequence[float], Sequence[f
 
 
 def times_drawn(path: Path, *, counts: NDArray[Any], label: str) -> None:
-    """Draw a histogram over samples of how often each was drawn.
-
-    Args:
-        path: PNG to write.
-        counts: times drawn, integer[N].
-        label: entry of the legend.
-    """
+    """Draw a histogram over samples of how often each was drawn, integer[N]."""
     top = int(counts.max(initial=0))
     # One bar for each number of draws, as long as the bars can be told apart.
     bins = np.arange(top + 2) - 0.5 if top < 60 else np.linspace(0, top, 60)
@@ -99,9 +81,7 @@ def times_drawn(path: Path, *, counts: NDArray[Any], label: str) -> None:
 def prototypes(path: Path, *, rows: Sequence[tuple[str, NDArray[np.uint8]]]) -> None:
     """Draw one row for each cluster, its images from nearest to farthest from the prototype.
 
-    Args:
-        path: PNG to write.
-        rows: (label of the cluster, images uint8[n,3,H,W]); n may differ between rows.
+    A row is (label of the cluster, images uint8[n,3,H,W]); n may differ between rows.
     """
     columns = max(len(images) for _, images in rows)
     figure = Figure(figsize=(1.2 + 0.62 * columns, 0.66 * len(rows) + 0.5), layout="constrained")
@@ -119,26 +99,14 @@ def prototypes(path: Path, *, rows: Sequence[tuple[str, NDArray[np.uint8]]]) -> 
 
 
 def distances(path: Path, *, distance: NDArray[np.floating[Any]]) -> None:
-    """Draw a histogram of the distances of samples to their prototypes.
-
-    Args:
-        path: PNG to write.
-        distance: in [0, 1], float[N].
-    """
+    """Draw a histogram of the distances of samples to their prototypes, float[N] in [0, 1]."""
     with _axes(path) as axes:
         axes.hist(distance, bins=60, range=(0.0, 1.0), color=COOL, alpha=0.85)
         axes.set(xlabel="distance to the prototype, nearest to farthest of its cluster", ylabel="samples", xlim=(0, 1))
 
 
 def overlap(path: Path, *, names: Sequence[str], share: NDArray[np.floating[Any]], title: str) -> None:
-    """Draw a matrix of shares between named items, each cell with its figure.
-
-    Args:
-        path: PNG to write.
-        names: of rows and columns.
-        share: float[n, n] in [0, 1].
-        title: meaning of a cell.
-    """
+    """Draw a matrix of shares between named items, float[n, n] in [0, 1], each cell with its figure."""
     side = 1.6 + 1.1 * len(names)
     with _axes(path, width=side + 1.0, height=side) as axes:
         axes.grid(visible=False)

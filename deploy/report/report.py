@@ -40,17 +40,9 @@ class Section:
 def write_report(
     directory: Path, *, title: str, lead: str, sections: Sequence[Section], data: Mapping[str, Any]
 ) -> Path:
-    """Write report.json and report.html.
+    """Write report.json, from the JSON-able data, and report.html into an existing folder; return the page's path.
 
-    Args:
-        directory: the run's report folder; it must exist.
-        title: heading of the page.
-        lead: one sentence below it.
-        sections: what follows, in order.
-        data: the figures, JSON-able.
-
-    Returns:
-        The page's path.
+    `lead` is one sentence below the page's title.
     """
     write_json(directory / "report.json", dict(data))
     body = "\n".join(_section(section) for section in sections)

@@ -33,12 +33,7 @@ CURVES = {
 
 
 def write_run_report(run: RunDir, config: RunConfig) -> Path:
-    """Draw the curves, write the page, and return its path.
-
-    Args:
-        run: the run, with its pictures in its report folder.
-        config: its configuration.
-    """
+    """Draw the curves of a run, write its page, and return the page's path."""
     run.report.mkdir(parents=True, exist_ok=True)
     # Figures, curves and pictures come from the files and never from the live run: a finished run gets the same page.
     sections = [*figure_sections(run, config), Section(title="Curves", pictures=_curves(run))]

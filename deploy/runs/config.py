@@ -33,7 +33,6 @@ class DataConfig:
     test_index: str | None = None
     """Sample index of held-out labelled images for the nearest-neighbour curve, or none."""
     transform: Transform = field(default_factory=Transform)
-    """Training crops."""
 
 
 FOLLOWED = ("loss", "nn_cls", "nn_mean")
@@ -75,17 +74,14 @@ class RunConfig:
     name: str
     """Name of the run: letters, digits, '-' and '_'. The actors are named after it."""
     data: DataConfig
-    """Images and crops."""
     train: TrainConfig
     """Method, model, optimiser, steps, seed."""
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
-    """Policy and schedule."""
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     """Each loader's threads, cache, decoder and storage."""
     fleet: FleetConfig = field(default_factory=FleetConfig)
     """Number of loaders, and what each may use of the cluster."""
     trainers: TrainersConfig = field(default_factory=TrainersConfig)
-    """Trainer workers."""
     extensions: tuple[str, ...] = ()
     """Importable modules that register your own methods; every process of the run imports them."""
     evaluate_every: int = 0
@@ -154,20 +150,14 @@ def load_config(path: Path) -> RunConfig:
         raise ValueError(f"{path} must hold a JSON object, a run's configuration; it holds {type(value).__name__}.")
     try:
         return from_dict(RunConfig, value)
-    except (
-        ValueError,
-        TypeError,
-    ) as error:  # TypeError: a field is missing, or a value has another type
+    except (ValueError, TypeError) as error:  # TypeError: a field is missing, or a value has another type
         raise ValueError(f"{path} must hold a configuration of this version of Tempera: {error}") from error
 
 
 def selection_config(config: RunConfig, *, num_samples: int, fingerprint: str) -> SelectionConfig:
-    """Return the configuration of the run's selection.
+    """Return the configuration of the run's selection over a training index.
 
-    Args:
-        config: the run.
-        num_samples: samples of the training index.
-        fingerprint: of the training index; scores computed for other data are refused by it.
+    By the index's fingerprint, scores that were computed for other data are refused.
     """
     train = config.train
     return SelectionConfig(

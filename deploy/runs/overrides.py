@@ -14,11 +14,9 @@ C = TypeVar("C")
 
 
 def override(config: C, settings: Iterable[str]) -> C:
-    """Return a copy of a run, or of an evaluation's recipe, with some fields changed.
+    """Return a copy of a run, or of an evaluation's recipe, with fields changed by settings `dotted.field=value`.
 
-    Args:
-        config: a config dataclass.
-        settings: `dotted.field=value`; a value that is not JSON is taken as a string.
+    A value that is not JSON is taken as a string.
 
     Raises:
         ValueError: no "=", no such field (the nearest is named), or a value out of range.
@@ -46,11 +44,7 @@ def override(config: C, settings: Iterable[str]) -> C:
 def combination(*, method: str | None, masking: str | None, curriculum: str | None, mto: str | None) -> list[str]:
     """Return settings for the parts that are combined by name; None leaves a part of the run as it is.
 
-    Args:
-        method: name in trainer.METHODS, or of a method that an extension registers.
-        masking: name in trainer.config.Masking.
-        curriculum: a selection policy; pass and bss (alone or in a product) also turn patch-aware selection on.
-        mto: name in trainer.method_config.MTO_PRESETS.
+    `curriculum` is a selection policy: pass and bss, alone or in a product, also turn patch-aware selection on.
 
     Raises:
         ValueError: no such masking or preset; the nearest is named. Methods and policies are checked with the run.

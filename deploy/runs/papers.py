@@ -23,7 +23,7 @@ class Corpus:
     """The data that a recipe is scaled to."""
 
     samples: int
-    """Training images."""
+    """Number of training images."""
     batch_share: float
     """Batch as a share of the paper's, above 0."""
     image_size: int
@@ -107,14 +107,10 @@ def clmae(corpus: Corpus, epochs: int, *, size: str, **model: Any) -> TrainConfi
 
 
 def _scaled(corpus: Corpus, epochs: int, *, batch: int, warmup_epochs: int, **fields: Any) -> TrainConfig:
-    """Turn a recipe stated in epochs into steps on a corpus.
+    """Turn a recipe, stated in epochs and with the paper's global batch, into steps on a corpus.
 
-    Args:
-        corpus: images of an epoch, and share of the paper's batch.
-        epochs: length of the run.
-        batch: the paper's global batch.
-        warmup_epochs: the paper's warm-up; a run shorter than five of them warms up for a fifth of its steps.
-        fields: other fields of TrainConfig; `model` is needed.
+    A run shorter than five warm-ups of the paper warms up for a fifth of its steps. `fields` are further fields of
+    TrainConfig; `model` is needed.
     """
     # A smaller batch keeps the paper's epochs; TrainConfig scales the base rate with the batch.
     global_batch = round(batch * corpus.batch_share)

@@ -62,12 +62,8 @@ def bench_loader(
 ) -> dict[str, Any]:
     """Measure and return images per second as plain values.
 
-    Args:
-        images: A folder of images, a folder of tars, or a tar.
-        peers: Also measure the other loaders that are installed.
-        device: "cpu", or "cuda" for a sweep of the GPU decoder's settings.
-        progress: Called with the name of each measurement when it starts.
-        seconds: Length of each measurement, after its warm-up.
+    `images` is a folder of images or of tars, or a tar. With device "cuda" the GPU decoder's settings are swept.
+    `progress` is called with the name of each measurement when it starts; each lasts `seconds` after its warm-up.
 
     Returns:
         `{"raw_decode", "in_process", "service", "cached": {"0.61", "0.25", "0.12"}, "peers": {name: ...}}`, all
@@ -257,15 +253,9 @@ def sweep_dali(
     threads: Sequence[int] = (4, 8, 16),
     loads: Sequence[float] = (0.0, 0.5, 0.65, 0.8, 0.95),
 ) -> list[dict[str, float]]:
-    """Measure DALI's decoder for each number of threads and share of the hardware engine.
+    """Measure DALI's decoder for each number of host threads and share of the hardware JPEG engine, in [0, 1].
 
-    Args:
-        index: The images.
-        seconds: Length of each measurement.
-        device_id: The GPU; None runs DALI on the CPU.
-        say: Called with the name of each measurement.
-        threads: Numbers of host threads.
-        loads: Shares of the JPEG engine, in [0, 1].
+    Without a `device_id` DALI runs on the CPU.
 
     Returns:
         For each point threads, hw_decoder_load, images_per_s, host_cpus (processors kept busy by this process) and

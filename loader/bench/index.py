@@ -44,13 +44,9 @@ class OpenCost:
 def bench_index(
     tars: Sequence[Path], scratch: Path, *, seconds: float, num_samples: int = IMAGENET_SAMPLES
 ) -> dict[str, float]:
-    """Measure building and opening an index on one core.
+    """Measure indexing tars again and again for some seconds, and opening an index of `num_samples`, on one core.
 
-    Args:
-        tars: Shards to index again and again.
-        scratch: Folder for the indexes, which the caller removes.
-        seconds: Time to spend on building.
-        num_samples: Samples of the index that is opened, in a fresh process.
+    The caller removes the indexes from the scratch folder.
 
     Returns:
         index_build_mb_per_s (from page cache), index_open_s, index_open_mb (what stays in memory) and

@@ -7,12 +7,7 @@ from collections.abc import Iterable, Iterator
 
 
 def rate(batches: Iterable[int], seconds: float, *, warm_up: float = 0.3) -> float:
-    """Return items per second of an iterable of counts.
-
-    Args:
-        batches: Number of items in each batch, as it is delivered.
-        seconds: Length of the measurement, after the warm-up.
-        warm_up: Length of the warm-up, as a share of `seconds`.
+    """Return items per second of an iterable of counts, measured for `seconds` after a warm-up, a share of them.
 
     Raises:
         ValueError: The batches end before the measurement does.
@@ -32,12 +27,9 @@ def rate(batches: Iterable[int], seconds: float, *, warm_up: float = 0.3) -> flo
 
 
 def rates(sources: dict[str, Iterator[int]], seconds: float, *, slice_s: float = 0.25) -> dict[str, float]:
-    """Return items per second of several iterators that take turns, so that other load hits all of them.
+    """Return items per second of endless iterators over counts that take turns, so that other load hits all of them.
 
-    Args:
-        sources: Endless iterators over counts, by name.
-        seconds: Time for each of them.
-        slice_s: Length of a turn, in seconds.
+    Each gets `seconds` in all, `slice_s` at a time.
     """
     counted, spent = dict.fromkeys(sources, 0), dict.fromkeys(sources, 0.0)
     for source in sources.values():

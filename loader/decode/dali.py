@@ -14,6 +14,7 @@ import logging
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -37,7 +38,10 @@ class DaliDecoder:
     rows_per_call: Final = 64
 
     def __init__(self, *, num_threads: int, device_id: int | None, hw_decoder_load: float) -> None:
-        self._num_threads, self._device_id, self._hw_decoder_load = num_threads, device_id, hw_decoder_load
+        self._device_id = device_id
+        self._build = partial(
+            build_pipeline, num_threads=num_threads, device_id=device_id, hw_decoder_load=hw_decoder_load
+        )
         self._idle: defaultdict[Transform, list[Pipeline]] = defaultdict(list)
         self._slots = threading.Semaphore(_NUM_PIPELINES)
 
@@ -54,12 +58,7 @@ class DaliDecoder:
         try:
             pipeline = self._idle[transform].pop()  # DALI pipelines serve one thread at a time
         except IndexError:
-            pipeline = build_pipeline(
-                transform,
-                num_threads=self._num_threads,
-                device_id=self._device_id,
-                hw_decoder_load=self._hw_decoder_load,
-            )
+            pipeline = self._build(transform)
         try:
             pixels = self._run(pipeline, images, transform)
         except RuntimeError as error:  # the pipeline cannot be used again: it is dropped
