@@ -250,6 +250,7 @@ class SelectionClient:
                     self._handle = ray.get_actor(self.name, namespace=self.namespace)
                 return ask(self._handle, min(CALL_TIMEOUT_S, left))
             except RayTaskError as error:
+                # The service answered, with an error of its own: asking again would not help.
                 raise error.cause from error
             except (RayError, ValueError) as error:  # ValueError: no actor of that name yet
                 if time.monotonic() + RETRY_PAUSE_S > deadline:

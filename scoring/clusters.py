@@ -115,6 +115,7 @@ def labelled_clusters(features: Rows, labels: NDArray[np.integer[Any]]) -> Clust
             f"clusters from labels need a label for each of the {len(features)} samples; "
             f"{int((labels < 0).sum())} have none. Cluster by k-means instead."
         )
+    # Labels may have gaps: clusters are numbered by the labels that occur.
     _, assignment = np.unique(labels, return_inverse=True)
     sums, counts = np.zeros((int(assignment.max()) + 1, features.shape[1])), np.bincount(assignment)
     for start, part in row_blocks(features):
@@ -171,6 +172,7 @@ def davies_bouldin(clusters: Clusters) -> float:
     summed = np.bincount(clusters.assignment, weights=clusters.distance, minlength=len(members))
     spread = summed[used] / members[used]
     centroids = clusters.centroids[used].astype(np.float64)
+    # |a - b|^2 expanded, which holds K * K numbers and not K * K * F; rounding may put it below 0.
     square = (centroids**2).sum(axis=1)
     apart = np.sqrt(np.maximum(square[:, None] + square[None] - 2 * centroids @ centroids.T, 0.0))
     np.fill_diagonal(apart, np.inf)

@@ -43,7 +43,6 @@ class CurriculumConfig:
     """Spare draws of each window as a share of its draws, in [0, 1]; a window has at least one spare."""
 
     def __post_init__(self) -> None:
-        """Check every field."""
         names = (*SCHEDULES, ADAPTIVE)
         if self.schedule not in names:
             near = difflib.get_close_matches(self.schedule, names, n=1, cutoff=0.5)
@@ -93,7 +92,6 @@ class SelectionConfig:
     """Windows between two snapshots of the sample table, 1 or more."""
 
     def __post_init__(self) -> None:
-        """Check every field."""
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in [0, 2^63); got {self.seed}.")
         for name in ("global_batch", "window_steps", "kept_windows", "snapshot_windows"):

@@ -83,7 +83,7 @@ def permuted_ids(first_draw: int, count: int, *, num_samples: int, seed: int) ->
     return ids
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=2)  # a window may span two epochs
 def _shuffled(epoch: int, num_samples: int, seed: int) -> Int64:
     return np.argsort(random_words(seed, epoch, num_samples, Stream.SHUFFLE), kind="stable")
 

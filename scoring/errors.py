@@ -18,6 +18,7 @@ class VersionConflict(ScoringError):
         self.expected = expected
         self.current = current
 
+    # An exception is unpickled from its message alone; this one needs both versions, for it crosses processes of Ray.
     def __reduce__(self) -> tuple[type[VersionConflict], tuple[int, int]]:
         return type(self), (self.expected, self.current)
 

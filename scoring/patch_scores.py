@@ -32,6 +32,7 @@ def patch_weighted_score(
     masked_BN = mask_BN.bool()
     logits_BN = _wide(predicted_BN) / temperature
     weight_BN = torch.softmax(logits_BN.masked_fill(~masked_BN, -torch.inf), dim=1)
+    # Filled after the product: a visible patch may have a loss that is not finite, and 0 * inf is NaN.
     return (weight_BN * _wide(patch_loss_BN)).masked_fill(~masked_BN, 0.0).sum(dim=1)
 
 

@@ -34,7 +34,6 @@ class PolicyOptions:
     """Least score that `importance` reads, as a share of the mean score, above 0: no sample becomes unreachable."""
 
     def __post_init__(self) -> None:
-        """Check every field."""
         if self.importance_kind not in ("", *SCORE_KINDS):
             raise ValueError(f"importance_kind must be one of {', '.join(SCORE_KINDS)}; got {self.importance_kind!r}.")
         if not 0.0 <= self.importance_power <= 16.0:

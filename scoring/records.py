@@ -86,6 +86,7 @@ class Window:
         probability.setflags(write=False)
         head = f"{facts.index} {facts.version} {facts.first_draw} {facts.num_draws} {facts.num_spares} {facts.policy}"
         digest = hashlib.blake2b(head.encode(), digest_size=16)
+        # In one byte order, so that machines agree.
         digest.update(ids.astype("<i8", copy=False).data)
         cut = facts.num_draws
         return Window(

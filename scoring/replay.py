@@ -71,6 +71,7 @@ def replay_run(
         kept = log.window(facts.index)
         if again.digest != digest:
             different.append(f"window {facts.index}: digest {digest} in the log, {again.digest} drawn again")
+        # Probabilities round differently between processors, so they are not in the digest and are compared loosely.
         elif kept is not None and not np.allclose(kept.probability, again.probability, rtol=1e-9, atol=0.0):
             different.append(f"window {facts.index}: its probabilities are not those of its weights")
         if not math.isclose(facts.temperature, expected, rel_tol=TEMPERATURE_TOLERANCE):

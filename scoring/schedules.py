@@ -42,6 +42,7 @@ def linear_then_uniform(*, start: float = 0.15, end: float = LARGEST_EFFECTIVE_S
 def fixed(*, start: float = 0.5, end: float | None = None) -> Schedule:
     """Return the constant `start`; `end` belongs to the common signature and is not used."""
     value = checked_effective_size(start)
+    # Times zero: a wrong progress must raise here as in the other schedules.
     return lambda progress: value + 0.0 * checked_progress(progress)
 
 
@@ -67,7 +68,6 @@ class AdaptiveGrowth:
     """Least gain over the best report so far that counts, relative to it, 0 or more."""
 
     def __post_init__(self) -> None:
-        """Check every field."""
         if not self.increment > 0.0 or self.patience < 1 or not self.min_gain >= 0.0:
             raise ValueError(
                 "increment must be above 0, patience 1 or more, min_gain 0 or more; got "
@@ -77,6 +77,7 @@ class AdaptiveGrowth:
     def effective_size(self, reports: Sequence[float], *, start: float, end: float) -> float:
         """Return the effective size after these reports, oldest first; one that is not finite is no gain."""
         size, best, flat = start, None, 0
+        # The gain is relative to the best report's magnitude, for a metric may be negative.
         sign = -1.0 if self.metric == "loss" else 1.0
         for value in reports:
             if math.isfinite(value) and (best is None or sign * (value - best) > self.min_gain * abs(best)):

@@ -227,6 +227,7 @@ def _root(function: Callable[[float], float], start: float, step: float, toleran
     while f_right < 0:
         left, f_left, right = right, f_right, right + step
         f_right, step = function(right), 2 * step
+    # Illinois: the value at an end that stays twice is halved, or false position would creep up from one side.
     side = 0
     while right - left > tolerance * max(1.0, abs(left)) and f_left != 0.0 and f_right != 0.0:
         middle = (left * f_right - right * f_left) / (f_right - f_left)

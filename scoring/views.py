@@ -50,7 +50,7 @@ def summary(table: SampleTable, weights: WeightTable, *, top: int = 10) -> dict[
     best: list[tuple[float, int]] = []
     for first, probability in weights.probabilities():
         squares += float(probability @ probability)
-        positive = probability[probability > 0.0]
+        positive = probability[probability > 0.0]  # 0 log 0 is 0 in an entropy, and NaN in numpy
         entropy -= float(positive @ np.log(positive))
         rows = _largest(probability, top)
         best = sorted([*best, *((-float(probability[row]), int(first + row)) for row in rows)])[:top]

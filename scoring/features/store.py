@@ -89,6 +89,7 @@ class FeatureStore:
         missing = []
         for chunk in range(self.num_chunks):
             try:
+                # Only the header is read; opening checks that the file has the length that it claims.
                 with safe_open(self._path(chunk), "numpy") as file:
                     length = int(file.get_slice("features").get_shape()[0])
             except (FileNotFoundError, SafetensorError):

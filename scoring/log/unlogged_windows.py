@@ -63,6 +63,7 @@ class UnloggedWindows:
 
     def _write(self, path: Path) -> None:
         body = RECORD.pack(self.end, self.scores_through, 0)[:-4]
+        # In place, over bytes that the disk has given already: a full one refuses a new file, not these.
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
         try:
             os.pwrite(descriptor, body + zlib.crc32(body).to_bytes(4, "little"), 0)

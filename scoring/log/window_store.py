@@ -68,6 +68,7 @@ class WindowStore:
             log.warning("window %d is handed out unwritten; no change is accepted until the log is", facts.index)
         self.last = facts
         self.recent[facts.index] = window
+        # Unwritten windows are nowhere else, so they come on top of the limit.
         while len(self.recent) > RECENT_WINDOWS + len(self.unwritten):
             self.recent.popitem(last=False)
 
