@@ -43,10 +43,8 @@ class RayLoaders:
     """A LoaderPool over a fleet, for one stream at a time.
 
     Loaders on this node write pixels into a ring of shared memory; from others, or when the ring is full, pixels come
-    through the object store. Membership is updated in the background, so no call here waits for the fleet.
-
-    Args:
-        ring_bytes: Size of the ring; 0 uses the object store for everything.
+    through the object store, as all do when `ring_bytes` is 0. Membership is updated in the background, so no call here
+    waits for the fleet.
     """
 
     def __init__(self, fleet: FleetClient, *, ring_bytes: int = 320 << 20) -> None:
@@ -81,11 +79,6 @@ class RayLoaders:
         return tuple(self._members)
 
     def submit(self, member: str, spec: BatchSpec) -> Handle:
-        """Send a spec to a loader.
-
-        Raises:
-            LoaderLost: It is no longer a member.
-        """
         actor = self._members.get(member)
         if actor is None:
             raise LoaderLost(f"{member} has left the fleet")
@@ -104,12 +97,7 @@ class RayLoaders:
         return [requests[reference] for reference in done]
 
     def result(self, handle: Any) -> Pixels:
-        """Return the pixels of a request that is done. Read-only: they lie in shared memory.
-
-        Raises:
-            LoaderLost: Its loader died or cannot be reached.
-            LoaderError: What the loader raised.
-        """
+        """Return the pixels of a request that is done, or raise what its loader raised. Read-only: in shared memory."""
         request: _Request = handle
         try:
             pixels: Pixels = ray.get(request.reference, timeout=CALL_TIMEOUT_S)

@@ -19,10 +19,7 @@ class LoaderPool(Protocol):
     """Sends specs to loaders and collects pixels. Any member can serve any spec."""
 
     def members(self) -> tuple[str, ...]:
-        """Return the names of the loaders that are believed to be alive, without waiting.
-
-        The belief is brought up to date here: a stream asks many times a second.
-        """
+        """Return the names of the loaders believed to be alive, without waiting: a stream asks many times a second."""
 
     def submit(self, member: str, spec: BatchSpec) -> Handle:
         """Send a spec to a loader.
@@ -52,13 +49,10 @@ class LoaderPool(Protocol):
 
 
 class LocalLoaders:
-    """Loaders in this process, one request at a time each; their threads do the work.
-
-    Args:
-        workers: One for each loader. They are closed with the pool.
+    """Loaders in this process, one request at a time each; their threads do the work. Closed with the pool.
 
     Raises:
-        ValueError: There are none.
+        ValueError: There are no workers.
     """
 
     def __init__(self, workers: Sequence[LoaderWorker]) -> None:

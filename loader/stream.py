@@ -35,9 +35,7 @@ class BatchStream:
     """Iterates the batches of one rank, from the step in its state to `total_steps`.
 
     One iteration at a time; leaving the loop early stops the work, and iterating again continues where it stopped.
-
-    Args:
-        on_bad: Called with every bad sample when it is met, from the stream's thread.
+    `on_bad` is called with every bad sample when it is met, from the stream's thread.
     """
 
     def __init__(

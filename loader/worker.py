@@ -15,9 +15,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -113,9 +111,15 @@ class LoaderWorker:
 
         # A single chunk is decoded in the caller's thread: the others could not help.
         if self.config.threads == 1 or len(spec) <= step:
-            with self._turn():
+            # As many callers decode at a time as there are threads: two on one core evict each other's cache lines. One
+            # that waited a second goes ahead all the same, since those before it may be waiting for storage.
+            acquired = self._turns.acquire(timeout=_TURN_TIMEOUT_S)
+            try:
                 started = time.monotonic()  # the wait for the turn is not decoding time
                 bad = load_chunks()
+            finally:
+                if acquired:
+                    self._turns.release()
         else:
             tasks = [self._threads.submit(load_chunks) for _ in range(self.config.threads)]
             wait(tasks)  # all of them, before an error is raised: nothing may write to `out` afterwards
@@ -174,19 +178,6 @@ class LoaderWorker:
             flips=crops.flips(spec.seed, spec.draws, spec.transform),
             fetched=fetched,
         )
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Let as many callers decode at a time as there are threads: two on one core evict each other's cache lines.
-
-        A caller that waited a second goes ahead all the same, since those before it may be waiting for storage.
-        """
-        acquired = self._turns.acquire(timeout=_TURN_TIMEOUT_S)
-        try:
-            yield
-        finally:
-            if acquired:
-                self._turns.release()
 
     def _load_rows(self, plan: _Plan, rgb: Rgb, rows: range) -> list[BadSample]:
         """Read, check and decode neighbouring rows. Return the bad ones."""

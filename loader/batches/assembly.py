@@ -69,8 +69,7 @@ class _Request:
 class Assembler:
     """Makes the batches of one rank, from a given step on.
 
-    Args:
-        delivered: Returns the steps that the trainer has taken; at most one window beyond is planned.
+    At most one window beyond the steps that the trainer has taken, which `delivered` returns, is planned.
     """
 
     def __init__(

@@ -78,9 +78,7 @@ class Group:
         """Copy a reply into its rows and give bad rows their substitutes.
 
         Rows that came before, or that need another sample by now, are left alone: a reply may be late or come twice.
-
-        Returns:
-            The bad samples, with `row` counted in their step. Rows that got a substitute are still missing.
+        Return the bad samples, with `row` counted in their step. Rows that got a substitute are still missing.
         """
         # The id tells a late reply for a bad sample from the one for its spare: both are for the same row.
         wanted = self._missing[rows] & (self._sample_ids[rows] == spec.sample_ids)

@@ -157,11 +157,6 @@ class FleetClient:
     actor: Any
 
     def scale(self, size: int, *, author: str, reason: str = "") -> ScaleReply:
-        """Set the desired number of loaders, in 1..1024, as `Fleet.scale` does.
-
-        Raises:
-            ValueError: The size is out of range.
-        """
         return self._call("scale", size, author=author, reason=reason)
 
     def members(self, *, timeout_s: float = CALL_TIMEOUT_S) -> dict[str, Any]:

@@ -48,8 +48,7 @@ class ScaleTo:
 class Autoscaler:
     """Collects trainers' reports into observations, counts those that agree, and decides when to change the size.
 
-    Args:
-        started_s: The time when the first period begins, on the clock of the calls below.
+    The first period begins at `started_s`, on the clock of the calls below.
     """
 
     def __init__(self, policy: ScalePolicy, *, started_s: float) -> None:
