@@ -38,11 +38,9 @@ class WrongState(Exception):
 class FleetPort(Protocol):
     """The part of `loader.fleet.actors.FleetClient` that the API uses."""
 
-    def status(self) -> dict[str, Any]:
-        """Return size, author, reason, and the loaders."""
+    def status(self) -> dict[str, Any]: ...
 
-    def scale(self, size: int, *, author: str, reason: str = "") -> ScaleReply:
-        """Set the desired number of loaders; the fleet starts or stops them afterwards."""
+    def scale(self, size: int, *, author: str, reason: str = "") -> ScaleReply: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,13 +68,7 @@ class RunClient(AbstractContextManager["RunClient"]):
     """A live run. Use as a context manager: it holds a connection."""
 
     def __init__(self, url: str, token: str, *, timeout_s: float = TIMEOUT_S) -> None:
-        """Send nothing yet.
-
-        Args:
-            url: address of the API, as http://127.0.0.1:PORT.
-            token: the run's.
-            timeout_s: most seconds for an answer.
-        """
+        """Send nothing yet. The url is as http://127.0.0.1:PORT, `timeout_s` the most seconds for an answer."""
         self.url = url.rstrip("/")
         self._http = httpx2.Client(
             base_url=f"{self.url}/api/v1/",
@@ -137,12 +131,7 @@ class RunClient(AbstractContextManager["RunClient"]):
         return self.get("state")
 
     def metrics(self, *, points: int, since: int = 0) -> list[dict[str, Any]]:
-        """Return rows of metrics.jsonl.
-
-        Args:
-            points: most rows with a loss, evenly chosen; evaluations and pauses come besides.
-            since: first step.
-        """
+        """Return rows of metrics.jsonl from step `since` on: at most `points` with a loss, and those without one."""
         rows: list[dict[str, Any]] = self.get("metrics", points=points, since=since)["rows"]
         return rows
 
@@ -187,12 +176,8 @@ class RunClient(AbstractContextManager["RunClient"]):
     ) -> dict[str, Any]:
         """Change what is drawn; the reply names the first window and step under the change.
 
-        Args:
-            kind: effective_size, temperature, policy, distances or release.
-            value: a number, a policy's name, a prototypes file on the run's machine, or None for a release.
-            author: for the log.
-            reason: for the log.
-            expected_version: refuse unless the control version is still this one.
+        Kinds are effective_size, temperature, policy, distances and release; their values a number, a policy's name, a
+        prototypes file on the run's machine, None. With an `expected_version` it must still be the control version.
 
         Raises:
             ChangedSince: another control came first.
@@ -207,13 +192,7 @@ class RunClient(AbstractContextManager["RunClient"]):
         return self.post("scale", author=author, reason=reason, loaders=loaders)
 
     def post(self, path: str, *, author: str, reason: str = "", **body: Any) -> dict[str, Any]:
-        """POST to a path below /api/v1/: "pause", "resume", "stop" or "export".
-
-        Args:
-            path: what to do; see `deploy.api.changes` for the replies.
-            author: for the log.
-            reason: for the log.
-            body: other fields of the request.
+        """POST to a path below /api/v1/: "pause", "resume", "stop" or "export"; `deploy.api.changes` has the replies.
 
         Raises:
             Refused: with the API's one line, as for a run that is over.

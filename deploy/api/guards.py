@@ -60,7 +60,7 @@ NOT_CACHED = (b"cache-control", b"no-store")
 
 
 class Refused(Exception):
-    """A request that is refused."""
+    """A request that is refused, with the headers that its answer has besides."""
 
     def __init__(self, status: int, message: str, *headers: tuple[bytes, bytes]) -> None:
         super().__init__(message)
@@ -99,7 +99,7 @@ class Guard:
         given = False
 
         async def replay() -> Message:
-            """Return the body once, and then what comes after it: that the peer has gone."""
+            # Once the body, and then what comes after it: that the peer has gone.
             nonlocal given
             if given:
                 return await receive()
@@ -204,21 +204,18 @@ async def _body(scope: Scope, receive: Receive) -> bytes | None:
             raise Refused(415, "Content-Type must be application/json.")
     elif int(length) == 0 and _header(headers, b"transfer-encoding") is None:
         return b""
-    parts, size = [], 0
-    deadline = time.monotonic() + BODY_TIMEOUT_S
-    while True:
-        try:
-            message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
-        except TimeoutError:
-            raise Refused(408, f"the body must be here within {BODY_TIMEOUT_S:.0f} s.") from None
-        if message["type"] != "http.request":
-            return None
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > BODY_BYTES:
-            raise too_large
-        if not message.get("more_body", False):
-            return b"".join(parts)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            while (message := await receive())["type"] == "http.request":
+                body += message.get("body", b"")
+                if len(body) > BODY_BYTES:
+                    raise too_large
+                if not message.get("more_body", False):
+                    return bytes(body)
+    except TimeoutError:
+        raise Refused(408, f"the body must be here within {BODY_TIMEOUT_S:.0f} s.") from None
+    return None
 
 
 async def _refuse(refused: Refused, send: Send, receive: Receive) -> None:
@@ -232,11 +229,9 @@ async def _refuse(refused: Refused, send: Send, receive: Receive) -> None:
     if not unread:
         return
     # A connection closed over unread bytes is reset, and the peer loses the answer: read a little of what comes.
-    left, deadline = DRAINED_BYTES, time.monotonic() + DRAIN_S
+    left = DRAINED_BYTES
     with contextlib.suppress(TimeoutError):
-        while left > 0 and time.monotonic() < deadline:
-            message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
-            if message["type"] != "http.request" or not message.get("more_body", False):
-                break
-            left -= len(message.get("body", b""))
+        async with asyncio.timeout(DRAIN_S):
+            while left > 0 and (message := await receive()).get("more_body", False):
+                left -= len(message.get("body", b""))
     await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -56,11 +56,7 @@ class Consumption:
             return received
 
     def step_at(self, time_s: float) -> int | None:
-        """Return the last step whose batch was requested by that time; None where it is not known.
-
-        Args:
-            time_s: seconds since the epoch.
-        """
+        """Return the last step whose batch was requested by then, in seconds since the epoch; None if not known."""
         with self._lock:
             before = bisect_right(self._requested_s, time_s)
             return self._received[before - 1][0] if before else None
@@ -152,10 +148,6 @@ def bound_steps(window_steps: int, *, ranks: int = 1) -> int:
     """Return the most steps that the trainer takes from a request to the first batch drawn under it.
 
     It finishes its step, and one of several ranks may be at the next one already; the window that follows may have been
-    drawn, and the prefetched one after it as well.
-
-    Args:
-        window_steps: optimizer steps of a window.
-        ranks: trainer processes.
+    drawn, and the prefetched one after it as well. A window has `window_steps` optimizer steps.
     """
     return min(ranks, 2) + window_steps * (1 + PREFETCHED_WINDOWS)

@@ -29,12 +29,7 @@ class LogIndex:
     """The folded log. Safe to use from several threads."""
 
     def __init__(self, read: Callable[..., list[LogEntry]], *, initial: tuple[float | None, float | None]) -> None:
-        """Begin with nothing read.
-
-        Args:
-            read: returns the entries `after` a sequence number.
-            initial: effective size and temperature in force before the first entry.
-        """
+        """Read nothing yet; `initial` is the effective size and temperature in force before the first entry."""
         self._read = read
         self._lock = threading.Lock()
         self._after = 0

@@ -28,14 +28,10 @@ class Answer(BaseModel):
 
 
 class ErrorResponse(Answer):
-    """Why a request was refused."""
-
     error: str = Field(description="One line.")
 
 
 class LogEntry(Answer):
-    """One line of the run's history."""
-
     sequence: int = Field(description="Position in the log, from 1.")
     time: float = Field(description="Seconds since the epoch.")
     author: str = Field(description="Who did it; 'trainer' for the schedule.")
@@ -60,8 +56,6 @@ class ConflictResponse(ErrorResponse):
 
 
 class RunFacts(Answer):
-    """Which run this is."""
-
     name: str = Field(description="Name of the run.")
     run_dir: str = Field(description="Its directory.")
     method: str = Field(description="Training method.")
@@ -81,8 +75,6 @@ class Progress(Answer):
 
 
 class DrawCounts(Answer):
-    """How often samples were drawn."""
-
     quantiles: list[float] = Field(description="Least, first quarter, median, third quarter, most.")
     mean: float = Field(description="Mean number of draws.")
     never: int = Field(description="Samples not drawn yet.")
@@ -98,8 +90,6 @@ class InForce(Answer):
 
 
 class SelectionState(InForce):
-    """What the selection has in force."""
-
     scheduled_effective_size: float | None = Field(description="What the schedule asks for.")
     manual: bool = Field(description="Whether a person's value holds.")
     manual_kind: str | None = Field(description="What a person has set: effective_size or temperature.")
@@ -129,8 +119,6 @@ class Loader(Answer):
 
 
 class Loaders(Answer):
-    """The loader fleet."""
-
     desired: int = Field(description="Desired number of loaders.")
     author: str = Field(description="Who asked for it.")
     reason: str = Field(description="Why.")
@@ -160,8 +148,6 @@ class Latency(Answer):
 
 
 class State(Answer):
-    """The run at a glance."""
-
     run: RunFacts = Field(description="Which run.")
     progress: Progress = Field(description="How far it is.")
     selection: SelectionState = Field(description="What is in force.")
@@ -176,15 +162,11 @@ class State(Answer):
 
 
 class MetricRows(Answer):
-    """Logged steps."""
-
     rows: list[dict[str, Any]] = Field(description="Lines of metrics.jsonl, evenly chosen; the newest is always there.")
     total: int = Field(description="Lines of the file.")
 
 
 class Curve(Answer):
-    """The effective size over the run."""
-
     past: list[tuple[int, float | None, float | None]] = Field(description="[step, effective size, temperature].")
     scheduled: list[tuple[int, float]] = Field(description="[step, effective size] of the schedule.")
     manual: bool = Field(description="Whether a person's value holds.")
@@ -213,22 +195,16 @@ class Sample(Answer):
 
 
 class TopSamples(Answer):
-    """Samples in the order asked for."""
-
     by: TopBy = Field(description="The order; prototypes: the sample nearest to its centroid, largest clusters first.")
     samples: list[Sample] = Field(description="The samples.")
 
 
 class ScoreKind(Answer):
-    """Scores of one kind."""
-
     scored: int = Field(description="Samples with a score.")
     quantiles: dict[str, float] = Field(description="Value by quantile, as '0.5'.")
 
 
 class Round(Answer):
-    """One selection round."""
-
     kind: float | str | None = Field(description="Kind of score that it selected by.")
     step: int = Field(description="First step under it.")
     window: int = Field(description="First window under it.")
@@ -238,16 +214,12 @@ class Round(Answer):
 
 
 class Scores(Answer):
-    """The scores and the selection rounds."""
-
     kinds: dict[str, ScoreKind] = Field(description="By kind of score.")
     num_samples: int = Field(description="Samples of the data set.")
     rounds: list[Round] = Field(description="In order.")
 
 
 class Summary(Answer):
-    """The sample table at a glance."""
-
     in_force: InForce = Field(description="What the samples are drawn by.")
     num_samples: int = Field(description="Samples of the data set.")
     effective_sample_size: float = Field(description="1 / sum p^2, in samples.")

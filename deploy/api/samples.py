@@ -35,12 +35,7 @@ class Samples:
     """The index, the prototypes and the pictures of a run. Safe to use from several threads."""
 
     def __init__(self, config: RunConfig, *, file: Callable[[], str | None] = lambda: None) -> None:
-        """Read nothing yet.
-
-        Args:
-            config: the run's.
-            file: returns the prototypes file that a control put in use; None for the one of the configuration.
-        """
+        """Read nothing yet; `file` names the prototypes that a control put in use, None those of the configuration."""
         self._config, self._file = config, file
         self._lock = threading.Lock()
         self._worker: LoaderWorker | None = None

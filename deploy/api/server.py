@@ -51,18 +51,10 @@ def serving(
     token_path: Path | None = None,
     exporter: Exporter | None = None,
 ) -> Iterator[str]:
-    """Serve a run.
+    """Serve a run, and yield the server's address, as http://127.0.0.1:PORT.
 
-    Args:
-        config: its configuration.
-        run: its directory.
-        backend: its selection and loaders.
-        options: where to listen; the environment's by default.
-        token_path: where to write the token instead of the run directory, which then gets no address either.
-        exporter: entered while the run is served, to export its state to Ray.
-
-    Yields:
-        The server's address, as http://127.0.0.1:PORT.
+    The options are the environment's by default. With a `token_path` the run directory gets neither the token nor an
+    address. The `exporter` is entered while the run is served, to export its state to Ray.
 
     Raises:
         RunError: the port is taken.
@@ -142,18 +134,15 @@ def _listen(options: ApiOptions) -> socket.socket:
     if options.bind not in ("127.0.0.1", "::1", "localhost"):
         log.warning("the API listens at %s, beyond this machine, and does not encrypt", options.bind)
     family = socket.AF_INET6 if ":" in options.bind else socket.AF_INET
-    listener = socket.socket(family)
-    # A run that is resumed at once finds its port still in TIME_WAIT.
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    place = (options.bind, options.port)
     try:
-        listener.bind((options.bind, options.port))
+        # It sets SO_REUSEADDR: a run that is resumed at once finds its port still in TIME_WAIT. "::" is IPv4 as well.
+        return socket.create_server(place, family=family, dualstack_ipv6=family == socket.AF_INET6)
     except OSError as error:
-        listener.close()
         raise RunError(
             f"the API cannot listen at {options.bind}:{options.port} ({error.strerror}). Set TEMPERA_API_PORT to a "
             "free port, or leave it out."
         ) from error
-    return listener
 
 
 class BoundedProtocol(H11Protocol):

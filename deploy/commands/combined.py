@@ -1,11 +1,25 @@
-"""The options that change parts of a named run by name, shared by `tempera train`, `submit` and `manifest`."""
+"""Options that several commands share: which run, why, and the parts of a named run that are changed by name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import arg
+
+LiveRun = Annotated[Path | None, arg(help="the run's directory; by default the one that is alive under runs/.")]
+AnyRun = Annotated[
+    Path | None, arg(help="the run's directory; by default the one that is alive under runs/, or the newest.")
+]
+Reason = Annotated[str, arg(help="why, for the log.")]
+Settings = Annotated[
+    tuple[str, ...], arg(help="fields to change, as in --set train.total_steps=200 curriculum.end=0.5.")
+]
+AllowHosts = Annotated[
+    tuple[str, ...], arg(help="hosts that may have private addresses, and may be reached by plain http.")
+]
+UnderRay = Annotated[bool, arg(help="use actors under Ray; --no-ray runs everything in this process.")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

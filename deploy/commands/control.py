@@ -14,6 +14,7 @@ from tyro.conf import Positional, arg
 
 from deploy.api.client import RunClient, author_name, find_run_here
 from deploy.api.token import write_token
+from deploy.commands.combined import AnyRun, LiveRun, Reason
 from deploy.commands.jobs import stop_job
 from deploy.console import Answer, say, table, working
 from deploy.runs.rundir import RunError, find_run
@@ -23,10 +24,8 @@ from deploy.runs.rundir import RunError, find_run
 class Change:
     """The options that these commands share."""
 
-    run: Path | None = None
-    """The run's directory; by default the one that is alive under runs/."""
-    reason: str = ""
-    """Why, for the log."""
+    run: LiveRun = None
+    reason: Reason = ""
     expected_version: int | None = None
     """Refuse if the run was changed since this control version."""
     dry_run: bool = False
@@ -42,7 +41,6 @@ def set_effective_size(value: Positional[float], options: ChangeOptions = DEFAUL
 
     Args:
         value: fraction of the data in (0, 0.632].
-        options: the run, and why.
     """
     return _control("effective_size", value, options)
 
@@ -52,7 +50,6 @@ def set_temperature(value: Positional[float], options: ChangeOptions = DEFAULTS)
 
     Args:
         value: positive; a low one draws mostly prototypes, a high one all images alike.
-        options: the run, and why.
     """
     return _control("temperature", value, options)
 
@@ -62,7 +59,6 @@ def set_policy(value: Positional[str], options: ChangeOptions = DEFAULTS) -> Ans
 
     Args:
         value: uniform, uniform_replacement, prototypical, hard, ...
-        options: the run, and why.
     """
     return _control("policy", value, options)
 
@@ -70,16 +66,14 @@ def set_policy(value: Positional[str], options: ChangeOptions = DEFAULTS) -> Ans
 def set_distances(
     file: Positional[Path],
     *,
-    run: Path | None = None,
-    reason: str = "",
+    run: LiveRun = None,
+    reason: Reason = "",
     expected_version: int | None = None,
 ) -> Answer:
     """Draw by the distances of another file of `tempera score` from the next window on.
 
     Args:
         file: prototypes.parquet of the run's own data, below the run's directory or beside its index.
-        run: the run's directory; by default the one that is alive under runs/.
-        reason: why, for the log.
         expected_version: refuse if the run was changed since this control version.
     """
     # A run on another machine has its own files; there the path is taken as it is written.
@@ -88,57 +82,39 @@ def set_distances(
 
 
 def release(options: ChangeOptions = DEFAULTS) -> Answer:
-    """Return the effective size to the schedule.
-
-    Args:
-        options: the run, and why.
-    """
+    """Return the effective size to the schedule."""
     return _control("release", None, options)
 
 
-def scale(loaders: Positional[int], *, run: Path | None = None, reason: str = "") -> Answer:
+def scale(loaders: Positional[int], *, run: LiveRun = None, reason: Reason = "") -> Answer:
     """Change the number of loader workers.
 
     Args:
         loaders: desired number, 1 or more.
-        run: the run's directory; by default the one that is alive under runs/.
-        reason: why, for the log.
     """
     with RunClient.find(run) as client:
         reply = client.scale(loaders, author=author_name(), reason=reason)
     return Answer(data=reply, view=f"loaders: {reply['previous']} -> {reply['size']}")
 
 
-def pause(*, run: Path | None = None, reason: str = "") -> Answer:
-    """Pause a live run before its next step; `tempera continue` continues it.
-
-    Args:
-        run: the run's directory; by default the one that is alive under runs/.
-        reason: why, for the log.
-    """
+def pause(*, run: LiveRun = None, reason: Reason = "") -> Answer:
+    """Pause a live run before its next step; `tempera continue` continues it."""
     with RunClient.find(run) as client:
         reply = client.post("pause", author=author_name(), reason=reason)
     return Answer(data=reply, view="the run pauses before its next step; `tempera continue` continues it.")
 
 
-def go_on(*, run: Path | None = None, reason: str = "") -> Answer:
-    """Continue a paused run.
-
-    Args:
-        run: the run's directory; by default the one that is alive under runs/.
-        reason: why, for the log.
-    """
+def go_on(*, run: LiveRun = None, reason: Reason = "") -> Answer:
+    """Continue a paused run."""
     with RunClient.find(run) as client:
         reply = client.post("resume", author=author_name(), reason=reason)
     return Answer(data=reply, view="the run continues.")
 
 
-def stop(*, run: Path | None = None, reason: str = "", job: str | None = None, address: str | None = None) -> Answer:
+def stop(*, run: LiveRun = None, reason: Reason = "", job: str | None = None, address: str | None = None) -> Answer:
     """Ask a live run to write a checkpoint and end; `tempera resume` continues it.
 
     Args:
-        run: the run's directory; by default the one that is alive under runs/.
-        reason: why, for the log.
         job: a submitted job instead, named as in `tempera jobs`; submitting the same run again continues it.
         address: URL of the cluster's dashboard, for a job.
     """
@@ -153,11 +129,10 @@ def stop(*, run: Path | None = None, reason: str = "", job: str | None = None, a
     return Answer(data=reply, view="the run was asked to stop; it writes a checkpoint first.")
 
 
-def token(*, run: Path | None = None, renew: bool = False) -> Answer:
+def token(*, run: LiveRun = None, renew: bool = False) -> Answer:
     """Print the path of the file with the token of a live run's API.
 
     Args:
-        run: the run's directory; by default the one that is alive under runs/.
         renew: make a new token; the old one is refused from then on.
     """
     found = find_run(run)
@@ -169,11 +144,10 @@ def token(*, run: Path | None = None, renew: bool = False) -> Answer:
     return Answer(data=data, view=f"{'a new' if renew else 'the'} token is in {found.api_token}")
 
 
-def log(*, run: Path | None = None, limit: int = 40) -> Answer:
+def log(*, run: AnyRun = None, limit: int = 40) -> Answer:
     """Show the run's log: each change, its author, and the window in which it took effect.
 
     Args:
-        run: the run's directory; by default the one that is alive under runs/, or the newest.
         limit: number of entries, the newest ones.
     """
     from deploy.observe.run_log import log_entries, log_table

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from tyro.conf import Positional
 
+from deploy.commands.combined import AnyRun
 from deploy.console import ERR, OUT, Answer, say, table, working
 from deploy.runs.rundir import RunDir, RunError, find_run
 
@@ -21,11 +22,10 @@ WRITTEN = (
 """Purpose of each file, in order."""
 
 
-def dashboard(run: Positional[Path | None] = None, *, open: bool = False) -> Answer | None:
+def dashboard(run: Positional[AnyRun] = None, *, open: bool = False) -> Answer | None:
     """Show the live page of a run; a run that is over is served for reading until Ctrl-C.
 
     Args:
-        run: the run's directory; by default the one that is alive under runs/, or the newest.
         open: also open it in this machine's browser.
     """
     found = find_run(run)
@@ -38,11 +38,10 @@ def dashboard(run: Positional[Path | None] = None, *, open: bool = False) -> Ans
     return Answer(data=data, view=f"{found.path}: {page}")
 
 
-def monitor(run: Positional[Path | None] = None, *, out: Path = Path("monitoring")) -> Answer:
+def monitor(run: Positional[AnyRun] = None, *, out: Path = Path("monitoring")) -> Answer:
     """Write the files with which Prometheus and Grafana watch a run: prometheus.yml, alerts.yml, grafana.json.
 
     Args:
-        run: the run's directory; by default the one that is alive under runs/, or the newest.
         out: folder to write into.
     """
     from deploy.observe.monitor import write_monitoring

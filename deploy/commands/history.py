@@ -8,6 +8,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from deploy.api.client import RunClient, author_name, find_run_here
+from deploy.commands.combined import AnyRun
 from deploy.console import Answer, progress_bar, table, working
 from deploy.runs.rundir import RunDir
 
@@ -32,11 +33,10 @@ def replay(path: Positional[Path]) -> Answer:
     return Answer(data=data, view=view, ok=report.reproduced)
 
 
-def inspect(*, run: Path | None = None, top: int = 10, export: Path | None = None) -> Answer:
+def inspect(*, run: AnyRun = None, top: int = 10, export: Path | None = None) -> Answer:
     """Show which samples are drawn most and how concentrated the draw is; the run may be alive.
 
     Args:
-        run: the run's directory; by default the one that is alive under runs/, or the newest.
         top: number of samples to list, the most probable ones.
         export: write the whole table into this Parquet file.
     """

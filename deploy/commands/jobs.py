@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from deploy.commands.combined import AS_NAMED, Combination
+from deploy.commands.combined import AS_NAMED, Combination, Settings
 from deploy.console import ERR, Answer, say, table, working
 from deploy.runs.rundir import RunError
 
@@ -29,7 +29,7 @@ def submit(
     prototypes: Path | None = None,
     test_index: Path | None = None,
     combined: Combination = AS_NAMED,
-    set: tuple[str, ...] = (),
+    set: Settings = (),
     module: tuple[Path, ...] = (),
     roles: Roles = "auto",
     python: str = "python",
@@ -46,8 +46,6 @@ def submit(
         out: run directory on storage that all nodes share.
         prototypes: prototypes.parquet on the cluster; beside the index by default, if it is there.
         test_index: index.parquet of held-out labelled images, on the cluster.
-        combined: parts of the run, by name.
-        set: fields to change, as in --set train.total_steps=200 fleet.loaders=8.
         module: your packages or files to ship, for `extensions` and `curriculum.user_policies`.
         roles: keep loaders and ranks on nodes labelled tempera-role=loader and =trainer; auto: where there are any.
         python: the interpreter with the dependencies, on the cluster's head.

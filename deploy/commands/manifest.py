@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from deploy.commands.combined import AS_NAMED, Combination
+from deploy.commands.combined import AS_NAMED, Combination, Settings
 from deploy.console import Answer, say
 
 
@@ -42,7 +42,7 @@ def kuberay(
     index: Path,
     prototypes: Path | None = None,
     combined: Combination = AS_NAMED,
-    set: tuple[str, ...] = (),
+    set: Settings = (),
     out: Path | None = None,
     claim: str = "tempera-shared",
     token_secret: str = "tempera-token",  # noqa: S107 - the secret's name
@@ -57,13 +57,10 @@ def kuberay(
         image: container image built from deploy/remote/manifests/Dockerfile, with its tag or digest.
         index: index.parquet as the pods see it, under /shared.
         prototypes: prototypes.parquet under /shared, for the policies that need it.
-        combined: parts of the run, by name.
-        set: fields to change, as in --set train.total_steps=200 fleet.loaders=8.
         out: file to write; standard output by default.
         claim: ReadWriteMany PersistentVolumeClaim, mounted at /shared.
         token_secret: secret with the cluster's token.
         env_secret: secret whose keys become environment variables, as for object storage.
-        pods: how large they are, and how many.
         metrics_namespace: namespace that may scrape the metrics.
     """
     import ray

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
-from deploy.commands.combined import AS_NAMED, Combination
+from deploy.commands.combined import AS_NAMED, AnyRun, Combination, Settings, UnderRay
 from deploy.console import OUT, Answer, say, table, working
 from deploy.runs.rundir import RunDir, RunError
 
@@ -25,8 +25,8 @@ def train(
     test_index: Path | None = None,
     out: Path | None = None,
     combined: Combination = AS_NAMED,
-    set: tuple[str, ...] = (),
-    ray: bool = True,
+    set: Settings = (),
+    ray: UnderRay = True,
     dry_run: bool = False,
 ) -> Answer:
     """Start a named run.
@@ -37,9 +37,6 @@ def train(
         prototypes: prototypes.parquet; beside the index by default, if it is there.
         test_index: index.parquet of held-out labelled images for the nearest-neighbour curve.
         out: run directory; runs/NAME by default.
-        combined: parts that are changed by name.
-        set: fields to change, as in --set train.total_steps=200 curriculum.end=0.5.
-        ray: use actors under Ray; --no-ray runs everything in this process.
         dry_run: only show the plan: steps, windows, memory, images/s needed and available, PASS rounds.
     """
     from deploy.runs.config import DataConfig
@@ -75,12 +72,11 @@ def plan_answer(config: RunConfig, **more: Any) -> Answer:
     return Answer(data=plan, view=plan_view(plan))
 
 
-def resume(path: Positional[Path], *, ray: bool = True) -> Answer:
+def resume(path: Positional[Path], *, ray: UnderRay = True) -> Answer:
     """Continue a run from its newest checkpoint, with the batch after the last one that the checkpoint saw.
 
     Args:
         path: the run's directory.
-        ray: use actors under Ray; --no-ray runs everything in this process.
     """
     from deploy.runs.config import load_config
 
@@ -88,12 +84,8 @@ def resume(path: Positional[Path], *, ray: bool = True) -> Answer:
     return _run(load_config(run.config), run, ray=ray)
 
 
-def status(*, run: Path | None = None) -> Answer:
-    """Show the progress of a run and the values in force.
-
-    Args:
-        run: the run's directory; by default the one that is alive under runs/, or the newest.
-    """
+def status(*, run: AnyRun = None) -> Answer:
+    """Show the progress of a run and the values in force."""
     from deploy.commands.watch import facts_of, status_view
 
     with working("reading the run"), facts_of(run) as read:
@@ -101,11 +93,10 @@ def status(*, run: Path | None = None) -> Answer:
     return Answer(data=facts, view=status_view(facts))
 
 
-def watch(*, run: Path | None = None, every: float = 1.0, once: bool = False) -> None:
+def watch(*, run: AnyRun = None, every: float = 1.0, once: bool = False) -> None:
     """Watch a run in the terminal, live.
 
     Args:
-        run: the run's directory; by default the one that is alive under runs/, or the newest.
         every: seconds between two updates.
         once: draw once and exit.
     """

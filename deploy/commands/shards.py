@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
+from deploy.commands.combined import AllowHosts
 from deploy.console import Answer, progress_bar, say, table, working
 from deploy.launch.ray_tasks import over_ray
 
@@ -71,7 +72,7 @@ def index(
     shards: Positional[tuple[str, ...]],
     *,
     out: Path,
-    allow_hosts: tuple[str, ...] = (),
+    allow_hosts: AllowHosts = (),
     processes: int = 0,
     workers: int = 0,
 ) -> Answer:
@@ -80,7 +81,6 @@ def index(
     Args:
         shards: tar files or URLs (file, https, s3, gs), in order; a folder is replaced by its tars.
         out: the Parquet file to write.
-        allow_hosts: hosts that may have private addresses, and may be reached by plain http.
         processes: processes on this machine; 0 uses one per core.
         workers: parallel Ray tasks instead of processes; 0 uses no Ray.
     """
@@ -132,13 +132,12 @@ def _listing(source: Path, image: str, label: str, run: Runner) -> Listing:
         return loader.list_folder(source)
 
 
-def verify(path: Positional[Path], *, full: bool = False, allow_hosts: tuple[str, ...] = ()) -> Answer:
+def verify(path: Positional[Path], *, full: bool = False, allow_hosts: AllowHosts = ()) -> Answer:
     """Check that the shards are the ones that were indexed.
 
     Args:
         path: index.parquet.
         full: check the CRC-32 of every sample, not only the sizes and the first sample of each shard.
-        allow_hosts: hosts that may have private addresses, and may be reached by plain http.
     """
     from loader import ShardIndex
 

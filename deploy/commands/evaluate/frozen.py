@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from deploy.commands.evaluate.target import NEWEST_RUN, OWN_IMAGES, EncoderArg, ImagesArg
+from deploy.commands.evaluate.target import NEWEST_RUN, OWN_IMAGES, EncoderArg, ImagesArg, RecipeSettings
 from deploy.console import Answer, progress_bar, table, working
 
 
@@ -18,7 +18,6 @@ def knn(
     """Classify by nearest neighbours: 1-NN by cosine (class token, mean of patches), weighted 20-NN, CL-MAE's protocol.
 
     Args:
-        encoder: which encoder.
         images: which images; without test images each training image is classified by the others.
         backend: exact search by torch or by faiss.
         pixels: measure raw pixels too, on at most 5,000 images: the floor to beat.
@@ -66,15 +65,12 @@ def linear(
     images: ImagesArg = OWN_IMAGES,
     *,
     recipe: str = "mae",
-    set: tuple[str, ...] = (),
+    set: RecipeSettings = (),
 ) -> Answer:
     """Train a linear classifier on frozen features by MAE's or BootMAE's recipe; an interrupted one is continued.
 
     Args:
-        encoder: which encoder.
-        images: which images.
         recipe: mae, mae_l, bootmae, clmae, or cached: MAE's without augmentation, with features computed once.
-        set: fields of the recipe to change, as in --set epochs=20 batch=512.
     """
     from deploy.runs.overrides import override
     from trainer.config import choose
@@ -104,8 +100,6 @@ def fewshot(
     """Classify from few labelled images a class: accuracy by number of shots, mean and deviation over draws.
 
     Args:
-        encoder: which encoder.
-        images: which images.
         shots: labelled images a class.
         draws: draws for each number of shots.
         classifier: logistic regression, cross-validated inside a draw, or CL-MAE's linear probe.

@@ -7,18 +7,16 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from deploy.commands.combined import AnyRun
 from deploy.console import Answer, table, working
 from deploy.runs.rundir import RunDir, find_run
 
 
-def export(
-    *, out: Path, run: Path | None = None, weights: Literal["encoder", "teacher", "average"] = "encoder"
-) -> Answer:
+def export(*, out: Path, run: AnyRun = None, weights: Literal["encoder", "teacher", "average"] = "encoder") -> Answer:
     """Write a run's encoder as a timm state dict: encoder.safetensors, and encoder.json with its class and arguments.
 
     Args:
         out: folder to write into.
-        run: directory of the run; by default the one that is alive under runs/, or the newest.
         weights: the trained encoder, the method's teacher, or the moving average of the weights.
     """
     from trainer.record.export import export_timm

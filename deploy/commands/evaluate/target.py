@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from rich.table import Table
 from tyro.conf import arg
 
+from deploy.commands.combined import AnyRun
 from deploy.console import Answer, table
 from deploy.runs.rundir import find_run, write_json
 
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
 class EncoderOptions:
     """Which encoder, where it runs, where the figures go."""
 
-    run: Path | None = None
-    """Directory of the run; by default the one that is alive under runs/, or the newest."""
+    run: AnyRun = None
     timm: str | None = None
     """Name of a timm model to evaluate instead; its published weights are downloaded unless --weights is given."""
     official: str | None = None
@@ -131,5 +131,8 @@ class ImageOptions:
 
 EncoderArg = Annotated[EncoderOptions, arg(name="")]
 ImagesArg = Annotated[ImageOptions, arg(name="")]
+RecipeSettings = Annotated[
+    tuple[str, ...], arg(help="fields of the recipe to change, as in --set epochs=20 batch=256.")
+]
 NEWEST_RUN, OWN_IMAGES = EncoderOptions(), ImageOptions()
 """The defaults: the newest run, on its own images."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deploy.commands.evaluate.target import NEWEST_RUN, OWN_IMAGES, EncoderArg, ImagesArg
+from deploy.commands.evaluate.target import NEWEST_RUN, OWN_IMAGES, EncoderArg, ImagesArg, RecipeSettings
 from deploy.console import Answer, progress_bar
 
 
@@ -14,16 +14,13 @@ def finetune(
     *,
     recipe: str = "mae",
     test_epochs: int = 1,
-    set: tuple[str, ...] = (),
+    set: RecipeSettings = (),
 ) -> Answer:
     """Fine-tune the whole encoder by a paper's recipe; an interrupted one is continued.
 
     Args:
-        encoder: which encoder.
-        images: which images.
         recipe: mae, mae_l, mae_h, simmim, bootmae, conmim, prototypes, mto_mae, ...; a wrong name lists all.
         test_epochs: epochs between tests.
-        set: fields of the recipe to change, as in --set epochs=20 batch=256.
     """
     from deploy.runs.overrides import override
     from trainer.config import choose
@@ -57,18 +54,16 @@ def detection(
     test_annotations: Path,
     test_images: Path,
     recipe: str = "vitdet_100",
-    set: tuple[str, ...] = (),
+    set: RecipeSettings = (),
 ) -> Answer:
-    """Detect objects and their masks: train Mask R-CNN (ViTDet) on COCO-format data, and report COCO's AP.
+    """Detect objects and their masks: train Mask R-CNN on a plain ViT (ViTDet) by COCO-format data; report COCO's AP.
 
     Args:
-        encoder: which encoder; it must be a plain ViT.
         train_annotations: COCO instances file to learn from.
         train_images: folder of its images.
         test_annotations: COCO instances file to test on.
         test_images: folder of its images.
         recipe: vitdet_100, or pass_12: PASS's 12 epochs at batch 16.
-        set: fields of the recipe to change, as in --set epochs=12 batch=8.
     """
     from deploy.runs.overrides import override
     from trainer.config import choose
@@ -92,16 +87,14 @@ def segmentation(
     data: Path,
     num_classes: int = 0,
     recipe: str = "ade20k_160k",
-    set: tuple[str, ...] = (),
+    set: RecipeSettings = (),
 ) -> Answer:
-    """Classify every pixel: train UperNet on ADE20K-format data, and report mIoU, all-pixel and mean class accuracy.
+    """Classify every pixel: train UperNet on a ViT by ADE20K-format data; report mIoU, pixel and class accuracy.
 
     Args:
-        encoder: which encoder; it must be a ViT.
         data: folder with images/{training,validation}/*.jpg and annotations/{training,validation}/*.png.
         num_classes: classes of pixels (150 for ADE20K); counted in the label maps by default.
         recipe: ade20k_160k, or ade20k_80k as PASS reports.
-        set: fields of the recipe to change, as in --set steps=20000 batch=8.
     """
     from deploy.runs.overrides import override
     from trainer.config import choose
