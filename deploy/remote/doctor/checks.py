@@ -53,11 +53,9 @@ class Finding:
     """One line of the doctor's answer."""
 
     check: str
-    """Subject of the check."""
     level: Level
     """ok, warning (works, but), error (will not work)."""
     found: str
-    """The value found."""
     advice: str = ""
     """What to do; empty when all is well."""
     node: str = ""
@@ -65,12 +63,9 @@ class Finding:
 
 
 def examine(*, directory: Path, index: Path | None, allow_hosts: tuple[str, ...] = ()) -> list[Finding]:
-    """Run every check.
+    """Run every check of a run directory, and of an index if there is one.
 
-    Args:
-        directory: where a run would be written.
-        index: a sample index to check against its shards, or None.
-        allow_hosts: hosts of its shards that may have private addresses.
+    `allow_hosts` are hosts of its shards that may have private addresses.
     """
     findings = [finding for check in CHECKS for finding in check(directory)]
     return findings + (list(check_images(index, allow_hosts=allow_hosts)) if index else [])
@@ -139,10 +134,8 @@ def check_gpus(_: Path) -> Iterator[Finding]:
     yield Finding(check="gpu", level="ok", found=names)
     with_engine = [number for number in numbers if torch.cuda.get_device_capability(number) in JPEG_ENGINES]
     advice = "decoder 'dali' will use the GPU's cores; loaders on CPU nodes leave those to training"
-    if with_engine:
-        yield Finding(check="jpeg engine", level="ok", found=f"on {len(with_engine)} of {len(numbers)} GPUs")
-    else:
-        yield Finding(check="jpeg engine", level="ok", found="none on these GPUs", advice=advice)
+    found = f"on {len(with_engine)} of {len(numbers)} GPUs" if with_engine else "none on these GPUs"
+    yield Finding(check="jpeg engine", level="ok", found=found, advice="" if with_engine else advice)
 
 
 def check_decoders(_: Path) -> Iterator[Finding]:
@@ -190,19 +183,12 @@ def check_ports(_: Path) -> Iterator[Finding]:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 taken.append(f"{port} ({use})")
     advice = "a Ray head, or something else, runs here; runs on this machine alone take other ports by themselves"
-    if taken:
-        yield Finding(check="ports", level="ok", found=f"taken: {', '.join(taken)}", advice=advice)
-    else:
-        yield Finding(check="ports", level="ok", found=f"{', '.join(map(str, PORTS))} are free for a head")
+    found = f"taken: {', '.join(taken)}" if taken else f"{', '.join(map(str, PORTS))} are free for a head"
+    yield Finding(check="ports", level="ok", found=found, advice=advice if taken else "")
 
 
 def check_images(path: Path, *, allow_hosts: tuple[str, ...] = ()) -> Iterator[Finding]:
-    """Check an index against its shards; read, check and decode one sample of each, through the code of a run.
-
-    Args:
-        path: the index.
-        allow_hosts: hosts of shards that may have private addresses.
-    """
+    """Check an index against its shards; read, check and decode one sample of each, through the code of a run."""
     from loader import BatchSpec, LoaderConfig, LoaderError, LoaderWorker, ShardIndex, Transform
 
     try:

@@ -38,7 +38,6 @@ class Node:
     """A living node."""
 
     node_id: str
-    """Ray's identity of it."""
     name: str
     """Address and role, for people."""
     role: str
@@ -46,13 +45,7 @@ class Node:
 
 
 def examine_cluster(*, directory: Path, index: Path | None, allow_hosts: tuple[str, ...] = ()) -> list[Finding]:
-    """Check the cluster that RAY_ADDRESS names.
-
-    Args:
-        directory: where runs would be written, on storage that all nodes share.
-        index: a sample index to read on every node, or None.
-        allow_hosts: hosts of its shards that may have private addresses.
-    """
+    """Check the cluster that RAY_ADDRESS names; directory and index are paths on storage that all nodes share."""
     require_token()
     set_ray_defaults()
     import ray

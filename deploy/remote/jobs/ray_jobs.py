@@ -40,9 +40,7 @@ class Job:
     """One run on the cluster, as its job server reports it."""
 
     job_id: str
-    """Identity, for `tempera stop --job`."""
     run: str
-    """Name of the run."""
     out: str
     """Run directory, on the cluster."""
     status: str
@@ -50,16 +48,12 @@ class Job:
     started: str
     """Start, in this machine's time."""
     minutes: float
-    """Minutes that it has run."""
     message: str
     """Last line of the job server's message about it."""
 
 
 def connect(address: str) -> Any:
-    """Return a client of the job server.
-
-    Args:
-        address: URL of the cluster's dashboard, http://HEAD:8265.
+    """Return a client of the job server at the URL of the cluster's dashboard, http://HEAD:8265.
 
     Raises:
         RunError: not a URL, no token in the environment, no answer, or the token is refused.
@@ -99,28 +93,16 @@ def placement(roles: Iterable[str]) -> list[str]:
 
 
 def entry_point(words: Sequence[str], *, python: str = "python") -> str:
-    """Return the command line of a job. The job server passes it to a shell, so every word is quoted.
-
-    Args:
-        words: a `tempera` command and its arguments.
-        python: the interpreter on the cluster. -P makes the shipped packages win over files in its folder.
-    """
+    """Return the command line of a job, with every word quoted: the job server passes it to a shell."""
+    # -P makes the shipped packages win over files in the job's folder.
     return shlex.join([python, "-P", "-m", "deploy.cli", *words])
 
 
 def submit(client: Any, entrypoint: str, *, run: str, out: str, modules: Iterable[Path] = (), api_port: int = 0) -> str:
-    """Start a job on the cluster's head.
+    """Start a job on the cluster's head, and return its identity.
 
-    Args:
-        client: from `connect`.
-        entrypoint: from `entry_point`; nothing secret.
-        run: name of the run.
-        out: its directory on the cluster.
-        modules: the user's code to ship.
-        api_port: port of the run's API on the head; 0 takes a free one.
-
-    Returns:
-        The job's identity.
+    Ray shows the entry point to everybody: it must hold nothing secret. `modules` and `api_port` as for
+    `runtime_environment`.
 
     Raises:
         RunError: the job server refuses the job.
@@ -141,16 +123,9 @@ def submit(client: Any, entrypoint: str, *, run: str, out: str, modules: Iterabl
 
 
 def follow(client: Any, job_id: str, *, show: Callable[[str], None], advance: Callable[[dict[str, Any]], None]) -> str:
-    """Pass on the job's log, line by line, until the job ends.
+    """Pass on the job's log until the job ends, and return its last status.
 
-    Args:
-        client: from `connect`.
-        job_id: the job.
-        show: called with each line.
-        advance: called with the facts of each progress line instead.
-
-    Returns:
-        The job's last status.
+    Each line goes to `show`; of a progress line only the facts, to `advance`.
 
     Raises:
         RunError: the connection was lost and stays lost; the job goes on.

@@ -48,19 +48,11 @@ class KubernetesOptions:
     """Sizes, image and secrets that the run's own configuration does not have."""
 
     settings: PodSettings
-    """Image, volume and secrets."""
     loader: PodNeeds
-    """Resources of a loader pod."""
     trainer: PodNeeds
-    """Resources of a trainer pod."""
     head: PodNeeds
-    """Resources of the head."""
     max_loader_pods: int
-    """Most loader pods."""
     ray_version: str
-    """Ray's version in the image."""
-    gcs_storage_gib: int = 1
-    """Size of the volume that keeps the cluster's state when the head is replaced."""
     metrics_namespace: str = "prometheus"
     """Namespace that may scrape the metrics."""
 
@@ -68,10 +60,7 @@ class KubernetesOptions:
 def kuberay_documents(config: RunConfig, words: list[str], options: KubernetesOptions) -> list[dict[str, Any]]:
     """Return the resources of a run, in the order in which they are created.
 
-    Args:
-        config: the run.
-        words: the `tempera train` command of the run, with paths as the pods see them.
-        options: sizes, image, secrets.
+    `words` are the run's `tempera train` command, with paths as the pods see them.
 
     Raises:
         ValueError: a rank or a loader does not fit into its pod, or Kubernetes does not allow the run's name.
@@ -88,7 +77,7 @@ def kuberay_documents(config: RunConfig, words: list[str], options: KubernetesOp
             "securityContext": container_security(),
             "resources": {part: {"cpu": "500m", "memory": "1Gi"} for part in ("requests", "limits")},
         },
-        "gcsFaultToleranceOptions": {"backend": "rocksdb", "storage": {"size": f"{options.gcs_storage_gib}Gi"}},
+        "gcsFaultToleranceOptions": {"backend": "rocksdb", "storage": {"size": "1Gi"}},
         "headGroupSpec": {
             "labels": {ROLE_LABEL: "head"},
             # The dashboard listens on every address of the pod, or the job's submitter could not reach it; the network

@@ -22,7 +22,6 @@ class PodNeeds:
     """Resources of one pod."""
 
     cpus: int
-    """Cores."""
     memory_gib: int
     """Memory, shared memory included."""
     shared_memory_gib: int
@@ -62,14 +61,7 @@ class PodSettings:
 
 
 def pod_template(name: str, needs: PodNeeds, settings: PodSettings, *, head: bool = False) -> dict[str, Any]:
-    """Return a pod template with one Ray container.
-
-    Args:
-        name: name of the container.
-        needs: resources of the pod.
-        settings: settings of all pods.
-        head: the head also has ports for jobs and the cluster's state, and talks to Kubernetes for the autoscaler.
-    """
+    """Return a pod template with one Ray container; the head also has ports for jobs and the cluster's state."""
     ports = [{"name": "metrics", "containerPort": METRICS_PORT}]
     if head:
         ports += [{"name": "gcs", "containerPort": GCS_PORT}, {"name": "dashboard", "containerPort": DASHBOARD_PORT}]

@@ -30,9 +30,7 @@ class Group:
     """Machines of one kind."""
 
     cpus: int
-    """Cores of a machine."""
     gpus: int = 0
-    """GPUs of a machine."""
     machine: str = ""
     """The cloud's name of the machine, as in c7i.4xlarge or a2-highgpu-8g."""
     boot_image: str = ""
@@ -40,9 +38,7 @@ class Group:
     hosts: tuple[str, ...] = ()
     """Addresses of the machines, for the local provider."""
     min: int = 0
-    """Fewest machines."""
     max: int = 1
-    """Most machines."""
     spot: bool = False
     """Whether to take cheaper machines that the cloud may reclaim."""
 
@@ -67,15 +63,12 @@ class Provider:
     type: Literal["local", "aws", "gcp"]
     """local: machines that ssh reaches."""
     region: str = ""
-    """The cloud's region."""
     zone: str = ""
-    """Zone of the region; needed for gcp."""
+    """Zone of the region; needed for gcp, as is the project."""
     project: str = ""
-    """Project, for gcp."""
     head_ip: str = ""
     """Address of the head, for local."""
     ssh_user: str = "ubuntu"
-    """User that ssh logs in as."""
     ssh_private_key: str = ""
     """Key file for ssh; the clouds make one when it is empty."""
 
@@ -85,15 +78,11 @@ class ClusterDescription:
     """A cluster in a few lines."""
 
     name: str
-    """Name of the cluster."""
     provider: Provider
-    """Where its machines are."""
     head: Group
     """The head: driver, selection service, job server; actors get none of its CPUs."""
     loaders: Group
-    """CPU machines."""
     trainers: Group
-    """GPU machines."""
     image: str = ""
     """Container image for all machines; empty to install by `setup`."""
     setup: tuple[str, ...] = ()
