@@ -50,8 +50,6 @@ BOX = "\u2502\u256d\u256e\u2570\u256f\u2500\u2022|+"
 """Characters of the boxes that tyro draws."""
 USER_ERROR = 2
 INTERRUPTED = 130
-
-
 Command = Callable[..., Answer | None]
 COMMANDS: dict[str, Command | dict[str, Command]] = {
     "demo": demo.demo,
@@ -118,10 +116,7 @@ def build_app() -> SubcommandApp:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        argv: words after `tempera`; None takes them from the process.
+    """Run one command: the words after `tempera`, by default those of the process.
 
     Returns:
         The exit status: 0, 1 when an answer reports a failure, 2 for an error that the user can fix, 130 after Ctrl-C.
@@ -175,7 +170,7 @@ def _is_user_error(error: Exception) -> bool:
     return isinstance(error, LoaderError | ScoringError | TrainerError)
 
 
-def _deferred(command: Callable[..., Answer | None]) -> Callable[..., Callable[[], Answer | None]]:
+def _deferred(command: Command) -> Callable[..., Callable[[], Answer | None]]:
     """Return a function of the same signature and help that only binds the arguments: tyro calls it while it parses."""
 
     @functools.wraps(command)

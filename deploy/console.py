@@ -50,7 +50,6 @@ class Answer:
     """The view is text for a file: not wrapped to the terminal, and not read as markup."""
 
     def show(self, *, as_json: bool) -> None:
-        """Print the answer to standard output."""
         if as_json:
             OUT.file.write(json.dumps(self.data) + "\n")
         elif self.verbatim:
@@ -73,11 +72,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 
 def bars(*facts: ProgressColumn) -> Progress:
-    """Return progress bars on standard error with description, done of total, and the time left.
-
-    Args:
-        facts: columns before the time.
-    """
+    """Return progress bars on standard error with description, done of total, the given columns, and the time left."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description:<34}"),
@@ -91,11 +86,7 @@ def bars(*facts: ProgressColumn) -> Progress:
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[Advance]:
-    """Show a progress bar on standard error for one long step.
-
-    Yields:
-        A function of (done, total) that moves the bar.
-    """
+    """Show a progress bar on standard error for one long step, and yield the function that moves it."""
     with bars() as progress:
         task = progress.add_task(description, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -12,35 +12,34 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deploy.api.backend import WrongState
-from deploy.api.guards import App, Guard, Message, Receive, Scope, Send
+from deploy.api.guards import Guard
 from deploy.api.options import THREADS, ApiOptions
 from deploy.api.routes import build_router
 from deploy.api.samples import UnknownSample
 from deploy.api.service import Conflict, RunService
 from deploy.api.token import TokenFile
 from loader import BadSampleError, LoaderError
-from scoring import LogUnavailable, ScoringError
+from scoring import ScoringError
 
 log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent.parent / "dashboard"
-VERSION = "1"
 STATUS: dict[type[Exception], int] = {
     UnknownSample: 404,
     Conflict: 409,
     WrongState: 409,
     BadSampleError: 422,
     ValueError: 422,
-    LogUnavailable: 503,
     ScoringError: 503,
     LoaderError: 503,
 }
 """HTTP status by exception; the most specific class counts."""
 
 
-def build_app(service: RunService, *, options: ApiOptions, token: TokenFile) -> App:
+def build_app(service: RunService, *, options: ApiOptions, token: TokenFile) -> ASGIApp:
     """Return the whole application as uvicorn serves it: the routes behind the guards.
 
     An error that no route expects is one line for the caller and a traceback in the log, never a closed connection.
@@ -73,7 +72,7 @@ def build_routes(service: RunService) -> FastAPI:
     app = FastAPI(
         title="Tempera",
         summary="Look at a run and change what it draws, while it trains.",
-        version=VERSION,
+        version="1",
         docs_url=None,  # FastAPI's page loads its scripts from another machine
         redoc_url=None,
         redirect_slashes=False,

@@ -27,7 +27,6 @@ from scoring import LogEntry, RunLog, Selection, SelectionConfig, SelectionPort,
 if TYPE_CHECKING:
     from loader import LoaderWorker
 
-
 LOADER_FACTS = ("name", "state", "node", "pid", "images", "images_per_s", "restarts", "reason")
 
 
@@ -71,7 +70,6 @@ class RunBackend:
 
     @property
     def read_only(self) -> bool:
-        """Whether the run is over."""
         return self.finished_log is not None
 
     def log(self, limit: int | None = None, **bounds: Any) -> list[LogEntry]:

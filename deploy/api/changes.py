@@ -31,23 +31,17 @@ class RunRequest(BaseModel):
 
 
 class RunResponse(Answer):
-    """Whether the run goes on."""
-
     paused: bool = Field(description="The trainers are paused.")
     pausing: bool = Field(description="They were asked to pause.")
     stopping: bool = Field(description="They were asked to write a checkpoint and end.")
 
 
 class ExportResponse(Answer):
-    """Where the sample table is."""
-
     path: str = Field(description="The Parquet file, in the report folder of the run directory.")
     rows: int = Field(description="Samples in it.")
 
 
 class ControlRequest(RunRequest):
-    """A change of what is drawn."""
-
     kind: Literal["effective_size", "temperature", "policy", "distances", "release"]
     """What to set; release returns the effective size to the schedule."""
     value: float | Annotated[str, StringConstraints(max_length=1000)] | None = None
@@ -60,8 +54,6 @@ class ControlRequest(RunRequest):
 
 
 class ControlResponse(Answer):
-    """What a control did."""
-
     version: int = Field(description="Control version after it.")
     window: int = Field(description="First window drawn under it.")
     step: int = Field(description="First step of that window.")
@@ -70,8 +62,6 @@ class ControlResponse(Answer):
 
 
 class ScaleRequest(RunRequest):
-    """Another number of loader workers."""
-
     loaders: Annotated[int, Field(ge=1, le=1024)]
     """Desired number."""
 

@@ -67,13 +67,13 @@ class ChangedSince(Refused):
 class RunClient(AbstractContextManager["RunClient"]):
     """A live run. Use as a context manager: it holds a connection."""
 
-    def __init__(self, url: str, token: str, *, timeout_s: float = TIMEOUT_S) -> None:
-        """Send nothing yet. The url is as http://127.0.0.1:PORT, `timeout_s` the most seconds for an answer."""
+    def __init__(self, url: str, token: str) -> None:
+        """Send nothing yet; the url is as http://127.0.0.1:PORT."""
         self.url = url.rstrip("/")
         self._http = httpx2.Client(
             base_url=f"{self.url}/api/v1/",
             headers={"Authorization": f"Bearer {token}"},
-            timeout=httpx2.Timeout(timeout_s, connect=CONNECT_S),
+            timeout=httpx2.Timeout(TIMEOUT_S, connect=CONNECT_S),
             trust_env=False,  # a proxy must not see the token
             verify=self.url.startswith("https:"),  # reading the certificates takes longer than the request
         )
@@ -130,9 +130,9 @@ class RunClient(AbstractContextManager["RunClient"]):
     def state(self) -> dict[str, Any]:
         return self.get("state")
 
-    def metrics(self, *, points: int, since: int = 0) -> list[dict[str, Any]]:
-        """Return rows of metrics.jsonl from step `since` on: at most `points` with a loss, and those without one."""
-        rows: list[dict[str, Any]] = self.get("metrics", points=points, since=since)["rows"]
+    def metrics(self, *, points: int) -> list[dict[str, Any]]:
+        """Return rows of metrics.jsonl: at most `points` with a loss, and those without one."""
+        rows: list[dict[str, Any]] = self.get("metrics", points=points)["rows"]
         return rows
 
     def log(self, *, limit: int, changes_only: bool = False) -> list[dict[str, Any]]:
@@ -150,7 +150,7 @@ class RunClient(AbstractContextManager["RunClient"]):
     def events(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield ("state" | "metrics" | "trouble", data) of the event stream until the run ends."""
         # The server sends a beat every second: silence for TIMEOUT_S means that it is gone.
-        with self._http.stream("GET", "stream", timeout=httpx2.Timeout(TIMEOUT_S, connect=CONNECT_S)) as response:
+        with self._http.stream("GET", "stream") as response:
             if response.status_code != httpx2.codes.OK:
                 # A streamed body must be read before it can be parsed.
                 response.read()

@@ -16,9 +16,10 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Callable
 from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deploy.api.options import (
     BODY_BYTES,
@@ -31,17 +32,11 @@ from deploy.api.options import (
 )
 from deploy.api.token import TokenFile
 
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = ("/", "/openapi.json", "/healthz")
 ASSETS = "/assets/"
 STREAM_PATH = "/api/v1/stream"
-"""Its readers stay connected; `routes` counts them."""
 DRAINED_BYTES, DRAIN_S = 2**20, 1.0
 """Most bytes and seconds of a refused body that are still read, so that its sender comes to read the answer."""
 HEADERS = (
@@ -70,7 +65,7 @@ class Refused(Exception):
 class Guard:
     """The checks, around an application."""
 
-    def __init__(self, app: App, *, options: ApiOptions, token: TokenFile) -> None:
+    def __init__(self, app: ASGIApp, *, options: ApiOptions, token: TokenFile) -> None:
         self._app, self._hosts, self._token = app, options.hosts, token
         self._bucket = Bucket(RATE, BURST)
         self._working = 0
@@ -106,7 +101,7 @@ class Guard:
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        # Readers of the stream stay for hours; they must not use up REQUESTS_IN_WORK.
+        # Readers of the stream stay for hours; they must not use up REQUESTS_IN_WORK. `routes` counts them.
         counted = scope["path"] != STREAM_PATH
         self._working += counted
         try:

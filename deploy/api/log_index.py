@@ -37,7 +37,6 @@ class LogIndex:
         self._bad: dict[Any, dict[str, Any]] = {}
         self._num_bad = 0
         self.rounds: list[dict[str, Any]] = []
-        """The selection rounds, in order."""
         self.last_control: dict[str, Any] | None = None
         """The newest change by a person or a program."""
         self.distances: str | None = None

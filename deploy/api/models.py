@@ -22,8 +22,6 @@ TopBy = Literal["probability", "times_drawn", "score", "prototypes"]
 
 
 class Answer(BaseModel):
-    """Base of the answers."""
-
     model_config = ConfigDict(extra="allow")
 
 
@@ -105,8 +103,6 @@ class SelectionState(InForce):
 
 
 class Loader(Answer):
-    """One loader worker."""
-
     name: str = Field(description="Its name in the fleet.")
     state: str | None = Field(description="ready, or what it does instead.")
     node: str | None = Field(description="Node or host.")
@@ -238,8 +234,6 @@ class LogPage(Answer):
 
 
 class BadSample(Answer):
-    """A sample that could not be decoded."""
-
     sample_id: int | None = Field(description="Row of the index.")
     reason: str = Field(description="Why, the last time.")
     times: int = Field(description="Draws that met it.")

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 """Names of the server for a browser on this machine, or at the near end of a forwarded port."""
 EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - only if a person sets it
-BODY_BYTES = 64 * 1024
-"""Largest body of a request."""
-HEADER_BYTES = 16 * 1024
-"""Largest head of a request."""
+BODY_BYTES, HEADER_BYTES = 64 * 1024, 16 * 1024
+"""Largest body and largest head of a request."""
 HEADER_TIMEOUT_S = 10.0
 """A connection that has not sent a whole head by then, or is idle for as long, is closed."""
 BODY_TIMEOUT_S = 10.0

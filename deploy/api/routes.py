@@ -25,8 +25,6 @@ STREAM_S = 1.0
 """Seconds between two states in the stream."""
 END_CHECKS = 5
 """How often between two states the stream checks whether the run is over."""
-FIRST_ROWS = 1
-"""Rows of metrics that a new reader of the stream gets; GET /metrics has the others."""
 BROWSER_CACHE = {"cache-control": "private, max-age=3600"}
 BEARER = HTTPBearer(auto_error=False, description="The run's token, from the file api-token in its directory.")
 """For the description only; `guards` compares the token."""
@@ -110,7 +108,8 @@ async def _events(service: RunService) -> AsyncIterator[str]:
     service.num_readers += 1
     lines = service.metric_lines
     try:
-        line = max(0, await run_in_threadpool(lines.update) - FIRST_ROWS)
+        # A new reader gets the newest row; GET /metrics has the others.
+        line = max(0, await run_in_threadpool(lines.update) - 1)
         while not service.over.is_set():
             events: list[tuple[str, dict[str, Any]]] = []
             try:

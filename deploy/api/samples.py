@@ -111,6 +111,5 @@ class Samples:
         return buffer.getvalue()
 
     def close(self) -> None:
-        """Close the shards, if any were opened."""
         if self._worker is not None:
             self._worker.close()

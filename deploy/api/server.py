@@ -33,7 +33,6 @@ from deploy.runs.rundir import RunDir, RunError, write_json
 log = logging.getLogger(__name__)
 
 Exporter = Callable[[Callable[[], dict[str, Any]]], AbstractContextManager[object]]
-"""Called with a function that returns the run's state."""
 START_TIMEOUT_S = 20.0
 FOLLOW_S = 0.1
 """Seconds between two readings of what the trainer consumed."""
@@ -54,7 +53,7 @@ def serving(
     """Serve a run, and yield the server's address, as http://127.0.0.1:PORT.
 
     The options are the environment's by default. With a `token_path` the run directory gets neither the token nor an
-    address. The `exporter` is entered while the run is served, to export its state to Ray.
+    address. The `exporter` is given a function that returns the run's state, and entered while the run is served.
 
     Raises:
         RunError: the port is taken.
@@ -134,10 +133,9 @@ def _listen(options: ApiOptions) -> socket.socket:
     if options.bind not in ("127.0.0.1", "::1", "localhost"):
         log.warning("the API listens at %s, beyond this machine, and does not encrypt", options.bind)
     family = socket.AF_INET6 if ":" in options.bind else socket.AF_INET
-    place = (options.bind, options.port)
     try:
         # It sets SO_REUSEADDR: a run that is resumed at once finds its port still in TIME_WAIT. "::" is IPv4 as well.
-        return socket.create_server(place, family=family, dualstack_ipv6=family == socket.AF_INET6)
+        return socket.create_server((options.bind, options.port), family=family, dualstack_ipv6=":" in options.bind)
     except OSError as error:
         raise RunError(
             f"the API cannot listen at {options.bind}:{options.port} ({error.strerror}). Set TEMPERA_API_PORT to a "

@@ -12,6 +12,7 @@ LiveRun = Annotated[Path | None, arg(help="the run's directory; by default the o
 AnyRun = Annotated[
     Path | None, arg(help="the run's directory; by default the one that is alive under runs/, or the newest.")
 ]
+ClusterUrl = Annotated[str, arg(help="URL of the cluster's dashboard, as in http://127.0.0.1:8265.")]
 Reason = Annotated[str, arg(help="why, for the log.")]
 Settings = Annotated[
     tuple[str, ...], arg(help="fields to change, as in --set train.total_steps=200 curriculum.end=0.5.")
@@ -56,6 +57,4 @@ class Combined:
 
 
 Combination = Annotated[Combined, arg(name="")]
-"""Type of a command's parameter; its options have no prefix."""
 AS_NAMED = Combined()
-"""The named run without changes."""

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from deploy.commands.combined import AllowHosts
 from deploy.console import ERR, Answer, table, working
 from deploy.runs.rundir import RunError
 
@@ -21,7 +22,7 @@ def doctor(
     address: str | None = None,
     cluster: bool = False,
     python: str = "python",
-    allow_hosts: tuple[str, ...] = (),
+    allow_hosts: AllowHosts = (),
 ) -> Answer:
     """Check versions, memory, disk, ports, token, devices and, if named, an index; on a cluster, every node.
 
@@ -31,7 +32,6 @@ def doctor(
         address: URL of a cluster's dashboard, to check that cluster, with paths as its nodes see them.
         cluster: check the cluster that this process is part of, as --address does from outside.
         python: the interpreter with the dependencies, on that cluster's head.
-        allow_hosts: hosts of the index's shards that may have private addresses, and may be reached by plain http.
     """
     if address is not None:
         findings = _ask_cluster(address, out, index, python, allow_hosts)
@@ -43,9 +43,8 @@ def doctor(
         with working("examining every node" if cluster else "examining this machine"):
             findings = [asdict(finding) for finding in check(directory=out, index=index, allow_hosts=allow_hosts)]
     # One machine needs no column for its name.
-    on_nodes = any(finding["node"] for finding in findings)
-    columns = ("", "check", *(("node",) if on_nodes else ()), "found", "what to do")
-    fields = ("check", *(("node",) if on_nodes else ()), "found", "advice")
+    node = ("node",) if any(finding["node"] for finding in findings) else ()
+    columns, fields = ("", "check", *node, "found", "what to do"), ("check", *node, "found", "advice")
     rows = [(MARKS[finding["level"]], *(finding[field] for field in fields)) for finding in findings]
     fine = all(finding["level"] != "error" for finding in findings)
     return Answer(data={"findings": findings}, view=table("", columns, rows), ok=fine)

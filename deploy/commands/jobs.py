@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from deploy.commands.combined import AS_NAMED, Combination, Settings
+from deploy.commands.combined import AS_NAMED, ClusterUrl, Combination, Settings
 from deploy.console import ERR, Answer, say, table, working
 from deploy.runs.rundir import RunError
 
@@ -23,7 +23,7 @@ Roles = Literal["auto", "yes", "no"]
 def submit(
     name: Positional[str],
     *,
-    address: str,
+    address: ClusterUrl,
     index: Path,
     out: Path,
     prototypes: Path | None = None,
@@ -41,7 +41,6 @@ def submit(
 
     Args:
         name: as for `tempera train`.
-        address: URL of the cluster's dashboard, as in http://127.0.0.1:8265.
         index: index.parquet of the training images, on the cluster.
         out: run directory on storage that all nodes share.
         prototypes: prototypes.parquet on the cluster; beside the index by default, if it is there.
@@ -87,12 +86,8 @@ def submit(
     return Answer(data=facts | {"status": status}, view=f"{job_id}: {status}", ok=status != "FAILED")
 
 
-def jobs(*, address: str) -> Answer:
-    """List the runs that were submitted to a cluster.
-
-    Args:
-        address: URL of the cluster's dashboard.
-    """
+def jobs(*, address: ClusterUrl) -> Answer:
+    """List the runs that were submitted to a cluster."""
     from deploy.remote.jobs import ray_jobs
 
     with working(f"asking {address}"):

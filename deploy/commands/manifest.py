@@ -31,7 +31,6 @@ class Pods:
 
 
 PodOptions = Annotated[Pods, arg(name="")]
-"""Type of the command's parameter; its options have no prefix."""
 USUAL_PODS = Pods()
 
 

@@ -59,12 +59,7 @@ def train(
 
 
 def plan_answer(config: RunConfig, **more: Any) -> Answer:
-    """Return the plan of a run, from its configuration and a short probe of this machine.
-
-    Args:
-        config: the run.
-        more: facts to add to the plan.
-    """
+    """Return the plan of a run, from its configuration and a short probe of this machine, with `more` facts added."""
     from deploy.launch.plan import make_plan, plan_view
 
     with working("measuring this machine for a few seconds"):

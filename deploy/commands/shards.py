@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,16 +99,11 @@ def index(
     return info(out)
 
 
-@contextmanager
-def _runner(processes: int, workers: int) -> Iterator[Runner]:
-    """Yield the runner of the tasks: over Ray if workers are given, otherwise in processes of this machine."""
+def _runner(processes: int, workers: int) -> AbstractContextManager[Runner]:
+    """Return the runner of the tasks: over Ray if workers are given, otherwise in processes of this machine."""
     from loader import in_processes
 
-    if workers:
-        with over_ray(workers) as run:
-            yield run
-    else:
-        yield in_processes(processes or len(os.sched_getaffinity(0)))
+    return over_ray(workers) if workers else nullcontext(in_processes(processes or len(os.sched_getaffinity(0))))
 
 
 def _listing(source: Path, image: str, label: str, run: Runner) -> Listing:
@@ -144,11 +138,9 @@ def verify(path: Positional[Path], *, full: bool = False, allow_hosts: AllowHost
     index = ShardIndex.load(path)
     with progress_bar("verifying") as advance:
         index.verify(full=full, allow_hosts=allow_hosts, progress=advance)
-    checked = "every byte" if full else "names and sizes"
-    data = {"samples": len(index), "shards": len(index.shard_urls), "fingerprint": index.fingerprint, "full": full}
-    return Answer(
-        data=data, view=f"{path}: {len(index):,} samples in {len(index.shard_urls)} shards are as indexed ({checked})."
-    )
+    checked, shards = "every byte" if full else "names and sizes", len(index.shard_urls)
+    data = {"samples": len(index), "shards": shards, "fingerprint": index.fingerprint, "full": full}
+    return Answer(data=data, view=f"{path}: {len(index):,} samples in {shards} shards are as indexed ({checked}).")
 
 
 def info(path: Positional[Path]) -> Answer:
@@ -160,17 +152,15 @@ def info(path: Positional[Path]) -> Answer:
     from loader import ShardIndex
 
     index = ShardIndex.load(path)
-    classes = int(index.label.max(initial=-1)) + 1
     data = {
         "index": str(path),
         "samples": len(index),
         "shards": len(index.shard_urls),
         "bytes": int(sum(index.shard_bytes)),
-        "classes": classes,
+        "classes": int(index.label.max(initial=-1)) + 1,
         "mean_width": float(index.width.mean()),
         "mean_height": float(index.height.mean()),
         "fingerprint": index.fingerprint,
     }
-    return Answer(
-        data=data, view=table("", ("", ""), [(name.replace("_", " "), str(value)) for name, value in data.items()])
-    )
+    rows = [(name.replace("_", " "), str(value)) for name, value in data.items()]
+    return Answer(data=data, view=table("", ("", ""), rows))

@@ -26,12 +26,9 @@ BARS = " " + "".join(chr(block) for block in range(0x2581, 0x2589))
 TREND_POINTS = 60
 LOG_LINES = 8
 
-ReadFacts = Callable[[], dict[str, Any]]
-"""Returns the facts behind the view."""
-
 
 @contextmanager
-def facts_of(path: Path | None) -> Iterator[ReadFacts]:
+def facts_of(path: Path | None) -> Iterator[Callable[[], dict[str, Any]]]:
     """Yield a function that returns the run's facts, over one connection.
 
     Raises:

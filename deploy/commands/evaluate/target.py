@@ -135,4 +135,3 @@ RecipeSettings = Annotated[
     tuple[str, ...], arg(help="fields of the recipe to change, as in --set epochs=20 batch=256.")
 ]
 NEWEST_RUN, OWN_IMAGES = EncoderOptions(), ImageOptions()
-"""The defaults: the newest run, on its own images."""
