@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from deploy.studies.reproduce.queue import Queue
     from deploy.studies.reproduce.study import Study
 
-POINTS_OF_RAUC = 3
-"""Fewest points of curves whose areas are compared."""
-
 
 def reproduce(
     claims: Positional[tuple[str, ...]],
@@ -77,9 +74,9 @@ def reproduce(
     require(evaluations >= 0, f"--evaluations must be 0 or more; got {evaluations}.")
     require(workers is None or workers >= 1, f"--workers must be 1 or more; got {workers}.")
     chosen = chosen_claims(claims, sweep=sweep, only=only)
-    # The area below a curve of one or two points says nothing of its rise.
+    # The area below a curve of fewer than three points says nothing of its rise.
     compared = ", ".join(folder for folder, claim in chosen.items() if claim.baseline is not None)
-    least = POINTS_OF_RAUC if compared else 0
+    least = 3 if compared else 0
     require(
         evaluations >= least,
         f"--evaluations must be {least} or more where curves are compared ({compared}); got {evaluations}.",

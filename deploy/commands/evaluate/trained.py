@@ -6,8 +6,6 @@ from pathlib import Path
 
 from deploy.commands.evaluate.target import NEWEST_RUN, OWN_IMAGES, EncoderArg, ImagesArg, RecipeSettings
 from deploy.console import Answer, progress_bar
-from deploy.runs.overrides import override
-from trainer.config import choose
 
 
 def finetune(
@@ -24,6 +22,8 @@ def finetune(
         recipe: mae, mae_l, mae_h, simmim, bootmae, conmim, prototypes, mto_mae, ...; a wrong name lists all.
         test_epochs: epochs between tests.
     """
+    from deploy.runs.overrides import override
+    from trainer.config import choose
     from trainer.evaluate.finetune import finetune as train_all
     from trainer.evaluate.recipes import FINETUNE
 
@@ -65,6 +65,8 @@ def detection(
         test_images: folder of its images.
         recipe: vitdet_100, or pass_12: PASS's 12 epochs at batch 16.
     """
+    from deploy.runs.overrides import override
+    from trainer.config import choose
     from trainer.evaluate.detection import DETECTION
     from trainer.evaluate.detection import detection as train_detector
     from trainer.evaluate.detection_data import CocoFolder
@@ -94,6 +96,8 @@ def segmentation(
         num_classes: classes of pixels (150 for ADE20K); counted in the label maps by default.
         recipe: ade20k_160k, or ade20k_80k as PASS reports.
     """
+    from deploy.runs.overrides import override
+    from trainer.config import choose
     from trainer.evaluate.segmentation import SEGMENTATION
     from trainer.evaluate.segmentation import segmentation as train_segmenter
 
