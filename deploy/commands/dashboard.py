@@ -19,7 +19,6 @@ WRITTEN = (
     "alert rules, named by the scrape configuration",
     "dashboard to import into Grafana",
 )
-"""Purpose of each file, in order."""
 
 
 def dashboard(run: Positional[AnyRun] = None, *, open: bool = False) -> Answer | None:
