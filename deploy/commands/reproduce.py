@@ -81,9 +81,9 @@ def reproduce(
         evaluations >= least,
         f"--evaluations must be {least} or more where curves are compared ({compared}); got {evaluations}.",
     )
-    image_size = model_size(size).image_size
+    model_size(size)  # an unknown size is refused before the shards are written
     folder = f"data-{samples or 'all'}" + (f"-test-{test_samples}" if test_samples else "")
-    images = prepare_data(data, out / folder, samples=samples, test_samples=test_samples, size=image_size)
+    images = prepare_data(data, out / folder, samples=samples, test_samples=test_samples)
     scale = Scale(
         samples=len(ShardIndex.load(images.index)),
         # A placeholder: the plan decides the epochs.
@@ -122,7 +122,7 @@ def _train_and_report(
     for folder, claim in claims.items():
         outcomes = list(study.outcomes(claim.arms))
         written = write_claim(out / folder, plan=plans[folder], claim=claim, outcomes=outcomes, floor=floor)
-        data[written.folder.name] = written.data
+        data[folder] = written.data
         holds = [(str(judged), judged.holds) for judged in written.judged]
         views.append(table(claim.title, written.columns, written.rows))
         views += [table("does it hold here?", ("direction", "holds"), holds), f"report: {written.page}"]

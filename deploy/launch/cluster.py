@@ -68,12 +68,8 @@ def set_ray_defaults() -> None:
 def cluster(directory: Path, *, num_cpus: int) -> Iterator[Endpoint]:
     """Connect to the cluster that RAY_ADDRESS names, or start one on this machine, until the block ends.
 
-    Args:
-        directory: folder for a local cluster's token and Ray's messages (a run directory).
-        num_cpus: logical CPUs of a local cluster.
-
-    Yields:
-        How other processes of the same user reach the cluster.
+    A local one has `num_cpus` logical CPUs, and its token and Ray's messages in the directory (a run's). Yields how
+    other processes of the same user reach the cluster.
     """
     if not os.environ.get("RAY_ADDRESS"):
         with local_cluster(directory, num_cpus=num_cpus) as endpoint:
@@ -95,14 +91,9 @@ def cluster(directory: Path, *, num_cpus: int) -> Iterator[Endpoint]:
 def local_cluster(directory: Path, *, num_cpus: int) -> Iterator[Endpoint]:
     """Start Ray on this machine until the block ends. Output of Ray's workers goes to ray.log in the directory.
 
-    Args:
-        directory: folder of the token (a run directory), unless RAY_AUTH_TOKEN_PATH names one: Ray reads its token once
-            in a process, so several clusters of one process must share a token.
-        num_cpus: logical CPUs; loaders and trainers are placed by them, they do not bind cores.
-
-    Yields:
-        How other processes of the same user reach the cluster.
+    Loaders and trainers are placed by the logical CPUs, which do not bind cores.
     """
+    # Ray reads its token once in a process, so several clusters of one process must share a token.
     token_path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or directory / ".ray-token")
     # All before the import, which reads the authentication's mode.
     authenticate(token_path)
@@ -145,9 +136,7 @@ def _endpoint(context: Any, token_path: str) -> Endpoint:
 def head_watched(endpoint: Endpoint, *, then: str) -> Iterator[None]:
     """Log when the cluster's head does not answer: soon after, Ray ends this process without naming a remedy.
 
-    Args:
-        endpoint: the cluster.
-        then: what the user can do, one sentence.
+    `then` is one sentence with what the user can do.
     """
     host, _, port = endpoint.address.rpartition(":")
 

@@ -84,13 +84,6 @@ class NearestNeighbourProbe:
     """
 
     def __init__(self, index: Path, test_index: Path | None, *, size: int) -> None:
-        """Store the paths.
-
-        Args:
-            index: labelled training images, the gallery.
-            test_index: held-out images, or None for leave-one-out on the gallery.
-            size: side of the crop in pixels.
-        """
         self._index, self._test_index, self._size = index, test_index, size
 
     @cached_property
@@ -154,19 +147,12 @@ class ReportPictures:
 class MetricReports:
     """Sends the metric that an adaptive schedule follows to the selection, from a thread: training does not wait.
 
-    The metric is the loss, averaged over each window, or an accuracy of the run's evaluations. Each value is logged
+    The metric is "loss", averaged over each window, or a name among the evaluation's values. Each value is logged
     under an identity of its name and step, so a resumed run that measures it again adds nothing, and every effective
     size follows from the log. Used on rank 0.
     """
 
     def __init__(self, record: Callable[[Event], None], *, metric: str, window_steps: int) -> None:
-        """Prepare the thread.
-
-        Args:
-            record: writes an event into the run log, as `SelectionPort.record`.
-            metric: "loss", or a name among the evaluation's values.
-            window_steps: steps of a window.
-        """
         self._record, self._metric, self._window_steps = record, metric, window_steps
         # One thread, so that the values arrive in the order in which they were measured.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="metric")

@@ -50,11 +50,7 @@ EVENTS_POLL_S = 0.5
 def launch(config: RunConfig, run: RunDir, *, beside: Beside | None = None) -> TrainResult:
     """Run under Ray; continue when the directory already holds the same run.
 
-    Args:
-        config: the run.
-        run: its directory.
-        beside: makes a context that is entered when the actors answer, and left when training is over and they still
-            answer.
+    The context that `beside` makes is entered when the actors answer, and left after training while they still do.
 
     Raises:
         RunError: the directory holds another run.
@@ -84,10 +80,7 @@ def launch(config: RunConfig, run: RunDir, *, beside: Beside | None = None) -> T
 def launch_in_process(config: RunConfig, run: RunDir, *, should_stop: Callable[[], bool] | None = None) -> TrainResult:
     """Do the same run in this process alone, without Ray.
 
-    Args:
-        config: the run.
-        run: its directory.
-        should_stop: called after each step; True ends the run with a checkpoint.
+    `should_stop` is called after each step; True ends the run with a checkpoint.
 
     Raises:
         RunError: the directory holds another run.
@@ -179,8 +172,7 @@ def _actors(
         size=config.fleet.loaders,
         name=endpoint.fleet,
         policy=config.fleet.policy,
-        memory=run.path.resolve()
-        / "fleet.json",  # a supervisor that is started again keeps the size that was asked for
+        memory=run.path.resolve() / "fleet.json",  # a supervisor that is started again keeps the size asked for
     )
     try:
         with fleet_events_logged(fleet.events, selection.record):
@@ -196,10 +188,8 @@ def fleet_events_logged(
 ) -> Iterator[None]:
     """Copy the fleet's events into the run log until the block ends, so that one log has the run's whole history.
 
-    Args:
-        events: returns the fleet's events after a sequence number.
-        record: writes an event into the run log. An event that it refuses is written at the next poll.
-        every_s: seconds between two polls.
+    `events` returns the fleet's events after a sequence number. An event that `record` refuses is written at the next
+    poll.
     """
     seen = 0
 

@@ -30,7 +30,6 @@ class TrainerProbe:
     """The measured speed and memory of one rank on this machine."""
 
     images_per_s: float
-    """Training speed."""
     scored_per_s: float
     """Scoring speed of a selection round; 0 for a run without PASS."""
     activation_bytes: int
@@ -47,12 +46,7 @@ def count_parameters(config: TrainConfig) -> int:
 
 
 def probe_loader(run: RunConfig, *, num_samples: int) -> float:
-    """Return the images per second of one loader without its cache, on evenly chosen samples.
-
-    Args:
-        run: whose loader and crops are measured.
-        num_samples: of the index.
-    """
+    """Return the images per second of one loader of the run without its cache, on evenly chosen samples."""
     worker = LoaderWorker(run.data.index, replace(run.fleet.specs(run.loader)[-1].config, cache_bytes=0))
     done = 0
 
@@ -69,12 +63,7 @@ def probe_loader(run: RunConfig, *, num_samples: int) -> float:
 
 
 def probe_trainer(config: TrainConfig, *, rank_batch: int) -> TrainerProbe | None:
-    """Return the speed of one rank, with small batches on a CPU; None when the model is too large to try here.
-
-    Args:
-        config: the run's training.
-        rank_batch: images of a rank's step.
-    """
+    """Return the speed of one rank, with small batches on a CPU; None when the model is too large to try here."""
     device = pick_device(config.device, 0)
     if device.type == "cpu" and count_parameters(config) > LARGEST_ON_CPU:
         return None

@@ -28,9 +28,7 @@ Facts = dict[str, Any]
 def make_plan(config: RunConfig, *, probe: bool = True) -> Facts:
     """Return the plan of a run, JSON-able: "steps", "memory", "speed", "pass", "notes".
 
-    Args:
-        config: the run.
-        probe: measure speeds on this machine; takes a few seconds.
+    With `probe`, speeds are measured on this machine; that takes a few seconds.
     """
     notes: list[str] = []
     num_samples = _num_samples(config, notes)

@@ -41,7 +41,6 @@ class RankParts:
     """Makes the parts of a rank from the run's configuration. Picklable: Ray sends it to the ranks by value."""
 
     config: RunConfig
-    """The whole run."""
     run: RunDir
     """Its directory, absolute under Ray: Ray Train gives ranks a working directory of their own."""
     reach_selection: Callable[[], SelectionPort]

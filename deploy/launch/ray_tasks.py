@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,8 @@ POLL_S = 1.0
 def over_ray(workers: int) -> Iterator[Callable[..., Iterator[tuple[int, Any]]]]:
     """Yield a runner over the Ray that RAY_ADDRESS names, or over one on this machine, until the block ends.
 
-    Args:
-        workers: tasks at a time, each with one CPU.
-
-    Yields:
-        The `run` argument of the loader's functions; files that tasks read and write must be reachable from every node.
+    It is the `run` argument of the loader's functions, and runs `workers` tasks at a time, each with one CPU. Files
+    that tasks read and write must be reachable from every node.
 
     Raises:
         ValueError: workers is less than 1.
@@ -32,11 +30,7 @@ def over_ray(workers: int) -> Iterator[Callable[..., Iterator[tuple[int, Any]]]]
     if workers < 1:
         raise ValueError(f"the number of workers must be at least 1; got {workers}.")
     with tempfile.TemporaryDirectory(prefix="tempera-") as scratch, cluster(Path(scratch), num_cpus=workers):
-
-        def run(function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-            yield from run_tasks(function, tasks, workers=workers)
-
-        yield run
+        yield partial(run_tasks, workers=workers)
 
 
 def run_tasks(function: Callable[[Any], Any], tasks: Sequence[Any], *, workers: int) -> Iterator[tuple[int, Any]]:

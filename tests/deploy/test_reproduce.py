@@ -171,7 +171,7 @@ def test_an_arm_that_learns_nothing_has_the_figures_of_before_training(tmp_path:
 
 
 def test_a_shuffled_curriculum_has_the_same_distances_of_other_images(folders: Path, tmp_path: Path):
-    data = prepare_data(folders, tmp_path, samples=32, size=32)
+    data = prepare_data(folders, tmp_path, samples=32)
     (control,) = (arm for arm in CLAIMS["prototypes"].sweep if arm.shuffled)
     arms = (replace(control, shuffled=False), control, control)
     scored, dealt, again = (Prototypes.load(with_prototypes(data, arm, size=32).prototypes or "") for arm in arms)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ from deploy.launch.launch import launch_in_process
 from deploy.runs.config import DataConfig
 from deploy.runs.overrides import override
 from deploy.runs.recipes import debug
-from deploy.runs.rundir import RunDir
+from deploy.runs.rundir import RunDir, RunError
 from deploy.studies.prototypes import features as described
 from deploy.studies.prototypes.features import FeatureSpec, compute_features
 from deploy.studies.prototypes.job import score
@@ -137,6 +140,25 @@ def test_a_job_that_stopped_goes_on_with_what_is_missing(
     np.testing.assert_array_equal(parts[:], whole[:])
     with pytest.raises(ValueError, match="same space"):
         compute_features(index, replace(spec, space="hog"), tmp_path / "parts")
+
+
+def test_workers_that_finish_no_chunk_end_the_job(tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def wait(running: list[object], *, timeout: float) -> tuple[list[object], list[object]]:
+        asked.append(timeout)
+        return [], running
+
+    maker = SimpleNamespace(make=SimpleNamespace(remote=lambda chunk: chunk))
+    actor = SimpleNamespace(remote=lambda *args: maker)
+    frozen = SimpleNamespace(
+        cluster_resources=dict, remote=lambda kind: SimpleNamespace(options=lambda **needs: actor), wait=wait
+    )
+    monkeypatch.setitem(sys.modules, "ray", frozen)
+    monkeypatch.setattr("deploy.launch.cluster.cluster", lambda directory, *, num_cpus: nullcontext())
+    with pytest.raises(RunError, match=f"no chunk of features was finished within {described.STALL_S:.0f} s"):
+        compute_features(index, FeatureSpec(), tmp_path / "features", workers=2)
+    assert asked == [described.STALL_S]
 
 
 @pytest.mark.ray

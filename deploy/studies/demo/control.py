@@ -39,7 +39,6 @@ class Act:
     due: float
     """Share of the training's windows that must have been drawn, in [0, 1]."""
     what: str
-    """One line for people."""
     do: Callable[[ControlScript], str]
     """Makes the change and returns its outcome."""
 
@@ -89,14 +88,7 @@ class ControlScript:
     """
 
     def __init__(self, client: RunClient, selection: SelectionPort, fleet: FleetClient, *, num_windows: int) -> None:
-        """Prepare the script.
-
-        Args:
-            client: client of the run's API.
-            selection: the live run's selection, for what the API does not offer: log entries of our own.
-            fleet: the live run's loader fleet, for the loaders' process ids.
-            num_windows: windows of the whole training.
-        """
+        # Beside the API: the selection takes log entries of our own, the fleet knows the loaders' process ids.
         self.client, self.selection, self.fleet = client, selection, fleet
         self._num_windows = num_windows
         self._failure: BaseException | None = None

@@ -22,18 +22,12 @@ class DemoData:
     """Indices of the demo's images."""
 
     index: Path
-    """Index of the training images."""
     test_index: Path | None
-    """Index of the held-out images; None for existing shards."""
+    """Held-out images; None for existing shards."""
 
 
 def prepare(directory: Path, *, images: Path | None, shards: tuple[str, ...]) -> DemoData:
-    """Write and index the demo's shards.
-
-    Args:
-        directory: new folder for shards and indices.
-        images: folder of class folders, or None for the digits.
-        shards: existing tars to use instead; they are indexed, not copied.
+    """Write and index the shards of `images`, a folder of class folders, or of the digits; index the tars `shards`.
 
     Raises:
         ValueError: both are given, or there are no images.

@@ -48,20 +48,13 @@ class DemoResult:
     run: RunDir
     """The run with the curriculum; everything else lies below it."""
     figures: DemoFigures
-    """The measured figures."""
     report: Path
-    """The HTML page."""
 
 
 def run_demo(out: Path, *, images: Path | None, shards: tuple[str, ...], steps: int | None, seed: int) -> DemoResult:
-    """Run the demo.
+    """Run the demo on the digits, or on `images` (a folder of class folders) or `shards` (existing tars).
 
-    Args:
-        out: run directory; an earlier finished demo there is moved aside.
-        images: folder of class folders instead of the digits.
-        shards: existing tars instead of the digits.
-        steps: optimizer steps of each arm; None for the named run's own.
-        seed: seed of everything.
+    An earlier demo in `out` is moved aside. `steps` are optimizer steps of each arm, None for the named run's own.
 
     Raises:
         RunError: another demo drives this directory.

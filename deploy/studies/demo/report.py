@@ -37,7 +37,6 @@ class Arm:
     name: str
     """Draws that it was trained on: curriculum or uniform."""
     run: RunDir
-    """Its run directory."""
     seconds: float
     """Wall time of its training, with the start of its actors."""
 
@@ -54,14 +53,13 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoFigures:
-    """The measured figures."""
+    """What the demo measured."""
 
     arms: tuple[Arm, ...]
     """The curriculum first."""
     pixels: float | None
     """1-NN accuracy of the raw pixels; None without labels."""
     samples: int
-    """Training images."""
     wall_s: float
     """Seconds from the start of the demo to the last evaluation."""
 
@@ -81,16 +79,9 @@ class DemoFigures:
 
 
 def write_demo_report(run: RunDir, figures: DemoFigures, *, config: RunConfig, times_drawn: NDArray[np.uint32]) -> Path:
-    """Draw the pictures and write report.json and report.html.
+    """Draw the pictures, write report.json and report.html into the curriculum's run; return the page's path.
 
-    Args:
-        run: the curriculum's run; its report folder gets everything.
-        figures: the measured figures.
-        config: configuration of the curriculum's run.
-        times_drawn: number of draws of each sample under the curriculum, uint32[N].
-
-    Returns:
-        The page's path.
+    `times_drawn` is the number of draws of each sample under the curriculum, uint32[N].
     """
     run.report.mkdir(exist_ok=True)
     pictures = _pictures(run.report, figures.arms, config=config, times_drawn=times_drawn)

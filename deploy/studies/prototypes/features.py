@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.console import Advance
+from deploy.runs.rundir import RunError
 from loader import BatchSpec, LoaderConfig, LoaderWorker, ShardIndex
 from loader.sweep import SWEEP_IMAGES, evaluation_transform, sweep
 from scoring.features.images import FEATURES, BagOfWords, FeatureSpace, fit_bag_of_words
@@ -29,6 +30,10 @@ IN_FLIGHT = 2
 """Chunks queued at each worker, so that none is idle between two."""
 RESTARTS = 3
 """Restarts of a worker, and retries of a chunk, before the job gives up."""
+STALL_S = 3600.0
+"""Longest time in which no chunk is finished: a large network on a CPU takes minutes for each."""
+ANSWER_S = 60.0
+"""Longest time for a finished chunk's number to arrive."""
 CODEBOOK = "words.safetensors"
 
 
@@ -92,14 +97,7 @@ class FeatureSpec:
 def compute_features(
     index_path: Path, spec: FeatureSpec, directory: Path, *, workers: int = 0, advance: Advance | None = None
 ) -> FeatureStore:
-    """Compute the missing chunks of a data set's features.
-
-    Args:
-        index_path: index.parquet.
-        spec: the feature space.
-        directory: folder of the store.
-        workers: processes under Ray; 0 computes in this one.
-        advance: called with (samples done, samples).
+    """Compute the missing chunks of a data set's features, in `workers` processes under Ray, or with 0 in this one.
 
     Raises:
         ValueError: the folder holds other features, or the space cannot be built.
@@ -163,7 +161,11 @@ def checkpoint_step(run: Path) -> int:
 def _under_ray(
     index_path: Path, spec: FeatureSpec, store: FeatureStore, missing: list[int], workers: int
 ) -> Iterator[int]:
-    """Yield chunks as workers finish them. A worker that dies is started again, and its chunks are computed again."""
+    """Yield chunks as workers finish them. A worker that dies is started again, and its chunks are computed again.
+
+    Raises:
+        RunError: no chunk is finished for an hour.
+    """
     from deploy.launch.cluster import cluster
 
     with cluster(store.directory, num_cpus=workers):
@@ -181,11 +183,16 @@ def _under_ray(
             if waiting:
                 running[maker.make.remote(waiting.pop())] = maker
         while running:
-            (done, *_), _ = ray.wait(list(running))
-            maker = running.pop(done)
+            ready, _ = ray.wait(list(running), timeout=STALL_S)
+            if not ready:
+                raise RunError(
+                    f"no chunk of features was finished within {STALL_S:.0f} s. `ray status` shows whether the cluster "
+                    "has room for the workers; the same command continues from the finished chunks."
+                )
+            maker = running.pop(ready[0])
             if waiting:
                 running[maker.make.remote(waiting.pop())] = maker
-            yield ray.get(done)
+            yield ray.get(ready[0], timeout=ANSWER_S)
 
 
 def _run_encoder(run: Path, device: str) -> FeatureSpace:

@@ -23,7 +23,6 @@ class Scored:
     """Result of `score`."""
 
     prototypes: Prototypes
-    """Distance and cluster of each sample."""
     bad: tuple[str, ...]
     """One line for each sample that could not be decoded; its distance is 1, the least prototypical."""
     kmeans_device: str
@@ -50,22 +49,13 @@ def score(
     workers: int = 0,
     keep_features: bool = False,
 ) -> Scored:
-    """Cluster the images of an index and write each one's distance to its prototype.
+    """Cluster the images of an index and write each one's distance to its prototype into `out`, prototypes.parquet.
 
-    An interrupted job continues from the features on disk.
-
-    Args:
-        index_path: index.parquet.
-        out: prototypes.parquet to write.
-        features: a feature space, or the name of one.
-        size: side of the evaluation crop in pixels; used where `features` is a name.
-        num_clusters: K, or None to choose it by the Davies-Bouldin index.
-        seed: seed of k-means, and of the space where `features` is a name.
-        labels_as_clusters: cluster by the labels instead (the paper's oracle).
-        normalise: preset of `scoring.features.rows`.
-        device: device of k-means: auto, cpu or gpu.
-        workers: processes under Ray that compute features; 0 computes in this one.
-        keep_features: leave the features on disk.
+    An interrupted job continues from the features on disk. K is chosen by the Davies-Bouldin index unless
+    `num_clusters` gives it; `labels_as_clusters` clusters by the labels instead (the paper's oracle). `size`, the side
+    of the evaluation crop in pixels, is used where `features` is a name. `normalise` is a preset of
+    `scoring.features.rows`, `device` that of k-means (auto, cpu or gpu). With `workers`, processes under Ray compute
+    the features.
     """
     spec = features if isinstance(features, FeatureSpec) else FeatureSpec(space=features, size=size, seed=seed)
     index, place = ShardIndex.load(index_path), kmeans_device(device)

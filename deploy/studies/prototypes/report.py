@@ -89,17 +89,9 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-s
 
 
 def write_score_pictures(folder: Path, index_path: Path, prototypes: Prototypes, *, size: int, title: str) -> list[str]:
-    """Write prototypes.html, prototypes.png, distances.png and temperature.png.
+    """Write prototypes.html, prototypes.png, distances.png and temperature.png, and return their paths.
 
-    Args:
-        folder: where they are written.
-        index_path: index.parquet.
-        prototypes: result of `tempera score`.
-        size: side of the crop that was scored, for prototypes.png.
-        title: heading of the page.
-
-    Returns:
-        The files.
+    `size` is the side of the crop that was scored, which prototypes.png shows.
     """
     page, rows, histogram, temperature = (
         folder / name for name in ("prototypes.html", "prototypes.png", "distances.png", "temperature.png")
@@ -125,7 +117,6 @@ class PickedMembers:
     """Some members of one cluster."""
 
     cluster: int
-    """Its number."""
     members: int
     """Number of all its members."""
     ids: NDArray[np.int64]
@@ -147,14 +138,7 @@ def pick_members(prototypes: Prototypes, *, clusters: int, images: int) -> list[
 
 
 def write_prototype_page(path: Path, index_path: Path, prototypes: Prototypes, *, title: str) -> None:
-    """Write the page of a data set's clusters.
-
-    Args:
-        path: HTML file to write.
-        index_path: index.parquet.
-        prototypes: result of `tempera score`.
-        title: heading.
-    """
+    """Write the HTML page of a data set's clusters."""
     index, picked = ShardIndex.load(index_path), pick_members(prototypes, clusters=PAGE_CLUSTERS, images=PAGE_IMAGES)
     images, sections = _crops(index_path, picked, THUMBNAIL), []
     for row in picked:
@@ -205,10 +189,6 @@ def size_by_temperature(prototypes: Prototypes) -> dict[str, list[float]]:
 
 def compare(files: Sequence[Path], picture: Path) -> dict[str, Any]:
     """Measure how much feature spaces agree on which samples are prototypical.
-
-    Args:
-        files: two or more files of `tempera score` on the same data.
-        picture: PNG to write.
 
     Returns:
         "names", "rank_correlation" (Spearman) and "nearest_overlap" (share of the nearest tenth of one that is in the

@@ -27,13 +27,11 @@ class Arm:
     schedule: str = "cosine"
     """Effective size by progress: a name in scoring.SCHEDULES."""
     start: float = 0.20
-    """Effective size at the start."""
+    """Effective size at the start; `end` is the one at the end."""
     end: float = 0.614
-    """Effective size at the end."""
     features: str = "hog"
     """Feature space of the prototypes."""
     num_clusters: int = 100
-    """Prototypes."""
     clusters_from: Literal["kmeans", "labels"] = "kmeans"
     """labels: the classes are the clusters, the paper's oracle."""
     shuffled: bool = False
@@ -57,7 +55,6 @@ class Expectation:
     than: str | float
     """The arm that it should beat, or a number that it should exceed."""
     metric: str = "nn_cls"
-    """Metric that is compared."""
     or_level: bool = False
     """Being level counts: the difference of the means is above minus one standard error of the difference."""
 
@@ -71,7 +68,6 @@ class Claim:
     source: str
     """Paper and table."""
     arms: tuple[Arm, ...]
-    """The arms to train."""
     expected: tuple[Expectation, ...]
     """The directions that should come out."""
     metrics: tuple[str, ...] = ("nn_cls", "nn_mean", "white_cls", "white_mean")

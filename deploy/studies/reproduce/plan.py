@@ -72,7 +72,6 @@ class Plan:
     arms: tuple[str, ...]
     """Names of the arms, in order."""
     scale: Scale
-    """Model and length."""
 
 
 def make_plans(
@@ -86,10 +85,10 @@ def make_plans(
     epochs: int | None,
     workers: int = 1,
 ) -> dict[str, Plan]:
-    """Return the plans that the folders hold, or new ones; all claims train equally long.
+    """Return the plans that the claims' folders in `out` hold, or new ones; all claims train equally long.
 
     Args:
-        out: folder of the study; each claim has a folder there, with its plan.
+        out: folder of the study.
         claims: name of the claim's folder -> arms to train.
         seeds: seeds of each arm.
         scale: everything but the epochs.
@@ -151,14 +150,7 @@ def _affordable_epochs(arms: Sequence[Arm], seeds: int, scale: Scale, data: Data
 
 
 def run_config(arm: Arm, *, data: DataConfig, scale: Scale, seed: int) -> RunConfig:
-    """Return the run that trains an arm.
-
-    Args:
-        arm: how it trains.
-        data: its images, and prototypes where it needs them.
-        scale: model and length.
-        seed: seed of weights, masks, draws and crops.
-    """
+    """Return the run that trains an arm; `seed` decides weights, masks, draws and crops."""
     fields = dict(arm.model)
     if "pass_" in fields:
         # PASS counts epochs: its schedule is stretched to the run.

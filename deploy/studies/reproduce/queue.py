@@ -29,15 +29,12 @@ class Outcome:
     """One trained and evaluated arm."""
 
     arm: str
-    """Name of the arm."""
     seed: int
-    """Its seed."""
     metrics: dict[str, float]
     """Metrics of the final encoder."""
     curve: dict[str, list[list[float]]]
     """Metric -> [step, value] pairs of the training curve."""
     steps: int
-    """Optimizer steps."""
     seconds: float
     """Wall time of the last session that trained it."""
 
@@ -47,13 +44,10 @@ class Task:
     """One arm with one seed, to be run."""
 
     config: RunConfig
-    """How it trains."""
     folder: Path
     """Run directory, absolute; on a cluster, one that every node reaches."""
     arm: str
-    """Name of the arm."""
     seed: int
-    """Its seed."""
     size: int
     """Side of the evaluation crop, in pixels."""
 
@@ -80,10 +74,9 @@ def in_turn(tasks: Sequence[Task]) -> None:
 
 
 def side_by_side(workers: int) -> Queue:
-    """Return a queue of Ray tasks of one CPU each, on the cluster that RAY_ADDRESS names or on one started here.
+    """Return a queue of Ray tasks, `workers` at a time, on the cluster that RAY_ADDRESS names or one started here.
 
-    Args:
-        workers: tasks at a time. A small model trains fastest with one thread an arm and one arm a core.
+    Each task has one CPU: a small model trains fastest with one thread an arm and one arm a core.
     """
 
     def queue(tasks: Sequence[Task]) -> None:

@@ -60,7 +60,6 @@ class Verdict:
     """Whether a direction of the paper came out here."""
 
     expected: Expectation
-    """The paper's finding."""
     differences: tuple[float, ...]
     """By seed, the arm minus its rival; NaN where it is undefined."""
 
@@ -92,34 +91,17 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WrittenClaim:
-    """A claim's results and their files."""
+    """A claim's results: report.html, the table for people with one row an arm, and the contents of report.json."""
 
-    claim: Claim
-    """The claim."""
-    folder: Path
-    """Folder of its files."""
     page: Path
-    """report.html."""
     columns: tuple[str, ...]
-    """Columns of the table for people."""
     rows: list[tuple[object, ...]]
-    """One row an arm."""
     judged: list[Verdict]
-    """The directions."""
     data: dict[str, Any]
-    """Contents of report.json."""
 
 
 def write_claim(folder: Path, *, plan: Plan, claim: Claim, outcomes: Sequence[Outcome], floor: Floor) -> WrittenClaim:
-    """Judge the outcomes, draw the curves, and write report.html, report.json and report.md.
-
-    Args:
-        folder: an existing folder.
-        plan: the claim's plan.
-        claim: the claim.
-        outcomes: outcomes of all its arms and seeds.
-        floor: accuracies on the same images without training.
-    """
+    """Judge the outcomes of all arms and seeds, draw the curves, and write report.html, report.json and report.md."""
     found, start = cells(outcomes, baseline=claim.baseline), over_seeds(floor.untrained)
     judged = verdicts(claim, found)
     columns, lines = rows(claim, (*claim.arms, START), found | {START.name: start})
@@ -154,16 +136,11 @@ def write_claim(folder: Path, *, plan: Plan, claim: Claim, outcomes: Sequence[Ou
     }
     page = write_report(folder, title=claim.title, lead=lead, sections=sections, data=data)
     (folder / "report.md").write_text(_markdown(claim.title, lead, sections))
-    return WrittenClaim(claim=claim, folder=folder, page=page, columns=columns, rows=lines, judged=judged, data=data)
+    return WrittenClaim(page=page, columns=columns, rows=lines, judged=judged, data=data)
 
 
 def cells(outcomes: Sequence[Outcome], *, baseline: str | None) -> dict[str, dict[str, Cell]]:
-    """Return the metrics of each arm over its seeds.
-
-    Args:
-        outcomes: the outcomes.
-        baseline: the arm that RAUC is taken against, seed by seed (METHODS section 6); None for claims without it.
-    """
+    """Return the metrics of each arm over its seeds, with a baseline also RAUC, seed by seed (METHODS section 6)."""
     by_arm: dict[str, list[Outcome]] = {}
     for outcome in sorted(outcomes, key=lambda one: one.seed):
         by_arm.setdefault(outcome.arm, []).append(outcome)

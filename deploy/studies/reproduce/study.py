@@ -37,17 +37,9 @@ FEWEST_IN_CLUSTER = 10
 
 
 class Study:
-    """Arms on one data set."""
+    """Arms on one data set, each trained with the seeds 0 .. seeds - 1; `out` keeps the arms of every claim."""
 
     def __init__(self, *, scale: Scale, seeds: int, data: DataConfig, out: Path) -> None:
-        """Prepare; nothing runs yet.
-
-        Args:
-            scale: model and length of every arm.
-            seeds: number of trainings of each arm, with the seeds 0 .. seeds - 1.
-            data: indexed shards of both splits.
-            out: folder that keeps the arms of every claim.
-        """
         self._scale, self._seeds, self._data, self._out = scale, seeds, data, out
         self._size = model_size(scale.size).image_size
 
@@ -94,17 +86,11 @@ class Study:
         return Task(config=config, folder=folder.resolve(), arm=arm.name, seed=seed, size=self._size)
 
 
-def prepare_data(
-    source: Path, out: Path, *, samples: int | None, test_samples: int | None = None, size: int
-) -> DataConfig:
+def prepare_data(source: Path, out: Path, *, samples: int | None, test_samples: int | None = None) -> DataConfig:
     """Write and index the shards of both splits, unless they exist.
 
-    Args:
-        source: folder with train/ and test/, each with one folder of images a class.
-        out: folder for the shards.
-        samples: training images to take, the same number of each class; None takes all.
-        test_samples: the same for test images.
-        size: side of the training crop, for the configuration that is returned.
+    `source` holds train/ and test/, each with one folder of images a class. Of the training images `samples` are taken,
+    the same number of each class, of the test images `test_samples`; None takes all.
 
     Raises:
         RunError: the folder has no train/ or no test/.
