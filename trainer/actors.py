@@ -44,11 +44,9 @@ class TrainJob:
     """One run under Ray Train; the functions are called in the workers, so that the objects they make never travel."""
 
     config: TrainConfig
-    """The run."""
     run_dir: str
     """Run directory on storage that every node sees."""
     make_stream: Callable[[Context], Stream]
-    """Makes the rank's stream of batches."""
     make_selection: Callable[[Context], SelectionPort] | None = None
     """Makes the selection that the rank reports scores to."""
     make_hooks: Callable[[Context], RunHooks] | None = None
@@ -73,8 +71,7 @@ def train_on_ray(
         use_gpu: one GPU a rank, NCCL; otherwise gloo on the CPU.
         resources_per_worker: Ray resources of a rank, e.g. {"CPU": 0.5}.
         node_labels: labels of the nodes that ranks may run on; none means any node.
-        max_failures: restarts after a failed rank or controller; each continues from the newest checkpoint. -1
-            restarts without end.
+        max_failures: restarts after a failed rank or controller, from the newest checkpoint; -1 restarts without end.
         name: name of the run in Ray's dashboard.
 
     Raises:
@@ -184,10 +181,8 @@ def _nodes_will_leave(known: set[str]) -> bool:
     """Return True once for each notice that nodes of the group will be removed, so that a checkpoint is written.
 
     Training goes on until a node is gone; Ray Train then restarts the group, on the remaining nodes when it is
-    elastic, and does not count it as a failure. Every rank must call it equally often.
-
-    Args:
-        known: ids of nodes whose notice was seen; new ones are added.
+    elastic, and does not count it as a failure. Every rank must call it equally often. The ids of nodes are added to
+    `known`.
     """
     info = ray.train.get_preemption_info()
     new = set(info.preempted_node_ids) - known if info is not None else set()

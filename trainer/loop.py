@@ -83,11 +83,7 @@ def train(
         selection: receives each sample's loss at the end of every window; training does not wait for it.
         context: this process among the ranks; read from torch.distributed when not given.
         hooks: callbacks and questions of the caller.
-        resume: continue from the newest checkpoint of the run directory; without it an old checkpoint there is an
-            error.
-
-    Returns:
-        How the run ended.
+        resume: continue from the newest checkpoint of the run directory; without it an old one there is an error.
 
     Raises:
         ValueError: the config breaks a rule, or the run directory holds another run.

@@ -20,7 +20,6 @@ class Progress:
     step: int
     """Optimizer step, from 0."""
     total_steps: int
-    """Steps of the run."""
     epoch_steps: int
     """Steps of one pass over the data."""
     full_epochs: int = 0
@@ -63,7 +62,7 @@ class TrainResult:
     reason: Literal["finished", "stopped"]
     """All steps are done, or the run was stopped and can be resumed."""
     checkpoint: str
-    """Directory of the last checkpoint."""
+    """Directory of the last one."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """The last line of metrics."""
 

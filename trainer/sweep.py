@@ -38,9 +38,7 @@ class SweepResult:
     """Counts of one sweep on one rank."""
 
     step: int
-    """Steps done when it ran."""
     scored: int
-    """Samples scored."""
     missing: int
     """Samples that the loader could not give."""
     non_finite: int
@@ -48,14 +46,10 @@ class SweepResult:
 
 
 class Sweep:
-    """Scores all samples when the training loop calls it.
+    """Scores all samples, whose ids are 0 .. num_samples - 1, when the training loop calls it.
 
-    Args:
-        batches: gives (sample ids, uint8[B, 3, H, W]) for the ids it is called with, each once, with the evaluation
-            crop.
-        selection: receives the scores.
-        num_samples: samples of the data set; their ids are 0 .. num_samples - 1.
-        after: called on rank 0 when all ranks have reported, e.g. to set the policy that keeps the top share.
+    `batches` gives (sample ids, uint8[B, 3, H, W]) for the ids it is called with, each once, with the evaluation crop.
+    `after` is called on rank 0 when all ranks have reported, e.g. to set the policy that keeps the top share.
     """
 
     def __init__(
@@ -120,10 +114,8 @@ class Sweep:
 def score_batch(state: TrainState, images_u8: Tensor, sample_ids: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return the scores of uint8[B, 3, H, W] images, float32[B], larger for harder ones.
 
-    Args:
-        state: the run; `pass_.score` of its model config is the rule, "pass" or "bss".
-        images_u8: the images.
-        sample_ids: int64[B]; with "bss" they seed each image's mask, so that a repeated sweep gives equal scores.
+    `pass_.score` of the run's model config is the rule. With "bss" the sample ids, int64[B], seed each image's mask, so
+    that a repeated sweep gives equal scores.
     """
     method, settings = state.method, state.config.model.pass_
     assert isinstance(method, SelectingMethod), "methods that cannot select are refused when they are built"

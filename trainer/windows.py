@@ -25,13 +25,8 @@ _MOST_FORGOTTEN = 66  # windows that a service hands out before it insists on wr
 class ScheduledWindows:
     """A source of windows whose requests carry the trainer's scheduled effective size.
 
-    The size is a function of the window's number, so every rank, and a resumed run, sends the same.
-
-    Args:
-        selection: draws the windows.
-        schedule: effective size, in (0, 1], by the share of the run that is done; None leaves it to the selection.
-        window_steps: optimizer steps of a window.
-        total_steps: optimizer steps of the run.
+    The size is a function of the window's number, so every rank, and a resumed run, sends the same. `schedule` gives
+    it, in (0, 1], by the share of the run that is done; None leaves it to the selection.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ from trainer.config import ClmaeConfig, ConmimConfig, ModelConfig, SwinConfig
 from trainer.masking import Mask, from_mask
 from trainer.methods import build_method
 from trainer.methods.base import Method
-from trainer.record.official import MAPS
+from trainer.record.official import encoder_state
 
 TOLERANCE = 1e-6  # sin-cos positions are float32 in every official implementation
 OFFICIAL: dict[str, dict[str, float]] = {
@@ -156,8 +156,7 @@ def golden_bootmae() -> Any:
     shape = {**SMALL, "heads": 4, "decoder_width": 32, "decoder_heads": 4}
     method = _build("bootmae", ModelConfig(image_size=64, patch_size=16, masking="random", **shape))
     positions = {"pos_embed": method.encoder.pos_embed.data, "de_pos_embed": method.pixel_decoder.pos_embed.data}
-    method.load_state_dict(MAPS["bootmae"](fill_state(bootmae_official(positions))))
-    return method
+    return _fill(method, "bootmae", bootmae_official(positions))
 
 
 def bootmae_official(positions: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -241,8 +240,85 @@ def _build(name: str, config: ModelConfig) -> Any:
 
 
 def _fill(method: Method, name: str, official: Mapping[str, Tensor]) -> Method:
-    method.load_state_dict(MAPS[name](fill_state(official)))
+    state = fill_state(official)
+    ours = {f"encoder.{part}": value for part, value in encoder_state(name, state).items()}
+    method.load_state_dict(ours | OTHERS[name](state))
     return method
+
+
+def _other_mae(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """MAE: `decoder_x` and `mask_token` belong to the decoder."""
+    return {
+        "decoder." + name.removeprefix("decoder_"): value
+        for name, value in state.items()
+        if name == "mask_token" or name.startswith("decoder_")
+    }
+
+
+def _other_simmim(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """SimMIM: the head's rows, (channel, row, column) for PixelShuffle, become (row, column, channel) of a patch."""
+    weight, bias = state["decoder.0.weight"].flatten(1), state["decoder.0.bias"]
+    return {
+        f"head.{name}": rows.view(3, -1, *rows.shape[1:]).transpose(0, 1).flatten(0, 1)
+        for name, rows in (("weight", weight), ("bias", bias))
+    }
+
+
+def _other_clmae(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """CL-MAE: MAE's decoder and a masking network; its position is frozen at zero, so it is dropped."""
+    ours = _other_mae(state)
+    for name, value in state.items():
+        part = name.removeprefix("masking_net.").replace("mlp_head.0.", "norm.").replace("mlp_head.1.", "head.")
+        if name.startswith("masking_net.") and part != "pos_embed":
+            ours[f"masker.{part}"] = value
+    return ours
+
+
+def _other_bootmae(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """BootMAE: names of the second decoder end in _1, biases are in parts, the teacher starts as the encoder."""
+    parts = dict(decode_blocks="blocks", decode_norm="norm", down="embed", mask_token="mask_token", lm_head="pred")
+    ours = {f"teacher.{name}": value for name, value in encoder_state("bootmae", dict(state)).items()}
+    for name, value in state.items():
+        head, _, rest = name.partition(".")
+        part = parts.get(head.removesuffix("_1"))
+        if part is not None:
+            decoder = "feature_decoder" if head.endswith("_1") else "pixel_decoder"
+            ours[f"{decoder}.{part}.{rest}".rstrip(".").replace(".c_attn.", ".cross.")] = value
+    for name in [name for name in ours if name.endswith(".q_bias")]:
+        prefix = name.removesuffix("q_bias")
+        q, v = ours.pop(name), ours.pop(prefix + "v_bias")
+        if prefix + "kv.weight" in ours:
+            ours[prefix + "q.bias"], ours[prefix + "kv.bias"] = q, torch.cat([torch.zeros_like(v), v])
+        else:
+            ours[prefix + "qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
+    ours["pixel_decoder.pos_embed"] = state["de_pos_embed"]
+    # The official feature decoder reads the encoder's positions; ours keeps a copy of them.
+    ours["feature_decoder.pos_embed"] = state["pos_embed"]
+    # The pixel head is a transposed convolution, [decoder width, channel, row, column]; ours is linear.
+    weight = ours.pop("pixel_decoder.pred.proj.weight")
+    ours["pixel_decoder.pred.weight"] = weight.permute(2, 3, 1, 0).flatten(0, 2)
+    ours["pixel_decoder.pred.bias"] = ours.pop("pixel_decoder.pred.proj.bias").repeat(weight.shape[2] * weight.shape[3])
+    return ours
+
+
+def _other_conmim(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """ConMIM: the projector becomes `projector`; the teacher starts as the student."""
+    ours = {f"teacher_encoder.{name}": value for name, value in encoder_state("conmim", dict(state)).items()}
+    for name, value in state.items():
+        if name.startswith("projectors."):
+            renamed = name.replace("projectors.", "projector.")
+            ours[renamed] = ours[f"teacher_{renamed}"] = value
+    return ours
+
+
+OTHERS: dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
+    "mae": _other_mae,
+    "simmim": _other_simmim,
+    "clmae": _other_clmae,
+    "bootmae": _other_bootmae,
+    "conmim": _other_conmim,
+}
+"""What is beside the encoder in an official state dict, under our names, by method."""
 
 
 def _mae_name(name: str) -> str:

@@ -51,7 +51,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(tmp_path):
     save_file(official_mae(build_method("mae", tiny())), tmp_path / "mae.safetensors")
     with pytest.raises(ValueError, match=r"a vit_s encoder; .* differs in \d+, first blocks\.0\..*Choose the method"):
         encoder_of_official("mae", tmp_path / "mae.safetensors", size="vit_s")
-    with pytest.raises(ValueError, match=r"an official bootmae checkpoint must hold"):
+    with pytest.raises(ValueError, match=r"an official bootmae checkpoint must have the names"):
         load_official("bootmae", tmp_path / "mae.safetensors", **SHAPE)
     with pytest.raises(ValueError, match=r"got 'bootmea'\. Did you mean 'bootmae'\?"):
         load_official("bootmea", tmp_path / "mae.safetensors")

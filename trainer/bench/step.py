@@ -70,11 +70,8 @@ def bench_trainer(
 ) -> dict[str, Any]:
     """Time every method against its plain form and return plain values.
 
-    Args:
-        device: "cpu", "cuda", or "auto".
-        progress: called with (cases done, all cases).
-        cases: rows to measure; the device's own list without it. The add-ons are measured on the first, or on ViT-B.
-        turns: alternations of ours and the plain step, 1 or more; the medians are reported.
+    `cases` are the rows to measure, the device's own by default; the add-ons are measured on the first, or on ViT-B.
+    Ours and the plain step alternate `turns` times. `progress` is called with (cases done, all cases).
 
     Returns: `device`, `peak_flops` (FLOP/s; measured by a matrix product where it is not published), `methods` as
     methods[method][size] with batch, images_per_s, plain_images_per_s, ratio, mfu and peak_memory_bytes, the same as
@@ -182,11 +179,8 @@ def _ratios(case: Case, rows: list[dict[str, Any]], device: torch.device, turns:
 def run_cost(settings: PassConfig, selection_round: float, predictor_step: float, epochs: int = PAPER_EPOCHS) -> float:
     """Return the cost of a run with selection over that of a run on all data for as many epochs.
 
-    Args:
-        settings: how the run selects.
-        selection_round: cost of scoring all samples, in epochs of plain training.
-        predictor_step: cost of a step that trains the predictor too, in plain steps.
-        epochs: length of both runs; the paper's 200 by default, whose steps alone cost 0.37.
+    `selection_round` is the cost of scoring all samples, in epochs of plain training; `predictor_step` that of a step
+    that trains the predictor too, in plain steps. The steps alone of the paper's 200 epochs cost 0.37.
     """
     lengths = [1.0 if epoch < settings.full_epochs else settings.keep for epoch in range(epochs)]
     trained = sum(length for epoch, length in enumerate(lengths) if predictor_trains(epoch, settings))

@@ -38,11 +38,7 @@ def center_crop(size: int) -> Transform:
 class LabelledShards:
     """The labelled samples of an index.
 
-    `len` counts them; a row is a sample's place among them, from 0.
-
-    Args:
-        index: sample index (Parquet).
-        most: take at most this many samples, evenly spread; 0 takes all.
+    A row is a sample's place among them, from 0. At most `most` are taken, evenly spread; 0 takes all.
 
     Raises:
         ValueError: no sample has a label.
@@ -83,13 +79,8 @@ class LabelledShards:
     ) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
         """Return (images uint8[n, 3, H, W], labels int64[n], rows int64[n]) of samples by row.
 
-        Samples that cannot be decoded are left out and listed in `bad`.
-
-        Args:
-            rows: the samples.
-            transform: crop and size.
-            seed: seed of a random crop.
-            draws: number of each crop for its random numbers; the rows by default, so that a repeated call repeats it.
+        Samples that cannot be decoded are left out and listed in `bad`. Random crops are a function of `seed` and of
+        `draws`, a number for each; the rows by default, so that a repeated call repeats them.
         """
         rows = np.asarray(rows, np.int64)
         draws = rows if draws is None else np.asarray(draws, np.int64)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from pycocotools import mask as rle
 from pycocotools.cocoeval import COCOeval
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -32,7 +33,7 @@ from trainer.evaluate.detection_data import CocoFolder, jitter, letterbox
 from trainer.evaluate.encoders import PretrainedEncoder
 from trainer.evaluate.fit import Figures, Fit, Progress, fit, named_groups
 from trainer.evaluate.segmentation import epoch_order
-from trainer.evaluate.vitdet import PYRAMID_WIDTH, WINDOW, ChannelNorm, PlainBackbone
+from trainer.evaluate.vitdet import PYRAMID_WIDTH, WINDOW, PlainBackbone
 from trainer.precision import autocast
 
 LEVELS = ["0", "1", "2", "3"]
@@ -46,13 +47,11 @@ class DetectionConfig:
     """One training of Mask R-CNN; the defaults are ViTDet's for ViT-B."""
 
     epochs: int = 100
-    """Passes over the training images."""
     batch: int = 64
     """Images of a step; at most the training images are taken."""
     lr: float = 1e-4
-    """Peak learning rate."""
+    """Rate after the warm-up, which is linear."""
     warmup_steps: int = 250
-    """Steps of linear warm-up."""
     milestones: tuple[float, float] = (8 / 9, 26 / 27)
     """Shares of the training after which the rate falls to a tenth."""
     weight_decay: float = 0.1
@@ -60,7 +59,6 @@ class DetectionConfig:
     layer_decay: float = 0.7
     """Factor on the rate for each encoder layer further from the head."""
     drop_path: float = 0.1
-    """Stochastic depth of the last block."""
     image_size: int = 1024
     """Side of the square that images are fitted into; a multiple of 32 and of the patch size."""
     scale: tuple[float, float] = (0.1, 2.0)
@@ -70,7 +68,6 @@ class DetectionConfig:
     width: int = PYRAMID_WIDTH
     """Channels of the pyramid and the heads."""
     box_width: int = 1024
-    """Width of the box head's linear layer."""
     regions: int = 512
     """Regions of an image on which the heads are trained."""
     proposals: int = 1000
@@ -78,7 +75,6 @@ class DetectionConfig:
     test_epochs: int = 10
     """Epochs between tests; the last one is always tested."""
     seed: int = 0
-    """Seed of the heads, the order and the augmentation."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "test_epochs"):
@@ -179,11 +175,11 @@ def build_detector(pretrained: PretrainedEncoder, config: DetectionConfig, *, nu
         rpn_post_nms_top_n_test=config.proposals,
         box_batch_size_per_image=config.regions,
         box_roi_pool=MultiScaleRoIAlign(LEVELS, 7, 2),
-        box_head=FastRCNNConvFCHead((width, 7, 7), [width] * 4, [config.box_width], norm_layer=ChannelNorm),
+        box_head=FastRCNNConvFCHead((width, 7, 7), [width] * 4, [config.box_width], norm_layer=LayerNorm2d),
         mask_roi_pool=MultiScaleRoIAlign(LEVELS, 14, 2),
         mask_predictor=MaskRCNNPredictor(width, width, num_classes),
         box_predictor=FastRCNNPredictor(config.box_width, num_classes),
-        mask_head=MaskRCNNHeads(width, [width] * 4, 1, norm_layer=ChannelNorm),
+        mask_head=MaskRCNNHeads(width, [width] * 4, 1, norm_layer=LayerNorm2d),
         _skip_resize=True,  # `letterbox` and `jitter` already give squares of image_size
     )
 

@@ -75,31 +75,27 @@ def letterbox(image: Tensor, side: int) -> tuple[Tensor, float]:
 
     The second value is the factor from its pixels to those of the square.
     """
-    height, width = image.shape[1:]
-    scale = side / max(height, width)
-    size = max(round(height * scale), 1), max(round(width * scale), 1)
-    pixels = F.interpolate(image[None].float() / 255, size=size, mode="bilinear", antialias=True)[0].clamp(0, 1)
-    return F.pad(pixels, (0, side - size[1], 0, side - size[0])), scale
+    scale = side / max(image.shape[1:])
+    pixels = resize(image, scale)
+    return F.pad(pixels, (0, side - pixels.shape[2], 0, side - pixels.shape[1])), scale
+
+
+def resize(image: Tensor, factor: float) -> Tensor:
+    """Return a uint8 image in [0, 1] at another size; a side is a pixel at least."""
+    size = [max(round(length * factor), 1) for length in image.shape[1:]]
+    return F.interpolate(image[None].float() / 255, size=size, mode="bilinear", antialias=True)[0].clamp(0, 1)
 
 
 def jitter(
     image: Tensor, target: Target, *, side: int, scale: tuple[float, float], generator: np.random.Generator
 ) -> tuple[Tensor, Target]:
-    """Return the pair at a random scale, cropped or padded to a square, mirrored with probability 1/2.
+    """Return a pair of `CocoFolder` at a random scale, cropped or padded to a square, mirrored with probability 1/2.
 
-    Large-scale jitter (Ghiasi et al., arXiv:2012.07177).
-
-    Args:
-        image: uint8[3, H, W].
-        target: its objects.
-        side: side of the square.
-        scale: range of the random scale; 1 fits the image into the square.
-        generator: source of everything random.
+    Large-scale jitter (Ghiasi et al., arXiv:2012.07177). `scale` is its range; 1 fits the image into the square.
     """
     height, width = image.shape[1:]
-    factor = float(generator.uniform(*scale)) * side / max(height, width)
-    size = max(round(height * factor), 1), max(round(width * factor), 1)
-    pixels = F.interpolate(image[None].float() / 255, size=size, mode="bilinear", antialias=True)[0].clamp(0, 1)
+    pixels = resize(image, float(generator.uniform(*scale)) * side / max(height, width))
+    size = pixels.shape[1:]
     masks = F.interpolate(target["masks"][:, None].float(), size=size, mode="nearest-exact")[:, 0].to(torch.uint8)
     # By the rounded size, not by `factor`: boxes stay where their masks are.
     ratio = torch.tensor([size[1] / width, size[0] / height] * 2)

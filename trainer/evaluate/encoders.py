@@ -31,15 +31,13 @@ class PretrainedEncoder:
     """An encoder with weights, and the images that it was trained on."""
 
     name: str
-    """Name in reports."""
     encoder: nn.Module
     """`features(images)` returns tokens [B, 1 + N, D] of normalised images; frozen, in eval mode."""
     image_size: int
     """Side of its training images, in pixels."""
     mean: Pixel
-    """Pixel mean by channel in [0, 1]."""
+    """Of its pixels by channel, in [0, 1]; `std` likewise."""
     std: Pixel
-    """Pixel standard deviation by channel."""
     build: Callable[..., nn.Module]
     """Builds timm's model with the encoder's weights: build(num_classes=, image_size=, drop_path=)."""
 
@@ -70,16 +68,11 @@ class TimmEncoder(nn.Module):
         first = tokens[:, :1] if self.prefix else tokens.mean(dim=1, keepdim=True)
         return torch.cat([first, tokens[:, self.prefix :]], dim=1)
 
-    forward = features
-
 
 def encoder_of_run(path: str | Path, *, averaged: bool = False, teacher: bool = False) -> PretrainedEncoder:
-    """Return the encoder of a run directory or checkpoint.
+    """Return the encoder of a run directory or of one checkpoint in it.
 
-    Args:
-        path: run directory, or one step-* directory.
-        averaged: take the moving average of the weights.
-        teacher: take the method's teacher, as ConMIM is fine-tuned.
+    `averaged` takes the moving average of the weights, `teacher` the method's teacher, as ConMIM is fine-tuned.
 
     Raises:
         CheckpointError: there is no intact checkpoint.
@@ -93,13 +86,9 @@ def encoder_of_run(path: str | Path, *, averaged: bool = False, teacher: bool = 
 def encoder_of_official(
     method: str, weights: str | Path, *, size: str = "vit_b", image_size: int | None = None
 ) -> PretrainedEncoder:
-    """Return the encoder of a checkpoint as an official implementation publishes it.
+    """Return the encoder of a checkpoint as an official implementation publishes it; see `load_official`.
 
-    Args:
-        method: name in `trainer.METHODS`.
-        weights: checkpoint, as in `load_official`.
-        size: named size that it was trained with.
-        image_size: side of its training images; the size's own by default.
+    Its training images were of `image_size`, the named size's own by default.
 
     Raises:
         ValueError: the file cannot be read or does not fit.
@@ -125,12 +114,9 @@ def _of_config(name: str, encoder: nn.Module, config: ModelConfig, mean: Pixel, 
 def encoder_of_timm(
     name: str, weights: str | Path | None = None, *, image_size: int | None = None
 ) -> PretrainedEncoder:
-    """Return a timm model by name.
+    """Return a timm model by its name in timm's registry, for images of `image_size`, the model's own by default.
 
-    Args:
-        name: name in timm's registry.
-        weights: file with timm's names; without it timm downloads its published weights.
-        image_size: side of the images; the model's own by default.
+    `weights` is a file with timm's names; without it timm downloads its published weights.
 
     Raises:
         ValueError: timm has no such model, or the file cannot be read or does not fit.

@@ -30,10 +30,7 @@ class Features(NamedTuple):
 class Extractor:
     """A pretrained encoder on a device, from bytes to vectors.
 
-    Args:
-        pretrained: the encoder.
-        device: where to compute.
-        layer: tokens after this many blocks, before any norm, as BootMAE's linear probe reads them; 0 takes the output.
+    Tokens are taken after `layer` blocks, before any norm, as BootMAE's linear probe reads them; 0 takes the output.
 
     Raises:
         ValueError: the encoder has fewer blocks.

@@ -41,9 +41,7 @@ class FewShotConfig:
     draws: int = 3
     """Draws for each number of shots; mean and standard deviation are over them."""
     classifier: Literal["logistic", "lars"] = "logistic"
-    """Logistic regression (cross-validated), or the linear probe of CL-MAE."""
     seed: int = 0
-    """Seed of the draws."""
 
     def __post_init__(self) -> None:
         require(bool(self.shots) and min(self.shots) >= 1, f"shots must be 1 or more; got {self.shots}.")
@@ -59,8 +57,7 @@ def few_shot(
     Raises:
         ValueError: a class has fewer images than the most shots.
     """
-    fewest = np.bincount(train.labels)
-    fewest = fewest[fewest > 0].min()
+    fewest = np.unique(train.labels, return_counts=True)[1].min()
     require(
         max(config.shots) <= fewest,
         f"shots must be at most the images of the smallest class ({fewest}); got {max(config.shots)}. Leave out the "
@@ -95,10 +92,7 @@ def draw_shots(labels: NDArray[np.int64], shots: int, *, seed: Sequence[int]) ->
 
 
 def logistic(train: Features, test: Features) -> Figures:
-    """Classify by logistic regression on features brought to unit variance; its strength is chosen by folds.
-
-    Returns: acc1, acc5 and the strength.
-    """
+    """Return acc1, acc5 and the strength, chosen by folds, of logistic regression on features of unit variance."""
     # Float64: the gradient's tolerance is at float32's rounding.
     values, labels = torch.from_numpy(train.values).double(), torch.from_numpy(train.labels)
     mean, std = values.mean(dim=0), values.std(dim=0, correction=0).clamp(min=1e-6)
@@ -114,8 +108,7 @@ def choose_strength(values_BD: Tensor, labels_B: Tensor) -> float:
 
     Folds are stratified: image i of a class is in fold i mod F, with F at most the images of the smallest class.
     """
-    smallest = int(labels_B.bincount()[labels_B.bincount() > 0].min())
-    folds = min(FOLDS, smallest)
+    folds = min(FOLDS, int(labels_B.unique(return_counts=True)[1].min()))
     if folds < 2:
         return 1.0
     # Stratified, so that every fold trains on every class even with two images of each.
@@ -167,10 +160,7 @@ def logistic_regression(
 
 
 def lars(train: Features, test: Features) -> Figures:
-    """Classify by CL-MAE's probe: LARS, batch norm without weights, a rate that is not scaled by the batch.
-
-    Returns: acc1 and acc5.
-    """
+    """Return acc1 and acc5 of CL-MAE's probe: LARS, batch norm without weights, a rate not scaled by the batch."""
     config = LinearConfig(lr_batch=0, batch=LARS_BATCH, augment=False)
     found = probe_features(train, test, config, device=torch.device("cpu"))
     return {"acc1": found["acc1"], "acc5": found["acc5"]}

@@ -30,7 +30,6 @@ class Fit:
     """One training for an evaluation."""
 
     model: nn.Module
-    """The network, on its device."""
     optimizer: torch.optim.Optimizer
     """Its groups have `params`, `names` and `lr_scale`."""
     batch: Callable[[int], Any]
@@ -40,15 +39,12 @@ class Fit:
     rate: Callable[[int], float]
     """Learning rate of a step."""
     total_steps: int
-    """Steps of the whole training."""
     clip_norm: float = 0.0
     """Largest gradient norm; 0 means no clipping."""
     average: nn.Module | None = None
     """Moving average of the model's weights, evaluated instead of it."""
     average_decay: float = 0.0
-    """Decay of the average."""
     precision: Precision = "auto"
-    """As in training."""
     settings: Figures = field(default_factory=dict)
     """Facts that must be the same when a fit is continued."""
 
@@ -57,18 +53,15 @@ def fit(
     job: Fit,
     *,
     directory: str | Path | None = None,
-    evaluate: Callable[[int], Figures] | None = None,
-    evaluate_every: int = 0,
+    evaluate: Callable[[int], Figures],
+    evaluate_every: int,
     progress: Progress | None = None,
 ) -> list[Figures]:
     """Train to the end and return the evaluations in order, each with its step.
 
-    Args:
-        job: what to train.
-        directory: for checkpoints, written at evaluations; an earlier one there is continued. None keeps none.
-        evaluate: called with the steps done every `evaluate_every` steps and at the end, in eval mode.
-        evaluate_every: steps between evaluations; 0 means at the end only.
-        progress: called with (steps done, all steps).
+    `evaluate` is called in eval mode with the steps done every `evaluate_every` steps (0: never) and at the end; then a
+    checkpoint is written to `directory`, if given, and one found there is continued. `progress` is called with
+    (steps done, all steps).
 
     Raises:
         ValueError: a loss is not finite, or the directory holds a fit with other settings.
@@ -88,7 +81,7 @@ def fit(
                 require(
                     bool(loss.isfinite()), f"the loss must stay finite; step {step} gave {loss.item()}. Lower the rate."
                 )
-            if due and evaluate:
+            if due:
                 job.model.eval()
                 with torch.no_grad():
                     history.append({"step": done, "loss": loss.item(), **evaluate(done)})
@@ -134,13 +127,8 @@ def named_groups(
 ) -> list[dict[str, Any]]:
     """Return optimizer groups by (rate scale, decay), with names; the scale is layer_decay ** (top - layer).
 
-    Args:
-        named: (name, parameter) pairs; those that need no gradient are left out.
-        weight_decay: decay of the parameters that are not free of it.
-        free: tells whether a parameter is free of weight decay.
-        layers: layer by name, as BEiT decays rates (arXiv:2106.08254); other parameters have the full rate.
-        layer_decay: factor on the rate for each layer below the top.
-        top: number of the layer with the full rate.
+    Parameters that need no gradient are left out; `free` tells which have no weight decay. `layers` has the layer by
+    name, as BEiT decays rates (arXiv:2106.08254); the others, and layer `top`, have the full rate.
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in named:

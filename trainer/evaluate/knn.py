@@ -33,11 +33,8 @@ class Protocol:
     """How neighbours are found and vote."""
 
     pool: Pool = "cls"
-    """The class token after the last norm, or the mean of the patch tokens."""
     k: int = 1
-    """Neighbours."""
     metric: Metric = "cosine"
-    """Distance between features."""
     temperature: float | None = None
     """Weigh a vote by exp(similarity / temperature); None gives every neighbour one vote."""
     normalise: bool = False
@@ -51,8 +48,6 @@ PROTOCOLS: dict[str, Protocol] = {
     "clmae": Protocol(pool="mean", k=5, metric="euclidean", normalise=True),
 }
 """1-NN by cosine on the class token is the prototype paper's; CL-MAE also counts a hit when any of the 5 is right."""
-POOLS_NEEDED: tuple[Pool, ...] = ("cls", "mean")
-"""Pools of the features that the protocols read."""
 
 
 def embed_pools(
@@ -68,7 +63,7 @@ def embed_pools(
     Args:
         model: an encoder with `features(images)`, or a method with such an encoder; its mode is restored.
         batches: uint8[B, 3, H, W] arrays or tensors.
-        pools: the class token, the mean of the patch tokens, or both.
+        pools: one or both.
         mean: pixel mean by channel in [0, 1], as in training.
         std: pixel standard deviation by channel, as in training.
 
@@ -113,14 +108,10 @@ def neighbour_figures(
 ) -> dict[str, float]:
     """Return acc1, the share of queries whose neighbours vote for the right label, and any_k: where any of them has it.
 
-    Args:
-        protocol: or its name in PROTOCOLS.
-        train: (features float32[S, D], labels int[S], 0 or more).
-        test: (features float32[Q, D], labels int[Q], 0 or more).
-        exclude_self: the test set is the training set; a row is not its own neighbour.
-        device: where torch computes.
-        backend: `torch`, or `faiss` with a flat index, on a GPU where the GPU build is installed.
-        progress: called with (queries done, all queries).
+    `train` and `test` are (features float32[n, D], labels int[n], 0 or more); `protocol` may be a name in PROTOCOLS.
+    With `exclude_self` the test set is the training set, and a row is not its own neighbour. `device` is where torch
+    computes; faiss searches a flat index, on a GPU where its GPU build is installed. `progress` is called with
+    (queries done, all queries).
 
     Raises:
         ValueError: labels are missing (negative), sizes do not fit, or k is out of range.

@@ -21,12 +21,8 @@ def rauc(
 ) -> float:
     """Return the relative area under the curve.
 
-    Args:
-        epochs: measured epochs (or steps), increasing, at least 3 within the range.
-        baseline: score of the baseline at each, better when larger.
-        method: score of the method at each.
-        start: E1, one of the epochs; the first by default.
-        end: E2, one of the epochs; the last by default.
+    `epochs` (or steps) increase, at least 3 of them from `start` (E1, the first by default) to `end` (E2, the last);
+    `baseline` and `method` have a score at each, better when larger.
 
     Raises:
         ValueError: lengths differ, epochs are not increasing or do not hold the range, a score is not finite, or the

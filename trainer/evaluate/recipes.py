@@ -15,7 +15,6 @@ class FinetuneConfig:
     """One fine-tuning; the defaults are MAE's for ViT-B."""
 
     epochs: int = 100
-    """Passes over the training images."""
     batch: int = 1024
     """Images of a step; at most the training images are taken."""
     base_lr: float = 5e-4
@@ -25,13 +24,11 @@ class FinetuneConfig:
     min_lr: float = 1e-6
     """Rate at the end of the cosine, absolute."""
     warmup_epochs: int = 5
-    """Epochs of linear warm-up."""
     warmup_lr: float = 0.0
     """Rate at step 0, absolute."""
     weight_decay: float = 0.05
     """AdamW weight decay of matrices."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW moments."""
     layer_decay: float = 0.65
     """Factor on the rate for each layer further from the head, in (0, 1]."""
     drop_path: float = 0.1
@@ -53,7 +50,6 @@ class FinetuneConfig:
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Area of the random crops as a share of the image."""
     seed: int = 0
-    """Seed of the head, the order and the augmentation."""
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, f"epochs must be 1 or more; got {self.epochs}.")
@@ -103,7 +99,6 @@ class LinearConfig:
     """One probe's recipe; the defaults are MAE's."""
 
     epochs: int = 90
-    """Passes over the training images."""
     batch: int = 16384
     """Images of a step; at most the training images are taken."""
     base_lr: float = 0.1
@@ -111,15 +106,12 @@ class LinearConfig:
     lr_batch: int = 256
     """Images that base_lr is stated for; 0 takes it as it is (CL-MAE)."""
     warmup_epochs: int = 10
-    """Epochs of linear warm-up."""
     pool: Pool = "cls"
-    """The class token after the last norm, or the mean of the patch tokens."""
     layer: int = 0
     """Read tokens after this many blocks; 0 reads the output (BootMAE: 9 of 12)."""
     augment: bool = True
     """Random crops and flips; without them features are computed once."""
     seed: int = 0
-    """Seed of the classifier, the order and the crops."""
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, f"epochs must be 1 or more; got {self.epochs}.")
@@ -138,13 +130,9 @@ LINEAR: dict[str, LinearConfig] = {
 
 
 def cosine_rate(config: FinetuneConfig | LinearConfig, batch: int, steps: int, step: int) -> float:
-    """Return the learning rate of a step: linear warm-up, then a half cosine, by fractional epoch (MAE's lr_sched).
+    """Return the learning rate of a step, from 0: linear warm-up, then a half cosine, by fractional epoch (MAE).
 
-    Args:
-        config: recipe; a linear probe starts and ends at 0.
-        batch: images of a step, which scale base_lr.
-        steps: steps of an epoch.
-        step: the step, from 0.
+    `batch`, the images of a step, scales base_lr; `steps` are those of an epoch. A linear probe starts and ends at 0.
     """
     peak = config.base_lr * (batch / config.lr_batch if config.lr_batch else 1.0)
     low, end = (config.warmup_lr, config.min_lr) if isinstance(config, FinetuneConfig) else (0.0, 0.0)

@@ -29,19 +29,16 @@ class SegmentationConfig:
     """One training of UperNet; the defaults are BootMAE's for ViT-B on ADE20K."""
 
     steps: int = 160_000
-    """Optimizer steps."""
     batch: int = 16
     """Images of a step."""
     base_lr: float = 4e-4
-    """Peak learning rate."""
+    """Rate that the linear warm-up leads to."""
     warmup_steps: int = 1500
-    """Steps of linear warm-up."""
     weight_decay: float = 0.05
     """AdamW weight decay of matrices."""
     layer_decay: float = 0.65
     """Factor on the rate for each encoder layer further from the head."""
     drop_path: float = 0.1
-    """Stochastic depth of the last block."""
     crop: int = 512
     """Side of the training crops and of the test's windows; a multiple of the patch size."""
     stride: int = 341
@@ -53,7 +50,6 @@ class SegmentationConfig:
     test_every: int = 16_000
     """Steps between tests."""
     seed: int = 0
-    """Seed of the head, the order and the augmentation."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "crop", "stride", "width", "test_every"):

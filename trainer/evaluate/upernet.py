@@ -24,12 +24,7 @@ AUXILIARY_TAP, AUXILIARY_WEIGHT, AUXILIARY_WIDTH = 2, 0.4, 256
 
 
 class UperNet(nn.Module):
-    """A timm ViT with a UperNet head.
-
-    Args:
-        backbone: timm model with `forward_intermediates`.
-        num_classes: classes of pixels.
-        width: channels of the head (768 for ViT-B).
+    """A timm ViT, which has `forward_intermediates`, with a UperNet head of `width` channels (768 for ViT-B).
 
     Raises:
         ValueError: the backbone gives no maps of one resolution.

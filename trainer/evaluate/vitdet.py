@@ -8,12 +8,13 @@ Shapes: B batch, H W grid of tokens, D width, N heads, C channels of the pyramid
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import LayerNorm2d, resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_sam import get_rel_pos, window_partition, window_unpartition
 from torch import Tensor, nn
 
 from trainer.config import require
@@ -23,12 +24,9 @@ WINDOW = 14
 
 
 class WindowBlock(nn.Module):
-    """A timm block on a map of tokens, with attention inside windows (or everywhere) and relative positions.
+    """A timm block, with its weights, on a map of tokens: attention inside windows, and relative positions.
 
-    Args:
-        block: timm's block; its weights are used.
-        window: side of a window in tokens; 0 attends everywhere.
-        grid: side of the map, for the relative positions of global attention.
+    `window` is the side of a window in tokens; 0 attends everywhere, on a map of side `grid`.
     """
 
     def __init__(self, block: nn.Module, *, window: int, grid: int) -> None:
@@ -52,13 +50,8 @@ class WindowBlock(nn.Module):
         """Return the attention's output, window by window; the map is padded to whole windows."""
         if not self.window:
             return self.attend(map_BHWD)
-        batch, height, width, depth = map_BHWD.shape
-        side = self.window
-        padded = F.pad(map_BHWD, (0, 0, 0, -width % side, 0, -height % side))
-        rows, columns = padded.shape[1] // side, padded.shape[2] // side
-        x = padded.view(batch, rows, side, columns, side, depth).transpose(2, 3).reshape(-1, side, side, depth)
-        x = self.attend(x).view(batch, rows, columns, side, side, depth).transpose(2, 3)
-        return x.reshape(batch, rows * side, columns * side, depth)[:, :height, :width]
+        windows, padded = window_partition(map_BHWD, self.window)
+        return window_unpartition(self.attend(windows), self.window, tuple(map_BHWD.shape[1:3]), padded)
 
     def attend(self, map_BHWD: Tensor) -> Tensor:
         """Return self-attention over a whole map with decomposed relative positions."""
@@ -78,29 +71,17 @@ def relative_bias(query_BNHWd: Tensor, table_h: Tensor, table_w: Tensor) -> Tens
     Decomposed by axis (MViTv2, arXiv:2112.01526): a table has a vector for each distance, [2 * side - 1, d].
     """
     height, width = query_BNHWd.shape[2:4]
-    rows, columns = distances(table_h, height), distances(table_w, width)
+    rows, columns = get_rel_pos(height, height, table_h), get_rel_pos(width, width, table_w)
     by_row = torch.einsum("bnhwd,hkd->bnhwk", query_BNHWd, rows.to(query_BNHWd.dtype))
     by_column = torch.einsum("bnhwd,wkd->bnhwk", query_BNHWd, columns.to(query_BNHWd.dtype))
     both = by_row[..., :, None] + by_column[..., None, :]
     return both.flatten(4, 5).flatten(2, 3)
 
 
-def distances(table: Tensor, side: int) -> Tensor:
-    """Return the vectors of all pairs of places along a side, [side, side, d]; a table of another size is resized."""
-    if len(table) != 2 * side - 1:
-        table = F.interpolate(table.T[None], size=2 * side - 1, mode="linear", align_corners=False)[0].T
-    place = torch.arange(side, device=table.device)
-    return table[place[:, None] - place[None] + side - 1]
-
-
 class PlainBackbone(nn.Module):
-    """timm's VisionTransformer as maps of several strides, for torchvision's detectors.
+    """timm's VisionTransformer as maps of several strides and `width` channels, for torchvision's detectors.
 
-    Args:
-        trunk: timm model with the weights; its positions are of `grid` x `grid` tokens.
-        grid: tokens along a side of the training image.
-        window: side of the attention windows, in tokens.
-        width: channels of the maps.
+    The trunk's positions are of `grid` x `grid` tokens; attention windows are of `window` x `window`.
 
     Raises:
         ValueError: the encoder is not a plain ViT.
@@ -131,21 +112,13 @@ class PlainBackbone(nn.Module):
         """Return maps of [B, 256, h, w] named 0 to 3 and pool, at strides 4, 8, 16, 32 and 64."""
         # The class token is left out: a map has no place for it.
         map_BDHW = self.trunk.patch_embed.proj(images_BCHW)
-        x = map_BDHW.permute(0, 2, 3, 1) + self.positions(map_BDHW.shape[2:])
+        size, prefix = map_BDHW.shape[2:], self.trunk.num_prefix_tokens
+        positions = resample_abs_pos_embed(self.trunk.pos_embed[:, prefix:], size, num_prefix_tokens=0, antialias=False)
+        x = map_BDHW.permute(0, 2, 3, 1) + positions.view(1, *size, -1)
         for block in self.blocks:
             x = block(x)
         levels: OrderedDict[str, Tensor] = self.pyramid(x.permute(0, 3, 1, 2))
         return levels
-
-    def positions(self, size: Sequence[int]) -> Tensor:
-        """Return the absolute positions of a map, [1, H, W, D], without the class token's."""
-        table = self.trunk.pos_embed[:, self.trunk.num_prefix_tokens :]
-        side = round(table.shape[1] ** 0.5)
-        square = table.view(1, side, side, -1).permute(0, 3, 1, 2)
-        if tuple(size) != (side, side):
-            square = F.interpolate(square, size=tuple(size), mode="bicubic", align_corners=False)
-        positions: Tensor = square.permute(0, 2, 3, 1)
-        return positions
 
 
 class Pyramid(nn.Module):
@@ -156,7 +129,7 @@ class Pyramid(nn.Module):
         half, quarter = width // 2, width // 4
         to4 = [
             nn.ConvTranspose2d(width, half, 2, 2),
-            ChannelNorm(half),
+            LayerNorm2d(half),
             nn.GELU(),
             nn.ConvTranspose2d(half, quarter, 2, 2),
         ]
@@ -181,17 +154,7 @@ def level(rescale: nn.Module, width: int, out: int) -> nn.Sequential:
     return nn.Sequential(
         rescale,
         nn.Conv2d(width, out, 1, bias=False),
-        ChannelNorm(out),
+        LayerNorm2d(out),
         nn.Conv2d(out, out, 3, padding=1, bias=False),
-        ChannelNorm(out),
+        LayerNorm2d(out),
     )
-
-
-class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of [B, C, H, W] maps."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, eps=1e-6)
-
-    def forward(self, maps_BCHW: Tensor) -> Tensor:
-        return super().forward(maps_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -19,11 +19,9 @@ class Context:
     """
 
     rank: int = 0
-    """This process among all, from 0."""
     local_rank: int = 0
     """This process on its node, from 0: the number of its GPU."""
     world_size: int = 1
-    """Processes of the run."""
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean of a tensor over the ranks."""

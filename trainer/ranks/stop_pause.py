@@ -26,12 +26,8 @@ def pause_or_stop(
 ) -> bool:
     """Pause while any rank asks for it, then return whether to stop. All ranks call this after the same step.
 
-    Args:
-        context: the ranks.
-        device: where their collectives run.
-        stop: called on this rank; True on any ends the run, a paused one as well.
-        pause: called on this rank; the run pauses while any rank returns True. None on all ranks never pauses.
-        paused: entered for as long as the run pauses.
+    `stop` and `pause` are called on this rank; True on any stops the run, a paused one as well, or pauses it. None on
+    all ranks never pauses. `paused` is entered for as long as the run pauses; collectives run on `device`.
     """
     if context.any(stop(), device):
         return True

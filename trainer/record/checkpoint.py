@@ -41,7 +41,6 @@ class Checkpoint:
     """A checkpoint in memory."""
 
     path: Path
-    """Its directory."""
     state: dict[str, Any]
     """The JSON part: `step`, `config`, `stream` and what the caller added."""
     tensors: dict[str, dict[str, Tensor]]
@@ -60,10 +59,8 @@ class Checkpoints:
     def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
         """Copy the tensors on their device and write the checkpoint in the background; waits for the one before it.
 
-        Args:
-            step: optimizer steps done; it names the directory.
-            tensors: by file (`model`, `optimizer`, `ema`) and name.
-            state: JSON values beside them. `metric`, a number that is better when lower, decides which is the best.
+        The steps done name its directory. Tensors are by file (`model`, `optimizer`, `ema`) and name; `state` has JSON
+        values, of which `metric`, a number that is better when lower, decides which checkpoint is the best.
 
         Raises:
             CheckpointError: the write of the one before it failed.

@@ -33,9 +33,7 @@ TIMM_CLASSES: dict[str, Callable[..., nn.Module]] = {
 def load_method(path: str | Path, *, averaged: bool = False) -> tuple[TrainConfig, Method]:
     """Load the trained method of a run directory (its newest checkpoint) or of one checkpoint, in eval mode on the CPU.
 
-    Args:
-        path: run directory, its checkpoints directory, or one step-* directory.
-        averaged: take the moving average of the weights, when the run kept one.
+    `averaged` takes the moving average of the weights.
 
     Raises:
         CheckpointError: there is no intact checkpoint.
@@ -66,12 +64,9 @@ def teacher_of(method: Method, name: str) -> nn.Module:
 
 
 def export_timm(path: str | Path, out_dir: str | Path, *, weights: Weights = "encoder") -> Path:
-    """Write a run's encoder as a timm state dict and return the path of its weights.
+    """Write the encoder of a run or checkpoint into `out_dir` as a timm state dict and return the path of its weights.
 
-    Args:
-        path: run directory or checkpoint.
-        out_dir: directory for encoder.safetensors and encoder.json.
-        weights: the trained encoder, the method's teacher (ConMIM fine-tunes it), or the run's moving average.
+    It is the trained one, the method's teacher (ConMIM fine-tunes it), or the run's moving average.
 
     Raises:
         ValueError: the method has no teacher, or the run no average.

@@ -63,11 +63,8 @@ class Stream(Iterable[Any], Protocol):
 class Recorder:
     """The files of a run in progress; only rank 0 writes.
 
-    Args:
-        state: the run; `restore` continues it in place.
-        stream: its cursor is saved and restored with the weights.
-        directory: run directory.
-        on_step: called with (steps done, metrics) after every line of a step; None on all ranks but 0.
+    The stream's cursor is saved and restored with the weights. `on_step` is called with (steps done, metrics) after
+    every line of a step; None on all ranks but 0.
     """
 
     def __init__(self, state: TrainState, stream: Stream, directory: Path, on_step: OnStep | None) -> None:

@@ -24,7 +24,7 @@ def knn(
     """
     from trainer.evaluate.data import LabelledShards
     from trainer.evaluate.features import Extractor
-    from trainer.evaluate.knn import POOLS_NEEDED, PROTOCOLS, memory_bytes, neighbour_figures
+    from trainer.evaluate.knn import PROTOCOLS, memory_bytes, neighbour_figures
 
     pretrained, device = encoder.load(), encoder.torch_device()
     paths = images.paths(encoder)
@@ -32,7 +32,7 @@ def knn(
     found = []
     for path in (path for path in paths if path is not None):
         with progress_bar(f"features of {path}") as advance:
-            found.append(extractor.extract(LabelledShards(path, most=images.most), POOLS_NEEDED, progress=advance))
+            found.append(extractor.extract(LabelledShards(path, most=images.most), ("cls", "mean"), progress=advance))
     gallery, test, alone = found[0], found[-1], len(found) == 1
     data: dict[str, Any] = {"encoder": pretrained.name}
     data |= {"images": len(gallery["cls"].labels), "tested": len(test["cls"].labels)}
