@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from pycocotools import mask as rle
 from pycocotools.cocoeval import COCOeval
-from timm.layers import LayerNorm2d
+from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator

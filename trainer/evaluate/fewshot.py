@@ -108,7 +108,7 @@ def choose_strength(values_BD: Tensor, labels_B: Tensor) -> float:
 
     Folds are stratified: image i of a class is in fold i mod F, with F at most the images of the smallest class.
     """
-    folds = min(FOLDS, int(labels_B.unique(return_counts=True)[1].min()))
+    folds = min(FOLDS, int(torch.unique(labels_B, return_counts=True)[1].min()))
     if folds < 2:
         return 1.0
     # Stratified, so that every fold trains on every class even with two images of each.

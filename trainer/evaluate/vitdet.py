@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d, resample_abs_pos_embed
+from timm.layers.norm import LayerNorm2d
+from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_sam import get_rel_pos, window_partition, window_unpartition
 from torch import Tensor, nn
@@ -50,8 +51,9 @@ class WindowBlock(nn.Module):
         """Return the attention's output, window by window; the map is padded to whole windows."""
         if not self.window:
             return self.attend(map_BHWD)
+        _, height, width, _ = map_BHWD.shape
         windows, padded = window_partition(map_BHWD, self.window)
-        return window_unpartition(self.attend(windows), self.window, tuple(map_BHWD.shape[1:3]), padded)
+        return window_unpartition(self.attend(windows), self.window, (height, width), padded)
 
     def attend(self, map_BHWD: Tensor) -> Tensor:
         """Return self-attention over a whole map with decomposed relative positions."""
