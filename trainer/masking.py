@@ -121,10 +121,9 @@ def simmim_blocks(config: ModelConfig) -> tuple[int, int]:
     pixels = 32 if config.image_size >= 64 else 2 * config.patch_size
     if config.image_size % pixels or pixels % config.patch_size:
         raise ValueError(
-            f"simmim masking needs an image_size that is a multiple of its {pixels}-pixel blocks, and blocks that "
-            "are a multiple of "
-            f"patch_size; got image_size {config.image_size} and patch_size {config.patch_size}. Try another size or "
-            "masking='random'."
+            f"simmim masking needs an image_size that is a multiple of its {pixels}-pixel blocks, and blocks that are "
+            f"a multiple of patch_size; got image_size {config.image_size} and patch_size {config.patch_size}. Try "
+            "another size or masking='random'."
         )
     return config.image_size // pixels, pixels // config.patch_size
 

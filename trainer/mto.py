@@ -43,7 +43,7 @@ class MtoObserver:
         self._spa: Tensor | None = None
 
     def __call__(self, tokens_BTD: Tensor) -> None:
-        """Take the tokens of the next layer, [B, T, D]; at layer 0 the sparsity is measured too."""
+        """Take the tokens of the next layer, [B, T, D]."""
         if self._spa is None:
             self._spa = self._recomputed(self._sparsity, tokens_BTD)
         # H^l (Eq. 2), in [0, ln V]: the mean over images of what the paper defines for one.

@@ -57,7 +57,6 @@ class StepResult:
     grad_norm: Tensor
     """Scalar, the norm of the gradient over all ranks, before clipping; not finite when the update was left out."""
     parts: dict[str, Tensor]
-    """Scalars for the log by name."""
 
 
 def train_step(state: TrainState, images_u8: Tensor) -> StepResult:

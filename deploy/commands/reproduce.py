@@ -13,7 +13,7 @@ from tyro.conf import Positional
 from deploy.console import Answer, table, working
 
 if TYPE_CHECKING:
-    from deploy.studies.reproduce import Claim
+    from deploy.studies.reproduce.claims import Claim
     from deploy.studies.reproduce.plan import Plan
     from deploy.studies.reproduce.queue import Queue
     from deploy.studies.reproduce.study import Study
@@ -131,7 +131,7 @@ def _train_and_report(
 
 def chosen_claims(names: tuple[str, ...], *, sweep: bool, only: tuple[str, ...]) -> dict[str, Claim]:
     """Return folder of each claim -> the claim with the arms to train; an ablated claim has a folder of its own."""
-    from deploy.studies.reproduce import CLAIMS
+    from deploy.studies.reproduce.claims import CLAIMS
     from trainer.config import choose
 
     wanted = tuple(CLAIMS) if names == ("all",) else names

@@ -35,7 +35,6 @@ was 1.5 points, enough to swap two curves that RAUC compares.
 """
 EMBEDDED_AT_ONCE = 256
 SHOWN_IMAGES = 6
-"""Rows of a picture."""
 LOSS = "loss"
 """Metric of an adaptive schedule that the training loop measures itself; the others come from evaluations."""
 

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SWEEP_AUTHOR = "sweep"
-"""Author of the selection rounds in the run log."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,8 +18,7 @@ from PIL import Image
 from deploy.commands.reproduce import chosen_claims, reproduce
 from deploy.launch.cluster import local_cluster
 from deploy.runs.rundir import RunDir
-from deploy.studies.reproduce import CLAIMS, Arm, Claim, Expectation
-from deploy.studies.reproduce.claims import START
+from deploy.studies.reproduce.claims import CLAIMS, START, Arm, Claim, Expectation
 from deploy.studies.reproduce.measure import whitening
 from deploy.studies.reproduce.plan import Scale, run_config
 from deploy.studies.reproduce.queue import Outcome

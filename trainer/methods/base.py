@@ -21,7 +21,7 @@ from trainer.randomness import StepRandomness
 
 
 class Method(nn.Module, ABC):
-    """Base of the methods."""
+    """A method, its networks and its losses."""
 
     default_masking: str = "random"
     """Masking of the official implementation, used when the config says auto."""
@@ -87,7 +87,6 @@ class PixelMethod(Method):
     """A method that predicts hidden pixels for a given mask."""
 
     def forward(self, images_BCHW: Tensor, randomness: StepRandomness, phase: str = "model") -> Losses:
-        """Draw a mask and return its losses."""
         return self.reconstruct(images_BCHW, self.draw_mask(len(images_BCHW), randomness, like=images_BCHW))
 
     @abstractmethod
@@ -109,9 +108,8 @@ class PixelMethod(Method):
 class SelectingMethod(PixelMethod):
     """A method that may have a predictor of patch difficulty, for patch-aware selection (PASS; METHODS section 7).
 
-    A subclass builds its predictor, and calls `add_predictor` on its losses while `predictor_trains`. A sweep asks
-    `difficulty` for the predicted loss of each patch of a whole image, hides the patches of `difficulty_mask`, and
-    scores the sample by the losses of these patches.
+    A subclass builds its predictor, and calls `add_predictor` on its losses while `predictor_trains`. A sweep hides the
+    patches of `difficulty_mask`, and scores the sample by the losses of these patches.
     """
 
     predictor: nn.Module | None

@@ -55,7 +55,6 @@ class Bootmae(PixelMethod):
         self.feature_weight = full * min(RAMP * (1 + progress.epoch) / progress.num_epochs, 1.0)
 
     def end_step(self, progress: Progress) -> None:
-        """Move the teacher towards the encoder."""
         momentum = bootmae_momentum(progress, dynamic=self.config.bootmae.dynamic_momentum)
         move_average(self.teacher, self.encoder, momentum)
 
@@ -109,7 +108,6 @@ class Bootmae(PixelMethod):
         return pixels.view_as(prediction_BNP)
 
     def predict(self, images_BCHW: Tensor, mask: Mask) -> Tensor:
-        """Return the pixel regressor's output for all patches in image order, [B, N, P]."""
         patches_BNP = patchify(images_BCHW, self.config.patch_size)
         latent_BTD, shallow_BTD, _ = self._encode(patches_BNP, mask)
         shuffled_BNP = self.pixel_decoder(latent_BTD, shallow_BTD, mask)
@@ -132,9 +130,8 @@ class CrossDecoder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(sincos_positions(width, config.grid, row_first=True), requires_grad=False)
         # With the encoder's number of heads, whatever the width (official code).
-        make = [
-            CrossBlock(width, config.width, config.heads, config.mlp_ratio) for _ in range(config.bootmae.decoder_depth)
-        ]
+        depth = config.bootmae.decoder_depth
+        make = [CrossBlock(width, config.width, config.heads, config.mlp_ratio) for _ in range(depth)]
         self.blocks = nn.ModuleList(make)
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.pred = nn.Linear(width, values)
@@ -142,22 +139,11 @@ class CrossDecoder(nn.Module):
         self.apply(init_xavier)
 
     def forward(
-        self,
-        latent_BSD: Tensor,
-        context_BSD: Tensor,
-        mask: Mask,
-        observe: MtoObserver | None = None,
-        *,
-        first: int = 1,
+        self, latent_BSD: Tensor, context_BSD: Tensor, mask: Mask, observe: MtoObserver | None = None, *, first: int = 1
     ) -> Tensor:
-        """Return the values predicted for the tokens from number `first` on, [B, 1 + N - first, values].
+        """Return the values predicted for the tokens from number `first` on, as `TokenDecoder` does.
 
-        Args:
-            latent_BSD: the encoder's normalised class token and visible patches, in the order of the mask's list.
-            context_BSD: features of the same tokens, that every block attends to.
-            mask: which patches are visible and which are hidden.
-            observe: called with the first block's input and every block's output, [B, 1 + N, E] each.
-            first: 1 for all patches, 1 + V for the hidden ones alone: only these pay for the last layer.
+        Every block attends to `context_BSD`, features of the tokens of `latent_BSD`.
         """
         # Positions are added to the mask tokens only: the latents carry theirs (official code).
         masked = self.mask_token + self.pos_embed[0, 1:][mask.masked_BM]

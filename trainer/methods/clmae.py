@@ -51,7 +51,6 @@ class Clmae(Mae):
         self.curriculum = 1.0
 
     def begin_step(self, progress: Progress) -> None:
-        """Set the factor on the masking network's reconstruction loss."""
         super().begin_step(progress)
         self.curriculum = curriculum_factor(progress, self.config.clmae.curriculum)
 
@@ -141,11 +140,6 @@ def masker_losses(keep_BN: Tensor, loss_BN: Tensor, config: ModelConfig) -> dict
       gauss      mean(exp(-(s - 1/2)^2 / (2 sigma^2)) sigma sqrt(2 pi)): s is driven to 0 or 1
       kl         KL(Bernoulli(mean_N s) || Bernoulli(keep ratio)), mean or sum over the batch
       diversity  mean over pairs of masks of exp(-0.1 |s_i - s_j|)
-
-    Args:
-        keep_BN: keep-probabilities in (0, 1).
-        loss_BN: reconstruction error of every patch.
-        config: weights, and the keep ratio.
     """
     settings = config.clmae
     hidden_BN = 1 - keep_BN

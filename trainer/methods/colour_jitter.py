@@ -24,14 +24,7 @@ LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601 weights, as in torchvision
 def change_colours(
     images_BCHW: Tensor, randomness: StepRandomness, *, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """Return normalised images after random colour changes.
-
-    Args:
-        images_BCHW: normalised images.
-        randomness: the step's; nine numbers an image are drawn.
-        mean: by channel, in [0, 1], subtracted before.
-        std: by channel, divided by before.
-    """
+    """Return normalised images after random colour changes; `mean` and `std` by channel normalised them."""
     shift, scale = (images_BCHW.new_tensor(values).view(3, 1, 1) for values in (mean, std))
     draws = randomness.uniform("colours", len(images_BCHW), 9, like=images_BCHW)[:, :, None, None, None]
     x = images_BCHW * scale + shift

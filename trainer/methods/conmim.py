@@ -44,13 +44,11 @@ class Conmim(Method):
         self.teacher_projector = freeze_copy(make_projector(config), self.projector)
 
     def end_step(self, progress: Progress) -> None:
-        """Move the teacher towards the student."""
         momentum = cosine_momentum(progress, self.config.conmim.momentum)
         move_average(self.teacher_encoder, self.encoder, momentum)
         move_average(self.teacher_projector, self.projector, momentum)
 
     def forward(self, images_BCHW: Tensor, randomness: StepRandomness, phase: str = "model") -> Losses:
-        """Return the contrastive loss of the hidden tokens."""
         # The teacher sees the same crop in other colours: another crop would misalign the places that must match.
         mask = self.draw_mask(len(images_BCHW), randomness, like=images_BCHW)
         changed = change_colours(images_BCHW, randomness, mean=self.pixel_mean, std=self.pixel_std)

@@ -17,9 +17,7 @@ class Losses(NamedTuple):
     total: Tensor
     """Scalar that is minimised."""
     per_sample_B: Tensor
-    """[B], the loss of each sample: its mean over masked patches. Reported as the sample's score; carries no
-    gradient.
-    """
+    """[B], the mean loss of each sample's masked patches, reported as its score. Carries no gradient."""
     patch_loss_BN: Tensor
     """[B, N], the loss of each masked patch, 0 on visible ones. Carries no gradient."""
     mask_BN: Tensor
@@ -67,11 +65,7 @@ def add_mto(losses: Losses, *observers: MtoObserver | None) -> Losses:
 def add_predictor(losses: Losses, predicted_BM: Tensor, loss_BM: Tensor, num_patches: int) -> Losses:
     """Add the mask predictor's loss, 1/(B N) sum over hidden patches of (P - sg[l])^2 (PASS, Eq. 5 and 6).
 
-    Args:
-        losses: those of the method.
-        predicted_BM: P, the predicted loss of each hidden patch.
-        loss_BM: l, its loss; a constant here.
-        num_patches: N. The paper divides by all patches, not by the hidden ones.
+    The paper divides by all patches, N = `num_patches`, not by the hidden ones.
     """
     error = (predicted_BM.to(loss_BM.dtype) - loss_BM.detach()).square().sum() / (len(loss_BM) * num_patches)
     parts = {"method": losses.total.detach(), **losses.parts, "predictor": error.detach()}

@@ -47,14 +47,9 @@ class Mae(SelectingMethod):
         return self.decode(latent_BTD, patches_BNP, mask)
 
     def decode(self, latent_BTD: Tensor, patches_BNP: Tensor, mask: Mask) -> Losses:
-        """Return the losses of the hidden patches from the latents of the visible ones.
+        """Return the losses of the hidden patches from latents of the visible ones in the mask's order.
 
         L = 1/(B M) sum over hidden patches of mean_P((x^ - t)^2), t the target of `targets` (METHODS section 1).
-
-        Args:
-            latent_BTD: class token and visible patches, in the order of the mask's list.
-            patches_BNP: all patches, in image order.
-            mask: which patches are hidden.
         """
         first_masked = 1 + mask.visible_BV.shape[1]
         # MTO's layers are those of the decoder: the encoder sees no mask token.
@@ -70,7 +65,6 @@ class Mae(SelectingMethod):
         return add_predictor(losses, predicted_BM1.squeeze(-1), loss_BM, patches_BNP.shape[1])
 
     def difficulty(self, images_BCHW: Tensor) -> Tensor:
-        """Return the predicted loss of every patch, [B, N], from the whole image, without mask tokens (PASS, Eq. 4)."""
         assert self.predictor is not None, "the config has no mask predictor"
         everything = whole_image(len(images_BCHW), self.config, images_BCHW.device)
         latent_BTD = self.encoder.features(images_BCHW)
@@ -96,12 +90,10 @@ class Mae(SelectingMethod):
         return prediction_BNP * (variance + VARIANCE_EPS).sqrt() + mean
 
     def predict(self, images_BCHW: Tensor, mask: Mask) -> Tensor:
-        """Return the decoder's output for all patches in image order, [B, N, P]."""
         patches_BNP = patchify(images_BCHW, self.config.patch_size)
         latent_BTD = self.encoder.encode_visible(patches_BNP, mask.visible_BV)
         shuffled_BNP = self.decoder(latent_BTD, mask)
-        order_BN = torch.cat([mask.visible_BV, mask.masked_BM], dim=1)
-        return take(shuffled_BNP, order_BN.argsort(dim=1))
+        return take(shuffled_BNP, torch.cat([mask.visible_BV, mask.masked_BM], dim=1).argsort(dim=1))
 
 
 def standardise(patches_BMP: Tensor) -> Tensor:

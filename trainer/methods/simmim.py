@@ -69,7 +69,6 @@ class Simmim(SelectingMethod):
         return add_predictor(losses, predicted_BM, loss_BM, tokens_BTD.shape[1] - 1)
 
     def difficulty(self, images_BCHW: Tensor) -> Tensor:
-        """Return the predicted loss of every patch, [B, N], from the tokens of the whole image (PASS, Eq. 4)."""
         assert self.predictor is not None, "the config has no mask predictor"
         predicted_BN: Tensor = self.predictor(self.encoder.features(images_BCHW))
         return predicted_BN

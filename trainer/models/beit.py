@@ -58,12 +58,9 @@ class RelativeEncoder(nn.Module):
     def encode(
         self, patches_BNP: Tensor, mask_BN: Tensor | None = None, observe: Callable[[Tensor], None] | None = None
     ) -> Tensor:
-        """Return normalised tokens, class token first, [B, T, D].
+        """Return normalised tokens, class token first, [B, T, D], those that the mask hides (1) as mask tokens.
 
-        Args:
-            patches_BNP: all patches of the images.
-            mask_BN: 1 = replaced by the mask token before the first block; nothing is without it.
-            observe: called with the first block's input and every block's output, [B, T, D] each.
+        `observe` is called as by `run_blocks`.
         """
         tokens_BND = linear_patches(self.patch_embed, patches_BNP)
         if mask_BN is not None:

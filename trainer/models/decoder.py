@@ -1,7 +1,6 @@
 """The decoder of MAE: a narrow transformer on latents of visible patches and mask tokens for hidden ones.
 
-Its tokens are in [class | visible | masked] order, not in image order: attention does not see the order, positions
-are added by index, and the masked tokens are one slice at the end.
+Its tokens are in [class | visible | masked] order, not in image order: the masked tokens are one slice at the end.
 
 Shapes: B batch, N patches, V visible, M masked, S seen tokens (1 + V), T tokens (1 + N), K predicted tokens, D encoder
 width, E decoder width, P values of a token.
@@ -38,11 +37,8 @@ class TokenDecoder(nn.Module):
     ) -> Tensor:
         """Return the values predicted for the tokens from number `first` on, [B, 1 + N - first, values].
 
-        Args:
-            latent_BSD: the encoder's class token and visible patches, in the order of the mask's list.
-            mask: which patches are visible and which are hidden.
-            observe: called with the first block's input and every block's output, [B, 1 + N, E] each.
-            first: 1 for all patches, 1 + V for the hidden ones alone: only these pay for the last layer.
+        The latents are in the order of the mask's list; `observe` is called as by `run_blocks`. `first` is 1 for all
+        patches, 1 + V for the hidden ones alone: only these pay for the last layer.
         """
         # Latents, then mask tokens, all with positions (official MAE).
         seen_BSE = self.embed(latent_BSD)

@@ -70,13 +70,10 @@ class SwinEncoder(nn.Module):
     def encode(
         self, patches_BNP: Tensor, mask_BN: Tensor | None = None, observe: Callable[[Tensor], None] | None = None
     ) -> Tensor:
-        """Return normalised tokens of the last stage behind their mean, [B, 1 + K, D].
+        """Return normalised tokens of the last stage behind their mean, [B, 1 + K, D]; the mask hides where it is 1.
 
-        Args:
-            patches_BNP: all patches of the images.
-            mask_BN: 1 = replaced by the mask token before the first block; nothing is without it.
-            observe: called with the first block's input and every block's output, each behind its mean; their number
-                and width are those of the block's stage.
+        `observe` is called with the first block's input and every block's output, each behind its mean; their number
+        and width are those of the block's stage.
         """
         embed: Any = self.trunk.patch_embed
         tokens = embed.norm(linear_patches(embed, patches_BNP))

@@ -52,12 +52,7 @@ class Encoder(nn.Module):
         self.apply(init_xavier)
 
     def embed_patches(self, patches_BVP: Tensor, index_BV: Tensor | None = None) -> Tensor:
-        """Return patch tokens with positions, [B, V, D].
-
-        Args:
-            patches_BVP: pixels of the patches.
-            index_BV: their numbers in [0, N); without it they are all N, in image order.
-        """
+        """Return patch tokens with positions, [B, V, D]; `index_BV` numbers them unless they are all N in order."""
         tokens_BVD = linear_patches(self.patch_embed, patches_BVP)
         positions = self.pos_embed[0, 1:]
         return tokens_BVD + (positions if index_BV is None else positions[index_BV])
@@ -73,10 +68,7 @@ class Encoder(nn.Module):
         return normalised_BTD
 
     def encode_visible(self, patches_BNP: Tensor, visible_BV: Tensor) -> Tensor:
-        """Return normalised tokens of the visible patches, class token first, [B, 1 + V, D], in the index's order.
-
-        Patches are taken before they are embedded: hidden ones cost nothing.
-        """
+        """Return normalised tokens of the visible patches, class token first, [B, 1 + V, D], in the index's order."""
         return self.encode(self.embed_patches(take(patches_BNP, visible_BV), visible_BV))
 
     def features(self, images_BCHW: Tensor) -> Tensor:
@@ -94,28 +86,20 @@ def make_blocks(
     mlp_ratio: float = 4.0,
     drop_path: float = 0.0,
     layer_scale: float = 0.0,
-    qkv_bias: bool = True,
 ) -> nn.ModuleList:
     """Return timm's pre-norm blocks; stochastic depth grows linearly from 0 to `drop_path`."""
     rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
     norm: Any = partial(nn.LayerNorm, eps=LAYER_NORM_EPS)
-    make = partial(Block, width, heads, mlp_ratio, qkv_bias=qkv_bias, norm_layer=norm, init_values=layer_scale or None)
+    make = partial(Block, width, heads, mlp_ratio, qkv_bias=True, norm_layer=norm, init_values=layer_scale or None)
     return nn.ModuleList([make(drop_path=rate) for rate in rates])
 
 
 def run_blocks(
-    blocks: Iterable[nn.Module],
-    tokens_BTD: Tensor,
-    observe: Callable[[Tensor], None] | None = None,
-    **inputs: Tensor,
+    blocks: Iterable[nn.Module], tokens_BTD: Tensor, observe: Callable[[Tensor], None] | None = None, **inputs: Tensor
 ) -> Tensor:
-    """Return the output of the last block, [B, T, D].
+    """Return the output of the last block, [B, T, D]; `observe` is called with the first's input and every output.
 
-    Args:
-        blocks: called one after the other with the tokens.
-        tokens_BTD: input of the first.
-        observe: called with the first block's input and every block's output.
-        inputs: further arguments, the same for every block.
+    `inputs` are further arguments, the same for every block.
     """
     if observe:
         observe(tokens_BTD)

@@ -64,9 +64,8 @@ class DemoFigures:
     """Seconds from the start of the demo to the last evaluation."""
 
     def rows(self) -> list[tuple[object, ...]]:
-        trained = [
-            (arm.name, arm.last("nn_cls"), arm.last("nn_mean"), arm.last("loss"), arm.seconds) for arm in self.arms
-        ]
+        names = ("nn_cls", "nn_mean", "loss")
+        trained = [(arm.name, *(arm.last(name) for name in names), arm.seconds) for arm in self.arms]
         return [*trained, ("nothing (raw pixels)", self.pixels, None, None, None)]
 
     def view(self) -> Table:
@@ -99,14 +98,11 @@ def write_demo_report(run: RunDir, figures: DemoFigures, *, config: RunConfig, t
             pictures={run.report / "prototypes.png": "clusters by row, nearest to the prototype first"},
         ),
     ]
-    train = config.train
-    lead = (
-        f"{figures.samples:,} training images, {train.total_steps:,} steps of {train.global_batch}, "
-        f"{figures.wall_s:.0f} s in all."
-    )
-    return write_report(
-        run.report, title="Tempera demo", lead=lead, sections=sections, data=figures.data() | {"log": entries}
-    )
+    images, train = figures.samples, config.train
+    steps = f"{train.total_steps:,} steps of {train.global_batch}"
+    lead = f"{images:,} training images, {steps}, {figures.wall_s:.0f} s in all."
+    data = figures.data() | {"log": entries}
+    return write_report(run.report, title="Tempera demo", lead=lead, sections=sections, data=data)
 
 
 def _pictures(

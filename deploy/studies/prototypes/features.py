@@ -140,7 +140,6 @@ class ChunkMaker:
         self._worker = LoaderWorker(index_path, LoaderConfig(threads=len(os.sched_getaffinity(0))))
 
     def make(self, chunk: int) -> int:
-        """Compute and write a chunk; return its number."""
         parts, bad, ids = [], [], self._store.ids(chunk)
         for start in range(0, len(ids), SWEEP_IMAGES):
             part = ids[start : start + SWEEP_IMAGES]

@@ -51,11 +51,9 @@ def score(
 ) -> Scored:
     """Cluster the images of an index and write each one's distance to its prototype into `out`, prototypes.parquet.
 
-    An interrupted job continues from the features on disk. K is chosen by the Davies-Bouldin index unless
-    `num_clusters` gives it; `labels_as_clusters` clusters by the labels instead (the paper's oracle). `size`, the side
-    of the evaluation crop in pixels, is used where `features` is a name. `normalise` is a preset of
-    `scoring.features.rows`, `device` that of k-means (auto, cpu or gpu). With `workers`, processes under Ray compute
-    the features.
+    An interrupted job continues from the features on disk. `labels_as_clusters` clusters by the labels (the paper's
+    oracle). `size`, the side of the evaluation crop in pixels, is used where `features` is a name. `normalise` is a
+    preset of `scoring.features.rows`, `device` that of k-means (auto, cpu or gpu). `workers` compute under Ray.
     """
     spec = features if isinstance(features, FeatureSpec) else FeatureSpec(space=features, size=size, seed=seed)
     index, place = ShardIndex.load(index_path), kmeans_device(device)

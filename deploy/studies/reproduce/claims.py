@@ -69,7 +69,6 @@ class Claim:
     """Paper and table."""
     arms: tuple[Arm, ...]
     expected: tuple[Expectation, ...]
-    """The directions that should come out."""
     metrics: tuple[str, ...] = ("nn_cls", "nn_mean", "white_cls", "white_mean")
     """Columns of the table."""
     baseline: str | None = None

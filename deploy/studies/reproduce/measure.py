@@ -56,10 +56,9 @@ class Floor:
 
 
 class Measure:
-    """Evaluates arms on the same images, which are decoded at the first use."""
+    """Evaluates arms: training images classify test images, crops of side `size`, decoded at the first use."""
 
     def __init__(self, data: DataConfig, *, size: int) -> None:
-        """Take the data, whose training images classify its test images, and the side of the evaluation crop."""
         self._data, self._size = data, size
 
     @cached_property

@@ -70,7 +70,6 @@ class Plan:
     seeds: int
     """Each arm trains with the seeds 0 .. seeds - 1."""
     arms: tuple[str, ...]
-    """Names of the arms, in order."""
     scale: Scale
 
 
@@ -87,15 +86,8 @@ def make_plans(
 ) -> dict[str, Plan]:
     """Return the plans that the claims' folders in `out` hold, or new ones; all claims train equally long.
 
-    Args:
-        out: folder of the study.
-        claims: name of the claim's folder -> arms to train.
-        seeds: seeds of each arm.
-        scale: everything but the epochs.
-        data: training images for the probe.
-        budget_minutes: time for everything; used where `epochs` is None and no folder holds a plan.
-        epochs: passes over the data.
-        workers: arms at a time.
+    `claims` maps the name of a claim's folder to its arms; `scale` holds everything but the epochs. Without `epochs`,
+    and where no folder holds a plan, they follow from the budget by a probe on `data`, for `workers` arms at a time.
 
     Raises:
         RunError: a folder holds a study of another scale, or the budget does not pay for one epoch.

@@ -31,7 +31,6 @@ class Outcome:
     arm: str
     seed: int
     metrics: dict[str, float]
-    """Metrics of the final encoder."""
     curve: dict[str, list[list[float]]]
     """Metric -> [step, value] pairs of the training curve."""
     steps: int

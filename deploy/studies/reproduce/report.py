@@ -83,9 +83,13 @@ class Verdict:
         verb = "is at least level with" if self.expected.or_level else "beats"
         return f"{self.expected.arm} {verb} {than} on {self.expected.metric}"
 
+    def data(self) -> dict[str, Any]:
+        """Return the verdict as JSON, an undefined difference as null."""
+        differences = [one if math.isfinite(one) else None for one in self.differences]
+        return {"direction": str(self), "holds": self.holds, "difference_by_seed": differences}
+
     @property
     def by_seed(self) -> str:
-        """The differences, for people."""
         return ", ".join("undefined" if math.isnan(one) else f"{one:+.3f}" for one in self.differences)
 
 
@@ -125,14 +129,7 @@ def write_claim(folder: Path, *, plan: Plan, claim: Claim, outcomes: Sequence[Ou
         "pixels_nn": floor.pixels,
         "before_training": {name: cell.data() for name, cell in start.items()},
         "arms": {arm: {name: cell.data() for name, cell in metrics.items()} for arm, metrics in found.items()},
-        "directions": [
-            {
-                "direction": str(one),
-                "holds": one.holds,
-                "difference_by_seed": [x if math.isfinite(x) else None for x in one.differences],
-            }
-            for one in judged
-        ],
+        "directions": [one.data() for one in judged],
     }
     page = write_report(folder, title=claim.title, lead=lead, sections=sections, data=data)
     (folder / "report.md").write_text(_markdown(claim.title, lead, sections))
@@ -181,15 +178,11 @@ def rows(claim: Claim, arms: Sequence[Arm], found: Cells) -> tuple[tuple[str, ..
     """Return (columns, rows) for people: each metric with its spread, and the paper's figure where there is one."""
     papers = sorted({metric for arm in arms for metric in arm.paper})
     columns = ("arm", *claim.metrics, *(f"paper: {metric}" for metric in papers))
-    lines: list[tuple[object, ...]] = [
-        (
-            arm.name,
-            *(_shown(found[arm.name].get(metric), metric) for metric in claim.metrics),
-            *(arm.paper.get(metric) for metric in papers),
-        )
-        for arm in arms
-        if arm.name in found
-    ]
+    lines: list[tuple[object, ...]] = []
+    for arm in arms:
+        if here := found.get(arm.name):
+            measured = (_shown(here.get(metric), metric) for metric in claim.metrics)
+            lines.append((arm.name, *measured, *(arm.paper.get(metric) for metric in papers)))
     return columns, lines
 
 
@@ -231,10 +224,9 @@ def _draw_curves(folder: Path, arms: Sequence[Arm], outcomes: Sequence[Outcome])
         # By step, because a resumed arm may lack some: each mean is over the seeds that have the step.
         for arm in arms:
             by_step: dict[float, list[float]] = {}
-            for step, value in (
-                point for one in outcomes if one.arm == arm.name for point in one.curve.get(metric, ())
-            ):
-                by_step.setdefault(step, []).append(value)
+            for outcome in outcomes:
+                for step, value in outcome.curve.get(metric, ()) if outcome.arm == arm.name else ():
+                    by_step.setdefault(step, []).append(value)
             steps = sorted(by_step)
             series[arm.name] = steps, [statistics.fmean(by_step[step]) for step in steps]
         if any(steps for steps, _ in series.values()):
