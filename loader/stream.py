@@ -1,12 +1,12 @@
-"""BatchStream: what a trainer iterates. Windows of draws go in, batches of pixels come out, in step order.
+"""BatchStream: the iterator of a trainer. Windows of draws go in, batches of pixels come out, in step order.
 
-1. A window of draws is fetched ahead of need (`windows.WindowFetcher`).
-2. A few steps' rows for this rank form a group (`groups.Group`), routed to loaders by rendezvous hashing.
-3. Replies are copied into the group's buffer. Lost and late requests go to another loader; bad samples become spares.
+1. A window of draws is fetched before it is needed, in a thread (`batches.windows.WindowFetcher`).
+2. This rank's rows of a few steps form a group (`batches.groups.Group`), routed to loaders by rendezvous hashing.
+3. Replies are copied into the group's buffer. Lost and late requests go to another loader; spares replace bad samples.
 4. Finished batches wait in a short queue for the trainer.
 
-Steps 1 to 3 run in one thread, so faults are handled while the trainer computes. Nothing waits without a deadline.
-The only state worth keeping is the next step: everything else is a pure function of it.
+Steps 2 and 3 run in a second thread, so faults are handled while the trainer computes. Every wait has a deadline. The
+only state to save is the next step: everything else is a pure function of it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class BatchStream:
     """Iterates the batches of one rank, from the step in its state to `total_steps`.
 
     One iteration at a time; leaving the loop early stops the work, and iterating again continues where it stopped.
-    `on_bad` is called with every bad sample when it is met, from the stream's thread.
+    `on_bad` is called with each bad sample as soon as it is found, from the stream's thread.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class BatchStream:
                 self._step = batch.step + 1
                 self._stats.images += len(batch.sample_ids)
                 self._stats.wait_s += waited
-                if observed_s > now:  # the first batch is waited for while loaders start: that says nothing
+                if observed_s > now:  # not counted: the first wait is for the loaders to start
                     observed_s = now
                 else:
                     waited_since_s += waited
@@ -87,13 +87,13 @@ class BatchStream:
                         observed_s, waited_since_s = now, 0.0
                 yield replace(batch, wait_s=waited)
         finally:
-            # Also when the trainer leaves its loop: batches that it has not taken are made again by the next iteration.
+            # Also when the trainer leaves its loop: the next iteration makes again the batches that it has not taken.
             prefetcher.stop()
             fetcher.close()
             self._running = False
 
     def state_dict(self) -> dict[str, int]:
-        """Return what is needed to continue: the next step."""
+        """Return the state of the stream: its next step."""
         return {"step": self._step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -148,7 +148,7 @@ class _Prefetcher:
                     self._put(batch)
                 if self._stop.is_set():
                     return
-        # Whatever it is: a thread that dies silently would leave the trainer waiting for its timeout.
+        # Every error: a thread that dies silently would leave the trainer waiting for its timeout.
         except BaseException as error:
             self._put(error)
         finally:

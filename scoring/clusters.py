@@ -1,4 +1,4 @@
-"""k-means clusters of features and their number: faiss clusters, the Davies-Bouldin index chooses K (METHODS 8).
+"""k-means clusters of features: faiss clusters, the Davies-Bouldin index chooses their number K (METHODS section 8).
 
 1. K is scanned over a log grid on a subsample, then between the neighbours of the best value.
 2. faiss finds K centroids on a sample of 256 rows a cluster, its own limit.

@@ -2,8 +2,8 @@
 
 `Controls.apply` is the one way in: it finds the control's kind in CONTROLS, takes the locks, refuses what is repeated,
 outdated or wrong, writes the entry to the log, and only then changes the state. A change takes effect in the first
-window that is not being drawn and that no trainer has. Until that is the next one it waits in `_ahead`, so the window
-that a reply names holds even if drawing fails and is tried again.
+window that is not being drawn and that no trainer has. It waits in `_ahead` until that window is the next one. So the
+reply names the right window even if drawing fails and is tried again.
 """
 
 from __future__ import annotations

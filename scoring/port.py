@@ -28,7 +28,7 @@ class SelectionPort(Protocol):
         """Write an event into the log; on disk when this returns."""
 
     def state(self) -> dict[str, Any]:
-        """Return what is in force now, as plain JSON values."""
+        """Return the values in force now, as plain JSON."""
 
     def view(self, name: str, **arguments: Any) -> dict[str, Any]:
         """Return a view of `scoring.views` by name, or a "forecast"; see `Selection.view`."""

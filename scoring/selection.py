@@ -1,16 +1,17 @@
 """Selection: decides which samples a run sees, window by window, and can be steered while it does.
 
-In order of life:
-1. It opens the run's log, checks that the log is of this run, and recovers: newest snapshot, then what came after it.
-2. `window(i)` turns the controls in force into a weight table, draws, writes the window to the log, hands it out. Asked
-   again, it hands out the same window.
-3. `control`, `report_scores` and `record` write to the log first, then change the state; the change takes
-   effect in the next window that is not being drawn yet, and the reply names it.
+The life of a selection:
+1. `__init__` opens the run's log, checks that it belongs to this run, and recovers: the newest snapshot, then the
+   entries after it.
+2. `window(i)` turns the controls in force into a weight table, draws, writes the window to the log and returns it. A
+   repeated call returns the same window.
+3. `control`, `report_scores` and `record` write to the log first, then change the state. A control takes effect in the
+   next window that is not being drawn, which its reply names.
 
-Two locks, always taken in this order. The table lock is held while a window is made, a round closed or a snapshot
-written, which may take seconds: the table changes only under it. The state lock is held for moments; controls, reports,
-and windows already drawn need no more. Nothing but the data, the configuration and the log decides a window, so a
-process that dies loses nothing.
+There are two locks, always taken in this order. The table changes only under the table lock, which is held while a
+window is made, a round closed or a snapshot written; that may take seconds. The state lock is held for moments; most
+controls, reports, and windows already drawn need no other. The data, the configuration and the log alone decide a
+window, so a process that dies loses nothing.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ class Selection:
         self._scored = self.table.scored()
 
     def _recover(self) -> None:
-        """Fold in the newest snapshot, then the scores, rounds and windows after it, then the controls."""
-        # Windows that trainers have and the log has not are drawn again: scores that they did not see wait until then.
+        """Read the newest snapshot, then the scores, rounds and windows after it, then the controls."""
+        # Windows that trainers have but the log lacks are drawn again first: scores that came after them must wait.
         unlogged, next_window = self._log.unlogged, self._windows.next_window
         through = unlogged.scores_through if unlogged.end > next_window else None
         self._compaction.restore()
@@ -109,12 +110,12 @@ class Selection:
 
         Args:
             index: at most `next_window`.
-            effective_size: the trainer's scheduled value for this window, in force unless a person's holds; None
-                leaves the last.
+            effective_size: the trainer's scheduled value for this window, which a person's value overrides; None
+                keeps the last one.
 
         Raises:
-            ValueError: for a window ahead of the next, an effective size out of range or out of reach, or one that is
-                sent although the configuration has an adaptive schedule.
+            ValueError: for a window ahead of the next, or an effective size that is out of range, cannot be reached, or
+                is sent although the configuration has an adaptive schedule.
             LogUnavailable: if the log could not be written for very long.
         """
         # Windows that exist are served without the table lock, so that trainers do not wait for a draw of seconds.
@@ -160,8 +161,8 @@ class Selection:
     def control(self, control: Control) -> ControlReply:
         """Apply a change; on disk when this returns.
 
-        A round reads all scores, distances come from their file, and a policy whose effective size only its weights
-        give is weighed: these wait for a window that is being drawn.
+        Three kinds wait until a window that is being drawn is done: a round, which reads all scores; distances, which
+        are read from their file; and a policy whose effective size must be computed from its weights.
 
         Raises:
             ValueError: naming the field that is wrong; nothing changed.
@@ -199,10 +200,10 @@ class Selection:
             step: optimizer step of the measurement; of two values for a sample the later holds.
             producer: name of the reporting rank.
             sequence: number of this report among the producer's.
-            fingerprint: data set that the ids are of; empty does not compare.
+            fingerprint: of the data set that the ids belong to; empty is not compared.
 
         Raises:
-            ValueError: if a field is wrong as a whole; nothing changed.
+            ValueError: if a field as a whole is wrong; nothing changed.
             LogUnavailable: if the disk does not take it; nothing changed.
         """
         if fingerprint and fingerprint != self.config.fingerprint:
@@ -229,9 +230,9 @@ class Selection:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Return what is in force now, as plain JSON values; an infinite temperature is None.
+        """Return the values in force now, as plain JSON; an infinite temperature is None.
 
-        Does not wait for a window that is being drawn: "scored" is then as of the call before.
+        Does not wait for a window that is being drawn; "scored" is then the value of the call before.
         """
         if self._table_lock.acquire(blocking=False):
             try:
@@ -261,8 +262,8 @@ class Selection:
     def view(self, name: str, **arguments: Any) -> dict[str, Any]:
         """Return one of `scoring.views.VIEWS` for the weights now in force, as plain JSON values.
 
-        The view "forecast" says what a control (kind, value) would put in force, without making it: "policy",
-        "temperature" (None for infinity) and "effective_size" (None where only the weights give it).
+        The view "forecast" returns the values that a control (kind, value) would put in force, and changes nothing:
+        "policy", "temperature" (None for infinity) and "effective_size" (None where it depends on the weights).
 
         Raises:
             ValueError: naming the argument that is wrong.
@@ -287,7 +288,7 @@ class Selection:
             return self.table.scores(kind)
 
     def log(self, limit: int | None = None, **bounds: Any) -> list[LogEntry]:
-        """Return the last `limit` entries of the history, oldest first; `bounds` as of `RunLog.entries`."""
+        """Return the last `limit` entries of the history, oldest first; `bounds` are those of `RunLog.entries`."""
         return self._log.entries(limit=limit, **bounds)
 
     def close(self) -> None:

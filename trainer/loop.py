@@ -6,11 +6,11 @@
    each window.
 3. Every `log_every` steps read the numbers, check that they are finite, write a line of metrics.jsonl; every
    `checkpoint_every` steps a checkpoint.
-4. SIGTERM, or the hook `should_stop`: finish the step, write a checkpoint, return. The hook `should_pause`: finish the
-   step, and wait until it returns False.
+4. On SIGTERM, or when the hook `should_stop` returns True: write a checkpoint and return. While the hook `should_pause`
+   returns True: wait between two steps. Several ranks agree on both every ten steps.
 
-The stream is any iterable of batches with `images`, `sample_ids`, `version`, `step` and `wait_s` that has
-`state_dict` and `load_state_dict`.
+The stream has `state_dict` and `load_state_dict`, and iterates batches with `images`, `sample_ids`, `version`, `step`
+and `wait_s`.
 """
 
 import signal
@@ -44,7 +44,7 @@ _STOP_STEPS = 10  # steps between the ranks' agreements on stopping: a few secon
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunHooks:
-    """What a caller may add to a run, each hook optional. Every rank must have the same ones: some are collective."""
+    """The hooks of a caller, each optional. Every rank must have the same ones, because some are collective."""
 
     on_step: OnStep | None = None
     """Called on rank 0 with (steps done, metrics) after every logged step."""
@@ -57,11 +57,11 @@ class RunHooks:
     should_stop: Callable[[], bool] | None = None
     """Called after every step on a single process, every ten steps on several; True ends the run with a checkpoint."""
     should_pause: Callable[[], bool] | None = None
-    """Called as often as `should_stop`; the run pauses while it returns True on any rank, and changes nothing by it."""
+    """Called as often as `should_stop`; the run pauses while it returns True on any rank. A pause changes no result."""
     should_save: Callable[[], bool] | None = None
-    """Called every ten steps on every rank; True on any writes a checkpoint (a notice that a node will be removed)."""
+    """Called every ten steps on every rank; True on any rank writes a checkpoint, as when a node will be removed."""
     sweep: Callable[[TrainState], Any] | None = None
-    """Called on every rank after the epochs that a selection follows, e.g. a `trainer.sweep.Sweep`; needed by PASS."""
+    """Called on every rank after each epoch that ends with a selection, as a `trainer.sweep.Sweep`; needed by PASS."""
 
 
 def train(
@@ -82,7 +82,7 @@ def train(
         run_dir: directory for metrics.jsonl and checkpoints/; shared by the ranks.
         selection: receives each sample's loss at the end of every window; training does not wait for it.
         context: this process among the ranks; read from torch.distributed when not given.
-        hooks: callbacks and questions of the caller.
+        hooks: functions of the caller that the loop calls.
         resume: continue from the newest checkpoint of the run directory; without it an old one there is an error.
 
     Raises:
@@ -96,7 +96,7 @@ def train(
     state = build_state(config, context)
     run = Recorder(state, stream, Path(run_dir), hooks.on_step if context.rank == 0 else None)
     run.restore(resume=resume)
-    kind = "loss" if selects else "bss"  # PASS ranks by the sweep's scores alone
+    kind = "loss" if selects else "bss"  # with PASS, only the sweep may report the scores that rank samples
     with (
         ScoreReporter(selection, producer=f"trainer-{context.rank}", kind=kind) as scores,
         _sigterm_flag() as terminated,
@@ -111,7 +111,7 @@ def train(
             pause=hooks.should_pause,
             paused=run.paused,
         )
-        # The run may have stopped during the sweep that this checkpoint precedes; a repeated report is merged once.
+        # The run may have stopped during the sweep that follows this checkpoint; a repeated report is merged once.
         if sweep and selects_after(state.progress, config.model.pass_):
             sweep(state)
         if hooks.on_milestone and state.step == 0:
@@ -131,7 +131,7 @@ def train(
             if done % config.log_every == 0 or last:
                 run.log_step(batch, result)
             if sweep and selects_after(state.progress, config.model.pass_):
-                run.checkpoint()  # a run that stops during the sweep resumes in front of it
+                run.checkpoint()  # a run that stops during the sweep repeats it when resumed
                 sweep(state)
             if hooks.on_evaluate and hooks.evaluate_every and (done % hooks.evaluate_every == 0 or last):
                 run.evaluate(hooks.on_evaluate)

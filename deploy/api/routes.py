@@ -27,7 +27,7 @@ END_CHECKS = 5
 """How often between two states the stream checks whether the run is over."""
 BROWSER_CACHE = {"cache-control": "private, max-age=3600"}
 BEARER = HTTPBearer(auto_error=False, description="The run's token, from the file api-token in its directory.")
-"""For the description only; `guards` compares the token."""
+"""Only describes the token in /openapi.json; `guards` compares it."""
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": models.ErrorResponse} for status in (400, 401, 403, 404, 405, 413, 415, 422, 429, 503)
 }

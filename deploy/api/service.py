@@ -78,7 +78,7 @@ class RunService:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Return the run at a glance: progress, what is in force, loaders, where a change would land and when."""
+        """Return the run at a glance: progress, the values in force, loaders, where a change would land and when."""
         return self._cache.get("state", STATE_S, self._state)
 
     def metrics(
@@ -89,7 +89,7 @@ class RunService:
         return {"rows": rows, "total": self.metric_lines.update()}
 
     def curve(self) -> dict[str, Any]:
-        """Return the effective size: what was in force, and what is scheduled."""
+        """Return the effective size over the steps: the values that were in force, and those of the schedule."""
         total, window_steps = self.config.train.total_steps, self.config.train.window_steps
         schedule = self.config.curriculum.schedule_by_progress()
         # A schedule's value is used once per window; points inside a window would never be in force.
@@ -130,7 +130,7 @@ class RunService:
         return {"by": by, "samples": self.samples.describe(found["samples"])}
 
     def sample(self, sample_id: SampleId) -> dict[str, Any]:
-        """Return what is known of one sample."""
+        """Return the facts known about one sample."""
         self.samples.require(sample_id)
         return self.samples.describe(self._view("samples", ids=(sample_id,))["samples"])[0]
 

@@ -89,7 +89,7 @@ def _facts_of_files(run: RunDir) -> dict[str, Any]:
 
 
 def status_view(facts: dict[str, Any]) -> RenderableType:
-    """Return the head of the view: progress, speed, what is in force, and when a change would take effect."""
+    """Return the head of the view: progress, speed, the values in force, and when a change would take effect."""
     progress, selection = facts["progress"], facts["selection"]
     step = int(progress["step"] or 0)
     head = Table.grid(padding=(0, 2))

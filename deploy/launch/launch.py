@@ -1,10 +1,11 @@
 """Start a run and follow it to its end: `launch` under Ray, `launch_in_process` with the plain classes in this process.
 
-The caller holds the run directory. Both do the same steps; they differ in where the selection and the loaders live.
+The caller holds the lock of the run directory (`RunDir.held`). Both do the same steps; they differ in where the
+selection and the loaders live.
 1. Check the data, write config.json, start the trackers.
 2. Start Ray (or join the cluster that RAY_ADDRESS names), the selection service and the loader fleet; publish how to
    reach them.
-3. Serve the API; clear old requests to stop or pause.
+3. Clear old requests to stop or pause; serve the API.
 4. Train. The selection recovers from its log and the trainer from its newest checkpoint: a resume is the same call.
 5. Stop what was started, in reverse order.
 
@@ -50,7 +51,8 @@ EVENTS_POLL_S = 0.5
 def launch(config: RunConfig, run: RunDir, *, beside: Beside | None = None) -> TrainResult:
     """Run under Ray; continue when the directory already holds the same run.
 
-    The context that `beside` makes is entered when the actors answer, and left after training while they still do.
+    `beside` makes a context that is open while the run trains: the actors answer before it is entered, and until it is
+    left.
 
     Raises:
         RunError: the directory holds another run.
@@ -138,9 +140,9 @@ def _prepared(config: RunConfig, run: RunDir) -> Iterator[SelectionConfig]:
 
 @contextmanager
 def _requests(run: RunDir) -> Iterator[None]:
-    """Begin and end the run without requests to the ranks, which share the run directory.
+    """Remove requests to stop or pause before the run and after it; the ranks read them in the run directory.
 
-    SIGTERM to this process becomes a request to write a checkpoint and stop.
+    Within the block SIGTERM to this process is such a request: the ranks write a checkpoint and stop.
     """
     for path in (run.stop_request, run.pause_request, run.consumed):
         path.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from loader import LoaderError, ShardIndex, StreamConfig
 from trainer.progress import cost_epochs, progress_at, selection_epochs
 
 SAMPLE_BYTES = 16
-"""The selection's table: distance, score, step of the score, times drawn."""
+"""The selection's table, rounded up: distance, score and its report, times drawn, and subsets (`scoring.table`)."""
 TRAINED_BYTES = 16
 """float32 weight, gradient and AdamW's two moments."""
 Facts = dict[str, Any]

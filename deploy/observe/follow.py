@@ -1,4 +1,4 @@
-"""Follow the files of a run (metrics.jsonl, run.sqlite, report/*.png) and send what is new to the trackers.
+"""Follow the files of a run (metrics.jsonl, run.sqlite, report/*.png) and send new lines and pictures to the trackers.
 
 The files are the only source, so the training code knows of no tracker. A resumed run cuts metrics.jsonl back to its
 checkpoint by replacing the file: everything is then sent again from the first line.

@@ -31,7 +31,7 @@ class Tracker(Protocol):
         """Store a PNG of a step."""
 
     def close(self) -> None:
-        """Write what is buffered."""
+        """Write the buffer."""
 
 
 class TensorBoard:

@@ -1,10 +1,11 @@
 """The directory of a run: the paths of its files, and the lock of the process that drives it.
 
 config.json      the resolved configuration, written before the first step
-run.sqlite       control log, windows, scores, bad samples (scoring.RunLog)
+run.sqlite       control log, windows, scores, bad samples (scoring.RunLog); its lock and snapshots beside it
 metrics.jsonl    one JSON line for each logged step (trainer)
 checkpoints/     step-N/ with safetensors and JSON
 report/          pictures, report.json, report.html
+tensorboard/     the numbers and pictures for TensorBoard
 ray.log          output of Ray's workers
 cluster.json     only while the run is alive: address of its actors
 api.json         only while the run is alive: address of its HTTP API; api-token beside it, readable by its owner only

@@ -1,8 +1,9 @@
 """When each sample is drawn next: a hint for the loaders' caches.
 
-A window is drawn as a whole before its first batch is made, so the near future is known (Belady, 1966: evict what is
-used last). A sample that comes again after d draws saves one decoding for d draws of cache room, a rate of 1/d. Where
-that is more than its probability, the rate at which it is drawn in the long run, the hint is 1/d. It changes no pixel.
+A window is drawn as a whole before its first batch is made, so the near future is known (Belady, 1966: evict the
+sample used last). A sample that comes again after d draws saves one decoding for d draws of cache room, a rate of 1/d.
+Where that is more than its probability, the rate at which it is drawn in the long run, the hint is 1/d. It changes no
+pixel.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What the loader costs, beside raw decoding and beside other loaders."""
+"""The speed of the loader, beside raw decoding and other loaders."""

@@ -56,7 +56,7 @@ class Autoscaler:
         self._waits: list[float] = []
         self._observed_s = started_s
         self._worked: dict[str, tuple[float, float]] = {}
-        """For each loader its decode_s and uptime_s at the last observation."""
+        """Loader -> its decode_s and uptime_s at the last observation."""
         self._hungry = self._idle = 0
         self._changed_s = float("-inf")
 

@@ -1,4 +1,4 @@
-"""Images that wait to be written into shards: which there are, in a fixed order, readable in parts by any process.
+"""Listings of the images that go into shards: a fixed order, readable in parts by any process.
 
 A listing is a value: a part of it can be sent to another process or machine that reaches the same files. Only names
 decide the order, so the same data gives the same shards on any machine and with any number of processes. `parquet` has

@@ -35,7 +35,7 @@ class ImageSource:
     """Images to build shards from, read one after another in this process."""
 
     samples: Iterable[ImageSample]
-    """In the order that numbers them."""
+    """The images in the order that numbers them."""
     class_names: tuple[str, ...] = ()
     """Name of each label; empty when unknown."""
     num_samples: int | None = None

@@ -1,8 +1,8 @@
-"""UnloggedWindows: how far windows were handed out while the log could not be written, kept where a full disk takes it.
+"""UnloggedWindows: notes the windows handed out while the log could not be written, even on a full disk.
 
-Its few bytes are on the disk from the start of the run and are written over in place. After a crash the log ends before
-those windows, and trainers have them: they must be drawn again as they were. So changes that come before that
-take effect after them, and scores that come before that wait.
+Its file of a few bytes is made at the start of the run and overwritten in place. After a crash the log ends before
+those windows, but trainers have them, so they must be drawn again as they were. Until then, changes take effect after
+them, and scores wait.
 """
 
 from __future__ import annotations

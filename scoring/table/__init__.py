@@ -1,1 +1,1 @@
-"""What is known about each sample: distances, scores and draw counts, in columns."""
+"""The sample table: distances, scores and draw counts, in columns."""

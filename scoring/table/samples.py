@@ -1,8 +1,8 @@
 """SampleTable: all that is known about the samples of a run, and the weights made from it.
 
 Columns are padded to whole blocks, so that a block is one contiguous row. A sample costs 14 bytes: distance (4), score
-and the report that holds it (8), draws (2); besides, a bit for each subset. One process holds 10^9 samples. Not locked:
-the selection's locks are held.
+and the report that holds it (8), draws (2); besides, a bit for each subset. One process holds 10^9 samples. It takes
+no lock: the selection holds its own.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ from tests.samples import encoded
 from trainer import Context, RunHooks, train
 
 SCRIPT = "<img src=x onerror=hacked()>"
-"""In every sample's key: markup that must be shown and not run."""
+"""Markup in every sample's key, which must be shown and not run."""
 NUM_SAMPLES = 160
 TOTAL_STEPS = 1_000_000
 TICK_S = 0.05

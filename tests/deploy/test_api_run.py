@@ -290,7 +290,7 @@ def test_a_taken_port_is_one_clear_line(tmp_path: Path, run: RunDir, client: Run
 
 
 def test_ten_thousand_steps_are_chosen_from_within_a_fifth_of_a_second(tmp_path: Path) -> None:
-    """Of this thread, the best of three: a machine may be busy with other things."""
+    """Measured as this thread's time, the best of three: a machine may be busy with other things."""
     path = tmp_path / "metrics.jsonl"
     facts = {"loss": 1.0, "lr": 1e-3, "grad_norm": 1.0, "images_per_s": 1e3, "data_wait": 0.1, "version": 3}
     with path.open("w") as file:

@@ -27,7 +27,7 @@ HEAVY = ("torch", "ray", "numpy", "loader", "scoring", "trainer", "fastapi")
 ROOT = Path(__file__).parents[2]
 LIBRARIES = "httpx2, tyro, rich.console"
 MOST = 5
-"""Of a command's processor time, as a multiple of what its libraries take to be imported: it is about two."""
+"""Bound of a command's processor time, as a multiple of the import of its libraries; about two is usual."""
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,7 @@ class Failpoint:
     action: str
     """One of ACTIONS."""
     seconds: float = HANG_S
-    """Of a hang or a sleep."""
+    """Length of a hang or a sleep."""
     at: int = 1
     """Which passage of the place it is, in each process; 0 is every one."""
     passed: int = 0

@@ -24,7 +24,7 @@ class Case:
     make: Callable[[], bytes]
     """Makes the bytes; a value (a URL, scores, a control) is JSON."""
     suffix: str = ".bin"
-    """Of the file that holds it."""
+    """Suffix of the file that holds it."""
 
 
 def rng(name: str) -> random.Random:

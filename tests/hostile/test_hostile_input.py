@@ -20,7 +20,7 @@ from tests.hostile import corpus
 from tests.hostile.case import EITHER
 
 DEADLINE_S = 60.0
-"""For one input on a crowded machine; its processor time has the closer bound."""
+"""Wall time for one input on a crowded machine; its processor time has the closer bound."""
 PROCESSOR_S = 3.0
 MOST_MB = 64.0
 REFUSED = "accepted or refused"
@@ -139,7 +139,7 @@ def test_what_was_opened_is_closed_when_all_is_over(judge: Judge) -> None:
 
 
 def test_the_same_corpus_comes_out_each_time(judge: Judge, tmp_path: Path) -> None:
-    """Of each family some: the bytes are a pure function of the code."""
+    """Some of each family: the bytes are a pure function of the code."""
     for number, case in enumerate(corpus.cases()):
         if number % 40 == 0:
             written = judge.manifest.parent / judge.cases[number]["file"]

@@ -88,9 +88,9 @@ class Verdict:
     draws: int
     """Draws delivered to it."""
     substituted: int
-    """Of these, taken by spares."""
+    """Draws among them that a spare took."""
     digest: str
-    """Of (draw, sample, pixel hash) in order: equal for runs that saw the same (I11)."""
+    """Digest of (draw, sample, pixel hash) in order: equal for runs that saw the same (I11)."""
 
     @property
     def kept(self) -> bool:
@@ -163,7 +163,7 @@ def check(
 
 
 def digest(lines: Iterable[Record]) -> str:
-    """Of (draw, sample, pixel hash), in order of draw."""
+    """Return the digest of (draw, sample, pixel hash), in order of draw."""
     rows = [row for line in lines for row in zip(line["draws"], line["samples"], line["pixels"], strict=True)]
     return hashlib.sha256("\n".join(f"{d} {s} {p}" for d, s, p in sorted(rows)).encode()).hexdigest()[:16]
 

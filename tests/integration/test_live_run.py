@@ -81,7 +81,7 @@ class Survivor:
     """Up to some steps after it was resumed; nobody has steered until then."""
     stopped_at: int
     kinds: set[str]
-    """Of the entries in its log when it was stopped."""
+    """Kinds of the entries in its log when it was stopped."""
 
 
 @pytest.fixture(scope="module")

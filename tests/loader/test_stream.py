@@ -120,7 +120,7 @@ def test_a_killed_loader_changes_nothing(make_pool, random_windows, expected):
 
 
 def test_a_hanging_loader_changes_nothing_and_is_not_waited_for(make_pool, random_windows, expected):
-    """It hangs for longer than the stream lives: every row of its requests comes from another."""
+    """The loader hangs for longer than the stream lives: every row of its requests comes from another."""
     config = replace(CONFIG, request_deadline_s=1.5)
     pool = make_pool(3, hangs_after={"local-1": 1})
     stream = BatchStream(random_windows(24, config), pool, config)

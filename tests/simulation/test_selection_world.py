@@ -336,7 +336,7 @@ TestSelectionWorld = SelectionWorld.TestCase
 
 
 def test_every_kind_of_fault_came_often(record_property):
-    """In the machine above, which is run before this."""
+    """Counted in the machine above, which runs first."""
     record_property("faults", dict(FAULTS))
     assert too_rare(FAULTS, KINDS, fewest=EXAMPLES / 15) == {}
 

@@ -96,7 +96,7 @@ class World:
         self.believed = tuple(self.loaders)
         self.asked_s = self.now_s
         self.open: dict[Request, None] = {}
-        """In order: of a set the same life would be lived in another order each time."""
+        """Ordered: with a set, the same life would take another order each time."""
         self.served_s = self.now_s
         """When somebody could last serve."""
 
@@ -322,7 +322,7 @@ TestStreamWorld = StreamWorld.TestCase
 
 
 def test_every_kind_of_fault_came_often(record_property):
-    """In the machine above, which is run before this."""
+    """Counted in the machine above, which runs first."""
     record_property("faults", dict(FAULTS))
     assert too_rare(FAULTS, KINDS, fewest=EXAMPLES / 8) == {}
     assert too_rare(FAULTS, ["batches"], fewest=5 * EXAMPLES) == {}

@@ -45,8 +45,8 @@ class Record:
     poisoned: frozenset[int] = frozenset()
     """Samples that were damaged."""
     exit_status: int | None = None
-    """Of the driving process; None when it had to be killed."""
+    """Exit status of the driving process; None when it had to be killed."""
     strays: int = 0
     """Processes left over."""
     shared_memory: tuple[str, ...] = ()
-    """Of these, what is left over."""
+    """Files in shared memory left over."""

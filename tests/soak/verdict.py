@@ -48,7 +48,7 @@ class Outcome:
     incarnations: int
     """Starts of the trainer."""
     digest: str
-    """Of everything that it saw."""
+    """Digest of everything that it saw."""
 
     def data(self) -> dict[str, Any]:
         """As JSON."""
@@ -56,7 +56,7 @@ class Outcome:
         return facts | {"growth_mib_per_min": facts.pop("growth")}
 
     def view(self) -> RenderableType:
-        """For people."""
+        """Return the verdict for people."""
         rows = [
             (kind, count, *self.recovery.get(kind, {}).values()) if kind in self.recovery else (kind, count, None, None)
             for kind, count in sorted(self.faults.items())

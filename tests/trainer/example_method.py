@@ -1,4 +1,4 @@
-"""A method of one's own in one file, as the README shows it."""
+"""A whole method in one file, as `trainer/README.md` prints it."""
 
 from torch import Tensor, nn
 

@@ -1,1 +1,1 @@
-"""What a step costs and how exact it is, beside plain and official implementations."""
+"""The cost of a training step, beside the same model written plainly."""

@@ -1,4 +1,4 @@
-"""What a training step costs beside the same model written plainly: `bench_trainer`.
+"""The cost of a training step beside the same model written plainly: `bench_trainer`.
 
 Ours and the plain step take turns in one process, so that a busy machine slows both; figures are medians over the
 turns. The plain step is `trainer.bench.plain` with eager blocks, torch's default AdamW, float images normalised on the

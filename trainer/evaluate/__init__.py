@@ -1,1 +1,1 @@
-"""What a frozen or fine-tuned encoder is worth: neighbours, probes, fine-tuning, few shots, detection, segmentation."""
+"""Evaluations of an encoder: neighbours, probes, few shots, fine-tuning, detection, segmentation."""

@@ -36,7 +36,7 @@ class PretrainedEncoder:
     image_size: int
     """Side of its training images, in pixels."""
     mean: Pixel
-    """Of its pixels by channel, in [0, 1]; `std` likewise."""
+    """Mean of the pixels that it was trained on, by channel, in [0, 1]; `std` likewise."""
     std: Pixel
     build: Callable[..., nn.Module]
     """Builds timm's model with the encoder's weights: build(num_classes=, image_size=, drop_path=)."""

@@ -1,6 +1,6 @@
 """The methods by name: `METHODS[name](config)` builds a module whose forward returns `Losses`.
 
-A method's module, and torch with it, is imported when the method is first built: a run's config is checked without.
+A method's module is imported when the method is first built, so that a run's config is checked without torch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ METHODS: dict[str, Callable[[ModelConfig], Method]] = {
 }
 
 SELECTING = ("mae", "simmim")
-"""Methods that patch-aware selection works with."""
+"""Methods that patch-aware selection works with; each is a `SelectingMethod`."""
 
 
 def build_method(name: str, config: ModelConfig) -> Method:

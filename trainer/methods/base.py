@@ -2,7 +2,7 @@
 
 A new method is one file: subclass `Method`, give it an `encoder`, write `forward`, and add one line to
 `trainer.methods.METHODS`. A method whose prediction can be shown as pixels is a `PixelMethod`; one that patch-aware
-selection can score samples with is a `SelectingMethod`.
+selection can score samples with is a `SelectingMethod`, and is named in `trainer.methods.SELECTING`.
 
 Shapes: B batch, N patches, D width, P values of a patch, C channels, H W image.
 """

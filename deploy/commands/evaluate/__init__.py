@@ -1,4 +1,4 @@
-"""`tempera eval` and `tempera export`: what an encoder is worth, of a run, an official checkpoint or timm."""
+"""`tempera eval` and `tempera export`: evaluate or write the encoder of a run, of an official checkpoint or of timm."""
 
 from deploy.commands.evaluate.frozen import fewshot, knn, linear
 from deploy.commands.evaluate.runs import export, rauc

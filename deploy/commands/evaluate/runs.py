@@ -1,4 +1,4 @@
-"""`tempera export` and `tempera eval rauc`: what whole runs are read for, their encoder and their curves."""
+"""`tempera export` and `tempera eval rauc`: write a run's encoder, compare the curves of two runs."""
 
 from __future__ import annotations
 

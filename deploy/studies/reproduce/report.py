@@ -65,7 +65,7 @@ class Verdict:
 
     @property
     def holds(self) -> str:
-        """In words: "yes" for every seed, "no" for none, else the number of seeds; "level" is judged over all seeds."""
+        """The answer: "yes" for every seed, "no" for none, else their number; "level" is judged over all seeds."""
         unknown = sum(math.isnan(difference) for difference in self.differences)
         if unknown:
             defined = tuple(difference for difference in self.differences if not math.isnan(difference))
