@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -42,8 +42,6 @@ CALL_TIMEOUT_S = 10.0
 RETRY_PAUSE_S = 0.2
 
 log = logging.getLogger(__name__)
-
-Message = TypeVar("Message", Control, Event)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +114,13 @@ class SelectionService:
         self._opening, self._sharing = threading.Lock(), threading.Lock()
 
     def require(self, run: RunSource) -> None:
-        """Open the run if it is not open; RunMismatch if the caller means another one."""
+        """Open the run if it is not open.
+
+        Raises:
+            RunMismatch: if the caller means another run, or the log is of another.
+            LogInUse: if another process writes the log.
+            CorruptLog, ValueError: as of `RunLog` and `Selection`.
+        """
         if run != self._run:
             raise RunMismatch(
                 f"one selection service serves one run; the one of this name serves {self._run.runlog} and not "
@@ -161,7 +165,10 @@ class SelectionService:
 
 
 class SelectionClient:
-    """A `SelectionPort` over Ray, for trainers, the API and the command line. Picklable."""
+    """A `SelectionPort` over Ray, for trainers, the API and the command line. Picklable.
+
+    A call raises what `Selection` raises, or SelectionUnavailable when no answer comes within `timeout_s`.
+    """
 
     def __init__(
         self,
@@ -186,7 +193,10 @@ class SelectionClient:
         self._retried(lambda service, timeout_s: ray.get(service.require.remote(run), timeout=timeout_s))
 
     def window(self, index: int, *, effective_size: float | None = None) -> Window:
-        """Return the draws of one window; see `Selection.window`."""
+        """Return the draws of one window; see `Selection.window`.
+
+        A window that the service could not hand over in time is drawn all the same: asked for again, it is equal.
+        """
 
         def fetch(service: Any, timeout_s: float) -> Window:
             (reference,) = ray.get(service.window.remote(index, effective_size), timeout=timeout_s)
@@ -197,17 +207,29 @@ class SelectionClient:
     def report_scores(
         self, ids: ArrayLike, values: ArrayLike, *, kind: str = "bss", step: int, producer: str, sequence: int
     ) -> ScoreAck:
-        """Merge scores of samples; see `Selection.report_scores`."""
+        """Merge scores of samples; see `Selection.report_scores`.
+
+        Raises:
+            SelectionUnavailable: if no answer came in time. The scores may be merged: send them again with the same
+                producer and sequence, and they count once.
+        """
         report = {"kind": kind, "step": step, "producer": producer, "sequence": sequence}
         return cast(ScoreAck, self._call("report_scores", ids, values, **report))
 
     def control(self, control: Control) -> ControlReply:
-        """Change what is drawn; a control without an identity gets one, so that asking again applies it once."""
-        return cast(ControlReply, self._call("control", _with_identity(control)))
+        """Change what is drawn; a control without an identity gets one, so that asking again applies it once.
+
+        Raises:
+            SelectionUnavailable: if no answer came in time. The control may be in force: `state` shows it.
+        """
+        if not control.request:
+            control = dataclasses.replace(control, request=uuid.uuid4().hex)
+        return cast(ControlReply, self._call("control", control))
 
     def record(self, event: Event) -> None:
         """Write an event into the log; one without an identity gets one."""
-        self._call("record", _with_identity(event))
+        # The identity is given once, before the first try: each try must carry the same.
+        self._call("record", event if event.request else dataclasses.replace(event, request=uuid.uuid4().hex))
 
     def state(self) -> dict[str, Any]:
         """Return what is in force, see `Selection.state`, with the service's "pid" and "node"."""
@@ -260,8 +282,3 @@ class SelectionClient:
                     ) from error
             time.sleep(RETRY_PAUSE_S)
             self._handle = None
-
-
-def _with_identity(message: Message) -> Message:
-    """Return the message with an identity: the service applies a message that comes twice only once."""
-    return message if message.request else dataclasses.replace(message, request=uuid.uuid4().hex)

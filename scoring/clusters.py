@@ -213,9 +213,13 @@ def choose_num_clusters(
 
 
 def subsample(features: Rows, count: int, seed: int) -> Float32:
-    """Return `count` rows at random in ascending order, or all where there are fewer."""
+    """Return `count` rows at random, all where there are fewer: contiguous float32 [min(count, N), F].
+
+    The same seed gives the same rows.
+    """
     if len(features) <= count:
         return np.ascontiguousarray(features[:])
+    # Ascending, for features may lie on disk: each of their files is then opened once.
     rows = np.random.default_rng(seed).choice(len(features), count, replace=False)
     return np.ascontiguousarray(features[np.sort(rows)])
 

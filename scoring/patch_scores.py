@@ -37,7 +37,18 @@ def patch_weighted_score(
 
 
 def masked_mean_score(patch_loss_BN: Tensor, mask_BN: Tensor) -> Tensor:
-    """Return the BSS score: mean loss over the masked patches (PASS, Eq. 3); 0 for a row without a masked patch."""
+    """Return the BSS score: mean loss over the masked patches (PASS, Eq. 3).
+
+    Args:
+        patch_loss_BN: reconstruction loss of each patch, mean over its values.
+        mask_BN: 1 where masked; a row without a masked patch scores 0.
+
+    Returns:
+        float32 (float64 for float64 losses) [B], no gradient.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
     _check_shapes(patch_loss_BN, mask_BN)
     masked_BN = mask_BN.bool()
     total_B = _wide(patch_loss_BN).masked_fill(~masked_BN, 0.0).sum(dim=1)

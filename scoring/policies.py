@@ -96,7 +96,10 @@ def hard(inputs: TableInputs) -> Float64:
 
 
 def importance(inputs: TableInputs) -> Float64:
-    """Weigh by a power of the latest score, floored; a sample without a score counts as average."""
+    """Weigh by a power of the latest score, floored: max(s / mean(s), floor)^power.
+
+    A sample without a score counts as average: s = mean(s).
+    """
     options = inputs.options
     # The floor keeps every sample reachable; relative to the mean, its meaning stays while losses fall.
     relative = inputs.scores(options.importance_kind) / inputs.mean_score(options.importance_kind)
@@ -156,7 +159,11 @@ class PolicyPlan:
     """Whether other distances change the weights."""
 
     def weigh(self, inputs: TableInputs) -> Float64:
-        """Return the product of the factors' weights."""
+        """Return the product of the factors' weights, float64 [num_rows].
+
+        Raises:
+            ValueError: if a factor needs distances and the run has none.
+        """
         # Starting from the first factor instead of ones saves a pass over the rows.
         weights = self.functions[0](inputs)
         for function in self.functions[1:]:
@@ -211,7 +218,10 @@ def load_policy(path: str) -> Policy:
 
 
 def _softmax_weights(best: float, distance: Float64, temperature: float) -> Float64:
-    """Return exp((best - d) / tau), which is 1 for the best sample of the table, so that nothing overflows."""
+    """Return exp((best - d) / tau), which is 1 for the best sample of the table, so that nothing overflows.
+
+    The distances, float64 [n], are overwritten. A negative tau prefers the far ones; `best` is then the largest.
+    """
     # In place: this runs over every sample of the table when it is weighed.
     np.subtract(best, distance, out=distance)
     np.divide(distance, temperature, out=distance)

@@ -14,16 +14,27 @@ from dataclasses import dataclass
 from scoring.temperature import LARGEST_EFFECTIVE_SIZE, checked_effective_size
 
 Schedule = Callable[[float], float]
+"""Share of training done, in [0, 1] -> effective size; ValueError for a share below 0 or not a number."""
 
 
 def cosine(*, start: float = 0.2, end: float = 0.61) -> Schedule:
-    """Return half a cosine from `start` to `end` (Lin et al., CVPR 2025: temperatures .07 to .6)."""
+    """Return half a cosine from `start` to `end` (Lin et al., CVPR 2025: temperatures .07 to .6).
+
+    At progress p it is start + (end - start) * (1 - cos(pi p)) / 2.
+
+    Raises:
+        ValueError: if an effective size is outside (0, 1 - 1/e].
+    """
     first, last = checked_effective_size(start), checked_effective_size(end)
     return lambda progress: first + (last - first) * 0.5 * (1.0 - math.cos(math.pi * checked_progress(progress)))
 
 
 def linear(*, start: float = 0.15, end: float = LARGEST_EFFECTIVE_SIZE, ramp: float = 1.0) -> Schedule:
-    """Return a straight line from `start` to `end` over the first `ramp` of training, then `end`."""
+    """Return a straight line from `start` to `end` over the first `ramp` of training, then `end`.
+
+    Raises:
+        ValueError: if an effective size is outside (0, 1 - 1/e], or `ramp` outside (0, 1].
+    """
     first, last = checked_effective_size(start), checked_effective_size(end)
     if not 0.0 < ramp <= 1.0:
         raise ValueError(f"ramp must be the share of training in (0, 1]; got {ramp}.")
@@ -34,6 +45,9 @@ def linear_then_uniform(*, start: float = 0.15, end: float = LARGEST_EFFECTIVE_S
     """Return `linear` to `end` over the first `ramp` of training, then the largest size, at which draws are uniform.
 
     With the default end it is continuous: the ramp of the authors' library.
+
+    Raises:
+        ValueError: as of `linear`.
     """
     rising = linear(start=start, end=end, ramp=ramp)
     return lambda progress: rising(progress) if checked_progress(progress) < ramp else LARGEST_EFFECTIVE_SIZE

@@ -174,6 +174,8 @@ class Selection:
     def record(self, event: Event) -> None:
         """Write an event (scaling, a lost loader, a bad sample, a metric) into the history; on disk when this returns.
 
+        One whose identity is in the log already changes nothing.
+
         Raises:
             ValueError: for an event without kind or author, or of a control's kind.
             LogUnavailable: if the disk does not take it.

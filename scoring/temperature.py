@@ -52,7 +52,19 @@ def sampling_probabilities(distance: ArrayLike, temperature: float, direction: s
 
 
 def effective_size(distance: ArrayLike, temperature: float, direction: str = "prototypical") -> float:
-    """Return the expected share of distinct samples in N draws with replacement (Lin et al., CVPR 2025, Eq. 5 / N)."""
+    """Return the expected share of distinct samples in N draws with replacement (Lin et al., CVPR 2025, Eq. 5 / N).
+
+    Args:
+        distance: [N], finite.
+        temperature: positive; infinity gives uniform draws.
+        direction: "prototypical" (near first) or "hard" (far first).
+
+    Returns:
+        A share in [1/N, 1 - (1 - 1/N)^N], the upper end for uniform draws.
+
+    Raises:
+        ValueError: as of `sampling_probabilities`.
+    """
     probability = sampling_probabilities(distance, temperature, direction)
     return expected_distinct(probability, np.ones_like(probability), len(probability)) / len(probability)
 
@@ -75,7 +87,13 @@ def solve_temperature(distance: ArrayLike, effective_size: float, direction: str
 
 
 def expected_distinct(probability: Float64, counts: Float64, num_draws: int) -> float:
-    """Return the sum of counts * (1 - (1 - p)^draws), without cancellation: 1 - (1 - p)^n = -expm1(n * log1p(-p))."""
+    """Return the sum of counts * (1 - (1 - p)^draws), without cancellation: 1 - (1 - p)^n = -expm1(n * log1p(-p)).
+
+    Args:
+        probability: [n] probability in one draw of each sample of a group; rounding may put one above 1.
+        counts: [n] samples of each group.
+        num_draws: draws, 1 or more.
+    """
     with np.errstate(divide="ignore"):  # p = 1 gives log1p(-1) = -inf, whose expm1 is -1: the sample is certain
         return float(-(counts * np.expm1(num_draws * np.log1p(-np.minimum(probability, 1.0)))).sum())
 

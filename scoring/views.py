@@ -56,8 +56,8 @@ def summary(table: SampleTable, weights: WeightTable, *, top: int = 10) -> dict[
         best = sorted([*best, *((-float(probability[row]), int(first + row)) for row in rows)])[:top]
     listed = []
     for negative, sample_id in best:
-        columns = {name: column[0].item() for name, column in table.rows(sample_id, sample_id + 1).items()}
-        listed.append({"sample_id": sample_id, "probability": -negative, **_without_nan(columns)})
+        facts = _facts(table.rows(sample_id, sample_id + 1), 0, sample_id)
+        listed.append({"sample_id": sample_id, "probability": -negative, **facts})
     histogram = table.counts.histogram
     return {
         "in_force": _in_force(weights),
@@ -72,7 +72,12 @@ def summary(table: SampleTable, weights: WeightTable, *, top: int = 10) -> dict[
 
 
 def scores(table: SampleTable, weights: WeightTable) -> dict[str, Any]:
-    """Return "kinds", by kind of score how many samples are "scored" and their "quantiles", and "num_samples"."""
+    """Count and summarise the scores that were reported.
+
+    Returns:
+        "kinds": by kind of score, how many samples are "scored" and their "quantiles", by share as text ("0.5" is the
+        median). "num_samples".
+    """
     kinds: dict[str, Any] = {}
     for kind, scored in table.scored().items():
         values = table.scores(kind)
@@ -240,8 +245,7 @@ def _largest(values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
 
 
 def _facts(columns: Columns, row: int, sample_id: int) -> dict[str, Any]:
-    return {"sample_id": sample_id, **_without_nan({name: column[row].item() for name, column in columns.items()})}
-
-
-def _without_nan(plain: dict[str, Any]) -> dict[str, Any]:
-    return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in plain.items()}
+    """Return the columns of one row as plain values by name; None for NaN, which JSON has not."""
+    plain = {name: column[row].item() for name, column in columns.items()}
+    known = {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in plain.items()}
+    return {"sample_id": sample_id, **known}

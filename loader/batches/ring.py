@@ -168,7 +168,10 @@ class RingUser:
         return None if mapping is None else _images(mapping.memory, slot, num_images, size)
 
     def drop_orphans(self) -> None:
-        """Unmap rings whose owners have died or dropped them."""
+        """Unmap rings whose owners have died or dropped them.
+
+        Memory that a request still writes to stays mapped until its tensor is gone.
+        """
         with self._lock:
             for nonce, mapping in list(self._rings.items()):
                 if not mapping.is_owned():
@@ -200,6 +203,11 @@ def _map(address: RingAddress) -> _Mapping | None:
 
 
 def _images(memory: mmap.mmap, slot: Slot, num_images: int, size: int) -> torch.Tensor:
+    """Return the images of a slot as a view of the memory: uint8[n, 3, size, size], channels-last.
+
+    Raises:
+        ValueError: The slot lies outside the ring, or is too small.
+    """
     # Both sides check: a slot that comes from another process must not lead outside the mapped memory.
     needed = 3 * size * size * num_images
     if slot.offset < _PAGE or needed > slot.num_bytes or slot.offset + slot.num_bytes > len(memory):

@@ -41,7 +41,10 @@ def route(sample_ids: NDArray[np.int64], members: Sequence[str], *, avoid: Colle
 
 
 def _scores(sample_ids: NDArray[np.int64], name: str) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser (Steele et al., 2014) over the id mixed with a hash of the name; at least 1."""
+    """Return a member's hash for each sample of int64[n]: uint64[n] in 1..2^64-1, the highest wins.
+
+    SplitMix64's finaliser (Steele et al., 2014) over the id mixed with a hash of the name.
+    """
     # Not `hash`: every trainer rank, in its own process, must route a sample alike.
     salt = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
     z = sample_ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(salt)
@@ -63,7 +66,10 @@ class Deadline:
         """Age at which a request is late."""
 
     def add(self, seconds: float, *, member: str) -> None:
-        """Record how long a member took for a request."""
+        """Record how long a member took for a request, in seconds, and set `self.seconds` anew.
+
+        The last _MAX_TIMES times of each member count.
+        """
         self._recent.setdefault(member, deque(maxlen=_MAX_TIMES)).append(seconds)
         # A fleet that scales names new members for days: the ones met first are forgotten.
         while len(self._recent) > _MAX_MEMBERS:

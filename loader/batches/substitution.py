@@ -18,7 +18,14 @@ _MIN_DRAWS: Final = 400
 
 
 def substitute(position: int, attempt: int, *, num_draws: int, num_spares: int) -> int | None:
-    """Return the number of the spare for a position in 0..num_draws-1, or None when its attempts have used up all."""
+    """Return the number of the spare for a position, in 0..num_spares-1, or None when its attempts have used up all.
+
+    Args:
+        position: Number of the draw in its window, in 0..num_draws-1.
+        attempt: Spares that the position had before and that were bad as well, from 0.
+        num_draws: Draws of the window.
+        num_spares: Spares of the window, 0 or more.
+    """
     if attempt >= num_spares:
         return None
     # Neighbouring positions start at the same spare and positions far apart at others: spares are used evenly.

@@ -75,7 +75,10 @@ class WindowFetcher:
             self._futures[index] = self._thread.submit(self._source.window, index)
 
     def peek(self, index: int) -> Window | None:
-        """Return a window if it is here already."""
+        """Return a window if it is here already.
+
+        None says nothing about the run: a window that could not be fetched is None as well, and `get` raises why.
+        """
         future = self._futures.get(index)
         if future is None or not future.done() or future.exception() is not None:
             return None
@@ -139,7 +142,11 @@ class FixedWindows:
         self._sample_ids, self._draws = sample_ids, config.window_steps * config.global_batch
 
     def window(self, index: int) -> FixedWindow:
-        """Return the ids of a window; the order starts again when it is used up."""
+        """Return the ids of a window; the order starts again when it is used up.
+
+        Every draw has the probability 1/N, N the number of ids. There are no spares: a sample that cannot be decoded is
+        black.
+        """
         first = index * self._draws
         ids = self._sample_ids[np.arange(first, first + self._draws) % len(self._sample_ids)]
         probability = np.full(self._draws, 1 / len(self._sample_ids))

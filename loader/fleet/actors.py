@@ -63,7 +63,14 @@ class LoaderActor:
 
     @ray.method(concurrency_group="load")
     def load(self, spec: BatchSpec, slot: Slot | None = None) -> Pixels:
-        """Return the pixels of a spec; given a slot of a ring that still has an owner, write them there."""
+        """Return the pixels of a spec; given a slot of a ring that still has an owner, write them there.
+
+        The reply's `images` are then empty, uint8[0, 3, 0, 0]: the caller reads them from the ring.
+
+        Raises:
+            StaleIndexError, StorageUnavailable: As of `LoaderWorker.load`.
+            ValueError: A sample id is not in the index, or the slot does not fit its ring or the images.
+        """
         out = None if slot is None else self._rings.images(slot, len(spec), spec.transform.size)
         if out is None:
             return self._worker.load(spec)
@@ -77,7 +84,12 @@ class LoaderActor:
 
     @ray.method(concurrency_group="control")
     def check(self, after_s: float = 0.0) -> dict[str, Any]:
-        """Return pid, node and stats after some seconds. The answer itself proves that the loader lives."""
+        """Return pid, node and stats after some seconds. The answer itself proves that the loader lives.
+
+        Returns:
+            "pid", "node" (Ray's id of it), "waits_for" (the shard of the oldest read under way, as text), and the
+            totals of `LoaderWorker.stats`.
+        """
         time.sleep(after_s)
         self._rings.drop_orphans()  # no other call comes regularly, and an idle loader must not hold a dead run's ring
         node = ray.get_runtime_context().get_node_id()

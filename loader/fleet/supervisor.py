@@ -146,7 +146,10 @@ class Fleet:
             return ScaleReply(previous=previous, size=size, author=author, reason=reason)
 
     def observe(self, wait_share: float) -> ScaleReply | None:
-        """Record the share of its time that a trainer waited since its last report, and scale if the policy says so."""
+        """Record the share of its time, in [0, 1], that a trainer waited since its last report.
+
+        Scale if the policy says so and return the change; None when the size stays, as it always does without a policy.
+        """
         if self._scaler is None:
             return None
         with self._lock:

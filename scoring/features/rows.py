@@ -57,7 +57,13 @@ class NormalisedRows:
 
 
 def normalised(rows: Rows, preset: str) -> Rows:
-    """Return the view of rows [N, F] that a name of PRESETS asks for; ValueError for another name."""
+    """Return the view of rows [N, F] that a name of PRESETS asks for.
+
+    Standardising reads all rows twice, here and now; the view reads only what is asked of it.
+
+    Raises:
+        ValueError: for another name.
+    """
     if preset not in PRESETS:
         raise ValueError(f"normalise must be one of {', '.join(PRESETS)}; got {preset!r}.")
     for step in PRESETS[preset]:

@@ -30,6 +30,7 @@ MAPPED_CHUNKS = 8
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """Yield a path to write to; it replaces `path` when the block succeeds, so that no reader sees half a file."""
+    # Two processes of a machine may write the same chunk: each has its own file, and the later replaces an equal one.
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         yield aside
@@ -113,7 +114,12 @@ class FeatureStore:
             save_file({"features": np.ascontiguousarray(features, np.float32)}, aside, {"bad": json.dumps(list(bad))})
 
     def bad(self) -> list[str]:
-        """Return one line for each sample that could not be decoded; every chunk must be there."""
+        """Return one line for each sample that could not be decoded, in the order of the samples.
+
+        Raises:
+            FileNotFoundError: if a chunk is absent.
+            SafetensorError: if one is torn; see `missing`.
+        """
         lines: list[str] = []
         for chunk in range(self.num_chunks):
             with safe_open(self._path(chunk), "numpy") as file:

@@ -40,7 +40,13 @@ class History:
         self._weights: WeightTable | None = None
 
     def weigh(self, key: WeightKey) -> WeightTable:
-        """Return the weight table of a key; ValueError if the policy's weights are not usable."""
+        """Return the weight table of a key.
+
+        The table must stand at the key's sequences: `weigh_now` fills in the present ones, a replay follows the log.
+
+        Raises:
+            ValueError: if the policy's weights are not usable.
+        """
         # The last table is kept, for most windows have the key of the one before.
         if self._weights is None or self._weights.key != key:
             self._weights = self.table.weigh(key, parse_policy(key.policy, self._user_policies))
@@ -60,6 +66,7 @@ class History:
 
     def restore(self, position: Position, packed: Packed, log: RunLog) -> None:
         """Begin at a snapshot instead of at the start; distances are not in it, but in their file."""
+        # The last ones before the snapshot: it was made under them, and the table's own are the configuration's.
         for entry in reversed(log.table_changes()):
             if entry.kind == "distances" and entry.sequence <= position.rounds_through:
                 self.apply(entry, log)
@@ -126,7 +133,15 @@ class History:
         self.position = replace(self.position, rounds_through=entry.sequence)
 
     def count_draws(self, index: int, ids: NDArray[np.int64]) -> None:
-        """Count the draws of the next window; CorruptLog if they are of no samples."""
+        """Count the draws of the next window.
+
+        Args:
+            index: its number.
+            ids: [n] samples drawn, spares not among them.
+
+        Raises:
+            CorruptLog: if one is of no sample.
+        """
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.table.num_samples:
             raise CorruptLog(f"window {index} must draw samples below {self.table.num_samples}; it does not.")
         self.table.counts.add(ids)

@@ -87,7 +87,11 @@ class RunLog:
                 )
 
     def identity(self) -> dict[str, Any]:
-        """Return the identity that `begin` wrote; empty for a log that no run has begun."""
+        """Return the identity that `begin` wrote; empty for a log that no run has begun.
+
+        Raises:
+            CorruptLog: if a value is not JSON.
+        """
         with self._reading():
             stored = dict(self._connection.execute("SELECT field, value FROM meta"))
         try:

@@ -202,6 +202,7 @@ def facts_of(row: tuple[Any, ...]) -> tuple[WindowFacts, str]:
 
 def _check_kinds(named: dict[str, Any], kinds: dict[str, tuple[type, ...]], what: str, number: object) -> None:
     """Raise CorruptLog unless each field is of one of its types, and counts are not negative."""
+    # SQLite stores any type in any column; by `type`, for a bool is an int to isinstance.
     for name, wanted in kinds.items():
         value = named[name]
         if type(value) not in wanted or (name in COUNTED and value < 0):
@@ -211,7 +212,11 @@ def _check_kinds(named: dict[str, Any], kinds: dict[str, tuple[type, ...]], what
 
 
 def window_row(facts: WindowFacts, window: Window) -> tuple[Any, ...]:
-    """Return a window as a row."""
+    """Return a window as a row: its facts, then digest, checksum, ids and probability.
+
+    The draws come first and the spares after them; probabilities are little-endian float64. The checksum is the CRC-32
+    of both columns: the digest does not cover the probabilities.
+    """
     ids = pack_ids(np.concatenate([window.sample_ids, window.spare_ids]))
     probability = np.concatenate([window.probability, window.spare_probability]).astype("<f8").tobytes()
     checksum = zlib.crc32(probability, zlib.crc32(ids))

@@ -137,6 +137,7 @@ class SnapshotStore:
 
     def load(self) -> tuple[Position, Packed] | None:
         """Return the newest whole snapshot; None without one."""
+        # An older one serves as well: the log holds all that came after it, and recovery only takes longer.
         for path in self.paths():
             try:
                 return read_snapshot(path)

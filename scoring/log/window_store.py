@@ -73,7 +73,11 @@ class WindowStore:
             self.recent.popitem(last=False)
 
     def flush(self) -> None:
-        """Write the windows that are not in the log; LogUnavailable if that fails."""
+        """Write the windows that are not in the log, all or none.
+
+        Raises:
+            LogUnavailable: if the disk does not take them; they are kept, and tried again with the next window.
+        """
         if self.unwritten:
             self._log.append_windows(self.unwritten)
             self.unwritten = []

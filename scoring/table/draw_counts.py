@@ -43,7 +43,8 @@ class DrawCounts:
         self.histogram = np.pad(self.histogram, (0, size - len(self.histogram))) + moved
 
     def part(self, first: int, last: int) -> NDArray[np.uint32]:
-        """Return the draws of the rows [first, last); a copy."""
+        """Return the draws of the rows [first, last), uint32 [last - first]; a copy."""
+        # Rows with more than 65,535 draws are few, so a scan over all of them costs nothing beside the copy.
         counts = self._low[first:last].astype(np.uint32)
         for row, high in self._high.items():
             if first <= row < last:

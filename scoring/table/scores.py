@@ -74,7 +74,10 @@ class ScoreTable:
         self.holder[ids] = number
 
     def held(self, report: ScoreReport) -> ScoreReport:
-        """Return the part of a merged report that no newer report has replaced."""
+        """Return the part of a merged report that no newer report has replaced.
+
+        Of a sample that the report names twice both values stay: merged again, the last one counts as before.
+        """
         order = report.step, self._producers.index(report.producer), report.sequence
         numbers = np.flatnonzero((self._order[: self._num_reports] == order).all(axis=1))
         rows = np.flatnonzero(np.isin(self.holder[report.ids], numbers))

@@ -109,7 +109,10 @@ class WeightTable:
         return math.fsum(self._in_threads(distinct, self._segments)) / size
 
     def probabilities(self) -> Iterator[tuple[int, Float64]]:
-        """Yield (id of the first sample, probability of each sample in one draw), a segment at a time."""
+        """Yield (id of the first sample, probability of each sample in one draw), a segment at a time.
+
+        The probabilities, float64 [n], sum to 1 over all segments. They are not kept: each call weighs all again.
+        """
         first = 0
         for segment in self._segments:
             weights = np.concatenate(list(segment.weights()))[: self.num_samples - first]
