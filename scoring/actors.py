@@ -232,7 +232,7 @@ class SelectionClient:
         self._call("record", event if event.request else dataclasses.replace(event, request=uuid.uuid4().hex))
 
     def state(self) -> dict[str, Any]:
-        """Return what is in force, see `Selection.state`, with the service's "pid" and "node"."""
+        """Return `Selection.state`, with the service's "pid" and "node"."""
         state = self._retried(lambda service, timeout_s: ray.get(service.state.remote(), timeout=timeout_s))
         return cast("dict[str, Any]", state)
 

@@ -127,7 +127,7 @@ class SelectionConfig:
         return len(distance)
 
     def identity(self, distance: NDArray[np.float32] | None) -> dict[str, Any]:
-        """Return what decides the draws of a run, as plain values by name: it must not change while the run lives.
+        """Return the values that decide the draws of a run, by name: they must not change while the run lives.
 
         A schedule by progress is not part of it: its values come with the trainer's requests and are in the log.
         """

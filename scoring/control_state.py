@@ -151,7 +151,7 @@ def check_round(control: Control, state: ControlState, user_policies: Iterable[s
 
 
 def check_distances(control: Control, state: ControlState, user_policies: Iterable[str]) -> Value:
-    """Return the path of a file of distances; what is in it is checked when it is read."""
+    """Return the path of a file of distances; its content is checked when it is read."""
     if not isinstance(control.value, str) or not control.value:
         raise ValueError(f"distances must name a file of `tempera score`; got {control.value!r}.")
     return control.value

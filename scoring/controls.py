@@ -77,7 +77,7 @@ class Controls:
                 self.known_sizes[str(entry.value)] = entry.effective_size
 
     def latest(self) -> ControlState:
-        """Return the state after everything that was set, also what takes effect later."""
+        """Return the state after all changes, also those that take effect later."""
         return self.state.after_all(self._ahead)
 
     def latest_key(self) -> WeightKey:
@@ -91,7 +91,7 @@ class Controls:
     def settle(self) -> None:
         """Merge the committed scores into the table.
 
-        They wait while windows that trainers have are yet to be drawn again, which must see the scores of back then.
+        They wait until the windows that trainers have are drawn again, because these must see the older scores.
         """
         if self._windows.next_window >= self._log.unlogged.end:
             self._history.merge_scores(self._reports.take())
@@ -146,7 +146,7 @@ class Controls:
                 return entry.reply()
 
     def forecast(self, control: Control) -> WeightKey:
-        """Return what a control would put in force; nothing is changed. ValueError as of `apply`."""
+        """Return the values that a control would put in force, and change nothing; ValueError as in `apply`."""
         kind, table_lock = self._kind_of(control)
         with table_lock, self.state_lock:
             latest = self.latest()
@@ -200,7 +200,7 @@ class Controls:
         return self._history.weigh_now(key).effective_size
 
     def _find_cutoff(self, control: Control) -> dict[str, Any]:
-        """Find what separates exactly floor(rho * N) samples from the rest, by the scores that are in the log now."""
+        """Find the cutoff that keeps exactly floor(rho * N) samples, by the scores that are in the log now."""
         with self.state_lock:
             kind = str(control_state.check_round(control, self.latest(), ()))
             if self._log.entry_of(control.request) is not None:

@@ -96,7 +96,7 @@ def top_samples(table: SampleTable, weights: WeightTable, *, by: str = "probabil
         k: how many, 1 or more.
 
     Returns:
-        "samples": as of `sample_facts`; fewer where fewer were scored.
+        "samples": facts as `sample_facts` gives them; fewer where fewer were scored.
 
     Raises:
         ValueError: for another `by`, or a `k` below 1.

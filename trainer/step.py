@@ -140,7 +140,7 @@ def _channels(values: tuple[float, ...], dtype: torch.dtype, device: torch.devic
 def normalise(images_u8: Tensor, config: TrainConfig) -> Tensor:
     """Return (x / 255 - mean) / std by channel, float32 or float64 as the run's precision, of uint8[B, 3, H, W].
 
-    On the device of the bytes: they cross to it at a quarter of the size.
+    Computed on the device of the bytes: they cross to it at a quarter of the size.
     """
     dtype = torch.float64 if config.precision == "float64" else torch.float32
     mean, std = (_channels(values, dtype, images_u8.device) for values in (config.mean, config.std))

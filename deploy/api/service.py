@@ -109,7 +109,7 @@ class RunService:
         temperature: Annotated[float | None, Query(gt=0, allow_inf_nan=False)] = None,
         policy: Annotated[str | None, Query(min_length=1, max_length=200)] = None,
     ) -> dict[str, Any]:
-        """Return what a change of one of the three would put in force."""
+        """Return the values that a change of one of the three would put in force."""
         asked = {"effective_size": effective_size, "temperature": temperature, "policy": policy}
         given = {kind: value for kind, value in asked.items() if value is not None}
         if len(given) != 1:

@@ -27,7 +27,7 @@ TOKEN = "RAY_AUTH_TOKEN"  # noqa: S105 - the variable's name
 """Environment variable with the token itself, as containers get it from a secret."""
 LOOPBACK = "127.0.0.1"
 ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""With 0, Ray runs on one machine only: its services then listen on the loopback interface."""
+"""Set to 0, Ray runs on one machine only, and its services listen on the loopback interface."""
 HEAD_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 HEAD_PATIENCE_S = 15
 """Seconds that the processes of a local cluster wait for a lost head before they end. Ray's default of 60 seconds is

@@ -107,7 +107,7 @@ class RankParts:
         )
 
     def _sweep(self) -> Sweep:
-        """Return what scores the whole data set for a selection round and then closes the round."""
+        """Return the function that scores the whole data set for a selection round and closes the round."""
         from loader.sweep import each_once, evaluation_transform
         from trainer.sweep import Sweep
 

@@ -43,7 +43,7 @@ class CpuDecoder:
     """
 
     rows_per_call: Final = 1
-    """With one image per call all threads end at about the same time."""
+    """Images per call: with one, all threads end at about the same time."""
 
     def __init__(self, num_samples: int) -> None:
         compiled.warn_if_missing()

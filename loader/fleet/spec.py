@@ -69,7 +69,7 @@ class FleetConfig:
         return ScalePolicy(min_size=self.min_loaders, max_size=self.max_loaders)
 
     def specs(self, config: LoaderConfig) -> list[LoaderSpec]:
-        """Return what the fleet's loaders are, those on GPUs first; these ignore the config's decoder and cache."""
+        """Return the specs of the fleet's loaders, those on GPUs first; these ignore the config's decoder and cache."""
         # Ray shows an actor only the GPUs that it reserved: to a loader its own is always number 0.
         on_gpu = config.decoder == "dali" and self.gpus_per_loader > 0
         rest = LoaderSpec(

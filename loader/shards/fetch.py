@@ -31,7 +31,7 @@ _READ_TIMEOUT_S: Final = 60.0
 
 
 Fetched = dict[int, Future[dict[int, bytes | BadSampleError]]]
-"""By sample id: the range that has it or will have it, as the checked bytes or the error of each of its samples."""
+"""Sample id -> the range that has it or will have it, as the checked bytes or the error of each of its samples."""
 
 
 @dataclass(frozen=True, slots=True)

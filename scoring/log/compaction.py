@@ -17,7 +17,7 @@ TRIM_FACTOR = 2
 
 
 class Compaction:
-    """Not locked: the selection's table lock is held."""
+    """Keeps the log small and quick to recover. Takes no lock: the selection's table lock is held."""
 
     def __init__(self, runlog: RunLog, history: History, config: SelectionConfig) -> None:
         self._log, self._history, self._config = runlog, history, config

@@ -29,7 +29,7 @@ from scoring.table.weights import WeightKey, WeightTable
 
 
 class History:
-    """Not locked: the selection's table lock is held."""
+    """The sample table as the log is read into it. Takes no lock: the selection's table lock is held."""
 
     def __init__(self, table: SampleTable, user_policies: Iterable[str] = ()) -> None:
         """Begin at the start of the log, with the policies that the run's configuration adds."""
@@ -84,7 +84,7 @@ class History:
         """Make a change of the table that is in the log; all scores that it reads have been merged.
 
         Raises:
-            CorruptLog: if the entry is damaged, or its file is not what it was.
+            CorruptLog: if the entry is damaged, or its file has changed.
         """
         if entry.kind == "round":
             cutoff = _detail(entry, threshold=float, last_id=int)

@@ -263,7 +263,7 @@ class RunLog:
 
 
 def read_entries(path: str | Path, **bounds: Any) -> list[LogEntry]:
-    """Return the last entries of a log that another process may be writing; bounds as of `RunLog.entries`.
+    """Return the last entries of a log that another process may be writing; `bounds` are those of `RunLog.entries`.
 
     Raises:
         FileNotFoundError: if there is no log.

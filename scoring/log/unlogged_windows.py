@@ -20,7 +20,7 @@ RECORD = struct.Struct("<qqI")
 
 
 class UnloggedWindows:
-    """The windows handed out beyond the log; without a path they are kept in memory. Not locked."""
+    """The windows handed out beyond the log; without a path they are kept in memory. Takes no lock."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.end = 0

@@ -23,7 +23,7 @@ UNWRITTEN_LIMIT = 64
 
 
 class WindowStore:
-    """The windows of a run that were drawn. Not locked: the selection's state lock is held."""
+    """The windows of a run that were drawn. Takes no lock: the selection's state lock is held."""
 
     def __init__(self, runlog: RunLog, *, redraw: Callable[[int], Window]) -> None:
         self._log, self._redraw = runlog, redraw
@@ -48,7 +48,7 @@ class WindowStore:
         """Commit the next window and those that could not be written before it; if the disk is full, only note it.
 
         Args:
-            facts: the window's.
+            facts: facts of the window.
             window: the window.
             entries: log entries that came with its request.
             scores_through: log sequence of the last score report that the table has.

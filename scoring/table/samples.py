@@ -53,7 +53,7 @@ class SampleTable:
         self.counts = DrawCounts(num_samples)
         self.score_tables: dict[str, ScoreTable] = {}
         self.subsets: dict[str, NDArray[np.uint8]] = {}
-        """By kind of score, a bit for each row that the last round kept."""
+        """Kind of score -> a bit for each row that the last round kept."""
         self.distance: Float32 | None = None
         """[padded] distances; the last one is repeated past the end."""
         self.distance_range = (0.0, 1.0)

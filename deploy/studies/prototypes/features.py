@@ -55,7 +55,7 @@ class FeatureSpec:
     """Where networks compute: auto, cpu or cuda."""
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the features, as JSON values; ValueError if the weights are not a file."""
+        """Return the values that decide the features, as JSON; ValueError if the weights are not a file."""
         # Weights by content, not by path: a file that was replaced has other features. A run's are its newest step's.
         facts = {name: value for name, value in asdict(self).items() if name not in ("device", "weights", "run")}
         if self.weights is not None:

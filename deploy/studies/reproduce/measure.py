@@ -52,7 +52,7 @@ class Floor:
     pixels: float
     """1-NN accuracy of the raw pixels."""
     untrained: tuple[dict[str, float], ...]
-    """By seed, the metrics of the weights that the arms start from: an arm learned what it has above them."""
+    """Metrics, seed by seed, of the weights that the arms start from; an arm has learned the difference to them."""
 
 
 class Measure:

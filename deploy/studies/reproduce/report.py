@@ -29,7 +29,7 @@ class Cell:
     """One metric of one arm over the seeds."""
 
     values: tuple[float, ...]
-    """By seed."""
+    """The metric of each seed."""
 
     @property
     def mean(self) -> float:
@@ -61,7 +61,7 @@ class Verdict:
 
     expected: Expectation
     differences: tuple[float, ...]
-    """By seed, the arm minus its rival; NaN where it is undefined."""
+    """The arm minus its rival for each seed; NaN where it is undefined."""
 
     @property
     def holds(self) -> str:

@@ -33,7 +33,7 @@ from trainer import model_size
 
 SPLITS = ("train", "test")
 FEWEST_IN_CLUSTER = 10
-"""On few images there are fewer prototypes than an arm asks for: a cluster has this many images or more on average."""
+"""Least mean number of images in a cluster: on few images there are fewer prototypes than an arm asks for."""
 
 
 class Study:
