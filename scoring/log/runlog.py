@@ -52,7 +52,7 @@ class RunLog:
             if not 0 <= last < LAST_SEQUENCE:
                 raise CorruptLog(f"run log {self.path} must count its rows from 1; got {last}. Restore it from a copy.")
             self._next_sequence = 1 + int(last)
-            self.unlogged = UnloggedWindows(self.path and self.path.with_name(f"{self.path.name}.promise"))
+            self.unlogged = UnloggedWindows(self.path and self.path.with_name(f"{self.path.name}.unlogged"))
             """Windows that were handed out and are not in the log."""
         except BaseException:
             if self._lock_file is not None:

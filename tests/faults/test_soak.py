@@ -15,7 +15,7 @@ MINUTES, SEED = 1, 5
 @pytest.mark.faults
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-def test_a_minute_of_storm_breaks_no_promise(tmp_path, note):
+def test_a_minute_of_faults_breaks_no_promise(tmp_path, note):
     options = ["--minutes", str(MINUTES), "--seed", str(SEED), "--out", str(tmp_path / "faults"), "--json"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(

@@ -146,7 +146,7 @@ def test_a_new_run_in_an_old_folder_has_no_unlogged_windows(tmp_path, monkeypatc
     path = tmp_path / "run.sqlite"
     crashed_on_a_full_disk(path, CONFIG, monkeypatch)
     for file in tmp_path.glob("run.sqlite*"):
-        if file.suffix != ".promise":
+        if file.suffix != ".unlogged":
             file.unlink()
     with again(path, CONFIG) as service:
         assert service.control(CHANGE).window == 0

@@ -75,7 +75,7 @@ def soak(out: Path, *, minutes: float, seed: int, kinds: tuple[str, ...] = ()) -
         with _driven(run, processes, record):
             _wait_for_batches(run, processes)
             record.before = holdings(run, processes)
-            _storm(target, record, minutes=minutes, chance=chance, kinds=kinds or tuple(FAULTS))
+            _inject_faults(target, record, minutes=minutes, chance=chance, kinds=kinds or tuple(FAULTS))
             record.after = _calm(target, config, record.before)
         time.sleep(SAMPLE_S)
         record.strays = len(processes.alive())
@@ -144,7 +144,9 @@ def _wait_for_batches(run: RunDir, processes: Processes) -> None:
         time.sleep(0.5)
 
 
-def _storm(target: Target, record: Record, *, minutes: float, chance: random.Random, kinds: tuple[str, ...]) -> None:
+def _inject_faults(
+    target: Target, record: Record, *, minutes: float, chance: random.Random, kinds: tuple[str, ...]
+) -> None:
     began, seconds = time.monotonic(), minutes * 60
     bag: list[str] = []
     with progress_bar("fault run") as advance:
