@@ -84,7 +84,7 @@ def test_without_the_checksum_a_flipped_bit_is_delivered(digits, tmp_path, monke
     assert delivered & set(range(13, len(index), SPREAD)), "a damaged sample was delivered as if it were whole"
 
 
-def test_a_storm_of_bad_samples_stops_the_run_soon_with_a_report(digits, tmp_path, note):
+def test_a_burst_of_bad_samples_stops_the_run_soon_with_a_report(digits, tmp_path, note):
     index = copied(digits, tmp_path / "copy")
     order = windows(len(index), CONFIG)
     late = order.window(1).sample_ids  # all that is drawn from the second window on
@@ -100,7 +100,7 @@ def test_a_storm_of_bad_samples_stops_the_run_soon_with_a_report(digits, tmp_pat
     note("a burst of errors", goal="200 draws", seen=f"stopped {after} draws after the first bad one")
 
 
-def test_without_the_limit_a_storm_trains_on_what_is_left(digits, tmp_path, monkeypatch):
+def test_without_the_limit_a_burst_trains_on_what_is_left(digits, tmp_path, monkeypatch):
     index = copied(digits, tmp_path / "copy")
     order = windows(len(index), CONFIG)
     damage(index, order.window(1).sample_ids.tolist(), zero)

@@ -218,7 +218,7 @@ def test_without_a_good_spare_the_row_stays_black_and_is_listed(make_pool, bad_p
     assert not batch.images[[bad.row for bad in batch.substituted]].any()
 
 
-def test_a_storm_of_bad_samples_stops_the_stream_with_a_report(make_pool, random_windows, bad_photo_index):
+def test_a_burst_of_bad_samples_stops_the_stream_with_a_report(make_pool, random_windows, bad_photo_index):
     config = replace(CONFIG, total_steps=200)
     stream = BatchStream(random_windows(24, config, spare_ids=[3, 5, 7]), make_pool(1, index=bad_photo_index), config)
     with pytest.raises(TooManyBadSamplesError, match=r"bad samples.*photo00"):

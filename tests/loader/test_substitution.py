@@ -23,7 +23,7 @@ def test_spares_are_used_evenly():
     assert np.bincount(chosen).tolist() == [100] * 10
 
 
-def run_storm(limit: BadSampleLimit, share: float, *, draws: int = 20_000, group: int = 64) -> int:
+def run_burst(limit: BadSampleLimit, share: float, *, draws: int = 20_000, group: int = 64) -> int:
     """Return the draw at which the limit stops the run, or -1."""
     rng = np.random.default_rng(0)
     for first in range(0, draws, group):
@@ -37,11 +37,11 @@ def run_storm(limit: BadSampleLimit, share: float, *, draws: int = 20_000, group
 
 
 def test_one_percent_bad_never_stops_a_run():
-    assert run_storm(BadSampleLimit(0.05), 0.01) == -1
+    assert run_burst(BadSampleLimit(0.05), 0.01) == -1
 
 
-def test_an_error_storm_stops_within_200_draws():
-    assert 0 <= run_storm(BadSampleLimit(0.05), 1.0) < 200
+def test_a_burst_of_errors_stops_within_200_draws():
+    assert 0 <= run_burst(BadSampleLimit(0.05), 1.0) < 200
 
 
 def test_the_error_lists_keys_and_reasons():
