@@ -78,7 +78,7 @@ def judge(
     moments = sorted(line["time"] for lines in evidence.incarnations for line in lines)
     outcome = Outcome(
         seed=seed,
-        faults=Counter(injection.kind for injection in record.injections),
+        faults=dict(Counter(injection.kind for injection in record.injections)),  # `asdict` breaks a Counter
         violations=(*broken, *leaks(record)),
         recovery=standstills(record.injections, moments),
         growth=slopes(record),
