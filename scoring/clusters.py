@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -59,6 +58,8 @@ def kmeans_device(wanted: str = "auto") -> str:
     Raises:
         ValueError: a GPU is wanted and faiss has none; there is no silent fallback to the CPU.
     """
+    import faiss  # noqa: PLC0415  # the selection service and the driver do not cluster
+
     built = hasattr(faiss, "StandardGpuResources")
     count = faiss.get_num_gpus() if built else 0
     if wanted not in ("auto", "cpu", "gpu"):
@@ -82,6 +83,8 @@ def cluster(
         progress: called with (rows done, rows of all passes).
     """
     sample = subsample(features, SAMPLE_PER_CLUSTER * num_clusters, seed)
+    import faiss  # noqa: PLC0415  # the selection service and the driver do not cluster
+
     kmeans = faiss.Kmeans(
         sample.shape[1],
         num_clusters,
@@ -225,6 +228,8 @@ def subsample(features: Rows, count: int, seed: int) -> Float32:
 
 
 def _index(centroids: Float32, device: str) -> Any:
+    import faiss  # noqa: PLC0415  # the selection service and the driver do not cluster
+
     index: Any = faiss.IndexFlatL2(centroids.shape[1])
     if device != "cpu":
         index = faiss.index_cpu_to_all_gpus(index)

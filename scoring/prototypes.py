@@ -147,7 +147,7 @@ def _column(file: pq.ParquetFile, name: str) -> NDArray[Any]:
     column = file.read(columns=[name], use_threads=False)[name]
     if column.null_count or len(column) != file.metadata.num_rows:
         raise ValueError(f"column {name!r} must have a value in every row")
-    return np.asarray(column.to_numpy())
+    return np.array(np.from_dlpack(column.combine_chunks()))  # `to_numpy` imports pandas
 
 
 def prototype_distances(

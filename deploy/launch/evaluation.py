@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deploy.report.run import write_run_report
 from deploy.runs.config import RunConfig
 from deploy.runs.rundir import RunDir
 from loader import ShardIndex
@@ -129,6 +128,10 @@ class ReportPictures:
 
         Logs a failure instead of raising it: training does not depend on pictures.
         """
+        from deploy.report.run import (
+            write_run_report,
+        )  # imports matplotlib, which a rank without pictures does not need
+
         config = self._config
         try:
             if self._images is None:  # decoded once, so that the pictures of all steps show the same images

@@ -24,8 +24,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploy.api.backend import LocalFleet, RunBackend
-from deploy.api.server import serving
 from deploy.launch.cluster import cluster, head_watched
 from deploy.launch.rank import RankParts
 from deploy.observe.periodic import periodic
@@ -38,6 +36,7 @@ from loader.fleet.supervisor import FleetEvent
 from scoring import Event, RunLog, Selection, SelectionConfig, SelectionPort
 
 if TYPE_CHECKING:
+    from loader.actors import RayLoaders
     from loader.fleet.actors import FleetClient  # imports Ray, which reads the token when it is imported
     from trainer import TrainResult
 
@@ -57,6 +56,9 @@ def launch(config: RunConfig, run: RunDir, *, beside: Beside | None = None) -> T
     Raises:
         RunError: the directory holds another run.
     """
+    from deploy.api.backend import RunBackend
+    from deploy.api.server import serving
+
     fleet_config, trainers = config.fleet, config.trainers
     # Logical CPUs for the largest fleet: a local cluster cannot get more of them later.
     most_loaders = max(fleet_config.loaders, fleet_config.max_loaders)
@@ -87,6 +89,8 @@ def launch_in_process(config: RunConfig, run: RunDir, *, should_stop: Callable[[
     Raises:
         RunError: the directory holds another run.
     """
+    from deploy.api.backend import LocalFleet, RunBackend
+    from deploy.api.server import serving
     from loader import LoaderWorker, LocalLoaders
     from trainer import Context, train
 
@@ -208,21 +212,21 @@ def fleet_events_logged(
 
 def _train_on_ray(config: RunConfig, run: RunDir, endpoint: Endpoint) -> TrainResult:
     """Train on the ranks that Ray Train starts; each connects to the actors by their names."""
-    from loader.actors import RayLoaders
-    from loader.fleet.actors import connect_fleet
     from scoring.actors import SelectionClient
     from trainer.actors import TrainJob, train_on_ray
 
     # Absolute, because Ray Train gives ranks a working directory of their own.
     run, trainers = RunDir(run.path.resolve()), config.trainers
     reach_selection = partial(SelectionClient, name=endpoint.selection, namespace=endpoint.namespace)
-    # A rank's pool is made in the rank: its ring of shared memory belongs to one process.
-    rank = RankParts(
-        config=config,
-        run=run,
-        reach_selection=reach_selection,
-        reach_loaders=lambda: RayLoaders(connect_fleet(endpoint.fleet)),
-    )
+
+    def reach_loaders() -> RayLoaders:
+        # Called in the rank: the pool imports torch, and its ring of shared memory belongs to one process.
+        from loader.actors import RayLoaders
+        from loader.fleet.actors import connect_fleet
+
+        return RayLoaders(connect_fleet(endpoint.fleet))
+
+    rank = RankParts(config=config, run=run, reach_selection=reach_selection, reach_loaders=reach_loaders)
     job = TrainJob(
         config=config.train,
         run_dir=str(run.path),

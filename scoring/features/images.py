@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import cv2
-import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -87,6 +86,8 @@ class BagOfWords:
     def __init__(self, words: Float32) -> None:
         """Index the words, [W, 128]."""
         self.words = np.ascontiguousarray(words, dtype=np.float32)
+        import faiss  # noqa: PLC0415  # slow to import, and only this feature needs it
+
         self._index = faiss.IndexFlatL2(SIFT_WIDTH)
         self._index.add(self.words)
 
@@ -121,6 +122,8 @@ def fit_bag_of_words(images: Iterable[Uint8], *, num_words: int = SIFT_WORDS, se
         raise ValueError("images must hold at least one image; got none.")
     sample = np.concatenate(parts)
     count = min(num_words, len(sample))
+    import faiss  # noqa: PLC0415
+
     kmeans = faiss.Kmeans(SIFT_WIDTH, count, niter=CODEBOOK_ROUNDS, seed=seed, min_points_per_centroid=1)
     kmeans.train(sample)
     return BagOfWords(np.asarray(kmeans.centroids, dtype=np.float32).reshape(count, SIFT_WIDTH))

@@ -17,9 +17,10 @@ FORBIDDEN = {
     "deploy.runs.recipes": (*COMPUTE, *FRAMES, *SERVERS, "ray"),
     "deploy.runs.overrides": (*COMPUTE, *FRAMES, *SERVERS, "ray"),
     "deploy.observe.run": (*COMPUTE, *FRAMES, *SERVERS, "ray"),
-    "deploy.launch.launch": (*COMPUTE, *FRAMES, "ray"),
+    "deploy.launch.launch": (*COMPUTE, *FRAMES, *SERVERS, "ray", "faiss"),
+    "deploy.launch.rank": ("matplotlib", "faiss"),
     "loader.fleet.actors": (*COMPUTE, *SERVERS),
-    "scoring.actors": (*COMPUTE, *SERVERS),
+    "scoring.actors": (*COMPUTE, *SERVERS, "faiss"),
     "trainer.actors": (*COMPUTE, *SERVERS),
 }
 """Entry point -> modules that it must not import; Ray's own modules import pandas."""
@@ -34,6 +35,22 @@ config = RUNS["debug"](DataConfig(index=sys.argv[1]))
 save_config(config, Path(sys.argv[2]))
 assert load_config(Path(sys.argv[2])) == config
 ShardIndex.load(sys.argv[1]).verify()
+"""
+
+TRAIN = """
+import sys
+from pathlib import Path
+import ray
+import deploy.launch.launch as launch
+import trainer.actors
+from deploy.runs.config import DataConfig
+from deploy.runs.recipes import RUNS
+from deploy.runs.rundir import Endpoint, RunDir
+jobs = []
+trainer.actors.train_on_ray = lambda job, **options: jobs.append(job)
+endpoint = Endpoint(address="", namespace="", token_path="", pid=0, dashboard="")
+launch._train_on_ray(RUNS["debug"](DataConfig(index=sys.argv[1])), RunDir(Path(sys.argv[2])), endpoint)
+assert jobs
 """
 
 
@@ -52,7 +69,11 @@ def test_an_entry_point_imports_nothing_heavy(entry: str) -> None:
 
 
 def test_a_config_is_read_and_an_index_verified_without_torch(digits, tmp_path) -> None:
-    assert not imported_after(VERIFY, digits.index, tmp_path / "config.json") & set(COMPUTE)
+    assert not imported_after(VERIFY, digits.index, tmp_path / "config.json") & {*COMPUTE, "pandas"}
+
+
+def test_a_driver_hands_its_job_to_ray_train_without_torch(digits, tmp_path) -> None:
+    assert not imported_after(TRAIN, digits.index, tmp_path) & set(COMPUTE)
 
 
 def test_tensorboard_is_written_without_torch(tmp_path) -> None:
