@@ -7,12 +7,15 @@ copy into planes follows. torch and the GPU read this layout as it is; `.contigu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from loader.config import Transform
+
+if TYPE_CHECKING:
+    import torch  # loaders make pixels without it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

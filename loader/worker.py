@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Final, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from loader.batch import BadSample, BatchSpec, Pixels
@@ -79,7 +78,7 @@ class LoaderWorker:
         self._decode_s = 0.0
         self._started = time.monotonic()
 
-    def load(self, spec: BatchSpec, *, out: torch.Tensor | None = None) -> Pixels:
+    def load(self, spec: BatchSpec, *, out: NDArray[np.uint8] | None = None) -> Pixels:
         """Return the pixels of a spec: always the same bytes for the same spec.
 
         They are written into `out`, uint8[n, 3, size, size] such as shared memory, or else into new memory. Nothing
@@ -100,7 +99,7 @@ class LoaderWorker:
             )
         images = self._buffers.take(len(spec), spec.transform.size) if out is None else out
         # Decoders write rows of RGB: this view is contiguous, and `images` itself is not.
-        rgb: Rgb = images.permute(0, 2, 3, 1).numpy()
+        rgb: Rgb = images.transpose(0, 2, 3, 1)
         plan = self._plan(spec)
         step = self._decoder.rows_per_call
         # Threads take chunks of rows from one iterator, so that none waits long for the last one.
@@ -133,7 +132,7 @@ class LoaderWorker:
             self._decode_s += seconds
         sys.audit(FAILPOINT, "loader.reply")
         # Threads finish in any order; the answer must not depend on it.
-        return Pixels(images=images.numpy(), bad=tuple(sorted(bad, key=lambda sample: sample.row)), decode_s=seconds)
+        return Pixels(images=images, bad=tuple(sorted(bad, key=lambda sample: sample.row)), decode_s=seconds)
 
     def stats(self) -> dict[str, float | int]:
         """Return totals since the start: images, bad, requests, decode_s, images_per_s, uptime_s and the cache's."""

@@ -50,7 +50,7 @@ class Group:
             rows = torch.empty(len(self), size, size, 3, dtype=torch.uint8, pin_memory=True)
             self._images = rows.permute(0, 3, 1, 2)
         else:
-            self._images = buffers.take(len(self), size)
+            self._images = torch.from_numpy(buffers.take(len(self), size))
         self._rows_of_rgb: NDArray[np.uint8] = self._images.permute(0, 2, 3, 1).numpy()
 
     def __len__(self) -> int:

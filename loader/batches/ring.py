@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 _PAGE: Final = 4096
@@ -106,7 +105,7 @@ class Ring:
 
     def images(self, slot: Slot, num_images: int, size: int) -> NDArray[np.uint8]:
         """Return uint8[n, 3, size, size] in a slot, in channels-last memory, without copying."""
-        return _images(self._memory, slot, num_images, size).numpy()
+        return _images(self._memory, slot, num_images, size)
 
     def __del__(self) -> None:
         # Loaders watch the descriptor: while it is open they keep the memory mapped. Images that the trainer still
@@ -157,7 +156,7 @@ class RingUser:
             self._rings[address.nonce] = mapping
             return True
 
-    def images(self, slot: Slot, num_images: int, size: int) -> torch.Tensor | None:
+    def images(self, slot: Slot, num_images: int, size: int) -> NDArray[np.uint8] | None:
         """Return uint8[n, 3, size, size] in a slot, in channels-last memory; None when its ring is not mapped any more.
 
         Raises:
@@ -170,7 +169,7 @@ class RingUser:
     def drop_orphans(self) -> None:
         """Unmap rings whose owners have died or dropped them.
 
-        Memory that a request still writes to stays mapped until its tensor is gone.
+        Memory that a request still writes to stays mapped until its array is gone.
         """
         with self._lock:
             for nonce, mapping in list(self._rings.items()):
@@ -202,7 +201,7 @@ def _map(address: RingAddress) -> _Mapping | None:
     return None
 
 
-def _images(memory: mmap.mmap, slot: Slot, num_images: int, size: int) -> torch.Tensor:
+def _images(memory: mmap.mmap, slot: Slot, num_images: int, size: int) -> NDArray[np.uint8]:
     """Return the images of a slot as a view of the memory: uint8[n, 3, size, size], channels-last.
 
     Raises:
@@ -212,5 +211,5 @@ def _images(memory: mmap.mmap, slot: Slot, num_images: int, size: int) -> torch.
     needed = 3 * size * size * num_images
     if slot.offset < _PAGE or needed > slot.num_bytes or slot.offset + slot.num_bytes > len(memory):
         raise ValueError(f"{num_images} images of {size} pixels do not fit into slot {slot}")
-    flat = torch.frombuffer(memory, dtype=torch.uint8, count=needed, offset=slot.offset)
-    return flat.view(num_images, size, size, 3).permute(0, 3, 1, 2)
+    flat: NDArray[np.uint8] = np.frombuffer(memory, np.uint8, count=needed, offset=slot.offset)
+    return flat.reshape(num_images, size, size, 3).transpose(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Memory for batches of pixels, reused as soon as no tensor or array refers to it any more.
+"""Memory for batches of pixels, reused as soon as no array refers to it any more.
 
 A batch is tens of megabytes. Allocated anew each time, every page of it costs a fault and zeroing, together about a
 tenth of the decoding time.
@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 _MAX_FREE_BLOCKS: Final = 4
@@ -24,7 +23,7 @@ class ImageBuffers:
         self._free: list[NDArray[np.uint8]] = []
         self._lock = threading.Lock()
 
-    def take(self, num_images: int, size: int) -> torch.Tensor:
+    def take(self, num_images: int, size: int) -> NDArray[np.uint8]:
         """Return uninitialised images. Their memory is free again when the last view of them is gone."""
         num_bytes = 3 * size * size * num_images
         block = None
@@ -38,9 +37,9 @@ class ImageBuffers:
             block = np.empty(num_bytes, np.uint8)
         # Built on a memoryview: numpy's views skip arrays between them and the owner of the memory, and so this one
         # too.
-        lease: NDArray[Any] = np.frombuffer(block.data, np.uint8, count=num_bytes)
+        lease: NDArray[np.uint8] = np.frombuffer(block.data, np.uint8, count=num_bytes)
         weakref.finalize(lease, self._release, block).atexit = False
-        return torch.from_numpy(lease).view(num_images, size, size, 3).permute(0, 3, 1, 2)
+        return lease.reshape(num_images, size, size, 3).transpose(0, 3, 1, 2)
 
     def _release(self, block: NDArray[np.uint8]) -> None:
         """Add a block to the free ones; drop the oldest of too many."""

@@ -9,9 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn.functional import interpolate
 
 from loader.config import Transform
 from loader.decode import compiled
@@ -60,6 +58,9 @@ def resize_into(out: Rgb, pixels: Rgb, *, flip: bool, transform: Transform) -> N
 
 def resize_with_torch(pixels: Rgb, window: Window, *, flip: bool, transform: Transform) -> Rgb:
     """Return uint8[size, size, 3]: the reference that the compiled resize equals."""
+    import torch  # noqa: PLC0415  # a compiled Tempera does without: 200 MB and seconds of every loader
+    from torch.nn.functional import interpolate  # noqa: PLC0415
+
     height, width, _ = pixels.shape
     # Channels-last strides, batch dimension included: without them torch's fast paths copy into planes first.
     image = torch.from_numpy(np.ascontiguousarray(pixels).reshape(1, height, width, 3).transpose(0, 3, 1, 2))

@@ -50,13 +50,15 @@ class LoaderActor:
 
     def __init__(self, index: str, config: LoaderConfig) -> None:
         # Here, not at the top: the fleet's process imports this module to launch loaders, and needs none of it.
-        import torch  # noqa: PLC0415
-
         from loader.batches.ring import RingUser  # noqa: PLC0415
+        from loader.decode import compiled  # noqa: PLC0415
         from loader.decode.memory import keep_freed_memory  # noqa: PLC0415
         from loader.worker import LoaderWorker  # noqa: PLC0415
 
-        torch.set_num_threads(1)
+        if compiled.resize is None:
+            import torch  # noqa: PLC0415  # torch resizes then, and the loader has threads of its own
+
+            torch.set_num_threads(1)
         keep_freed_memory()
         self._worker = LoaderWorker(index, config)
         self._rings = RingUser()

@@ -1,4 +1,4 @@
-"""Processes that only read a config, an index or a fleet's state load no library that computes."""
+"""Processes that read a config, an index or a fleet's state, and loaders themselves, load no library that computes."""
 
 import json
 import subprocess
@@ -20,6 +20,7 @@ PROBE = "import sys, json, {module}; print(json.dumps(sorted({heavy!r} & {{*sys.
         ("loader.fleet.spec", {"ray"}),
         ("loader.fleet.supervisor", {"ray"}),
         ("loader.fleet.actors", set()),
+        ("loader.worker, loader.batches.ring, loader.decode.memory", {"ray", "pandas"}),
     ],
 )
 def test_an_entry_point_imports_nothing_that_computes(module, also):

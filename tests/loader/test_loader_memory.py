@@ -124,7 +124,7 @@ def test_loading_works_where_torch_runs_in_inference_mode(photo_index, threads):
         with torch.inference_mode():
             assert (worker.load(spec).images == expected).all()
             shared = torch.zeros(24, 3, 32, 32, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
-            worker.load(spec, out=shared)
+            worker.load(spec, out=shared.numpy())
         assert (shared.numpy() == expected).all()
 
 
