@@ -17,7 +17,7 @@ In any PyTorch loop, over stock tars and with a weight for every image:
         saved = stream.state_dict()  # save it with the model: the loop continues after this batch
 
 Every rank makes its own stream with its `rank` and `world_size`, and gets its share of the same draws.
-What needs torch is imported when it is first used: processes that only read an index or a config start in a fraction of
+What decodes or needs torch is imported on first use: processes that only read an index or a config start in a fraction of
 a second, and hold 200 MB less.
 """
 
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from loader.stream import BatchStream
     from loader.worker import LoaderWorker
 
-_WITH_TORCH = {
+_ON_FIRST_USE = {
     "loader.batch": ("BadSample", "Batch", "BatchSpec", "Pixels"),
     "loader.batches.windows": ("FixedWindows", "WeightedWindows", "Window", "WindowSource"),
     "loader.pool": ("LoaderPool", "LocalLoaders"),
@@ -113,7 +113,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in _WITH_TORCH.items():
+    for module, names in _ON_FIRST_USE.items():
         if name in names:
             return getattr(import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
