@@ -17,8 +17,8 @@ In any PyTorch loop, over stock tars and with a weight for every image:
         saved = stream.state_dict()  # save it with the model: the loop continues after this batch
 
 Every rank makes its own stream with its `rank` and `world_size`, and gets its share of the same draws.
-What decodes or needs torch is imported on first use: processes that only read an index or a config start in a fraction of
-a second, and hold 200 MB less.
+What decodes or needs torch is imported on first use: processes that only read an index or a config start in a fraction
+of a second, and hold 200 MB less.
 """
 
 from importlib import import_module
